@@ -1,0 +1,36 @@
+"""How a command ends: 0 done, 2 the input is wrong (one line), 75 stopped by a signal after saving.
+
+Everything that a user can put right (a file, a key, a value) is raised as InputError with one line that names the
+file or key and the remedy. Anything else is a bug of ours and keeps its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_INPUT = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL: start the same command again and it goes on
+
+
+class InputError(ValueError):
+    """The user's input or set-up is wrong; the message is one line: what, where, and the remedy."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; its state is saved."""
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run a command's `main` and leave with the exit code that design and docs promise."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

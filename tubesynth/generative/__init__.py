@@ -1,0 +1,1 @@
+"""Generative processes and solvers. They take any callable network."""

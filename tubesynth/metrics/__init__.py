@@ -1,0 +1,1 @@
+"""What a volume is worth: image, distribution and vessel metrics."""

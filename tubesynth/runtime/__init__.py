@@ -1,0 +1,1 @@
+"""What every run needs: processes, seeds, EMA, checkpoints, logs, pictures."""

@@ -1,0 +1,1 @@
+"""Geometry and content of CT volumes: files, grids, resampling, vessels, phantoms. No torch."""
