@@ -1,0 +1,245 @@
+"""The configuration of a run: one dataclass a section, with every default in sight.
+
+A YAML file names what differs from the defaults; `section.key=value` on the command line goes on top. strict.py checks
+keys and types, `check` below checks the values against each other. Only commands, training/ and pipeline read this.
+
+    config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tubesynth.errors import InputError
+from tubesynth.strict import apply_overrides, build, read_yaml
+
+
+@dataclass
+class AugmentConfig:
+    flip: float = 0.0  # probability, each axis on its own
+    rotate90: float = 0.0  # probability of a quarter turn in a plane where it keeps the shape
+    intensity: float = 0.0  # probability of a scale and, on its own, of a shift
+    intensity_scale: float = 0.1  # factor drawn from 1 -+ this
+    intensity_shift: float = 0.05  # offset drawn from -+ this, in units of the window
+
+
+@dataclass
+class DataConfig:
+    root: str = "data/imagecas"  # holds training/ and validation/, each with images/ and labels/
+    resolution: list[int] = field(default_factory=lambda: [256, 256, 128])  # voxels x, y, z
+    spacing: list[float] = field(default_factory=lambda: [0.7, 0.7, 1.05])  # mm
+    hu_window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU -> [0, 1]
+    num_classes: int = 9
+    vessel_class: int | None = None  # null: the highest class
+    dataset_type: Literal["default", "cache", "persistent"] = "persistent"  # none | memory | disk
+    cache_dir: str = "cache"
+    num_workers: int = 2
+    batch_size: int = 1  # per process and accumulation step
+    crop: list[int] | None = None  # random crop for training; null: the whole volume
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = 100
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last step
+    gradient_clip: float | None = None  # largest norm of the gradient of one phase
+    accumulate: int = 1  # batches per optimiser step
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory
+    ema_half_life: float | None = None  # optimiser steps; null: no averaged weights
+    log_every: int = 10  # steps
+    validate_every: int = 1  # epochs
+    panel_every: int = 5  # epochs
+    save_every: int = 5  # epochs; last.ckpt besides at every validation
+    keep: int = 2  # periodic checkpoints that stay on disk
+    max_bad_steps: int = 20  # non-finite steps in a row that are skipped before the run stops
+    restart: list[str] = field(
+        default_factory=list
+    )  # on --resume with another config: see RESTARTS
+
+
+# What a run may start anew although it resumes another run's weights.
+RESTARTS = ("schedule", "epochs", "optimisers")
+
+
+@dataclass
+class AutoencoderConfig:
+    channels: list[int] = field(default_factory=lambda: [64, 128])  # one stride-2 level each
+    residual_channels: list[int] = field(default_factory=lambda: [64, 128])
+    num_residual_layers: int = 2
+    embedding_dim: int = 8
+    codebook_size: int = 8192
+    commitment: float = 0.25
+    codebook_decay: float = 0.5
+    revive_after: int = 200  # steps without use before a code is drawn anew from the data; 0: never
+
+
+@dataclass
+class DiscriminatorConfig:
+    channels: int = 32
+    num_layers: int = 2
+    learning_rate_ratio: float = 5.0  # times the generator's (published: 1e-4 against 0.2e-4)
+
+
+@dataclass
+class AutoencoderLossConfig:
+    l1: float = 1.0
+    spectral: float = 1.0
+    adversarial: float = 0.005
+    adversarial_from_step: int = 0
+
+
+@dataclass
+class LatentConfig:
+    autoencoder: str | None = None  # stage-1 checkpoint
+    variants: int = 1  # augmented variants stored per case (1: the case as it is)
+
+
+@dataclass
+class UNetConfig:
+    channels: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    num_res_blocks: int = 2
+    attention_levels: list[int] = field(default_factory=lambda: [2, 3])
+    head_channels: int = 32
+    label_channels: list[int] = field(default_factory=lambda: [32, 64, 128])
+    spade_hidden: int = 128
+    dropout: float = 0.0
+
+
+@dataclass
+class FlowConfig:
+    sigma_min: float = 1e-5
+    loss: Literal["l1", "l2"] = "l1"
+    label_dropout: float = 0.0  # share of draws trained without the label map (for guidance)
+
+
+@dataclass
+class SamplingConfig:
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = "dopri5"
+    steps: int = 10  # fixed-step solvers
+    atol: float = 1e-4  # dopri5
+    rtol: float = 1e-2
+
+
+@dataclass
+class Config:
+    stage: int
+    dim: int = 3
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class Stage1Config(Config):
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    losses: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+
+
+@dataclass
+class Stage2Config(Config):
+    latent_mode: Literal["flow"] = "flow"
+    latents: LatentConfig = field(default_factory=LatentConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+STAGES = {1: Stage1Config, 2: Stage2Config}
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read, override, type and check a config; InputError names file and key."""
+    content = apply_overrides(read_yaml(path), list(overrides))
+    return config_from_plain(content, str(path))
+
+
+def config_from_plain(content: dict, source: str) -> Config:
+    """A checked config from nested plain values (a YAML file, or a checkpoint)."""
+    stage = content.get("stage")
+    if stage not in STAGES:
+        raise InputError(f"{source}: stage: expected one of {list(STAGES)}, got {stage!r}")
+    config = build(STAGES[stage], content, source)
+    check(config, source)
+    return config
+
+
+def vessel_class(data: DataConfig) -> int:
+    """The class index of the vessels: configured, never read off a volume."""
+    return data.num_classes - 1 if data.vessel_class is None else data.vessel_class
+
+
+def check(config: Config, source: str) -> None:
+    """InputError where values contradict each other, with key, value and remedy."""
+
+    def require(condition: bool, message: str):
+        if not condition:
+            raise InputError(f"{source}: {message}")
+
+    data, train = config.data, config.train
+    require(config.dim in (2, 3), f"dim: expected 2 or 3, got {config.dim}")
+    for key in ("resolution", "spacing", "crop"):
+        value = getattr(data, key)
+        if value is not None:
+            require(
+                len(value) == config.dim and min(value) > 0,
+                f"data.{key}: expected {config.dim} positive numbers (dim: {config.dim}), got {value}",
+            )
+    low, high = data.hu_window if len(data.hu_window) == 2 else (0, 0)
+    require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")
+    require(data.num_classes >= 2, f"data.num_classes: expected at least 2, got {data.num_classes}")
+    require(
+        0 < vessel_class(data) < data.num_classes,
+        f"data.vessel_class: {data.vessel_class} is not a foreground class of {data.num_classes}",
+    )
+    for section, keys in (
+        (data, ("batch_size",)),
+        (
+            train,
+            ("epochs", "accumulate", "log_every", "validate_every", "panel_every", "save_every"),
+        ),
+    ):
+        for key in keys:
+            name = "data" if section is data else "train"
+            require(getattr(section, key) >= 1, f"{name}.{key}: must be at least 1")
+    for item in train.restart:
+        require(
+            item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"
+        )
+    for key in ("flip", "rotate90", "intensity"):
+        value = getattr(data.augment, key)
+        require(0 <= value <= 1, f"data.augment.{key}: a probability, got {value}")
+
+    if isinstance(config, Stage1Config):
+        model = config.autoencoder
+        require(
+            len(model.channels) == len(model.residual_channels),
+            "autoencoder.residual_channels: as many entries as autoencoder.channels",
+        )
+        factor = 2 ** len(model.channels)
+        for key in ("resolution", "crop"):
+            value = getattr(data, key)
+            require(
+                value is None or all(n % factor == 0 for n in value),
+                f"data.{key}: {value} must be multiples of {factor} (the f of the autoencoder)",
+            )
+    if isinstance(config, Stage2Config):
+        require(
+            data.crop is None, "data.crop: stage 2 trains on whole volumes: remove it or set null"
+        )
+        require(config.latents.variants >= 1, "latents.variants: must be at least 1")
+        levels = len(config.unet.channels)
+        for level in config.unet.attention_levels:
+            require(
+                0 <= level < levels,
+                f"unet.attention_levels: level {level} does not exist (levels 0 to {levels - 1})",
+            )
+            require(
+                config.unet.channels[level] % config.unet.head_channels == 0,
+                f"unet.head_channels: {config.unet.head_channels} does not divide the"
+                f" {config.unet.channels[level]} channels of level {level}",
+            )
