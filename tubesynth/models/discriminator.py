@@ -1,0 +1,34 @@
+"""PatchGAN: says of each patch of a volume whether it looks real (Isola et al. 2017, arXiv 1611.07004).
+
+Instance normalisation, where the original has batch normalisation: at its batch of one they are the same in training,
+and this one needs no statistics shared between ranks and does the same at evaluation.
+"""
+
+from torch import Tensor, nn
+
+from tubesynth.models.blocks import CONV
+
+INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class PatchDiscriminator(nn.Module):
+    """(B, 1, X, ...) -> patch scores (B, 1, x, ...), not squashed."""
+
+    def __init__(self, dim: int = 3, channels: int = 32, num_layers: int = 2):
+        super().__init__()
+        kernel = dict(kernel_size=4, padding=1)
+        layers = [CONV[dim](1, channels, stride=2, **kernel), nn.LeakyReLU(0.2)]
+        width = channels
+        for layer in range(num_layers):
+            stride = 1 if layer == num_layers - 1 else 2
+            layers += [
+                CONV[dim](width, 2 * width, stride=stride, bias=False, **kernel),
+                INSTANCE_NORM[dim](2 * width, affine=True),
+                nn.LeakyReLU(0.2),
+            ]
+            width *= 2
+        layers.append(CONV[dim](width, 1, stride=1, **kernel))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)

@@ -1,0 +1,119 @@
+"""Vector quantisation with a codebook that follows the data by moving averages.
+
+van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1 for the averages. Statistics are summed over all ranks, so
+every rank holds the same codebook. A code that nothing has chosen for a while is drawn anew from the data.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Distances are computed for this many (vector, code) pairs at a time: large enough for a fast
+# matrix product, small enough to stay near the processor (16 MiB, on a GPU 64 MiB).
+PAIRS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 24}
+
+
+@torch.no_grad()
+def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """(N, D) vectors, (K, D) codes -> (N,) index of the nearest code (Euclidean, first of equals).
+
+    The N x K matrix of distances is never held whole.
+    """
+    half_norm = codebook.square().sum(1) / 2
+    rows = max(1, PAIRS_AT_A_TIME.get(vectors.device.type, 1 << 22) // len(codebook))
+    indices = torch.empty(len(vectors), dtype=torch.long, device=vectors.device)
+    for start in range(0, len(vectors), rows):
+        # argmin |v - c|^2 = argmin |c|^2 / 2 - v.c
+        distance = torch.addmm(half_norm, vectors[start : start + rows], codebook.T, alpha=-1)
+        indices[start : start + rows] = distance.argmin(1)
+    return indices
+
+
+class EmaQuantizer(nn.Module):
+    """Codebook of K vectors of D channels.
+
+    forward: latents (B, D, ...) -> quantised latents (straight-through gradient), commitment loss
+    (scalar, weighted by `commitment`) and the indices (B, ...).
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        embedding_dim: int,
+        commitment: float = 0.25,
+        decay: float = 0.5,
+        revive_after: int = 0,
+    ):
+        super().__init__()
+        self.commitment = commitment
+        self.decay = decay
+        self.revive_after = revive_after
+        self.register_buffer("codebook", torch.zeros(codebook_size, embedding_dim))
+        self.register_buffer("ema_count", torch.zeros(codebook_size))
+        self.register_buffer("ema_sum", torch.zeros(codebook_size, embedding_dim))
+        self.register_buffer("unused_steps", torch.zeros(codebook_size, dtype=torch.long))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Distances cancel badly in 16 bits, so autocast stays outside.
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            vectors = latents.movedim(1, -1).reshape(-1, latents.shape[1])
+            if self.training and not self.initialised:
+                self._initialise(vectors.detach())
+            flat_indices = nearest_code(vectors.detach(), self.codebook)
+            indices = flat_indices.view(latents.shape[0], *latents.shape[2:])
+            quantised = self.lookup(indices)
+            if self.training:
+                self._follow(vectors.detach(), flat_indices)
+            commitment_loss = self.commitment * F.mse_loss(latents, quantised)
+            # Straight-through: the decoder's gradient passes to the encoder as it is.
+            return latents + (quantised - latents).detach(), commitment_loss, indices
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(B, ...) indices -> (B, D, ...) codes."""
+        return F.embedding(indices, self.codebook).movedim(-1, 1)
+
+    @torch.no_grad()
+    def _initialise(self, vectors: Tensor):
+        """Codes start as vectors of the first batch: a random codebook would mostly never be hit."""
+        self.codebook.copy_(self._draw(vectors, len(self.codebook)))
+        self.ema_sum.copy_(self.codebook)
+        self.ema_count.fill_(1.0)
+        self.initialised.fill_(True)
+
+    def _draw(self, vectors: Tensor, count: int) -> Tensor:
+        """`count` vectors of rank 0's batch, the same on every rank, slightly apart from each other."""
+        picked = vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
+        picked = picked + 1e-3 * vectors.std() * torch.randn_like(picked)
+        if dist.is_initialized():
+            dist.broadcast(picked, src=0)
+        return picked
+
+    @torch.no_grad()
+    def _follow(self, vectors: Tensor, indices: Tensor):
+        """Move each used code towards the mean of the vectors that chose it."""
+        count = torch.bincount(indices, minlength=len(self.codebook)).float()
+        total = torch.zeros_like(self.codebook).index_add_(0, indices, vectors)
+        if dist.is_initialized():
+            packed = torch.cat([count[:, None], total], dim=1)
+            dist.all_reduce(packed)
+            count, total = packed[:, 0], packed[:, 1:]
+        self.ema_count.lerp_(count, 1 - self.decay)
+        self.ema_sum.lerp_(total, 1 - self.decay)
+        # A code's mean is sum / count; both fade together while it is unused, so it stays where it
+        # was. Below the threshold the quotient is rounding noise and the code is left alone.
+        used = self.ema_count > 1e-5
+        mean = self.ema_sum / self.ema_count.clamp_min(1e-5)[:, None]
+        self.codebook.copy_(torch.where(used[:, None], mean, self.codebook))
+
+        self.unused_steps.add_(1).masked_fill_(count > 0, 0)
+        if self.revive_after:
+            dead = self.unused_steps >= self.revive_after
+            if dead.any():  # the same on every rank, since the counts are summed
+                fresh = self._draw(vectors, int(dead.sum()))
+                self.codebook[dead] = fresh
+                self.ema_sum[dead] = fresh
+                self.ema_count[dead] = 1.0
+                self.unused_steps[dead] = 0

@@ -1,0 +1,108 @@
+"""The autoencoder of stage 1: strided convolutions down, residual units, a codebook, and back.
+
+As published (reference sizes: channels [64, 128], two residual units a level, codebook 8192 x 8: 5.60 M parameters).
+There is no normalisation, so what a voxel becomes depends on its neighbourhood alone.
+"""
+
+from torch import Tensor, nn
+
+from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, run
+from tubesynth.models.quantizer import EmaQuantizer
+
+
+class ResidualUnit(nn.Module):
+    """relu(x + conv(relu(conv(x))))."""
+
+    def __init__(self, dim: int, channels: int, hidden: int):
+        super().__init__()
+        self.conv_in = conv(dim, channels, hidden)
+        self.conv_out = conv(dim, hidden, channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.conv_out(self.act(self.conv_in(x))))
+
+
+class Encoder(nn.Module):
+    """(B, in, X, ...) -> (B, embedding_dim, X / f, ...), f = 2 ** levels."""
+
+    def __init__(self, dim, in_channels, channels, residual_channels, num_residual, embedding_dim):
+        super().__init__()
+        blocks, width = [], in_channels
+        for level_width, hidden in zip(channels, residual_channels, strict=True):
+            down = CONV[dim](width, level_width, kernel_size=4, stride=2, padding=1)
+            blocks.append(nn.Sequential(down, nn.ReLU()))
+            blocks += [ResidualUnit(dim, level_width, hidden) for _ in range(num_residual)]
+            width = level_width
+        blocks.append(conv(dim, width, embedding_dim))
+        self.blocks = nn.ModuleList(blocks)
+        self.recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = run(block, x, recompute=self.recompute)
+        return x
+
+
+class Decoder(nn.Module):
+    """(B, embedding_dim, x, ...) -> (B, out, f x, ...)."""
+
+    def __init__(self, dim, out_channels, channels, residual_channels, num_residual, embedding_dim):
+        super().__init__()
+        blocks = [conv(dim, embedding_dim, channels[-1])]
+        widths = [out_channels, *channels]
+        for level in reversed(range(len(channels))):
+            width, hidden = channels[level], residual_channels[level]
+            blocks += [ResidualUnit(dim, width, hidden) for _ in range(num_residual)]
+            up = CONV_TRANSPOSE[dim](width, widths[level], kernel_size=4, stride=2, padding=1)
+            blocks.append(up if level == 0 else nn.Sequential(up, nn.ReLU()))
+        self.blocks = nn.ModuleList(blocks)
+        self.recompute = False
+
+    def forward(self, z: Tensor) -> Tensor:
+        for block in self.blocks:
+            z = run(block, z, recompute=self.recompute)
+        return z
+
+
+class VQVAE(nn.Module):
+    """Images in [0, 1] of shape (B, 1, X, ...); every side a multiple of `factor`."""
+
+    def __init__(
+        self,
+        dim: int = 3,
+        channels: tuple[int, ...] = (64, 128),
+        residual_channels: tuple[int, ...] = (64, 128),
+        num_residual_layers: int = 2,
+        embedding_dim: int = 8,
+        codebook_size: int = 8192,
+        commitment: float = 0.25,
+        codebook_decay: float = 0.5,
+        revive_after: int = 0,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.factor = 2 ** len(channels)
+        self.embedding_dim = embedding_dim
+        sizes = (channels, residual_channels, num_residual_layers, embedding_dim)
+        self.encoder = Encoder(dim, 1, *sizes)
+        self.decoder = Decoder(dim, 1, *sizes)
+        self.quantizer = EmaQuantizer(
+            codebook_size, embedding_dim, commitment, codebook_decay, revive_after
+        )
+        self.encoder.recompute = self.decoder.recompute = checkpointing
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); the codebook is not asked."""
+        return self.encoder(image)
+
+    def decode(self, latents: Tensor, quantise: bool = True) -> Tensor:
+        """Latents (B, D, x, ...) -> (B, 1, f x, ...), through the codebook unless told otherwise."""
+        if quantise:
+            latents, _, _ = self.quantizer(latents)
+        return self.decoder(latents)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image -> reconstruction, commitment loss, indices (one forward per step and DDP wrapper)."""
+        latents, commitment_loss, indices = self.quantizer(self.encoder(image))
+        return self.decoder(latents), commitment_loss, indices

@@ -1,0 +1,67 @@
+"""Checkpoints: tensors and plain values only, written beside and renamed, loaded with weights_only=True."""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tubesynth.errors import InputError
+
+FORMAT = 1
+
+
+def save(state: dict, path: Path) -> None:
+    """Write atomically: a killed process leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path, stage: int | None = None) -> dict:
+    """The state in a checkpoint, on the CPU; InputError where it is none or of another stage."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint: give the path of a .ckpt file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable tubesynth checkpoint (damaged, or made by another program)") from error
+    if not isinstance(state, dict) or "format" not in state or "config" not in state:
+        raise InputError(f"{path}: not a tubesynth checkpoint (no format or config in it)")
+    if state["format"] != FORMAT:
+        raise InputError(
+            f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}:"
+            " use the version of tubesynth that wrote it"
+        )
+    found = state["config"]["stage"]
+    if stage is not None and found != stage:
+        raise InputError(f"{path}: a stage-{found} checkpoint, where one of stage {stage} is needed")
+    return state
+
+
+def digest(state_dict: dict[str, Tensor]) -> str:
+    """Fingerprint of a module's tensors: names, types, shapes and every byte."""
+    sha = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def prune(folder: Path, pattern: str, keep: int) -> None:
+    """Remove all but the newest `keep` files of the pattern, by name."""
+    files = sorted(folder.glob(pattern))
+    for path in files[: max(0, len(files) - keep)]:
+        path.unlink(missing_ok=True)

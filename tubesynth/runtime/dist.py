@@ -1,0 +1,108 @@
+"""Processes and devices: the same program alone, under torchrun, and under srun.
+
+Collectives run on all ranks or on none; files are written by rank 0.
+"""
+
+import datetime
+import os
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from tubesynth.errors import InputError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _from_slurm() -> None:
+    """Translate srun's variables into torchrun's; MASTER_ADDR is the batch script's to set."""
+    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) < 2:
+        return
+    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ:
+        return
+    if "MASTER_ADDR" not in os.environ:
+        raise InputError(
+            "MASTER_ADDR is not set: srun starts several tasks, and they must find each other:"
+            " export MASTER_ADDR and MASTER_PORT in the batch script as launch/slurm.sbatch does"
+        )
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+
+
+def start() -> torch.device:
+    """Join the process group where there is one, and return this process's device."""
+    _from_slurm()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local_rank} of this machine has no GPU: it has"
+                f" {torch.cuda.device_count()}: start at most that many processes"
+            )
+        torch.cuda.set_device(local_rank)
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=60)
+        )
+    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(*values: float) -> list[float]:
+    """Each value summed over all ranks, in float64."""
+    if not dist.is_initialized():
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    packed = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return packed.tolist()
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank where it is true on one."""
+    return sum_over_ranks(float(flag))[0] > 0
+
+
+@contextmanager
+def main_first():
+    """Rank 0 goes through the body before the others do."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def relaunch(module: str, arguments: list[str], processes: int) -> None:
+    """Run `python -m module arguments` in that many processes, and leave with their exit code."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    options = ["--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments]
+    try:
+        run(get_args_parser().parse_args(options))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
