@@ -1,0 +1,405 @@
+"""Every format and every way a file can be broken: what is read, and the one line that refuses."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from tubesynth.errors import InputError
+from tubesynth.volume.files import (
+    check_labels,
+    check_same_grid,
+    find_cases,
+    pair_cases,
+    read_labels,
+    read_volume,
+    replacing,
+    write_volume,
+)
+from tubesynth.volume.grid import Volume, centred_affine, same_grid
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+SHAPE = (7, 6, 5)
+
+
+def numbers(shape=SHAPE, dtype=np.int16):
+    return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+
+
+def save(path, array, affine=None, header=None):
+    image = nib.Nifti1Image(array, np.eye(4) if affine is None else affine, header)
+    image.header.set_data_dtype(array.dtype)
+    nib.save(image, path)
+    return path
+
+
+def refusal(call, *words):
+    """The message of the InputError, checked to be one line that holds all the words."""
+    with pytest.raises(InputError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message, f"{word!r} not in {message!r}"
+    return message
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("dtype", ["i2", "u2", "u1", "i4", "f4", "f8", "i8", ">i2", ">f4"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_every_number_type_and_byte_order_reads_as_stored(tmp_path, dtype, suffix):
+    array = numbers(dtype=dtype)
+    header = nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
+    volume = read_volume(save(tmp_path / f"1{suffix}", array, header=header))
+    assert volume.array.dtype.isnative
+    assert volume.array.dtype == (np.float32 if "f" in dtype else np.dtype(dtype).newbyteorder("="))
+    assert np.array_equal(volume.array, array)
+
+
+def test_scl_slope_and_inter_are_applied_as_nibabel_does(tmp_path):
+    image = nib.Nifti1Image(numbers().astype(np.float64) * 0.37 - 900, np.eye(4))
+    image.header.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "1.nii.gz")
+    expected = nib.load(tmp_path / "1.nii.gz").get_fdata()
+    assert np.abs(read_volume(tmp_path / "1.nii.gz").array - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL", "IPL"])
+@pytest.mark.parametrize("oblique", [False, True])
+def test_any_orientation_comes_out_as_nibabels_closest_canonical(tmp_path, axes, oblique):
+    from scipy.spatial.transform import Rotation
+
+    affine = centred_affine(SHAPE, [0.5, 0.6, 0.9])
+    if oblique:
+        turn = Rotation.from_euler("xyz", (12, -20, 15), degrees=True).as_matrix()
+        affine[:3, :3] = turn @ affine[:3, :3]
+    source = nib.Nifti1Image(numbers(), affine)
+    turned = source.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(axes)
+        )
+    )
+    nib.save(turned, tmp_path / "1.nii.gz")
+    volume = read_volume(tmp_path / "1.nii.gz")
+    assert np.array_equal(volume.array, numbers())
+    assert np.allclose(volume.affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nii.gz"])
+def test_itk_formats_have_the_world_coordinates_of_the_same_nifti(tmp_path, suffix):
+    image = sitk.GetImageFromArray(numbers((5, 6, 7)))
+    image.SetSpacing((0.5, 0.6, 0.9))
+    image.SetOrigin((10, -20, 30))
+    image.SetDirection(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]]).ravel())
+    sitk.WriteImage(image, str(tmp_path / f"1{suffix}"))
+    volume = read_volume(tmp_path / f"1{suffix}")
+    lps = np.array(image.TransformIndexToPhysicalPoint((2, 3, 4)))
+    index = np.rint(volume.to_index(lps * [-1, -1, 1])).astype(int)
+    assert volume.array[tuple(index)] == image.GetPixel(2, 3, 4)
+    assert np.allclose(sorted(volume.spacing), [0.5, 0.6, 0.9], atol=1e-6)
+    assert np.allclose(volume.to_world(index), lps * [-1, -1, 1], atol=1e-5)
+
+
+def write_dicom(folder, positions, series="1.2.3", slope=(1, -1024), tilt=0.0):
+    folder.mkdir(exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for i, z in enumerate(positions):
+        image = sitk.GetImageFromArray(np.full((4, 5), 1000 + 10 * z).astype(np.int16))
+        image.SetSpacing((0.5, 0.6))
+        tags = {
+            "0008|0060": "CT",
+            "0020|000e": series,
+            "0020|000d": "1.2",
+            "0008|0018": f"{series}.{i}",
+            "0020|0032": f"-10\\{-20 + tilt * z}\\{z}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0013": str(i),
+            "0028|1052": str(slope[1]),
+            "0028|1053": str(slope[0]),
+        }
+        for key, value in tags.items():
+            image.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{series}-{i:03}.dcm"))
+        writer.Execute(image)
+
+
+def test_dicom_folder_reads_in_hu_with_positions_as_spacing_whatever_the_file_order(tmp_path):
+    write_dicom(tmp_path / "7", [6, 0, 4, 2])
+    volume = read_volume(tmp_path / "7")
+    assert volume.shape == (5, 4, 4)
+    assert np.allclose(volume.spacing, (0.5, 0.6, 2.0))
+    index = np.rint(volume.to_index([10 - 0.5, 20, 4])).astype(int)
+    assert volume.array[tuple(index)] == 1000 + 10 * 4
+    assert list(find_cases(tmp_path)) == ["7"]
+
+
+def test_gantry_tilt_of_a_dicom_series_is_kept_in_the_affine(tmp_path):
+    write_dicom(tmp_path / "7", [0, 2, 4, 6], tilt=0.25)
+    volume = read_volume(tmp_path / "7")
+    top = np.rint(volume.to_index([10, 20 - 1.5, 6])).astype(int)
+    assert np.allclose(volume.to_world(top), [10, 20 - 1.5, 6], atol=1e-4)
+
+
+def test_dicom_with_a_missing_slice_or_two_series_is_refused(tmp_path):
+    write_dicom(tmp_path / "gap", [0, 2, 6, 8])
+    refusal(lambda: read_volume(tmp_path / "gap"), "gap", "4.00 mm", "missing")
+    write_dicom(tmp_path / "two", [0, 2])
+    write_dicom(tmp_path / "two", [0, 2], series="1.2.9")
+    refusal(lambda: read_volume(tmp_path / "two"), "two", "2 DICOM series")
+    (tmp_path / "none").mkdir()
+    refusal(lambda: read_volume(tmp_path / "none"), "none", "no DICOM")
+
+
+def test_one_frame_of_four_axes_is_read_and_several_are_refused_by_name(tmp_path):
+    one = save(tmp_path / "one.nii.gz", numbers((*SHAPE, 1)))
+    assert np.array_equal(read_volume(one).array, numbers())
+    two = save(tmp_path / "two.nii.gz", numbers((*SHAPE, 2)))
+    refusal(lambda: read_volume(two), two, "several frames")
+
+
+def test_gz_without_the_ending_and_several_gzip_members_are_read(tmp_path):
+    raw = save(tmp_path / "1.nii", numbers()).read_bytes()
+    (tmp_path / "2.nii").write_bytes(gzip.compress(raw))
+    (tmp_path / "3.nii.gz").write_bytes(gzip.compress(raw[:400]) + gzip.compress(raw[400:]))
+    for name in ("2.nii", "3.nii.gz"):
+        assert np.array_equal(read_volume(tmp_path / name).array, numbers())
+
+
+def test_without_sform_the_qform_and_without_both_the_voxel_sizes_count(tmp_path):
+    image = nib.Nifti1Image(numbers(), None)
+    affine = centred_affine(SHAPE, [0.5, 0.6, 0.9])
+    image.set_qform(affine, code=1)
+    image.set_sform(None, code=0)
+    nib.save(image, tmp_path / "q.nii")
+    assert np.allclose(read_volume(tmp_path / "q.nii").affine, affine, atol=1e-6)
+    image.set_qform(None, code=0)
+    image.header["pixdim"][1:4] = 0.5, 0.6, 0.9
+    nib.save(image, tmp_path / "n.nii")
+    assert np.allclose(read_volume(tmp_path / "n.nii").spacing, [0.5, 0.6, 0.9], atol=1e-6)
+
+
+def test_a_singular_sform_falls_back_to_the_qform_and_no_extent_at_all_is_refused(tmp_path):
+    affine = centred_affine(SHAPE, [0.5, 0.6, 0.9])
+    raw = bytearray(save(tmp_path / "1.nii", numbers(), affine).read_bytes())
+    raw[280:328] = struct.pack("<12f", *[0.0] * 12)  # srow_x, srow_y, srow_z
+    raw[252:256] = struct.pack("<2h", 1, 2)  # qform_code, sform_code
+    (tmp_path / "1.nii").write_bytes(raw)
+    expected = nib.Nifti1Header(bytes(raw[:348])).get_qform()
+    assert np.allclose(read_volume(tmp_path / "1.nii").affine, expected, atol=1e-6)
+    raw[252:256] = struct.pack("<2h", 0, 2)
+    raw[80:92] = struct.pack("<3f", 0.5, float("nan"), 0.5)  # pixdim
+    (tmp_path / "2.nii").write_bytes(raw)
+    refusal(lambda: read_volume(tmp_path / "2.nii"), "2.nii", "affine")
+
+
+def test_units_other_than_mm_are_converted(tmp_path):
+    image = nib.Nifti1Image(numbers(), np.diag([500, 600, 900, 1.0]))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "1.nii")
+    assert np.allclose(read_volume(tmp_path / "1.nii").spacing, [0.5, 0.6, 0.9])
+
+
+def test_nifti_2_is_read(tmp_path):
+    nib.save(nib.Nifti2Image(numbers(), np.eye(4)), tmp_path / "1.nii.gz")
+    assert np.array_equal(read_volume(tmp_path / "1.nii.gz").array, numbers())
+
+
+def test_png_is_a_volume_of_one_slice_and_comes_back_as_it_was(tmp_path):
+    pixels = numbers((8, 6, 1), np.uint8)
+    write_volume(tmp_path / "1.png", Volume(pixels, np.eye(4)), np.uint8)
+    volume = read_volume(tmp_path / "1.png")
+    assert volume.shape == (8, 6, 1) and np.allclose(volume.affine, np.eye(4))
+    assert np.array_equal(volume.array, pixels)
+    from PIL import Image
+
+    picture = np.asarray(Image.open(tmp_path / "1.png"))
+    assert picture.shape == (6, 8)
+    assert picture[0, 3] == pixels[3, -1, 0]  # y up: the top row of the picture is the last
+
+
+# ---- what is refused
+
+
+def broken(name, path):
+    """A file of the named kind of damage."""
+    raw = save(path, numbers((30, 30, 30), np.int16)).read_bytes()
+    plain = gzip.decompress(raw)
+    patched = bytearray(plain)
+    if name == "zero voxels":
+        patched[40:48] = struct.pack("<4h", 3, 30, 0, 30)
+    elif name == "complex":
+        patched[70:74] = struct.pack("<2h", 32, 64)
+    elif name == "colour":
+        patched[70:74] = struct.pack("<2h", 128, 24)
+    elif name == "unknown type":
+        patched[70:74] = struct.pack("<2h", 9999, 16)
+    elif name == "pair header":
+        patched[344:348] = b"ni1\0"
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"this is not a volume\n" * 30,
+            "short": plain[:200],
+            "cut gzip": raw[: len(raw) // 2],
+            "flipped gzip bits": raw[:400] + bytes([raw[400] ^ 255] * 40) + raw[440:],
+            "cut voxels": gzip.compress(plain[:-100]),
+            "zeros": b"\0" * 5000,
+        }.get(name, gzip.compress(bytes(patched)))
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["empty", "text", "short", "cut gzip", "flipped gzip bits", "cut voxels", "zeros"]
+    + ["zero voxels", "complex", "colour", "unknown type", "pair header"],
+)
+def test_broken_nifti_is_refused_with_its_name(tmp_path, name):
+    path = broken(name, tmp_path / "9.img.nii.gz")
+    refusal(lambda: read_volume(path), path)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".png"])
+def test_broken_files_of_other_formats_are_refused_with_their_name(tmp_path, suffix):
+    path = tmp_path / f"9{suffix}"
+    path.write_bytes(b"not at all\n" * 20)
+    refusal(lambda: read_volume(path), path)
+    if suffix != ".png":
+        sitk.WriteImage(sitk.GetImageFromArray(numbers((20, 20, 20))), str(path))
+        path.write_bytes(path.read_bytes()[:-4000])
+        refusal(lambda: read_volume(path), path)
+
+
+def test_nan_in_an_image_is_refused_with_the_count(tmp_path):
+    array = numbers(dtype=np.float32)
+    array[0, 0, :2] = np.nan, np.inf
+    path = save(tmp_path / "1.nii.gz", array)
+    refusal(lambda: read_volume(path), path, "2 voxels")
+
+
+def test_missing_file_and_unknown_format_are_refused(tmp_path):
+    refusal(lambda: read_volume(tmp_path / "no.nii.gz"), "no.nii.gz")
+    (tmp_path / "1.txt").write_text("x")
+    refusal(lambda: read_volume(tmp_path / "1.txt"), "1.txt", "format")
+
+
+# ---- labels
+
+
+def test_labels_of_any_number_type_come_out_as_uint8(tmp_path):
+    for dtype in (np.float64, np.int32, np.uint8):
+        path = save(tmp_path / f"{np.dtype(dtype).name}.nii.gz", (numbers() % 9).astype(dtype))
+        labels = read_labels(path)
+        assert labels.array.dtype == np.uint8
+        assert np.array_equal(labels.array, numbers() % 9)
+
+
+@pytest.mark.parametrize("value, word", [(0.5, "0.5"), (-1, "-1"), (300, "300"), (np.nan, "nan")])
+def test_labels_that_are_no_class_indices_are_refused(tmp_path, value, word):
+    array = np.zeros(SHAPE, np.float32)
+    array[1, 2, 3] = value
+    path = save(tmp_path / "1.nii.gz", array)
+    refusal(lambda: read_labels(path), path, word)
+
+
+def test_label_outside_the_class_range_is_refused_with_its_values():
+    labels = np.array([0, 8, 9, 12], np.uint8)
+    check_labels(labels[:2], 9, "a")
+    refusal(
+        lambda: check_labels(labels, 9, "a.nii.gz"), "a.nii.gz", "9, 12", "0 to 8", "num_classes"
+    )
+
+
+def test_label_on_another_grid_is_refused_with_both_names():
+    image = Volume(np.zeros(SHAPE), centred_affine(SHAPE, [1, 1, 1]))
+    near = image.affine.copy()
+    near[0, 3] += 0.05
+    check_same_grid(image, Volume(np.zeros(SHAPE), near), "i", "l")
+    far = image.affine.copy()
+    far[0, 3] += 1
+    refusal(
+        lambda: check_same_grid(image, Volume(np.zeros(SHAPE), far), "i.nii", "l.nii"),
+        *("i.nii", "l.nii", "resample"),
+    )
+
+
+# ---- which file is which case
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_cases_pair_by_id_up_to_the_first_dot_in_natural_order(tmp_path):
+    images = touch(tmp_path / "images", "10.img.nii.gz", "2.img.nii.gz", "b.nrrd", ".hidden.nii")
+    labels = touch(tmp_path / "labels", "b.seg.mha", "10.label.nii", "2.label.nii.gz", "notes.txt")
+    cases = pair_cases(images, labels)
+    assert [case.id for case in cases] == ["2", "10", "b"]
+    assert all(case.label.name.startswith(case.id + ".") for case in cases)
+
+
+def test_unpaired_doubled_missing_and_empty_are_refused_by_name(tmp_path):
+    images = touch(tmp_path / "images", "1.img.nii.gz", "2.img.nii.gz")
+    labels = touch(tmp_path / "labels", "1.label.nii.gz", "3.label.nii.gz")
+    refusal(lambda: pair_cases(images, labels), "2.img.nii.gz", "3.label.nii.gz")
+    twice = touch(tmp_path / "twice", "1.img.nii.gz", "1.nrrd")
+    refusal(lambda: find_cases(twice), "case 1", "1.nrrd", "1.img.nii.gz")
+    refusal(lambda: find_cases(tmp_path / "nowhere"), "nowhere")
+    refusal(lambda: find_cases(touch(tmp_path / "empty", "a.txt")), "empty", "no volumes")
+
+
+# ---- writing
+
+
+def test_written_nifti_reads_back_as_int16_hu_with_both_forms_and_equal_bytes(tmp_path):
+    affine = centred_affine(SHAPE, [0.7, 0.7, 1.05])
+    volume = Volume(numbers(dtype=np.float32) - 1000.4, affine)
+    for name in ("1.img.nii.gz", "2.img.nii.gz"):
+        write_volume(tmp_path / name, volume, np.int16)
+    back = nib.load(tmp_path / "1.img.nii.gz")
+    assert back.get_data_dtype() == np.int16
+    assert back.header["sform_code"] > 0 and back.header["qform_code"] > 0
+    assert back.header.get_xyzt_units()[0] == "mm"
+    assert np.array_equal(np.asanyarray(back.dataobj), numbers() - 1000)
+    assert np.allclose(back.affine, affine, atol=1e-6) and np.allclose(
+        back.get_qform(), affine, atol=1e-4
+    )
+    assert same_grid(read_volume(tmp_path / "1.img.nii.gz"), volume)
+    one, two = (tmp_path / f"{i}.img.nii.gz" for i in (1, 2))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_values_beyond_the_type_are_clipped_not_wrapped(tmp_path):
+    volume = Volume(np.array([[[-1e6, 1e6]]]), np.eye(4))
+    write_volume(tmp_path / "1.nii", volume, np.int16)
+    assert read_volume(tmp_path / "1.nii").array.tolist() == [[[-32768, 32767]]]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real CT beside the repository")
+@pytest.mark.parametrize("case", ["heart", "aorta", "abdomen", "lumbar"])
+def test_real_ct_reads_as_nibabels_canonical(case):
+    path = REAL / "images" / f"{case}.img.nii.gz"
+    expected = nib.as_closest_canonical(nib.load(path))
+    volume = read_volume(path)
+    assert np.array_equal(volume.array, np.asanyarray(expected.dataobj))
+    assert np.allclose(volume.affine, expected.affine)

@@ -1,0 +1,237 @@
+"""Files to Volumes and back: any CT format in, NIfTI out, and which label belongs to which image.
+
+Every reader gives (X, Y, Z) in RAS+ order with its affine. A case's id is its file name up to the
+first dot, and only the id pairs an image with its label, never the order of a listing.
+Two-dimensional pictures (PNG) are volumes of shape (X, Y, 1), x along the columns and y up, with 1
+mm voxels. The arrays may be read-only views of the file's bytes.
+"""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tubesynth.errors import InputError
+from tubesynth.volume.grid import Volume, same_grid
+
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image and, where there is one, its label map."""
+
+    id: str
+    image: Path
+    label: Path | None = None
+
+
+def read_volume(path) -> Volume:
+    """The image in a file or a DICOM folder: stored integers or float32; voxels must be finite."""
+    volume = _read(Path(path))
+    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array.sum(dtype=np.float64)):
+        bad = int((~np.isfinite(volume.array)).sum())
+        raise InputError(
+            f"{path}: {bad} voxels are not finite; replace them, for example by -1024 HU"
+        )
+    return volume
+
+
+def read_labels(path) -> Volume:
+    """The label map in a file, uint8; whole numbers of any stored type, 0 to 255."""
+    volume = _read(Path(path))
+    array = volume.array
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= 255):  # also false for NaN
+        raise InputError(
+            f"{path}: label values from {low} to {high}, not 0 to 255; is it a label map?"
+        )
+    labels = array.astype(np.uint8, copy=False)
+    if array.dtype.kind == "f" and not np.array_equal(labels, array):
+        first = array[labels != array][0]
+        raise InputError(f"{path}: label value {first} is no whole number; was it interpolated?")
+    return Volume(labels, volume.affine)
+
+
+def check_labels(labels: np.ndarray, num_classes: int, path) -> None:
+    """Refuses label values outside 0 ... num_classes - 1."""
+    if labels.size and int(labels.max()) >= num_classes:
+        values = ", ".join(map(str, np.unique(labels[labels >= num_classes])[:8]))
+        raise InputError(
+            f"{path}: label values {values} are outside the classes 0 to {num_classes - 1}; "
+            "remap them or raise data.num_classes"
+        )
+
+
+def check_same_grid(image: Volume, label: Volume, image_path, label_path) -> None:
+    """Refuses a label map that does not lie on its image's grid, to a tenth of a voxel."""
+    if same_grid(image, label, tolerance_mm=max(0.01, 0.1 * float(image.spacing.min()))):
+        return
+
+    def grid(volume):
+        spacing = "x".join(f"{s:.4g}" for s in volume.spacing)
+        corner = ", ".join(f"{x:.1f}" for x in volume.affine[:3, 3])
+        return f"{'x'.join(map(str, volume.shape))} voxels of {spacing} mm from ({corner})"
+
+    raise InputError(
+        f"{label_path}: grid of {grid(label)}, but {image_path} has {grid(image)}; "
+        "resample the label map onto the image's grid"
+    )
+
+
+def write_volume(path, volume: Volume, dtype) -> None:
+    """NIfTI with the true affine, or .png; rounded for integer types; whole or not at all."""
+    from tubesynth.volume.nifti import encode_nifti, gzip_bytes
+
+    path, dtype, array = Path(path), np.dtype(dtype), volume.array
+    if dtype.kind in "iu" and array.dtype != dtype:
+        bounds = np.iinfo(dtype)
+        array = np.rint(array).clip(bounds.min, bounds.max).astype(dtype)
+    volume = Volume(array, volume.affine)
+    suffix = _suffix(path)
+    if suffix == ".png":
+        raw = _encode_png(volume, dtype)
+    elif suffix in (".nii", ".nii.gz"):
+        raw = encode_nifti(volume, dtype)
+        raw = gzip_bytes(raw) if suffix == ".nii.gz" else raw
+    else:
+        raise InputError(f"{path}: only .nii, .nii.gz and .png are written; change the name")
+    with replacing(path) as temporary:
+        temporary.write_bytes(raw)
+
+
+@contextmanager
+def replacing(path):
+    """A temporary name beside `path`: renamed onto it at the end, removed where the block fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def case_id(path) -> str:
+    """The file's name up to the first dot: 12.img.nii.gz is case 12."""
+    return Path(path).name.split(".")[0]
+
+
+def find_cases(folder) -> dict[str, Path]:
+    """{case id: file or DICOM folder} of one folder, in natural order (2 before 10)."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; check data.root")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and (_suffix(path) in SUFFIXES or _is_dicom_folder(path)):
+            found.setdefault(case_id(path), []).append(path)
+    if not found:
+        raise InputError(f"{folder}: holds no volumes ({', '.join(SUFFIXES)} or DICOM folders)")
+    for case, paths in found.items():
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise InputError(
+                f"{folder}: case {case} is there {len(paths)} times ({names}); keep one"
+            )
+    return {case: found[case][0] for case in sorted(found, key=_natural)}
+
+
+def pair_cases(images_dir, labels_dir=None) -> list[Case]:
+    """Images with their labels by case id; an unpaired file on either side is refused by name."""
+    images = find_cases(images_dir)
+    if labels_dir is None:
+        return [Case(case, path) for case, path in images.items()]
+    labels = find_cases(labels_dir)
+    problems = []
+    for wanted, there, folder in ((images, labels, labels_dir), (labels, images, images_dir)):
+        missing = [path.name for case, path in wanted.items() if case not in there]
+        if missing:
+            listed = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+            problems.append(f"{folder} has no partner for {len(missing)}: {listed}")
+    if problems:
+        raise InputError(
+            f"unpaired cases: {'; '.join(problems)}; add or remove files (id = name up to the dot)"
+        )
+    return [Case(case, path, labels[case]) for case, path in images.items()]
+
+
+def _read(path: Path) -> Volume:
+    if path.is_dir():
+        from tubesynth.volume.itk import read_dicom_series
+
+        return read_dicom_series(path)
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    if suffix in (".nii", ".nii.gz"):
+        from tubesynth.volume.nifti import decode_nifti
+
+        return decode_nifti(path.read_bytes(), path)
+    if suffix == ".png":
+        return _read_png(path)
+    if suffix in SUFFIXES:
+        from tubesynth.volume.itk import read_itk
+
+        return read_itk(path)
+    raise InputError(
+        f"{path}: not a format that is read ({', '.join(SUFFIXES)}, DICOM folder); convert it"
+    )
+
+
+def _suffix(path: Path) -> str:
+    """The longest known ending of a file's name, '' for none and for folders."""
+    name = path.name.lower()
+    endings = [s for s in SUFFIXES if name.endswith(s)]
+    return max(endings, key=len) if endings and not path.is_dir() else ""
+
+
+def _is_dicom_folder(path: Path) -> bool:
+    """A folder with a file that carries DICOM's mark, or the usual ending."""
+    if not path.is_dir():
+        return False
+    for file in sorted(path.iterdir()):
+        if file.is_file():
+            with file.open("rb") as stream:
+                if file.suffix.lower() == ".dcm" or stream.read(132)[128:] == b"DICM":
+                    return True
+    return False
+
+
+def _natural(text: str):
+    import re
+
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
+
+
+def _read_png(path: Path) -> Volume:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture)  # (rows, columns[, channels]); a palette gives its indices
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not readable ({error}); save the picture again") from error
+    if pixels.ndim == 3:
+        colours = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]
+        if (colours != colours[:, :, :1]).any():
+            raise InputError(f"{path}: a colour picture; save it with one grey value a pixel")
+        pixels = colours[:, :, 0]
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    return Volume(pixels[::-1].T[:, :, None], np.eye(4))
+
+
+def _encode_png(volume: Volume, dtype) -> bytes:
+    import io
+
+    from PIL import Image
+
+    if volume.shape[2] != 1 or dtype not in (np.uint8, np.uint16):
+        raise InputError(f"a .png holds one slice of 8 or 16 bits, not {volume.shape} of {dtype}")
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(volume.array[:, :, 0].T[::-1])).save(stream, "png")
+    return stream.getvalue()

@@ -1,0 +1,106 @@
+"""What SimpleITK reads: NRRD, MetaImage, a folder with a DICOM series.
+
+SimpleITK's z, y, x order and its LPS frame end in this file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from tubesynth.errors import InputError
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.nifti import check_affine, to_ras
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_itk(path: Path) -> Volume:
+    """An .nrrd, .nhdr, .mha or .mhd file."""
+    sitk = _simpleitk()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: not readable ({_reason(error)}); copy or convert it again"
+        ) from error
+    return _to_volume(image, path)
+
+
+def read_dicom_series(folder: Path) -> Volume:
+    """The one series in a folder: slices by position, gaps refused, gantry tilt kept as shear."""
+    sitk = _simpleitk()
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) == 0:
+        raise InputError(f"{folder}: holds no DICOM series; give a folder with the slices of one")
+    if len(series) > 1:
+        raise InputError(
+            f"{folder}: holds {len(series)} DICOM series ({', '.join(series)}); keep one"
+        )
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    try:
+        positions = np.array([_position(sitk, file) for file in files])
+        image = sitk.ReadImage(files[0]) if len(files) == 1 else sitk.ReadImage(files)
+    except RuntimeError as error:
+        raise InputError(f"{folder}: not readable ({_reason(error)}); export it again") from error
+    step = None
+    if len(files) > 1:
+        gaps = np.diff(positions, axis=0)
+        sizes = np.linalg.norm(gaps, axis=1)
+        worst = int(np.abs(sizes - np.median(sizes)).argmax())
+        if abs(sizes[worst] - np.median(sizes)) > 0.05 * np.median(sizes) + 0.01:
+            names = f"{Path(files[worst]).name} and {Path(files[worst + 1]).name}"
+            raise InputError(
+                f"{folder}: {sizes[worst]:.2f} mm between {names}, else {np.median(sizes):.2f} mm: "
+                "slices are missing or doubled; export the series again"
+            )
+        step = (positions[-1] - positions[0]) / (len(files) - 1)
+    return _to_volume(image, folder, step)
+
+
+def _to_volume(image, path: Path, slice_step=None) -> Volume:
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{path}: {image.GetNumberOfComponentsPerPixel()} values a voxel; save one channel"
+        )
+    size = image.GetSize()
+    if any(n > 1 for n in size[3:]):
+        raise InputError(
+            f"{path}: shape {size} holds several frames; save one of them as a 3D file"
+        )
+    sitk = _simpleitk()
+    dimension = len(size)
+    array = sitk.GetArrayFromImage(image).T.reshape((*size, 1, 1)[:3], order="F")
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {array.dtype} are no CT; save one number a voxel")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+    used = min(dimension, 3)
+    lps = np.eye(4)
+    directions = np.array(image.GetDirection()).reshape(dimension, dimension)
+    lps[:used, :used] = (directions * np.array(image.GetSpacing()))[:used, :used]
+    lps[:used, 3] = image.GetOrigin()[:used]
+    if slice_step is not None:
+        lps[:3, 2] = slice_step
+    return to_ras(array, check_affine(_LPS_TO_RAS @ lps, path))
+
+
+def _position(sitk, file: str) -> list[float]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    reader.ReadImageInformation()
+    return list(reader.GetOrigin())[:3]
+
+
+def _simpleitk():
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters in them is checked here
+    return sitk
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of ITK's report, which is the one that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "unknown reason"

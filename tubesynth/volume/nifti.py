@@ -1,0 +1,152 @@
+"""NIfTI bytes to Volume and back: the header by nibabel, the voxels straight from the bytes.
+
+Arrays come out as (X, Y, Z) in RAS+ order (nibabel's closest canonical orientation), with the
+affine that belongs to it: sform, else qform, else the voxel sizes. Stored integers without scaling
+stay what they are; all else is float32.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from tubesynth.errors import InputError
+from tubesynth.volume.grid import Volume
+
+_MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+
+
+def decode_nifti(raw: bytes, path: Path) -> Volume:
+    """The volume in a .nii or .nii.gz file's bytes; InputError says what is wrong with them."""
+    import nibabel as nib
+
+    raw = _gunzip(raw, path) if raw[:2] == b"\x1f\x8b" else raw
+    if len(raw) < 348:
+        raise InputError(f"{path}: {len(raw)} bytes are no NIfTI file; copy or convert it again")
+    is_second = 540 in (int.from_bytes(raw[:4], order) for order in ("little", "big"))
+    header_type = nib.Nifti2Header if is_second else nib.Nifti1Header
+    try:
+        header = header_type(raw[: header_type.template_dtype.itemsize], check=False)
+        header.check_fix(logger=_Silent(), error_level=40)
+        dtype, shape = header.get_data_dtype(), header.get_data_shape()
+        slope, intercept = header.get_slope_inter()
+    except Exception as error:  # nibabel raises many kinds here; all mean the same to the user
+        raise InputError(f"{path}: no readable NIfTI header ({error}); convert it again") from error
+    if header["magic"].item()[:2] == b"ni":
+        raise InputError(f"{path}: header of a .hdr/.img pair; convert it to one .nii.gz file")
+    shape = _three_axes(shape, path)
+    if dtype.kind not in "iuf":
+        raise InputError(
+            f"{path}: voxels of type {dtype} are no CT; convert it to one number a voxel"
+        )
+    count, offset = int(np.prod(shape)), header.get_data_offset()
+    needed = offset + count * dtype.itemsize
+    if len(raw) < needed:
+        raise InputError(f"{path}: truncated, {len(raw)} of {needed} bytes; copy it again")
+    array = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F")
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+    if slope is not None and (slope, intercept) != (1.0, 0.0):
+        wide = (
+            np.float64 if dtype.itemsize > 2 else np.float32
+        )  # float32 holds 16 bits exactly, not 32
+        array = (array.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
+    elif dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+    return to_ras(array, _affine_of(header, path))
+
+
+def encode_nifti(volume: Volume, dtype) -> bytes:
+    """An uncompressed NIfTI-1 file: type `dtype`, sform and qform both set, millimetres."""
+    import nibabel as nib
+
+    # to_bytes writes x fastest; an array that lies so in memory already is not copied twice
+    image = nib.Nifti1Image(np.asfortranarray(volume.array, dtype=dtype), volume.affine)
+    image.header.set_data_dtype(dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(volume.affine, code="scanner")
+    image.set_qform(volume.affine, code="scanner")
+    return image.to_bytes()
+
+
+def gzip_bytes(raw: bytes, level: int = 3) -> bytes:
+    """Deterministic gzip: neither time nor file name, so equal volumes are equal files."""
+    compressor = zlib.compressobj(level, zlib.DEFLATED, 31)
+    return compressor.compress(raw) + compressor.flush()
+
+
+def to_ras(array: np.ndarray, affine: np.ndarray) -> Volume:
+    """Axes permuted and flipped to the closest RAS+ order: a view of the array, and its affine."""
+    import nibabel as nib
+
+    orientation = nib.io_orientation(affine)
+    to_original = nib.orientations.inv_ornt_aff(orientation, array.shape)
+    return Volume(nib.apply_orientation(array, orientation), affine @ to_original)
+
+
+def check_affine(affine: np.ndarray, path: Path) -> np.ndarray:
+    """Refuses an affine that maps the volume onto nothing."""
+    columns = np.asarray(affine, dtype=np.float64)[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(columns)) < 1e-9:
+        raise InputError(
+            f"{path}: its affine has no extent or is not finite; convert the file again"
+        )
+    return affine
+
+
+def _gunzip(raw: bytes, path: Path) -> bytes:
+    parts = []
+    try:
+        while raw[:2] == b"\x1f\x8b":  # bgzip and pigz may write several members
+            stream = zlib.decompressobj(31)
+            parts.append(stream.decompress(raw))
+            if not stream.eof:
+                raise InputError(f"{path}: its gzip stream ends early; copy or download it again")
+            raw = stream.unused_data
+    except zlib.error as error:
+        raise InputError(
+            f"{path}: its gzip stream is corrupt ({error}); copy or download it again"
+        ) from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _three_axes(shape, path: Path):
+    shape = tuple(int(n) for n in shape)
+    if min(shape, default=0) < 1:
+        raise InputError(f"{path}: a volume of shape {shape} is empty; convert it again")
+    if any(n > 1 for n in shape[3:]):
+        raise InputError(
+            f"{path}: shape {shape} holds several frames or channels; save one of them as a 3D file"
+        )
+    return (shape + (1, 1))[:3]
+
+
+def _affine_of(header, path: Path) -> np.ndarray:
+    """sform, else qform, else voxel sizes: the first of them that maps onto a volume; in mm."""
+    candidates = []
+    if int(header["sform_code"]) > 0:
+        candidates.append(header.get_sform())
+    if int(header["qform_code"]) > 0:
+        try:
+            candidates.append(header.get_qform())
+        except Exception:  # a quaternion that is none: as good as not set
+            pass
+    affine = next(
+        (a for a in candidates if np.isfinite(a).all() and abs(np.linalg.det(a[:3, :3])) > 1e-9),
+        None,
+    )
+    if affine is None:
+        affine = header.get_base_affine()
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:  # an undefined code
+        unit = "unknown"
+    scale = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0])
+    return scale @ check_affine(affine, path)
+
+
+class _Silent:
+    """A logger for nibabel's header checks: what it repairs needs no line on the user's screen."""
+
+    def log(self, level, message):
+        pass
