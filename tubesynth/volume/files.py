@@ -7,6 +7,7 @@ mm voxels. The arrays may be read-only views of the file's bytes.
 """
 
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,19 @@ def pair_cases(images_dir, labels_dir=None) -> list[Case]:
     return [Case(case, path, labels[case]) for case, path in images.items()]
 
 
+def source_files(path) -> list[Path]:
+    """The files whose bytes make the volume: one, a folder's slices, or a header and its data."""
+    path = Path(path)
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    if _suffix(path) in (".mhd", ".nhdr"):
+        header = path.read_bytes()[:65536].decode("latin-1")
+        named = re.search(r"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", header)
+        if named and (path.parent / named[1]).is_file():
+            return [path, path.parent / named[1]]
+    return [path]
+
+
 def _read(path: Path) -> Volume:
     if path.is_dir():
         from tubesynth.volume.itk import read_dicom_series
@@ -203,8 +217,6 @@ def _is_dicom_folder(path: Path) -> bool:
 
 
 def _natural(text: str):
-    import re
-
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
 
 
