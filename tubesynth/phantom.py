@@ -1,0 +1,250 @@
+"""Make a data set of procedural coronary CT angiograms with known truth; no data and no GPU needed.
+
+    python -m tubesynth.phantom --output-dir data/phantoms --cases 40 --workers 4
+
+writes D/{training,validation}/{images,labels,centrelines}/N.{img.nii.gz,label.nii.gz,centreline.json} and D/phantom.json
+with the settings. A second run makes only what is missing; the bytes do not depend on the number of workers.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tubesynth.errors import InputError, run_command
+
+SETTINGS_FILE = "phantom.json"
+VERSION = 1  # of the anatomy: another number is another data set
+MOST_VOXELS = 2**28
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of case N."""
+
+    seed: int
+    resolution: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+
+def main(argv=None) -> None:
+    args = _parse(argv)
+    settings = Settings(args.seed, tuple(args.resolution), tuple(args.spacing))
+    _check(args, settings)
+    root = Path(args.output_dir)
+    _claim(root, settings, args.validation_fraction)
+    split = split_cases(args.cases, args.validation_fraction)
+    _refuse_moved(root, split)
+    missing = [
+        case for case in split if not all(p.is_file() for p in case_files(root, split, case))
+    ]
+    _make(root, split, missing, settings, args.workers)
+    held = sum(part == "validation" for part in split.values())
+    print(
+        f"{root}: {len(split) - held} training and {held} validation cases "
+        f"({len(missing)} made, {len(split) - len(missing)} were there)"
+    )
+
+
+def split_cases(cases: int, validation_fraction: float) -> dict[int, str]:
+    """{case: training | validation}: the split of a case does not change when more cases are asked for later.
+
+    Validation takes every k-th case, k = 1 / fraction, and case 2 where k is larger than the number of cases.
+    """
+    split = {}
+    for case in range(1, cases + 1):
+        before, after = (
+            int((case - 1) * validation_fraction + 1e-9),
+            int(case * validation_fraction + 1e-9),
+        )
+        split[case] = "validation" if after > before else "training"
+    if cases > 1 and "validation" not in split.values():
+        split[cases] = "validation"
+    return split
+
+
+def case_files(root: Path, split: dict[int, str], case: int) -> tuple[Path, Path, Path]:
+    """Image, label map and centreline of a case."""
+    folder = root / split[case]
+    return (
+        folder / "images" / f"{case}.img.nii.gz",
+        folder / "labels" / f"{case}.label.nii.gz",
+        folder / "centrelines" / f"{case}.centreline.json",
+    )
+
+
+def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) -> None:
+    """Make one case and write its three files, the image last."""
+    import numpy as np
+
+    from tubesynth.volume.files import write_volume
+    from tubesynth.volume.phantom import make_phantom
+
+    phantom = make_phantom(settings.seed, case, settings.resolution, settings.spacing)
+    image, label, centreline = files
+    branches = [
+        {"name": b.name, "parent": b.parent, "points": np.round(b.points, 4).tolist()}
+        for b in phantom.branches
+    ]
+    text = json.dumps({"units": "mm", "frame": "RAS world", "branches": branches})
+    _write_text(centreline, text)
+    write_volume(label, phantom.labels, np.uint8)
+    write_volume(image, phantom.image, np.int16)
+
+
+def _make(root: Path, split, missing: list[int], settings: Settings, workers: int) -> None:
+    import multiprocessing
+
+    from tqdm import tqdm
+
+    bar = tqdm(total=len(missing), desc="phantoms", unit="case", disable=None if missing else True)
+    jobs = [(settings, case, case_files(root, split, case)) for case in missing]
+    with bar:
+        if workers == 1 or len(jobs) < 2:
+            for job in jobs:
+                write_case(*job)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_one_thread) as pool:
+            futures = [pool.submit(write_case, *job) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _one_thread() -> None:
+    """Workers are the parallelism: one BLAS thread each (numpy is not imported yet in a spawned process)."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
+    """Record the settings, or refuse a folder that holds a data set made with others."""
+    wanted = json.loads(
+        json.dumps(
+            {**asdict(settings), "version": VERSION, "validation_fraction": validation_fraction}
+        )
+    )
+    path = root / SETTINGS_FILE
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            found = {}
+        if not isinstance(found, dict):
+            found = {}
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise InputError(
+                    f"{path}: {key} is {found.get(key)} there, {value} was asked for; "
+                    "choose another --output-dir or delete this one"
+                )
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        others = [
+            p.name for part in ("training", "validation") for p in (root / part).glob("images/*")
+        ]
+    except OSError as error:
+        raise InputError(
+            f"--output-dir {root}: {error.strerror}; choose a folder that can be written"
+        ) from None
+    if others:
+        raise InputError(
+            f"{root} holds images ({others[0]}) but no {SETTINGS_FILE}; choose another --output-dir"
+        )
+    _write_text(path, json.dumps(wanted, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; choose an --output-dir that can be written"
+        ) from None
+
+
+def _refuse_moved(root: Path, split: dict[int, str]) -> None:
+    """A case may lie in one part only: asking for more cases must not leave it in both."""
+    for case, part in split.items():
+        other = "training" if part == "validation" else "validation"
+        stale = root / other / "images" / f"{case}.img.nii.gz"
+        if stale.is_file():
+            raise InputError(
+                f"{stale}: case {case} belongs to {part} when --cases is {len(split)}; "
+                f"delete it with its label and centreline, or choose another --output-dir"
+            )
+
+
+def _check(args, settings: Settings) -> None:
+    if args.cases < 1:
+        raise InputError(f"--cases {args.cases}: must be at least 1")
+    if args.workers < 1:
+        raise InputError(f"--workers {args.workers}: must be at least 1")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: must not be negative")
+    if not 0 <= args.validation_fraction < 1:
+        raise InputError(f"--validation-fraction {args.validation_fraction}: must be in [0, 1)")
+    if (
+        min(settings.resolution) < 16
+        or settings.resolution[0] * settings.resolution[1] * settings.resolution[2] > MOST_VOXELS
+    ):
+        raise InputError(
+            f"--resolution {settings.resolution}: each axis needs at least 16 voxels, {MOST_VOXELS} in all"
+        )
+    if not all(0.2 <= s <= 10 for s in settings.spacing):
+        raise InputError(f"--spacing {settings.spacing}: must be 0.2 to 10 mm")
+    extent = [n * s for n, s in zip(settings.resolution, settings.spacing, strict=True)]
+    if max(extent) > 500:
+        raise InputError(
+            f"--resolution x --spacing: {max(extent):.0f} mm is wider than 500 mm; take fewer voxels"
+        )
+    if Path(args.output_dir).is_file():
+        raise InputError(f"--output-dir {args.output_dir}: is a file; choose a folder")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message} (see python -m tubesynth.phantom --help)")
+
+
+def _parse(argv) -> argparse.Namespace:
+    parser = _Parser(prog="python -m tubesynth.phantom", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--output-dir", required=True, help="data set folder")
+    add("--cases", type=int, required=True, metavar="N", help="cases 1 to N")
+    add(
+        "--resolution",
+        type=int,
+        nargs=3,
+        default=(256, 256, 128),
+        metavar=("X", "Y", "Z"),
+        help="voxels",
+    )
+    add(
+        "--spacing",
+        type=float,
+        nargs=3,
+        default=(0.7, 0.7, 1.05),
+        metavar=("SX", "SY", "SZ"),
+        help="mm",
+    )
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=1, help="processes; the result is the same")
+    add("--validation-fraction", type=float, default=0.2)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,158 @@
+"""A procedural coronary CT angiogram with known truth: image, nine-class labels, exact centrelines with radii.
+
+`make_phantom(seed, case, resolution, spacing)` draws one anatomy in millimetres (the same at every resolution), paints
+it as a contrast-enhanced scan, and returns it in RAS+ order, centred on the world's origin. Read heart.py, thorax.py and
+coronaries.py for the anatomy, scanner.py for the physics, shapes.py for the geometry under them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..grid import Volume, centred_affine
+from .coronaries import Branch, grow_trees
+from .heart import draw_pose, heart_shapes
+from .scanner import Canvas, blur, coronary_share, ct_noise
+from .shapes import Lattice
+from .thorax import lung_vessels, thorax_shapes
+
+__all__ = ["LABELS", "Branch", "Phantom", "make_phantom"]
+
+LABELS = (
+    "background",
+    "myocardium",
+    "left atrium",
+    "left ventricle",
+    "right atrium",
+    "right ventricle",
+    "aorta",
+    "pulmonary artery",
+    "coronary arteries",
+)
+MYOCARDIUM, LA, LV, RA, RV, AORTA, PA, CORONARY = range(1, 9)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """image: int16 HU; labels: uint8 classes as in LABELS; branches: coronary pieces between branchings, world mm."""
+
+    image: Volume
+    labels: Volume
+    branches: list[Branch]
+
+
+def make_phantom(seed: int, case: int, resolution, spacing) -> Phantom:
+    """One case. resolution: (X, Y, Z) voxels; spacing: (sx, sy, sz) mm. Same (seed, case): same anatomy."""
+    shape = tuple(int(n) for n in resolution)
+    spacing = np.asarray(spacing, np.float64)
+    rng = [np.random.default_rng([seed, case, k]) for k in range(7)]
+    # The heart is always modelled whole, so that a small field of view crops it and does not change it.
+    lattice = Lattice(np.maximum(spacing * shape, 180.0))
+    pose = draw_pose(rng[0])
+    heart = heart_shapes(lattice, pose, rng[1])
+    chest = thorax_shapes(lattice, rng[2])
+    branches = grow_trees(lattice, heart, pose, rng[3])
+    canvas = Canvas(shape, spacing, lattice)
+    phase = _draw_phase(rng[4])
+    _paint_chest(canvas, chest, lung_vessels(rng[2]), phase, rng[5])
+    _paint_heart(canvas, heart, chest, phase, rng[5])
+    _paint_coronaries(canvas, branches, phase)
+    hu = blur(canvas.hu, spacing)
+    hu += ct_noise(shape, spacing, phase["noise"], rng[6])
+    affine = centred_affine(shape, spacing)
+    image = np.rint(np.clip(hu, -1024, 3071)).astype(np.int16)
+    return Phantom(Volume(image, affine), Volume(canvas.labels, affine), branches)
+
+
+def _draw_phase(rng: np.random.Generator) -> dict[str, float]:
+    """Contrast timing and dose: HU of each blood pool and tissue."""
+    aorta, right = rng.uniform(345, 435), rng.uniform(125, 235)
+    return {
+        "aorta": aorta,
+        "lv": np.clip(aorta - rng.uniform(0, 18), 315, 445),
+        "la": np.clip(aorta + rng.uniform(-10, 25), 315, 445),
+        "coronary": np.clip(aorta - rng.uniform(0, 15), 315, 445),
+        "rv": right,
+        "ra": np.clip(right + rng.uniform(-20, 20), 120, 250),
+        "pa": np.clip(right + rng.uniform(0, 60), 130, 290),
+        "svc": right + rng.uniform(0, 180),
+        "ivc": rng.uniform(70, 120),
+        "myocardium": rng.uniform(100, 128),
+        "fat": rng.uniform(-95, -75),
+        "lung": rng.uniform(-875, -825),
+        "muscle": rng.uniform(46, 58),
+        "liver": rng.uniform(65, 100),
+        "noise": rng.uniform(16, 34),
+    }
+
+
+def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
+    lattice, fat, muscle = canvas.lattice, phase["fat"] - 15, phase["muscle"]
+    x, y, z = lattice.points()
+    patches = lattice.noise(rng, 6.0)
+    canvas.paint(s["skin"], 30)
+    canvas.paint(s["body"], fat + 5 * patches)
+    canvas.paint(s["muscle"], muscle + 6 * patches)
+    canvas.paint(s["intercostal_fat"], fat + 20)
+    gravity = (
+        phase["lung"] - 0.28 * y + 14 * lattice.noise(rng, 4.0) + 12 * lattice.noise(rng, 22.0)
+    ).astype(np.float32)
+    everywhere = (slice(None),) * 3
+    lung = canvas.interpolate(np.broadcast_to(gravity, lattice.shape), everywhere)
+    lung += canvas.tubes(vessels) * (phase["la"] * 0.55 - lung)
+    canvas.paint(s["pleura"], lung)
+    cartilage = np.clip((s["rib_angle"] - 0.22) / 0.06, 0, 1)
+    canvas.paint(s["rib"], 120 + 590 * cartilage)
+    canvas.paint(s["rib"] + 1.7, 110 + (200 + 50 * patches) * cartilage)
+    canvas.paint(s["sternum"], 610)
+    canvas.paint(s["sternum"] + 1.6, 240 + 50 * patches)
+    canvas.paint(s["diaphragm"], muscle)
+    canvas.paint(s["liver"], phase["liver"] + 4 * patches)
+    canvas.paint(s["spleen"], phase["liver"] + 25)
+    canvas.paint(s["stomach"], muscle + 10)
+    canvas.paint(s["stomach"] + 4, 15 + 10 * patches)
+    canvas.paint(s["mediastinum"], fat + 6 * patches)
+    canvas.paint(s["column"], 85)
+    canvas.paint(s["arch"], 560)
+    canvas.paint(s["arch"] + 1.6, 300)
+    canvas.paint(s["vertebra"], 620)
+    canvas.paint(s["vertebra"] + 1.5, 300 + 45 * patches)
+    canvas.paint(s["canal"], 35)
+    canvas.paint(s["bronchus"] - 1.3, 30)
+    canvas.paint(s["azygos"], 130)
+    canvas.paint(s["oesophagus"], 45)
+    canvas.paint(s["gullet_air"], -500)
+
+
+def _paint_heart(canvas: Canvas, s, chest, phase, rng) -> None:
+    lattice, fat = canvas.lattice, phase["fat"]
+    fine, broad = lattice.noise(rng, 5.0), lattice.noise(rng, 14.0)
+    canvas.paint(s["pericardium"], 25)
+    canvas.paint(s["pericardium"] + 1.3, fat + 8 * fine)
+    canvas.paint(chest["bronchus"], -990)
+    canvas.paint(chest["descending"] - 1.2, 60)
+    canvas.paint(chest["descending"], phase["aorta"], AORTA)
+    canvas.paint(s["ivc"], phase["ivc"] + 12 * broad)
+    canvas.paint(s["svc"] - 1, 50)
+    canvas.paint(s["svc"], phase["svc"] + 30 * broad)
+    canvas.paint(s["cs"], (phase["ra"] + 160) / 2)
+    canvas.paint(s["epicardium"], phase["myocardium"] - 20)
+    canvas.paint(s["lv_wall"], phase["myocardium"] + 5 * broad + 4 * fine, MYOCARDIUM)
+    canvas.paint(s["ra"], phase["ra"] + 14 * broad, RA)
+    canvas.paint(s["rv"], phase["rv"] + 8 * broad, RV)
+    canvas.paint(s["la"], phase["la"] + 4 * broad, LA)
+    canvas.paint(s["lv"], phase["lv"] + 4 * broad, LV)
+    canvas.paint(s["pa"] - 1.0, 50)
+    canvas.paint(s["aorta"] - 1.3, 70)
+    canvas.paint(s["rv"], phase["rv"] + 8 * broad, RV)
+    canvas.paint(s["pa"], phase["pa"] + 5 * broad, PA)
+    canvas.paint(s["la"], phase["la"] + 4 * broad, LA)
+    canvas.paint(s["lv"], phase["lv"] + 4 * broad, LV)
+    canvas.paint(s["aorta"], phase["aorta"], AORTA)
+
+
+def _paint_coronaries(canvas: Canvas, branches: list[Branch], phase) -> None:
+    box, share, line = coronary_share(canvas, [b.points for b in branches])
+    hu, labels = canvas.hu[box], canvas.labels[box]
+    hu += share * (phase["coronary"] - hu)
+    labels[((share >= 0.5) | line) & (labels != AORTA)] = CORONARY
