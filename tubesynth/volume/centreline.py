@@ -22,7 +22,7 @@ ROUNDS = 3
 def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
     """The same vessels with dense points, smooth, centred, as long as the mask, and their radius.
 
-    A vessel is left without points where the mask had a single voxel.
+    A piece that was thinned to one voxel becomes a short line; where it was one voxel, it goes.
     """
     from scipy.spatial import cKDTree
 
@@ -30,6 +30,16 @@ def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
     voxels, volume = cloud.inside[::stride], float(np.prod(cloud.spacing)) * stride
     surface = cKDTree(cloud.outside)
     step = float(cloud.spacing.min()) / 2
+    if any(len(vessel.points) == 1 for vessel in vessels):
+        shares = list(assign(vessels, [0] * len(vessels), voxels))
+        # They are whole components and stand last, so that no vessel's number changes.
+        vessels = [
+            vessel if len(vessel.points) > 1 else speck(vessel, voxels[own], step)
+            for vessel, (own, _) in zip(vessels, shares, strict=True)
+            if len(vessel.points) > 1 or len(own) > 1
+        ]
+        if not vessels:
+            return []
     vessels = [smoothed(vessel, step) for vessel in vessels]
     for round_number in range(ROUNDS):
         hidden = [rows_inside_parent(vessel, vessels, 0.0) for vessel in vessels]
@@ -38,9 +48,6 @@ def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
             vessels, hidden, assign(vessels, hidden, voxels), strict=True
         ):
             own = voxels[own]
-            if len(vessel.points) < 2:
-                moved.append(speck(vessel, own, volume, step) if len(vessel.points) else vessel)
-                continue
             vessel = centred(vessel, own, row, skip, moved, cloud.spacing)
             if round_number == 0:
                 vessel = lengthened(vessel, own, row, step)
@@ -83,8 +90,6 @@ def softened(values: np.ndarray, sigma: float) -> np.ndarray:
 
 def smoothed(vessel: Vessel, step: float) -> Vessel:
     """The voxel staircase as a smooth line, with points `step` apart."""
-    if len(vessel.points) == 1:
-        return vessel
     chain = softened(vessel.points, 1.5)
     chain[:, 3] = np.maximum(chain[:, 3], step / 2)
     along = arc(chain)
@@ -97,7 +102,7 @@ def smoothed(vessel: Vessel, step: float) -> Vessel:
 
 def rows_inside_parent(vessel: Vessel, vessels: list[Vessel], margin: float) -> int:
     """How many first points lie within the parent's radius plus `margin` of the own one."""
-    if vessel.parent is None or len(vessel.points) == 0:
+    if vessel.parent is None:
         return 0
     parent = vessels[vessel.parent[0]].points
     gap = np.linalg.norm(vessel.points[:, None, :3] - parent[None, :, :3], axis=2)
@@ -178,6 +183,11 @@ def measured(vessel, own, row, overlap, volume, surface, spacing) -> Vessel:
     """Radius from the voxels' volume per length, nowhere less than the largest ball inside."""
     points, size = vessel.points, len(vessel.points)
     along, tangent = arc(points), directions(points)
+    if along[-1] < 2 * spacing.max():  # too short for cross-sections: as a line with round ends
+        radius = points[0, 3]
+        for _ in range(20):
+            radius = np.sqrt(len(own) * volume / np.pi / (along[-1] + 4 / 3 * radius))
+        return replace(vessel, points=np.column_stack([points[:, :3], np.full(size, radius)]))
     each = np.gradient(along)
     sigma = window(vessel)
     # Voxels of the round or ragged end beyond the last point belong to no cross-section.
@@ -197,14 +207,11 @@ def measured(vessel, own, row, overlap, volume, surface, spacing) -> Vessel:
     return replace(vessel, points=np.column_stack([points[:, :3], radius]))
 
 
-def speck(vessel: Vessel, own: np.ndarray, volume: float, step: float) -> Vessel:
-    """A piece that thinning left one voxel of: a short line along its longest axis."""
-    if len(own) < 2:
-        return replace(vessel, points=vessel.points[:0])
+def speck(vessel: Vessel, own: np.ndarray, step: float) -> Vessel:
+    """A line along the voxels' longest axis, from one focus of their ellipsoid to the other."""
     spread, axes = np.linalg.eigh(np.cov(own.T))
-    half = np.sqrt(3) * (np.sqrt(spread[2]) - np.sqrt(max(spread[1], 0))) + step / 2
-    radius = np.cbrt(0.75 / np.pi * len(own) * volume)
+    half = np.sqrt(5 * max(spread[2] - spread[1], 0)) + step / 2
     axis = axes[:, 2] * np.sign(axes[np.abs(axes[:, 2]).argmax(), 2])
     line = own.mean(axis=0) + np.linspace(-half, half, 3)[:, None] * axis
-    points = np.column_stack([line, np.full(3, radius)])
-    return replace(vessel, points=points, stops=[0, 2])
+    points = np.column_stack([line, np.full(3, vessel.points[0, 3])])
+    return Vessel(points, [0, 2], None, False, False)

@@ -92,7 +92,7 @@ def arc(points: np.ndarray) -> np.ndarray:
 
 
 def directed_pieces(graph: Graph, root: int) -> dict[int, list[tuple]]:
-    """node -> [(far node or None at a cut, points away from node, free end?)]: the graph as tree."""
+    """The graph as a tree: node -> [(far node, or None at a cut; points to it; free end?)]."""
     distance, arrived_by, queue = {}, {}, [(0.0, 0, root, None)]
     order = 0
     while queue:

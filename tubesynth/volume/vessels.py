@@ -87,13 +87,11 @@ def resampled(vessels: list[Vessel], step_mm: float) -> VesselTokens:
     for number, vessel in enumerate(vessels):
         if vessel.parent is not None:
             children.setdefault(vessel.parent, []).append(number)
-    along = [arc(vessel.points) if len(vessel.points) else np.zeros(1) for vessel in vessels]
+    along = [arc(vessel.points) for vessel in vessels]
     waiting = [(n, 0, 0.0) for n, vessel in enumerate(vessels) if vessel.parent is None][::-1]
     while waiting:
         number, piece, start_mm = waiting.pop()
         vessel = vessels[number]
-        if len(vessel.points) < 2:
-            continue
         first, last = along[number][vessel.stops[piece : piece + 2]]
         if last > first:
             steps = max(int(np.ceil((last - first) / step_mm - 1e-6)), 1)
