@@ -1,0 +1,141 @@
+"""Voxels, masks and tokens move as one body."""
+
+import numpy as np
+import pytest
+
+from tubesynth.data.augment import (
+    Augmentation,
+    Pose,
+    draw_change,
+    move_array,
+    move_tokens,
+    pose_matrix,
+    turnable_planes,
+)
+
+SPACING = np.array([0.7, 0.7, 1.05])
+ALL = Augmentation(flip=0.5, rotate90=0.7, intensity=0.5, label_dropout=0.2, vessel_dropout=0.4)
+
+
+def tube(shape, start_mm, end_mm, radius_mm):
+    """A straight tube as voxels (X, Y, Z) and as tokens, in mm relative to the volume's centre."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    points = (grid - (np.array(shape) - 1) / 2) * SPACING
+    along = np.subtract(end_mm, start_mm)
+    t = np.clip((points - start_mm) @ along / (along @ along), 0, 1)
+    mask = np.linalg.norm(points - start_mm - t[..., None] * along, axis=-1) <= radius_mm
+    t = np.linspace(0, 1, 60)[:, None]
+    tokens = {
+        "position_mm": (start_mm + t * along).astype(np.float32),
+        "tangent": np.tile(along / np.linalg.norm(along), (60, 1)).astype(np.float32),
+        "radius_mm": np.full(60, radius_mm, np.float32),
+        "branch": np.arange(60, dtype=np.int32),
+    }
+    return mask, tokens
+
+
+def found_together(mask, tokens):
+    """Every token lies in the tube, and the tube's long axis is the tokens' tangent."""
+    shape = np.array(mask.shape)
+    index = np.rint(tokens["position_mm"] / SPACING + (shape - 1) / 2).astype(int)
+    inside = ((index >= 0) & (index < shape)).all(axis=1)
+    assert inside.sum() >= 10
+    assert mask[tuple(index[inside].T)].all()
+    points = (np.argwhere(mask) - (shape - 1) / 2) * SPACING
+    _, _, axes = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    return abs(axes[0] @ tokens["tangent"][0])
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_tube_and_its_tokens_are_found_together_after_any_change(seed):
+    mask, tokens = tube((32, 32, 24), [-7, -4, -6], [6, 5, 3], 2.2)
+    crop = None if seed % 2 else (24, 24, 20)
+    change = draw_change(np.random.default_rng(seed), mask.shape, SPACING, crop, ALL)
+    moved = move_array(mask, change.pose)
+    new = move_tokens(tokens, change.pose, mask.shape, SPACING)
+    aligned = found_together(moved, new)
+    assert crop is not None or aligned > 0.99
+    if crop is None:
+        assert len(new["branch"]) == 60 and moved.sum() == mask.sum()
+        steps = np.diff(new["position_mm"], axis=0)
+        steps /= np.linalg.norm(steps, axis=1, keepdims=True)
+        assert np.abs(steps - new["tangent"][1:]).max() < 1e-4
+
+
+def test_every_pose_moves_a_marked_voxel_where_the_matrix_says():
+    shape = (8, 8, 8)
+    spot = np.array([1, 2, 6])
+    array = np.zeros(shape)
+    array[tuple(spot)] = 1
+    centre = (np.array(shape) - 1) / 2
+    for flips in np.ndindex(2, 2, 2):
+        for plane in ((0, 1), (0, 2), (1, 2)):
+            for turns in range(4):
+                pose = Pose((0, 0, 0), shape, tuple(map(bool, flips)), plane, turns)
+                found = np.argwhere(move_array(array, pose))[0]
+                assert np.array_equal(found - centre, pose_matrix(pose) @ (spot - centre))
+
+
+def test_tokens_are_relative_to_the_centre_of_the_crop_and_outside_ones_are_gone():
+    tokens = {
+        "position_mm": np.array([[0, 0, 0], [-7, 0, 0]], np.float32),
+        "radius_mm": np.array([1, 1], np.float32),
+    }
+    pose = Pose((20, 10, 10), (10, 10, 10))
+    moved = move_tokens(tokens, pose, (40, 30, 30), SPACING)
+    # the box's middle is voxel 24.5, the volume's 19.5: five voxels further along x
+    assert np.allclose(moved["position_mm"], [[-5 * 0.7, 0, 0]])
+    assert len(moved["radius_mm"]) == 1
+
+
+def test_only_planes_of_equal_extent_and_spacing_are_turned():
+    assert turnable_planes((256, 256, 128), (0.7, 0.7, 1.05)) == [(0, 1)]
+    assert turnable_planes((128, 128, 128), (0.7, 0.7, 1.05)) == [(0, 1)]
+    assert turnable_planes((64, 64, 64), (1, 1, 1)) == [(0, 1), (0, 2), (1, 2)]
+    assert turnable_planes((64, 48, 32), (1, 1, 1)) == []
+    for seed in range(50):
+        change = draw_change(np.random.default_rng(seed), (12, 10, 8), SPACING, None, ALL)
+        assert change.pose.turns == 0
+
+
+def test_rates_and_ranges_are_those_asked_for():
+    a = Augmentation(0.5, 0.25, 0.3, 0.1, 0.05, label_dropout=0.2, vessel_dropout=0.4)
+    rng = np.random.default_rng(0)
+    changes = [draw_change(rng, (16, 16, 8), SPACING, (8, 8, 8), a) for _ in range(4000)]
+    rate = {
+        0.5: np.mean([c.pose.flips for c in changes]),
+        0.25: np.mean([c.pose.turns > 0 for c in changes]),
+        0.3: np.mean([c.scale != 1 for c in changes]),
+        0.2: np.mean([not c.keep_label for c in changes]),
+        0.4: np.mean([not c.keep_vessels for c in changes]),
+    }
+    for expected, measured in rate.items():
+        assert abs(measured - expected) < 0.03
+    scales, shifts = np.array([(c.scale, c.shift) for c in changes]).T
+    assert 0.09 < np.abs(scales - 1).max() <= 0.1 and 0.045 < np.abs(shifts).max() <= 0.05
+    starts = np.array([c.pose.start for c in changes])
+    assert (starts.min(axis=0) == 0).all() and (starts.max(axis=0) == [8, 8, 0]).all()
+
+
+def test_dropout_of_label_and_vessels_is_independent():
+    a = Augmentation(label_dropout=0.5, vessel_dropout=0.5)
+    rng = np.random.default_rng(1)
+    kept = [draw_change(rng, (8, 8, 8), SPACING, None, a) for _ in range(2000)]
+    both = np.mean([not c.keep_label and not c.keep_vessels for c in kept])
+    assert abs(both - 0.25) < 0.03
+
+
+def test_without_augmentation_a_case_stays_as_it_is_and_one_setting_moves_no_other():
+    plain = draw_change(np.random.default_rng(3), (9, 8, 7), SPACING)
+    assert plain.pose == Pose((0, 0, 0), (9, 8, 7)) and (plain.scale, plain.shift) == (1, 0)
+    cropped = [
+        draw_change(np.random.default_rng(3), (9, 8, 7), SPACING, (4, 4, 4), a).pose.start
+        for a in (None, ALL)
+    ]
+    assert cropped[0] == cropped[1]
+
+
+def test_a_slice_is_never_flipped_along_its_missing_axis():
+    for seed in range(20):
+        change = draw_change(np.random.default_rng(seed), (8, 8, 1), (1, 1, 1), None, ALL)
+        assert not change.pose.flips[2] and change.pose.plane == (0, 1)

@@ -1,0 +1,327 @@
+"""The cache: what is a hit, what is a miss, and that nothing wrong is ever read."""
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tubesynth.data.store import Store, entry_key
+from tubesynth.data.volumes import (
+    Preprocessing,
+    TokenSource,
+    build_volumes,
+    ensure_tokens,
+    ensure_volume,
+    volume_key,
+)
+from tubesynth.errors import InputError
+from tubesynth.volume.files import Case
+
+GRID = Preprocessing((16, 14, 12), (1.0, 1.0, 1.0))
+
+
+def make_case(folder, name="1", seed=0, top=8):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    image = rng.integers(-1200, 1200, (14, 15, 13)).astype(np.int16)
+    label = rng.integers(0, top + 1, (14, 15, 13)).astype(np.uint8)
+    paths = folder / f"{name}.img.nii.gz", folder / f"{name}.label.nii.gz"
+    for path, array in zip(paths, (image, label), strict=True):
+        nib.save(nib.Nifti1Image(array, np.diag([0.9, 0.9, 1.1, 1])), path)
+    return Case(name, *paths)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "cache")
+
+
+def numbers():
+    return {"a": np.arange(24, dtype=np.int16).reshape(2, 3, 4), "empty": np.zeros((0, 3))}
+
+
+def names(store):
+    return sorted(str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file())
+
+
+# ---- entries
+
+
+def test_arrays_come_back_as_they_were_memory_mapped_and_read_only(store):
+    arrays = store.get_or_build("things", "k", numbers, {"case": "1"})
+    assert isinstance(arrays["a"], np.memmap) and not arrays["a"].flags.writeable
+    for name, expected in numbers().items():
+        assert arrays[name].dtype == expected.dtype and np.array_equal(arrays[name], expected)
+    assert store.open("things", "k").meta["case"] == "1"
+    assert names(store) == ["things/k/a.npy", "things/k/empty.npy", "things/k/meta.json"]
+
+
+def test_the_second_time_nothing_is_built(store):
+    store.get_or_build("things", "k", numbers, {})
+    built = []
+    store.get_or_build("things", "k", lambda: built.append(1), {})
+    assert built == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "meta cut", "meta gone", "longer"])
+def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
+    store.get_or_build("things", "k", numbers, {})
+    folder = store.root / "things" / "k"
+    file, meta = folder / "a.npy", folder / "meta.json"
+    if damage == "truncated":
+        os.truncate(file, 100)
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "meta cut":
+        os.truncate(meta, 50)
+    elif damage == "meta gone":
+        meta.unlink()
+    else:
+        file.write_bytes(file.read_bytes() + b"x")
+    assert store.open("things", "k") is None
+    assert [path for path, _ in store.damaged()] == [folder]
+    arrays = store.get_or_build("things", "k", numbers, {})
+    assert np.array_equal(arrays["a"], numbers()["a"])
+    assert list(store.damaged()) == []
+
+
+def test_one_flipped_bit_is_found_by_the_checksums(store):
+    store.get_or_build("things", "k", numbers, {})
+    file = store.root / "things" / "k" / "a.npy"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    assert [(path.name, why) for path, why in store.damaged()] == [
+        ("k", "a.npy is not what was written")
+    ]
+
+
+def test_a_build_that_fails_leaves_nothing(store):
+    def fail():
+        raise InputError("no")
+
+    with pytest.raises(InputError):
+        store.get_or_build("things", "k", fail, {})
+    assert names(store) == []
+
+
+def test_a_key_changes_with_every_part_and_not_with_their_order():
+    parts = {"a": 1, "spacing": (0.7, 0.7), "digest": "x"}
+    key = entry_key(**parts)
+    assert key == entry_key(**dict(reversed(parts.items())))
+    for changed in ({"a": 2}, {"spacing": (0.7, 0.8)}, {"digest": "y"}, {"more": 0}):
+        assert entry_key(**{**parts, **changed}) != key
+
+
+def test_removing_is_one_step_and_an_open_reader_keeps_its_arrays(store):
+    arrays = store.get_or_build("things", "k", numbers, {})
+    store.remove(store.open("things", "k").path)
+    assert store.open("things", "k") is None
+    assert np.array_equal(arrays["a"], numbers()["a"])
+
+
+def test_a_store_that_cannot_be_written_is_reported_with_the_key_to_change(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="data.cache_dir"):
+        Store(tmp_path / "file").get_or_build("things", "k", numbers, {})
+
+
+# ---- keys of volumes: what is a miss
+
+
+def test_spacing_window_resolution_and_classes_are_misses(store, tmp_path):
+    case = make_case(tmp_path / "data")
+    changed = [
+        GRID,
+        replace(GRID, spacing=(1.0, 1.0, 1.2)),
+        replace(GRID, hu_window=(-200, 600)),
+        replace(GRID, resolution=(16, 14, 10)),
+        replace(GRID, num_classes=10),
+    ]
+    assert len({volume_key(store, case, p) for p in changed}) == len(changed)
+    same = Preprocessing([16, 14, 12], [1, 1, 1], [-1000, 1000])  # as YAML gives them
+    assert volume_key(store, case, same) == volume_key(store, case, GRID)
+
+
+def age(*paths):
+    """As if written an hour ago: settled, so that digests are remembered."""
+    for path in paths:
+        os.utime(path, (time.time() - 3600,) * 2)
+
+
+def test_a_changed_source_is_a_miss_even_with_the_same_size_and_time(store, tmp_path):
+    case = make_case(tmp_path / "data")
+    before = volume_key(store, case, GRID)
+    stat = os.stat(case.image)
+    raw = bytearray(case.image.read_bytes())
+    raw[-1] ^= 1
+    case.image.write_bytes(raw)
+    os.utime(case.image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert os.stat(case.image).st_size == stat.st_size
+    assert volume_key(store, case, GRID) != before
+
+
+def test_a_copied_or_renamed_source_is_a_hit(store, tmp_path):
+    case = make_case(tmp_path / "data")
+    moved = Case("7", tmp_path / "7.img.nii.gz", tmp_path / "7.label.nii.gz")
+    shutil.copy(case.image, moved.image)
+    shutil.copy(case.label, moved.label)
+    assert volume_key(store, case, GRID) == volume_key(store, moved, GRID)
+
+
+def test_a_warm_start_reads_no_source(store, tmp_path, monkeypatch):
+    case = make_case(tmp_path / "data")
+    monkeypatch.setattr("tubesynth.data.digest._SETTLED_SECONDS", -1)
+    key = volume_key(store, case, GRID)
+    read = []
+    monkeypatch.setattr("tubesynth.data.digest.file_digest", lambda file: read.append(file))
+    assert volume_key(store, case, GRID) == key
+    assert read == []
+
+
+def test_a_file_just_written_is_not_remembered(store, tmp_path):
+    case = make_case(tmp_path / "data")
+    volume_key(store, case, GRID)
+    assert names(store) == []
+
+
+def test_every_file_of_a_dicom_folder_counts(store, tmp_path):
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.dcm").write_bytes(bytes([i]) * 10)
+    before = store.digest(folder)
+    (folder / "2.dcm").write_bytes(b"x" * 10)
+    assert store.digest(folder) != before
+
+
+def test_tokens_have_a_key_of_their_own_so_other_settings_leave_the_volumes_alone(store, tmp_path):
+    case = make_case(tmp_path / "data")
+    entry, _ = ensure_volume(store, case, GRID)
+    one, new_one = ensure_tokens(store, case, entry, TokenSource(few_tokens, {"step_mm": 1.0}))
+    two, new_two = ensure_tokens(store, case, entry, TokenSource(few_tokens, {"step_mm": 0.5}))
+    _, again = ensure_tokens(store, case, entry, TokenSource(few_tokens, {"step_mm": 0.5}))
+    assert one.key != two.key and new_one and new_two and not again
+    assert ensure_volume(store, case, GRID)[1] is False
+
+
+def few_tokens(labels, affine):
+    index = np.argwhere(labels == 8)[:5]
+    return {"position_mm": index.astype(np.float32), "radius_mm": np.ones(len(index), np.float32)}
+
+
+# ---- several builders, and killed ones
+
+
+def test_build_reports_what_it_did_and_names_the_broken_case_after_the_others(store, tmp_path):
+    cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(3)]
+    cases[1].image.write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="1.img.nii.gz"):
+        build_volumes(store, cases, GRID, workers=1)
+    assert len(list(store.entries("volumes"))) == 2
+    report = build_volumes(store, [cases[0], cases[2]], GRID, TokenSource(few_tokens), workers=1)
+    assert (report.built, report.found) == (2, 2)  # the tokens; the volumes were there
+
+
+def test_ranks_share_the_cases_and_processes_build_the_same_bytes(tmp_path):
+    cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(4)]
+    alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
+    build_volumes(alone, cases, GRID, workers=1)
+    counts = [
+        build_volumes(shared, cases, GRID, workers=2 - rank, rank=rank, world=2).built
+        for rank in (0, 1)
+    ]
+    assert counts == [2, 2]
+    digests = [[(e.key, e.meta["arrays"]) for e in s.entries()] for s in (alone, shared)]
+    assert digests[0] == digests[1] and len(digests[0]) == 4
+
+
+def slow_build(root, queue, barrier):
+    def build():
+        queue.put(os.getpid())
+        time.sleep(0.05)
+        return numbers()
+
+    store = Store(root)
+    for i in range(6):
+        barrier.wait()
+        assert np.array_equal(store.get_or_build("things", f"k{i}", build, {})["a"], numbers()["a"])
+
+
+def test_two_jobs_that_build_the_same_set_both_finish_and_write_each_entry_once(store):
+    context = multiprocessing.get_context("fork")
+    queue, barrier = context.Queue(), context.Barrier(3)
+    jobs = [context.Process(target=slow_build, args=(store.root, queue, barrier)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert sum(1 for _ in range(6) if queue.get(timeout=5)) == 6 and queue.empty()
+    assert len(list(store.entries())) == 6 and list(store.damaged()) == []
+    assert store.leftovers() == []
+
+
+BUILDER = """
+import sys, pickle
+from tubesynth.data.store import Store
+from tubesynth.data.volumes import build_volumes
+cases, grid = pickle.load(open(sys.argv[2], "rb"))
+print("go", flush=True)
+build_volumes(Store(sys.argv[1]), cases, grid, workers=1)
+print("done", flush=True)
+"""
+
+
+def test_killed_at_any_moment_a_build_leaves_no_entry_that_reads_wrongly(tmp_path):
+    cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(12)]
+    reference, store = Store(tmp_path / "reference"), Store(tmp_path / "cache")
+    build_volumes(reference, cases, GRID, workers=1)
+    expected = {entry.key: entry.meta["arrays"] for entry in reference.entries()}
+    with open(tmp_path / "job", "wb") as stream:
+        pickle.dump((cases, GRID), stream)
+    rng = np.random.default_rng(0)
+    seen, finished = set(), False
+    for _ in range(12):
+        command = [sys.executable, "-c", BUILDER, str(store.root), str(tmp_path / "job")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+            assert job.stdout.readline() == "go\n"
+            time.sleep(rng.uniform(0, 0.12))
+            job.send_signal(signal.SIGKILL)
+            finished = job.stdout.readline() == "done\n"
+        assert list(store.damaged()) == []
+        found = {entry.key: entry.meta["arrays"] for entry in store.entries()}
+        assert seen <= set(found)  # what was finished once stays
+        assert all(expected[key] == arrays for key, arrays in found.items())
+        seen = set(found)
+        if finished:
+            break
+    build_volumes(store, cases, GRID, workers=1)
+    assert {entry.key: entry.meta["arrays"] for entry in store.entries()} == expected
+    store.sweep()
+    assert store.leftovers() == [] and not list(store.root.glob("*/.tmp-*"))
+
+
+def test_sweeping_takes_what_dead_builders_left_and_not_what_a_living_one_writes(store):
+    dead = store.root / "things" / ".tmp-dead-host-1-abc"
+    living = store.root / "things" / ".tmp-living-host-2-abc"
+
+    def build():
+        for folder in (dead, living):
+            folder.mkdir()
+        assert store.leftovers() == [dead]
+        assert store.sweep() == 1
+        return numbers()
+
+    store.get_or_build("things", "living", build, {})
+    assert not dead.exists() and living.exists()
+    assert store.sweep() == 1

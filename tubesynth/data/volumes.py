@@ -1,0 +1,214 @@
+"""A case on the grid that models see: image int16 HU, label uint8, tokens; made once, cached.
+
+The same `prepare_case` serves all three ways of keeping data (on the fly, memory, disk), so their
+tensors are identical. What the cache key holds is exactly what decides the result: the sources'
+bytes, the preprocessing, and FORMAT below. Nothing here needs torch.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+
+import numpy as np
+
+from tubesynth.data.store import Entry, Store, entry_key
+from tubesynth.errors import InputError
+from tubesynth.volume.files import Case, check_labels, check_same_grid, read_labels, read_volume
+
+FORMAT = 1  # raise it when prepare_case gives other voxels for the same input
+VOLUMES, TOKENS = "volumes", "tokens"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The grid, the HU window that images are clipped to, and the number of classes.
+
+    resolution and spacing (mm) have two or three entries; two describe one slice.
+    """
+
+    resolution: tuple[int, ...]
+    spacing: tuple[float, ...]
+    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+    num_classes: int = 9
+
+    def __post_init__(self):
+        flat = (1,) * (3 - len(self.resolution))
+        set_field = object.__setattr__  # frozen, and hashed as given: 256 and 256.0 are one key
+        set_field(self, "resolution", (*(int(n) for n in self.resolution), *flat))
+        set_field(self, "spacing", (*(float(s) for s in self.spacing), *map(float, flat)))
+        set_field(self, "hu_window", tuple(float(v) for v in self.hu_window))
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """How tokens are made: extract(labels (X, Y, Z) uint8, affine) -> {name: (N, ...)}.
+
+    `settings` are all its parameters, for the key. `extract` must be picklable.
+    """
+
+    extract: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass
+class BuildReport:
+    """What a build did: entries built, entries found, bytes of all, seconds."""
+
+    built: int = 0
+    found: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __str__(self):
+        return (
+            f"{self.built} built, {self.found} there already, "
+            f"{self.bytes / 1e6:.0f} MB, {self.seconds:.1f} s"
+        )
+
+
+def prepare_case(case: Case, preprocessing: Preprocessing):
+    """({"image": int16 HU (X, Y, Z), "label": uint8 (X, Y, Z)}, affine (4, 4)) on the target grid.
+
+    Image and label must share one grid in their files; the target grid is the image's.
+    """
+    from tubesynth.volume.resample import resample_image, resample_labels, target_grid
+
+    image = read_volume(case.image)
+    label = None if case.label is None else read_labels(case.label)
+    if label is not None:
+        check_same_grid(image, label, case.image, case.label)
+        check_labels(label.array, preprocessing.num_classes, case.label)
+    shape, affine = target_grid(image, preprocessing.spacing, preprocessing.resolution)
+    hu = resample_image(image, shape, affine, fill=preprocessing.hu_window[0]).array
+    low, high = preprocessing.hu_window
+    # clip and round in the order that the resampler left in memory, then lay out z fastest
+    arrays = {"image": np.ascontiguousarray(np.rint(hu.clip(low, high)).astype(np.int16))}
+    if label is not None:
+        arrays["label"] = np.ascontiguousarray(resample_labels(label, shape, affine).array)
+    return arrays, affine
+
+
+def volume_key(store: Store, case: Case, preprocessing: Preprocessing) -> str:
+    """The key of a case's volumes. Reads the sources only where their digests are not yet known."""
+    return entry_key(
+        format=FORMAT,
+        image=store.digest(case.image),
+        label=None if case.label is None else store.digest(case.label),
+        preprocessing=asdict(preprocessing),
+    )
+
+
+def token_key(volume: str, source: TokenSource) -> str:
+    return entry_key(volume=volume, tokens=source.settings)
+
+
+def ensure_volume(store: Store, case: Case, preprocessing: Preprocessing, key=None):
+    """(entry, whether it was built now) of a case's volumes."""
+    key = key or volume_key(store, case, preprocessing)
+
+    def build():
+        arrays, affine = prepare_case(case, preprocessing)
+        return arrays, {"affine": affine.tolist()}
+
+    return store.ensure(VOLUMES, key, build, _meta(case, preprocessing=asdict(preprocessing)))
+
+
+def ensure_tokens(store: Store, case: Case, volume: Entry, source: TokenSource):
+    """(entry, whether it was built now) of the tokens in a cached label map."""
+    affine = np.array(volume.meta["affine"])
+    key = token_key(volume.key, source)
+    meta = _meta(case, volume=volume.key, settings=source.settings)
+    return store.ensure(TOKENS, key, lambda: source.extract(volume.array("label"), affine), meta)
+
+
+def build_volumes(
+    store: Store,
+    cases: list[Case],
+    preprocessing: Preprocessing,
+    tokens: TokenSource | None = None,
+    workers: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> BuildReport:
+    """Every entry of this rank's share of the cases; all cores (of this machine's ranks) by
+    default.
+
+    A case that cannot be built stops nothing: the others are finished, then InputError names it.
+    """
+    from tqdm import tqdm
+
+    start, report = time.perf_counter(), BuildReport()
+    share = cases[rank::world]
+    if workers is None:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    failures = []
+    with _pool(min(workers, len(share))) as submit:
+        jobs = [submit(_build_case, store, case, preprocessing, tokens) for case in share]
+        for job in tqdm(as_completed(jobs), "cache", len(jobs), unit="case", disable=None):
+            try:
+                built, found, size = job.result()
+            except InputError as error:
+                failures.append(str(error))
+                continue
+            report.built += built
+            report.found += found
+            report.bytes += size
+    report.seconds = time.perf_counter() - start
+    if failures:
+        more = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
+        raise InputError(f"{failures[0]}{more}")
+    return report
+
+
+def _build_case(store, case, preprocessing, tokens) -> tuple[int, int, int]:
+    entry, new = ensure_volume(store, case, preprocessing)
+    made = [(entry, new)]
+    if tokens is not None and case.label is not None:
+        made.append(ensure_tokens(store, case, entry, tokens))
+    built = sum(new for _, new in made)
+    return built, len(made) - built, sum(entry.size for entry, _ in made)
+
+
+class _pool:
+    """Processes with one thread each, or the calling process where one worker is enough."""
+
+    def __init__(self, workers: int):
+        self.workers = workers
+
+    def __enter__(self):
+        if self.workers <= 1:
+            from concurrent.futures import Future
+
+            def run(function, *args):
+                job = Future()
+                try:
+                    job.set_result(function(*args))
+                except InputError as error:
+                    job.set_exception(error)
+                return job
+
+            self.executor = None
+            return run
+        # Spawned, not forked: the caller may hold threads of torch and of its collectives. The
+        # variables are read when a process loads its BLAS: many processes of many threads thrash.
+        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        self.saved = {name: os.environ.get(name) for name in threads}
+        os.environ.update(threads)
+        self.executor = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+        return self.executor.submit
+
+    def __exit__(self, kind, value, traceback):
+        if self.executor is None:
+            return
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        for name, value in self.saved.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _meta(case: Case, **settings) -> dict:
+    sources = [str(path) for path in (case.image, case.label) if path is not None]
+    return {"case": case.id, "sources": sources, **settings}
