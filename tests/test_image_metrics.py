@@ -107,7 +107,7 @@ def test_identical_images_are_perfect_and_shuffled_ones_are_not():
     a, _ = smooth_pair((32, 32, 32))
     shuffled = a.flatten()[torch.randperm(a.numel(), generator=torch.Generator().manual_seed(0))]
     shuffled = shuffled.reshape(a.shape)
-    assert ssim_and_ms_ssim(a, a, 1.0) == ([pytest.approx(1.0)], [pytest.approx(1.0)])
+    assert ssim_and_ms_ssim(a, a, 1.0) == ([pytest.approx(1.0)], [pytest.approx(1.0)], None)
     assert (psnr(a, a, 1.0), mae_hu(a, a)) == ([PSNR_CAP_DB], [0.0])
     assert ssim(a, shuffled, 1.0)[0] < 0.1
     assert ms_ssim(a, shuffled, 1.0)[0] < 0.3
@@ -142,6 +142,7 @@ def test_class_scores_equal_the_masked_scores_of_each_class():
     labels = torch.zeros(1, 24, 26, 40, dtype=torch.uint8)
     labels[:, :, 6:15, 6:30], labels[:, 8:, 15:22, 5:33] = 1, 3
     scores = class_scores(a, b, labels, 5, 1.0)
+    scores["ssim"] = ssim_and_ms_ssim(a, b, 1.0, labels, 5)[2]
     for k in (0, 1, 3):
         mask = labels == k
         assert scores["ssim"][0][k] == pytest.approx(ssim(a, b, 1.0, mask)[0], abs=1e-6)

@@ -10,6 +10,7 @@ gaussian_weights=True, sigma=1.5, use_sample_covariance=False. MS-SSIM is that o
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ def ssim(a, b, data_range: float, mask=None) -> list[float]:
     """Structural similarity; with a mask, the mean over its voxels with a whole window."""
     if mask is None:
         return _structure(a, b, data_range)[0]
-    return [row[1] for row in _ssim_by_class(a, b, mask, 2, data_range)]
+    return [row[1] for row in _structure(a, b, data_range, mask, 2)[2]]
 
 
 def ms_ssim(a, b, data_range: float) -> list[float]:
@@ -49,21 +50,26 @@ def ms_ssim(a, b, data_range: float) -> list[float]:
     return ssim_and_ms_ssim(a, b, data_range)[1]
 
 
-def ssim_and_ms_ssim(a, b, data_range: float) -> tuple[list[float], list[float]]:
-    """Both for the price of MS-SSIM, whose first scale is SSIM's."""
+def ssim_and_ms_ssim(a, b, data_range: float, labels=None, num_classes: int = 0):
+    """SSIM, MS-SSIM (B floats each) and SSIM by class (B x num_classes, or None) at one price.
+
+    The first scale of MS-SSIM is SSIM's, and its map is what is averaged over the classes.
+    """
     scales = num_scales(a.shape[2:])
     weights = [w / sum(SCALE_WEIGHTS[:scales]) for w in SCALE_WEIGHTS[:scales]]
     product = [1.0] * len(a)
     pool = F.avg_pool3d if a.ndim == 5 else F.avg_pool2d
-    first = None
+    first = by_class = None
     for scale, weight in enumerate(weights):
         if scale:
             a, b = (pool(x.float(), 2, ceil_mode=True, count_include_pad=False) for x in (a, b))
-        similarity, contrast = _structure(a, b, data_range)
-        first = similarity if first is None else first
+        maps = (labels, num_classes) if scale == 0 else (None, 0)
+        similarity, contrast, inside = _structure(a, b, data_range, *maps)
+        if scale == 0:
+            first, by_class = similarity, inside
         terms = similarity if scale == scales - 1 else contrast
         product = [p * max(t, 0.0) ** weight for p, t in zip(product, terms, strict=True)]
-    return first, product
+    return first, product, by_class
 
 
 def num_scales(shape: Sequence[int]) -> int:
@@ -77,10 +83,10 @@ def num_scales(shape: Sequence[int]) -> int:
 
 
 def class_scores(a, b, labels, num_classes: int, data_range: float) -> dict[str, list[list[float]]]:
-    """PSNR, SSIM and mean absolute error (in the image's unit) inside each class.
+    """PSNR and mean absolute error (in the image's unit) inside each class.
 
-    labels: (B, X, Y, Z) or (B, X, Y) integers below num_classes. Returns lists of B lists
-    of num_classes floats under "psnr", "ssim" and "mae".
+    labels: (B, X, Y, Z) or (B, X, Y) integers below num_classes. Returns lists of B lists of
+    num_classes floats under "psnr" and "mae". SSIM by class comes with `ssim_and_ms_ssim`.
     """
     absolute, squared = [], []
     for image_a, image_b, label in zip(a, b, labels, strict=True):
@@ -89,8 +95,7 @@ def class_scores(a, b, labels, num_classes: int, data_range: float) -> dict[str,
         counts, (ones, twos) = _sums(label, fields, num_classes)
         absolute.append((ones / counts).tolist())
         squared.append([_decibels(x, data_range) for x in (twos / counts).tolist()])
-    similarity = _ssim_by_class(a, b, labels, num_classes, data_range)
-    return {"psnr": squared, "ssim": similarity, "mae": absolute}
+    return {"psnr": squared, "mae": absolute}
 
 
 def image_scores(real_hu, other_hu, window, labels=None, num_classes: int = 0) -> dict[str, float]:
@@ -105,47 +110,44 @@ def image_scores(real_hu, other_hu, window, labels=None, num_classes: int = 0) -
     a, b = (
         (x.float().clamp(low, high) - low)[None, None] / (high - low) for x in (real_hu, other_hu)
     )
-    scores = {"psnr": psnr(a, b, 1.0)[0]}
+    classes = None if labels is None else labels[None]
+    scores, similarity = {"psnr": psnr(a, b, 1.0)[0]}, None
     if min(a.shape[2:]) >= WINDOW:
-        (scores["ssim"],), (scores["ms_ssim"],) = ssim_and_ms_ssim(a, b, 1.0)
+        first, multi, similarity = ssim_and_ms_ssim(a, b, 1.0, classes, num_classes)
+        scores["ssim"], scores["ms_ssim"] = first[0], multi[0]
     scores["mae_hu"] = mae_hu(a, b)[0] * (high - low)
-    if labels is None:
+    if classes is None:
         return scores
-    inside = class_scores(a, b, labels[None], num_classes, 1.0)
+    inside = class_scores(a, b, classes, num_classes, 1.0)
     for k in range(1, num_classes):
         if math.isnan(inside["mae"][0][k]):
             continue
         scores[f"psnr_class{k}"] = inside["psnr"][0][k]
-        scores[f"ssim_class{k}"] = inside["ssim"][0][k]
+        if similarity is not None:
+            scores[f"ssim_class{k}"] = similarity[0][k]
         scores[f"mae_hu_class{k}"] = inside["mae"][0][k] * (high - low)
     return scores
 
 
-def _structure(a, b, data_range) -> tuple[list[float], list[float]]:
-    """Mean SSIM and mean contrast-structure term of each batch element."""
-    similarity = torch.zeros(len(a), dtype=torch.float64, device=a.device)
-    contrast, count = torch.zeros_like(similarity), 0
-    for _, luminance, structure in _similarity_slabs(a, b, data_range):
-        contrast += structure.flatten(1).sum(1, dtype=torch.float64)
-        similarity += luminance.mul_(structure).flatten(1).sum(1, dtype=torch.float64)
-        count += structure[0].numel()
-    return (similarity / count).tolist(), (contrast / count).tolist()
-
-
-def _ssim_by_class(a, b, labels, num_classes, data_range) -> list[list[float]]:
-    """B x num_classes: the SSIM map averaged over each class."""
-    edge = WINDOW // 2
-    inner = labels[(slice(None), *(slice(edge, n - edge) for n in labels.shape[1:]))]
-    sums = torch.zeros(len(a), num_classes, dtype=torch.float64, device=a.device)
-    counts = torch.zeros_like(sums)
+def _structure(a, b, data_range, labels=None, num_classes=0):
+    """Mean SSIM and mean contrast-structure term (B floats each), and SSIM by class or None."""
+    edge, regions = WINDOW // 2, None
+    total = torch.zeros(len(a), 2, dtype=torch.float64, device=a.device)
+    by_class = torch.zeros(2, len(a), num_classes, dtype=torch.float64, device=a.device)
+    if labels is not None:  # of the voxels whose window lies inside the image
+        regions = labels[(slice(None), *(slice(edge, n - edge) for n in labels.shape[1:]))]
     for start, luminance, structure in _similarity_slabs(a, b, data_range):
-        similarity = luminance.mul_(structure).mean(1)
-        here = inner[:, start : start + similarity.shape[1]]
-        for i in range(len(a)):
-            count, (total,) = _sums(here[i], (similarity[i],), num_classes)
-            sums[i] += total
-            counts[i] += count
-    return (sums / counts).tolist()
+        total[:, 1] += structure.flatten(1).mean(1, dtype=torch.float64) * structure.shape[2]
+        similarity = luminance.mul_(structure)
+        total[:, 0] += similarity.flatten(1).mean(1, dtype=torch.float64) * structure.shape[2]
+        if regions is not None:
+            here = regions[:, start : start + similarity.shape[2]]
+            for i, (region, field) in enumerate(zip(here, similarity.mean(1), strict=True)):
+                count, (inside,) = _sums(region, (field,), num_classes)
+                by_class[:, i] += torch.stack([inside, count])
+    total /= a.shape[2] - 2 * edge
+    inside = None if labels is None else (by_class[0] / by_class[1]).tolist()
+    return total[:, 0].tolist(), total[:, 1].tolist(), inside
 
 
 def _similarity_slabs(a, b, data_range) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -182,7 +184,7 @@ def _blur(fields, axis) -> torch.Tensor:
     for start in range(0, out, SLAB):
         size = min(SLAB, out - start)
         part = fields.narrow(axis, start, size + WINDOW - 1)
-        band = _band(size, fields.device)
+        band = _band(size, str(fields.device))
         if axis == fields.ndim - 1:
             blocks.append(part @ band.T)
         else:
@@ -191,6 +193,7 @@ def _blur(fields, axis) -> torch.Tensor:
     return torch.cat(blocks, axis)
 
 
+@lru_cache
 def _band(size, device) -> torch.Tensor:
     """(size, size + 10): row i holds the normalised Gaussian in columns i to i + 10."""
     offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2

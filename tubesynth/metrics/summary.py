@@ -2,8 +2,9 @@
 
 A row is a dict: "case", "sample", "source" (real, reconstruction, synthesis), one float a metric.
 STAT is {"mean", "std", "ci95": [lo, hi], "n"} over cases: several samples of one case are averaged
-first, so that n counts independent cases. ci95 is Student's t interval of the mean. JSON has no
-NaN: what is undefined is null (a case without the metric is left out of n).
+first, so that n counts independent cases. ci95 is Student's t interval of the mean, cut to what the
+metric can be (a share is at most 1). JSON has no NaN: what is undefined is null, and a case without
+the metric is left out of n.
 """
 
 import csv
@@ -15,9 +16,16 @@ from pathlib import Path
 from tubesynth.volume.files import replacing
 
 KEYS = ("case", "sample", "source")
+BOUNDS = {
+    "centreline_": (0.0, 1.0),
+    "ms_ssim": (0.0, 1.0),
+    "ssim": (-1.0, 1.0),
+    "psnr": (-math.inf, 100.0),
+    "mae_hu": (0.0, math.inf),
+}
 
 
-def statistics(values) -> dict:
+def statistics(values, bounds=(-math.inf, math.inf)) -> dict:
     """STAT of one value a case; nan and None are left out; std is that of a sample (n - 1)."""
     known = [float(v) for v in values if v is not None and math.isfinite(v)]
     n = len(known)
@@ -30,7 +38,8 @@ def statistics(values) -> dict:
 
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (n - 1))
     half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
-    return {"mean": mean, "std": std, "ci95": [mean - half, mean + half], "n": n}
+    interval = [max(mean - half, bounds[0]), min(mean + half, bounds[1])]
+    return {"mean": mean, "std": std, "ci95": interval, "n": n}
 
 
 def summarise(rows) -> dict[str, dict]:
@@ -41,9 +50,17 @@ def summarise(rows) -> dict[str, dict]:
             if metric not in KEYS:
                 by_metric.setdefault(metric, {}).setdefault(row["case"], []).append(value)
     return {
-        metric: statistics(_mean(samples) for samples in cases.values())
+        metric: statistics([_mean(samples) for samples in cases.values()], bounds_of(metric))
         for metric, cases in by_metric.items()
     }
+
+
+def bounds_of(metric: str) -> tuple[float, float]:
+    """The range of a metric's values by its name."""
+    for start, bounds in BOUNDS.items():
+        if metric.startswith(start):
+            return bounds
+    return -math.inf, math.inf
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -83,7 +100,8 @@ def table(columns: dict[str, dict[str, dict]], metrics: list[str]) -> str:
     """Aligned plain text: a line a metric, a column a source, `mean [lo, hi]` in each cell."""
     header = ["", *columns]
     lines = [
-        [metric, *(_cell(stats.get(metric)) for stats in columns.values())] for metric in metrics
+        [metric, *(_cell(stats.get(metric), _digits(metric)) for stats in columns.values())]
+        for metric in metrics
     ]
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     return "\n".join(
@@ -95,14 +113,16 @@ def table(columns: dict[str, dict[str, dict]], metrics: list[str]) -> str:
     )
 
 
-def _cell(stat: dict | None) -> str:
+def _digits(metric: str) -> int:
+    """Decimals that mean something: HU to a tenth, dB to a hundredth, shares to a thousandth."""
+    return 1 if "_hu" in metric else 2 if metric.startswith("psnr") else 3
+
+
+def _cell(stat: dict | None, digits: int) -> str:
     if stat is None or stat["mean"] is None:
         return "-"
-    digits = 3 if abs(stat["mean"]) < 10 else 1
-    mean = f"{stat['mean']:.{digits}f}"
-    if stat["ci95"][0] is None:
-        return mean
-    return f"{mean} [{stat['ci95'][0]:.{digits}f}, {stat['ci95'][1]:.{digits}f}]"
+    mean, (low, high) = f"{stat['mean']:.{digits}f}", stat["ci95"]
+    return mean if low is None else f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _mean(values) -> float | None:

@@ -1,0 +1,220 @@
+"""The evaluate command on small phantoms: promised keys, known scores, samples, grids, errors."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tubesynth.errors import InputError
+from tubesynth.evaluate import main
+from tubesynth.metrics.summary import json_safe, statistics, summarise, table
+from tubesynth.metrics.training_log import validation_losses
+from tubesynth.volume.files import write_volume
+from tubesynth.volume.grid import Volume, centred_affine
+
+SHAPE, SPACING = (40, 36, 32), (1.0, 1.0, 1.2)
+
+
+def heart_and_vessel(seed):
+    """(HU, labels) of a contrast-filled ball with a vessel of 4 mm diameter running past it."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[(x - 20) ** 2 + (y - 20) ** 2 + (z - 16) ** 2 < 100] = 3
+    labels[(x - 20) ** 2 + (y - 6) ** 2 <= 4] = 8
+    hu = np.select([labels == 3, labels == 8], [400.0, 350.0], -80.0) + rng.normal(0, 10, SHAPE)
+    return hu, labels
+
+
+def write(folder, name, array, dtype="int16", affine=None):
+    affine = centred_affine(SHAPE, SPACING) if affine is None else affine
+    write_volume(folder / f"{name}.nii.gz", Volume(array, affine), dtype)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases: exact reconstructions but for noise of 20 HU; two samples, the vessel erased in
+    s1."""
+    for case in ("1", "2", "10"):
+        hu, labels = heart_and_vessel(int(case))
+        noise = np.random.default_rng(int(case)).normal(0, 20, SHAPE)
+        write(tmp_path / "real", f"{case}.img", hu)
+        write(tmp_path / "labels", f"{case}.label", labels, "uint8")
+        write(tmp_path / "reconstruction", f"{case}.img", hu + noise)
+        write(tmp_path / "synthesis", f"{case}_s0.img", hu)
+        write(tmp_path / "synthesis", f"{case}_s1.img", np.where(labels == 8, -80, hu))
+    return tmp_path
+
+
+def evaluate(root, *names, extra=()):
+    options = [x for name in names for x in (f"--{name}", str(root / name))]
+    main([*options, "--output-dir", str(root / "out"), *map(str, extra)])
+    return json.loads((root / "out" / "metrics.json").read_text())
+
+
+def test_metrics_json_has_the_promised_keys_and_the_scores_of_known_images(folders, capsys):
+    result = evaluate(folders, "real", "labels", "reconstruction", "synthesis")
+    assert list(result) == ["reconstruction", "synthesis", "vessels", "training", "provenance"]
+    assert list(result["vessels"]) == ["real", "reconstruction", "synthesis"]
+    psnr = result["reconstruction"]["psnr"]
+    assert list(psnr) == ["mean", "std", "ci95", "n"]
+    assert psnr["mean"] == pytest.approx(20 * np.log10(2000 / 20), abs=0.1)
+    assert psnr["ci95"][0] < psnr["mean"] < psnr["ci95"][1]
+    assert psnr["n"] == 3
+    # Samples of a case are averaged before cases are counted: one has its vessel, one has not.
+    in_range = result["vessels"]["synthesis"]["centreline_in_range_gt3mm"]
+    assert (in_range["mean"], in_range["n"]) == (pytest.approx(0.5), 3)
+    assert result["vessels"]["real"]["centreline_in_range"]["mean"] == 1.0
+    assert result["vessels"]["reconstruction"]["centreline_in_range"]["mean"] > 0.99
+    provenance = result["provenance"]
+    assert provenance["n_cases"] == 3
+    assert provenance["lumen_range"] == [200.0, 600.0]
+    assert {"command", "version", "git_commit", "date", "torch", "hu_window", "data_range"} <= set(
+        provenance
+    )
+    printed = capsys.readouterr().out
+    assert "3 cases" in printed and "\npsnr " in printed
+    for case in ("1", "2", "10"):
+        assert (folders / "out" / "panels" / f"{case}.png").stat().st_size > 5000
+
+
+def test_the_csv_has_one_line_an_image(folders):
+    evaluate(folders, "real", "labels", "reconstruction", "synthesis")
+    with open(folders / "out" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["case"], r["source"], r["sample"]) for r in rows[:4]] == [
+        ("1", "real", "0"),
+        ("1", "reconstruction", "0"),
+        ("1", "synthesis", "0"),
+        ("1", "synthesis", "1"),
+    ]
+    assert len(rows) == 12
+    assert [r["centreline_in_range"] for r in rows[2:4]] == ["1.0", "0.0"]
+    assert rows[0]["psnr"] == "" and float(rows[2]["psnr"]) == 100.0
+
+
+def test_an_exact_copy_is_perfect_and_swapped_cases_are_not(folders):
+    for case, other in (("1", "1"), ("2", "10"), ("10", "2")):
+        hu, labels = heart_and_vessel(int(other))
+        moved = np.roll(hu, 6 * (case != other), axis=1)
+        write(folders / "copy", f"{case}.img", moved)
+    root = folders
+    (root / "reconstruction").rename(root / "unused")
+    (root / "copy").rename(root / "reconstruction")
+    evaluate(root, "real", "reconstruction")
+    with open(root / "out" / "metrics.csv", newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    perfect = rows["1"]
+    assert (float(perfect["psnr"]), float(perfect["mae_hu"])) == (100.0, 0.0)
+    assert float(perfect["ssim"]) == pytest.approx(1.0)
+    assert float(rows["2"]["psnr"]) < 30
+    assert float(rows["2"]["ssim"]) < 0.9
+
+
+def test_a_synthesis_needs_no_real_ct(folders):
+    result = evaluate(folders, "labels", "synthesis")
+    assert result["synthesis"] == {} and result["vessels"]["real"] == {}
+    assert result["vessels"]["synthesis"]["centreline_in_range"]["mean"] == pytest.approx(0.5)
+
+
+def test_images_on_another_grid_are_scored_there_and_this_is_said(folders, capsys):
+    shape = (32, 36, 28)  # two slices less below and above, four columns less on either side
+    for case in ("1", "2", "10"):
+        flat = np.full(shape, 100.0)
+        write(folders / "cropped", f"{case}.img", flat, affine=centred_affine(shape, SPACING))
+    (folders / "reconstruction").rename(folders / "unused")
+    (folders / "cropped").rename(folders / "reconstruction")
+    result = evaluate(folders, "real", "labels", "reconstruction")
+    assert "real CT onto the grid of its reconstruction" in capsys.readouterr().out
+    # A flat 100 HU against a heart of 400 HU.
+    assert result["reconstruction"]["mae_hu_class3"]["mean"] == pytest.approx(300, abs=1)
+    assert result["vessels"]["reconstruction"]["lumen_hu"]["mean"] == pytest.approx(100)
+    covered = result["vessels"]["reconstruction"]["centreline_covered"]["mean"]
+    assert 0.85 < covered < 0.97  # 28 of 32 slices, of a centreline that ends before the mask
+
+
+def test_an_image_from_elsewhere_is_refused(folders):
+    far = centred_affine(SHAPE, SPACING)
+    far[:3, 3] += 500
+    write(folders / "reconstruction", "1.img", heart_and_vessel(1)[0], affine=far)
+    with pytest.raises(InputError, match=r"1\.img\.nii\.gz.*different grids"):
+        evaluate(folders, "real", "labels", "reconstruction")
+
+
+def test_partners_are_missed_by_name_and_spare_real_cts_are_noted(folders, capsys):
+    (folders / "synthesis" / "2_s0.img.nii.gz").rename(folders / "synthesis" / "7_s0.img.nii.gz")
+    with pytest.raises(InputError, match=r"unpaired.*7_s0\.img\.nii\.gz"):
+        evaluate(folders, "real", "labels", "synthesis")
+    (folders / "synthesis" / "7_s0.img.nii.gz").unlink()
+    (folders / "synthesis" / "2_s1.img.nii.gz").unlink()
+    result = evaluate(folders, "real", "labels", "synthesis")
+    assert result["provenance"]["n_cases"] == 2
+    assert "1 real CTs without a partner were left out: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("labels",), "nothing to score"),
+        (("labels", "reconstruction"), "give --real"),
+        (("synthesis",), "give --labels"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_says_what_is_missing(folders, names, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(folders, *names)
+
+
+def test_a_missing_folder_ends_with_code_2_one_line_and_no_output(tmp_path):
+    command = [sys.executable, "-m", "tubesynth.evaluate", "--real", str(tmp_path / "nowhere")]
+    done = subprocess.run(
+        [*command, "--output-dir", str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "nowhere: no such folder; check --real" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_log_tells_whether_the_validation_loss_fell(folders):
+    run = folders / "runs" / "demo"
+    run.mkdir(parents=True)
+    lines = [
+        {"step": 0, "split": "validation", "loss": 0.5},
+        {"step": 5, "split": "training", "loss": 9.0},
+        {"step": 10, "split": "validation", "loss": 0.1},
+        {"step": 20, "split": "validation", "loss": 0.2},
+    ]
+    log = run / "metrics.jsonl"
+    log.write_text("\n".join(json.dumps(line) for line in lines) + '\n{"step": 30, "spl')
+    losses = evaluate(folders, "labels", "synthesis", extra=["--training-log", log])["training"]
+    first, last, lowest = (losses["demo"][f"{k}_loss"] for k in ("first", "last", "lowest"))
+    assert (first, last, lowest, losses["demo"]["fell"]) == (0.5, 0.2, 0.1, True)
+    log.write_text('{"step": 1, "split": "training", "loss": 1}\n')
+    with pytest.raises(InputError, match="validation"):
+        validation_losses([log])
+
+
+def test_statistics_are_students_and_undefined_is_null():
+    from scipy.stats import t
+
+    values = [1.0, 2.0, 4.0, 7.0, None, float("nan")]
+    stat = statistics(values)
+    low, high = t.interval(0.95, 3, loc=3.5, scale=np.std(values[:4], ddof=1) / 2)
+    assert (stat["n"], stat["mean"]) == (4, 3.5)
+    assert stat["ci95"] == pytest.approx([low, high])
+    assert statistics(values, bounds=(0.0, 5.0))["ci95"] == [0.0, 5.0]
+    assert statistics([]) == {"mean": None, "std": None, "ci95": [None, None], "n": 0}
+    assert json_safe({"a": [float("inf"), {"b": float("nan")}]}) == {"a": [None, {"b": None}]}
+
+
+def test_tables_align_and_show_what_is_missing():
+    rows = [{"case": str(i), "sample": 0, "source": "real", "psnr": 30.0 + i} for i in range(2)]
+    text = table({"real": summarise(rows), "synthesis": {}}, ["psnr", "ssim"])
+    lines = text.splitlines()
+    assert lines[1].startswith("psnr  30.50 [24.15, 36.85]")
+    assert len(lines[1]) == len(lines[2]) == len(lines[0])
+    assert lines[2].endswith("-")

@@ -1,0 +1,52 @@
+"""What a run's metrics.jsonl says about its validation loss: did it fall?
+
+The log holds one JSON object a line: {"step": 10, "split": "validation", "loss": 0.12, ...}.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from tubesynth.errors import InputError
+
+
+def validation_losses(logs) -> dict[str, dict]:
+    """{run: first, last and lowest validation loss with their steps} of metrics.jsonl files.
+
+    A run is named by its folder; a folder may be given instead of the file in it.
+    """
+    result: dict[str, dict] = {}
+    for log in map(Path, logs):
+        log = log / "metrics.jsonl" if log.is_dir() else log
+        curve = loss_curve(log)
+        name = log.resolve().parent.name
+        name = name if name not in result else str(log)
+        first, last, lowest = curve[0], curve[-1], min(curve, key=lambda point: point[1])
+        result[name] = {
+            "log": str(log),
+            "first_step": first[0],
+            "first_loss": first[1],
+            "last_step": last[0],
+            "last_loss": last[1],
+            "lowest_step": lowest[0],
+            "lowest_loss": lowest[1],
+            "fell": last[1] < first[1],
+        }
+    return result
+
+
+def loss_curve(log: Path) -> list[tuple[int, float]]:
+    """[(step, validation loss)] in the order of steps; a last line cut short is left out."""
+    if not log.is_file():
+        raise InputError(f"{log}: no such training log; check --training-log")
+    points = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a process that was killed while it wrote
+        if row.get("split") == "validation" and math.isfinite(row.get("loss", math.nan)):
+            points[int(row["step"])] = float(row["loss"])
+    if not points:
+        raise InputError(f'{log}: holds no line with "split": "validation" and a loss')
+    return sorted(points.items())
