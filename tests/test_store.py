@@ -275,7 +275,9 @@ BUILDER = """
 import sys, pickle
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import build_volumes
+from tubesynth.data.volumes import prepare_case
 cases, grid = pickle.load(open(sys.argv[2], "rb"))
+prepare_case(cases[0], grid)  # the imports are made: from here on it is reading and writing
 print("go", flush=True)
 build_volumes(Store(sys.argv[1]), cases, grid, workers=1)
 print("done", flush=True)
@@ -283,32 +285,66 @@ print("done", flush=True)
 
 
 def test_killed_at_any_moment_a_build_leaves_no_entry_that_reads_wrongly(tmp_path):
-    cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(12)]
+    cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(40)]
     reference, store = Store(tmp_path / "reference"), Store(tmp_path / "cache")
     build_volumes(reference, cases, GRID, workers=1)
     expected = {entry.key: entry.meta["arrays"] for entry in reference.entries()}
     with open(tmp_path / "job", "wb") as stream:
         pickle.dump((cases, GRID), stream)
     rng = np.random.default_rng(0)
-    seen, finished = set(), False
-    for _ in range(12):
+    seen, leftovers = set(), 0
+    for _ in range(10):
         command = [sys.executable, "-c", BUILDER, str(store.root), str(tmp_path / "job")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
             assert job.stdout.readline() == "go\n"
-            time.sleep(rng.uniform(0, 0.12))
+            time.sleep(rng.uniform(0, 0.04))
             job.send_signal(signal.SIGKILL)
             finished = job.stdout.readline() == "done\n"
         assert list(store.damaged()) == []
         found = {entry.key: entry.meta["arrays"] for entry in store.entries()}
         assert seen <= set(found)  # what was finished once stays
         assert all(expected[key] == arrays for key, arrays in found.items())
-        seen = set(found)
+        seen, leftovers = set(found), leftovers + len(store.leftovers())
         if finished:
             break
+    print(f"{len(seen)} of {len(cases)} entries, {leftovers} torn folders over all kills")
     build_volumes(store, cases, GRID, workers=1)
     assert {entry.key: entry.meta["arrays"] for entry in store.entries()} == expected
     store.sweep()
     assert store.leftovers() == [] and not list(store.root.glob("*/.tmp-*"))
+
+
+DYING = """
+import os, signal, sys
+import numpy as np
+from tubesynth.data.store import Store
+left, sync, save = [int(sys.argv[2])], os.fsync, np.save
+def dying_sync(handle):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(handle)
+def dying_save(stream, array, **options):
+    if sys.argv[2] == "0":  # half of a file
+        stream.write(b"\\x93NUMPY" + bytes(50))
+        stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(stream, array, **options)
+os.fsync, np.save = dying_sync, dying_save
+Store(sys.argv[1]).get_or_build("things", "k", lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
+"""
+
+
+@pytest.mark.parametrize("moment", range(6))  # half a file; each file, meta, folder, parent synced
+def test_killed_at_each_step_of_writing_an_entry_is_whole_or_absent(store, moment):
+    job = subprocess.run([sys.executable, "-c", DYING, str(store.root), str(moment)])
+    assert job.returncode == -signal.SIGKILL
+    assert list(store.damaged()) == []
+    assert (store.open("things", "k") is not None) == (moment == 5)  # after the rename
+    assert len(store.leftovers()) == (moment != 5)
+    arrays = store.get_or_build("things", "k", lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
+    assert np.array_equal(arrays["a"], np.arange(9))
+    assert list(store.damaged()) == []
 
 
 def test_sweeping_takes_what_dead_builders_left_and_not_what_a_living_one_writes(store):
