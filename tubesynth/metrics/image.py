@@ -1,7 +1,7 @@
 """How near one image is to another: PSNR, SSIM, MS-SSIM, absolute error, also by class.
 
 Tensors are (B, C, X, Y, Z) or (B, C, X, Y); answers are one Python float per batch element, nan
-where undefined (an empty mask). SSIM is that of Wang et al. 2004 (doi:10.1109/TIP.2003.819861):
+where undefined (an empty mask, an image smaller than the window). SSIM is that of Wang et al. 2004 (doi:10.1109/TIP.2003.819861):
 Gaussian window of 11 voxels, sigma 1.5 voxels, K1 = 0.01, K2 = 0.03, population covariances,
 averaged over the voxels whose window lies inside the image: scikit-image's number with
 gaussian_weights=True, sigma=1.5, use_sample_covariance=False. MS-SSIM is that of Wang et al. 2003
@@ -55,7 +55,7 @@ def ssim_and_ms_ssim(a, b, data_range: float, labels=None, num_classes: int = 0)
 
     The first scale of MS-SSIM is SSIM's, and its map is what is averaged over the classes.
     """
-    scales = num_scales(a.shape[2:])
+    scales = max(1, num_scales(a.shape[2:]))  # where none fits, the first one is nan
     weights = [w / sum(SCALE_WEIGHTS[:scales]) for w in SCALE_WEIGHTS[:scales]]
     product = [1.0] * len(a)
     pool = F.avg_pool3d if a.ndim == 5 else F.avg_pool2d
@@ -73,12 +73,10 @@ def ssim_and_ms_ssim(a, b, data_range: float, labels=None, num_classes: int = 0)
 
 
 def num_scales(shape: Sequence[int]) -> int:
-    """Scales of MS-SSIM whose image still holds the window. ValueError where none does."""
+    """Scales of MS-SSIM whose image still holds the window; 0 where SSIM is undefined."""
     size, scales = min(shape), 0
     while size >= WINDOW and scales < len(SCALE_WEIGHTS):
         size, scales = -(-size // 2), scales + 1
-    if not scales:
-        raise ValueError(f"SSIM needs {WINDOW} voxels along every axis, not {tuple(shape)}")
     return scales
 
 
@@ -112,7 +110,7 @@ def image_scores(real_hu, other_hu, window, labels=None, num_classes: int = 0) -
     )
     classes = None if labels is None else labels[None]
     scores, similarity = {"psnr": psnr(a, b, 1.0)[0]}, None
-    if min(a.shape[2:]) >= WINDOW:
+    if num_scales(a.shape[2:]):
         first, multi, similarity = ssim_and_ms_ssim(a, b, 1.0, classes, num_classes)
         scores["ssim"], scores["ms_ssim"] = first[0], multi[0]
     scores["mae_hu"] = mae_hu(a, b)[0] * (high - low)
@@ -131,6 +129,9 @@ def image_scores(real_hu, other_hu, window, labels=None, num_classes: int = 0) -
 
 def _structure(a, b, data_range, labels=None, num_classes=0):
     """Mean SSIM and mean contrast-structure term (B floats each), and SSIM by class or None."""
+    if not num_scales(a.shape[2:]):
+        undefined = [math.nan] * len(a)
+        return undefined, undefined, [[math.nan] * num_classes for _ in a]
     edge, regions = WINDOW // 2, None
     total = torch.zeros(len(a), 2, dtype=torch.float64, device=a.device)
     by_class = torch.zeros(2, len(a), num_classes, dtype=torch.float64, device=a.device)
@@ -157,7 +158,6 @@ def _similarity_slabs(a, b, data_range) -> Iterator[tuple[int, torch.Tensor, tor
     """
     if a.shape != b.shape:
         raise ValueError(f"images of different shapes: {tuple(a.shape)} and {tuple(b.shape)}")
-    num_scales(a.shape[2:])  # refuses an image smaller than the window
     c1, c2 = K1**2, K2**2
     for start in range(0, a.shape[2] - WINDOW + 1, SLAB):
         # In units of the data range, so that float32 differences of squares keep their digits.
@@ -185,11 +185,12 @@ def _blur(fields, axis) -> torch.Tensor:
         size = min(SLAB, out - start)
         part = fields.narrow(axis, start, size + WINDOW - 1)
         band = _band(size, str(fields.device))
-        if axis == fields.ndim - 1:
-            blocks.append(part @ band.T)
-        else:
-            rows = torch.matmul(band, part.flatten(axis + 1))
-            blocks.append(rows.unflatten(-1, part.shape[axis + 1 :]))
+        with torch.autocast(fields.device.type, enabled=False):  # 16 bits would show in the score
+            if axis == fields.ndim - 1:
+                blocks.append(part @ band.T)
+            else:
+                rows = torch.matmul(band, part.flatten(axis + 1))
+                blocks.append(rows.unflatten(-1, part.shape[axis + 1 :]))
     return torch.cat(blocks, axis)
 
 
