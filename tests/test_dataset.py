@@ -1,0 +1,245 @@
+"""Draws to batches: one draw is one sample, however it is kept and whoever loads it."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from tubesynth.data.augment import Augmentation
+from tubesynth.data.dataset import VolumeDataset, collate, make_loader, pad_tokens
+from tubesynth.data.sampler import DrawSampler, case_of_draw
+from tubesynth.data.store import Store
+from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
+from tubesynth.errors import InputError
+from tubesynth.volume.files import Case, pair_cases, read_volume
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+GRID = Preprocessing((16, 16, 12), (1.0, 1.0, 1.5))
+ALL = Augmentation(flip=0.5, rotate90=0.5, intensity=0.5, label_dropout=0.3, vessel_dropout=0.3)
+
+
+def label_points(labels, affine, number=8):
+    """Tokens from the positions of one class: enough to follow them through everything."""
+    index = np.argwhere(labels == number)[:200]
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    position = (index - (np.array(labels.shape) - 1) / 2) * spacing
+    radius = np.full(len(index), 0.1)
+    return {"position_mm": position.astype(np.float32), "radius_mm": radius.astype(np.float32)}
+
+
+TOKENS = TokenSource(partial(label_points, number=8), {"number": 8})
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for i in range(5):
+        rng = np.random.default_rng(i)
+        shape = (18 + i, 15, 14)
+        image = rng.integers(-1300, 1300, shape).astype(np.int16)
+        label = rng.choice(9, shape, p=[0.6, *[0.05] * 8]).astype(np.uint8)
+        label[label == 8] = 0 if i == 4 else 8  # the last case has no vessels
+        affine = np.diag([-0.87, 1.13, 1.31, 1])  # no sample half-way between voxels
+        for kind, array in (("img", image), ("label", label)):
+            folder = root / {"img": "images", "label": "labels"}[kind]
+            folder.mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(array, affine), folder / f"{i}.{kind}.nii.gz")
+    return pair_cases(root / "images", root / "labels")
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+# ---- samples
+
+
+def test_on_the_fly_memory_and_disk_give_identical_samples(cases, tmp_path):
+    options = dict(seed=3, crop=(12, 12, 12), augmentation=ALL, tokens=TOKENS)
+    fly, memory, disk = (
+        VolumeDataset(cases, GRID, Store(tmp_path), mode, **options)
+        for mode in ("default", "cache", "persistent")
+    )
+    for draw in range(12):
+        sample = fly[draw]
+        assert same(sample, memory[draw])
+        assert same(sample, disk[draw])
+        assert same(sample, disk[draw])  # built, and then read
+
+
+def test_a_sample_is_small_typed_and_contiguous(cases):
+    sample = VolumeDataset(cases, GRID, seed=1, augmentation=ALL, tokens=TOKENS)[2]
+    assert sample["image"].dtype == torch.int16 and sample["image"].shape == (1, 16, 16, 12)
+    assert sample["label"].dtype == torch.uint8 and sample["label"].shape == (16, 16, 12)
+    assert sample["image"].is_contiguous() and sample["label"].is_contiguous()
+    assert np.allclose(sample["spacing"], (1, 1, 1.5))
+    assert sample["intensity"].shape == (2,) and sample["intensity"].dtype == torch.float32
+    assert -1000 <= sample["image"].min() and sample["image"].max() <= 1000
+
+
+def test_the_same_draw_is_the_same_sample_and_another_draw_of_the_case_is_not(cases):
+    dataset = VolumeDataset(cases, GRID, seed=1, crop=(8, 8, 8), augmentation=ALL)
+    again = VolumeDataset(cases, GRID, seed=1, crop=(8, 8, 8), augmentation=ALL)
+    other_seed = VolumeDataset(cases, GRID, seed=2, crop=(8, 8, 8), augmentation=ALL)
+    assert same(dataset[7], again[7])
+    assert not torch.equal(dataset[7]["image"], other_seed[7]["image"])
+    of_one_case = [d for d in range(15) if dataset[d]["case"] == "2"]
+    assert len(of_one_case) == 3
+    crops = [dataset[d]["image"] for d in of_one_case]
+    assert not torch.equal(crops[0], crops[1])
+
+
+def test_image_label_and_tokens_of_a_sample_show_the_same_vessels(cases):
+    dataset = VolumeDataset(cases, GRID, seed=5, crop=(12, 12, 10), augmentation=ALL, tokens=TOKENS)
+    whole = VolumeDataset(cases, GRID, seed=5)
+    for draw in range(20):
+        sample = dataset[draw]
+        labels, position = sample["label"].numpy(), sample["tokens"]["position_mm"].numpy()
+        index = position / [1, 1, 1.5] + (np.array(labels.shape) - 1) / 2
+        index = np.rint(index).astype(int)
+        inside = ((index >= 0) & (index < labels.shape)).all(axis=1)
+        assert (labels[tuple(index[inside].T)] == 8).all()
+        if sample["case"] == "4":
+            assert len(position) == 0 and not (labels == 8).any()
+        else:
+            assert inside.sum() > 0
+        pairs = np.stack([labels.ravel(), sample["image"].numpy().ravel()])
+        reference = whole.sample([c.id for c in cases].index(sample["case"]))
+        paired = {
+            tuple(p) for p in np.stack([reference["label"], reference["image"][0]]).reshape(2, -1).T
+        }
+        assert {tuple(p) for p in pairs.T} <= paired
+
+
+def test_image_and_label_land_on_the_images_grid_as_simpleitk_resamples_them(cases):
+    arrays, affine = prepare_case(cases[0], GRID)
+    source = sitk.ReadImage(str(cases[0].label))
+    target = sitk.Image([16, 16, 12], sitk.sitkUInt8)
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    target.SetOrigin(lps[:3, 3])
+    target.SetSpacing((1, 1, 1.5))
+    target.SetDirection((lps[:3, :3] / [1, 1, 1.5]).ravel())
+    labels = sitk.GetArrayFromImage(
+        sitk.Resample(source, target, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    ).T
+    assert np.mean(labels == arrays["label"]) > 0.999
+    middle = read_volume(cases[0].image).centre_mm
+    assert np.allclose(affine[:3, :3] @ [7.5, 7.5, 5.5] + affine[:3, 3], middle, atol=1e-4)
+
+
+def test_a_vanished_or_cut_entry_is_made_again_while_reading(cases, tmp_path):
+    dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent")
+    before = dataset[0]
+    for entry in list(dataset.store.entries("volumes")):
+        (entry.path / "image.npy").write_bytes(b"cut")
+    assert same(dataset[0], before)
+
+
+def test_two_dimensional_cases_lose_their_last_axis(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 24)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    grid = Preprocessing((16, 20), (1, 1), (0, 255))
+    dataset = VolumeDataset([Case("1", tmp_path / "1.png")], grid, crop=(8, 12), dim=2)
+    assert dataset[0]["image"].shape == (1, 8, 12)
+    whole = VolumeDataset([Case("1", tmp_path / "1.png")], grid, dim=2)[0]
+    assert torch.equal(whole["image"][0], torch.from_numpy(pixels[::-1].T[4:20].copy()).short())
+
+
+def test_crop_larger_than_the_volume_and_no_cases_are_refused(cases):
+    with pytest.raises(InputError, match="data.crop"):
+        VolumeDataset(cases, GRID, crop=(32, 8, 8))
+    with pytest.raises(InputError, match="data.root"):
+        VolumeDataset([], GRID)
+
+
+def test_label_outside_the_classes_or_on_another_grid_is_refused_by_name(cases, tmp_path):
+    with pytest.raises(InputError, match=r"0.label.nii.gz.*0 to 4"):
+        prepare_case(cases[0], replace(GRID, num_classes=5))
+    with pytest.raises(InputError, match=r"1.label.nii.gz.*0.img.nii.gz"):
+        prepare_case(Case("0", cases[0].image, cases[1].label), GRID)
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_a_loader_without_workers(cases, tmp_path, workers):
+    options = dict(seed=2, crop=(10, 10, 10), augmentation=ALL, tokens=TOKENS)
+    dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent", **options)
+    loader = make_loader(dataset, DrawSampler(0, 12, batch_size=3), num_workers=workers)
+    batches = list(loader)
+    assert len(batches) == 4 and batches[1]["draw"].tolist() == [3, 4, 5]
+    for number, batch in enumerate(batches):
+        expected = collate([dataset.view(draw) for draw in range(3 * number, 3 * number + 3)])
+        assert same(batch, expected)
+        for row in range(3):
+            assert torch.equal(batch["image"][row], dataset[3 * number + row]["image"])
+
+
+def test_tokens_are_padded_with_a_mask_and_a_case_without_any_is_legal():
+    many = {"position_mm": np.ones((3, 3), np.float32), "radius_mm": np.ones(3, np.float32)}
+    none = {"position_mm": np.ones((0, 3), np.float32), "radius_mm": np.ones(0, np.float32)}
+    padded = pad_tokens([many, none])
+    assert padded["position_mm"].shape == (2, 3, 3)
+    assert padded["mask"].tolist() == [[True] * 3, [False] * 3]
+    assert padded["position_mm"][1].abs().sum() == 0
+    assert pad_tokens([none])["mask"].tolist() == [[False]]
+
+
+# ---- the order of draws
+
+
+def test_every_epoch_takes_each_case_once_in_an_order_of_its_own():
+    orders = [[case_of_draw(d, 10, seed=4) for d in range(e * 10, e * 10 + 10)] for e in range(5)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 5
+    assert [case_of_draw(d, 3, seed=4, shuffle=False) for d in range(5)] == [0, 1, 2, 0, 1]
+
+
+def test_two_ranks_see_together_what_one_sees_alone():
+    alone = list(DrawSampler(0, 25, batch_size=4))
+    ranks = [list(DrawSampler(0, 25, batch_size=2, rank=r, world=2)) for r in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == len(alone) == 6
+    assert [a + b for a, b in zip(*ranks, strict=True)] == alone
+    assert alone[0] == [0, 1, 2, 3]
+
+
+def test_a_resumed_run_sees_exactly_the_batches_that_were_left(cases):
+    options = dict(seed=9, crop=(8, 8, 8), augmentation=ALL)
+    run = list(make_loader(VolumeDataset(cases, GRID, **options), DrawSampler(0, 14, 2)))
+    resumed = list(make_loader(VolumeDataset(cases, GRID, **options), DrawSampler(6, 14, 2)))
+    assert len(resumed) == 4
+    assert all(same(a, b) for a, b in zip(run[3:], resumed, strict=True))
+
+
+@pytest.mark.parametrize("world, rank, expected", [(1, 0, [[0, 1], [2, 3], [4]]), (2, 1, [[2, 3]])])
+def test_the_tail_is_handed_out_only_when_asked_for(world, rank, expected):
+    sampler = DrawSampler(0, 5, 2, rank, world, keep_tail=True)
+    assert list(sampler) == expected and len(sampler) == len(expected)
+    whole = DrawSampler(0, 5, 2, rank, world)
+    assert list(whole) == expected[: len(whole)] and len(whole) == 5 // (2 * world)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real CT beside the repository")
+def test_real_ct_is_cropped_inside_the_body_with_its_labels(tmp_path):
+    cases = [c for c in pair_cases(REAL / "images", REAL / "labels") if c.id in ("heart", "lumbar")]
+    grid = Preprocessing((64, 64, 48), (1.5, 1.5, 1.5), num_classes=118)
+    dataset = VolumeDataset(cases, grid, Store(tmp_path), "persistent", crop=(32, 32, 32))
+    for draw in range(4):
+        sample = dataset[draw]
+        assert sample["image"].shape == (1, 32, 32, 32)
+        assert -1000 <= sample["image"].min() < sample["image"].max() <= 1000
+    heart = VolumeDataset(cases, grid, shuffle=False)[0]
+    aorta = heart["image"][0][heart["label"] == 3].float()
+    assert heart["case"] == "heart" and 200 < aorta.mean() < 600  # contrast in the true lumen
