@@ -1,11 +1,11 @@
 """How near one image is to another: PSNR, SSIM, MS-SSIM, absolute error, also by class.
 
 Tensors are (B, C, X, Y, Z) or (B, C, X, Y); answers are one Python float per batch element, nan
-where undefined (an empty mask, an image smaller than the window). SSIM is that of Wang et al. 2004 (doi:10.1109/TIP.2003.819861):
-Gaussian window of 11 voxels, sigma 1.5 voxels, K1 = 0.01, K2 = 0.03, population covariances,
-averaged over the voxels whose window lies inside the image: scikit-image's number with
-gaussian_weights=True, sigma=1.5, use_sample_covariance=False. MS-SSIM is that of Wang et al. 2003
-(doi:10.1109/ACSSC.2003.1292216). Windows count voxels, not millimetres.
+where undefined (an empty mask, an image smaller than the window). SSIM is that of Wang et al. 2004
+(doi:10.1109/TIP.2003.819861): Gaussian window of 11 voxels, sigma 1.5 voxels, K1 = 0.01, K2 = 0.03,
+population covariances, averaged over the voxels whose window lies inside the image: scikit-image's
+number with gaussian_weights=True, sigma=1.5, use_sample_covariance=False. MS-SSIM is that of Wang
+et al. 2003 (doi:10.1109/ACSSC.2003.1292216). Windows count voxels, not millimetres.
 """
 
 import math
