@@ -62,7 +62,11 @@ def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
 def directions(points: np.ndarray) -> np.ndarray:
     """(K, >=3) points, K >= 2 -> (K, 3) unit tangents."""
     ahead = np.gradient(points[:, :3], axis=0)
-    return ahead / np.maximum(np.linalg.norm(ahead, axis=1, keepdims=True), 1e-9)
+    size = np.linalg.norm(ahead, axis=1)
+    # Where a path turns back on itself its direction is the last one it had.
+    known = np.maximum.accumulate(np.where(size > 1e-6, np.arange(len(size)), 0))
+    known = np.where(size[known] > 1e-6, known, (size > 1e-6).argmax())
+    return ahead[known] / np.maximum(size[known], 1e-9)[:, None]
 
 
 def window(vessel: Vessel) -> float:
@@ -102,13 +106,13 @@ def smoothed(vessel: Vessel, step: float) -> Vessel:
 
 def rows_inside_parent(vessel: Vessel, vessels: list[Vessel], margin: float) -> int:
     """How many first points lie within the parent's radius plus `margin` of the own one."""
+    from scipy.spatial import cKDTree
+
     if vessel.parent is None:
         return 0
     parent = vessels[vessel.parent[0]].points
-    gap = np.linalg.norm(vessel.points[:, None, :3] - parent[None, :, :3], axis=2)
-    nearest = gap.argmin(axis=1)
-    reach = parent[nearest, 3] + margin * vessel.points[:, 3]
-    apart = np.flatnonzero(gap[np.arange(len(gap)), nearest] >= reach)
+    gap, nearest = cKDTree(parent[:, :3]).query(vessel.points[:, :3])
+    apart = np.flatnonzero(gap >= parent[nearest, 3] + margin * vessel.points[:, 3])
     return int(apart[0]) if len(apart) else len(gap)
 
 
@@ -187,7 +191,8 @@ def measured(vessel, own, row, overlap, volume, surface, spacing) -> Vessel:
         radius = points[0, 3]
         for _ in range(20):
             radius = np.sqrt(len(own) * volume / np.pi / (along[-1] + 4 / 3 * radius))
-        return replace(vessel, points=np.column_stack([points[:, :3], np.full(size, radius)]))
+        radius = np.full(size, max(radius, spacing.min() / 4))
+        return replace(vessel, points=np.column_stack([points[:, :3], radius]))
     each = np.gradient(along)
     sigma = window(vessel)
     # Voxels of the round or ragged end beyond the last point belong to no cross-section.

@@ -51,6 +51,7 @@ def skeleton_graph(cloud: VoxelCloud) -> Graph:
     from scipy.spatial import cKDTree
 
     radius = cKDTree(cloud.outside).query(cloud.skeleton)[0] - cloud.spacing.mean() / 2
+    radius = np.maximum(radius, cloud.spacing.min() / 4)
     graph = trace(np.column_stack([cloud.skeleton, radius]), cloud.spacing)
     simplify(graph)
     return graph

@@ -13,7 +13,7 @@ import numpy as np
 from tubesynth.volume.centreline import directions, refine
 from tubesynth.volume.grid import spacing_of
 from tubesynth.volume.skeleton import skeleton_graph
-from tubesynth.volume.thinning import thin
+from tubesynth.volume.thinning import VoxelCloud, thin
 from tubesynth.volume.vessel_tree import Vessel, arc, rooted_vessels
 
 COLUMNS = ("x", "y", "z", "radius", "tx", "ty", "tz", "branch", "root_distance")
@@ -67,7 +67,9 @@ def extract_tokens(
     if cloud is None:
         return VesselTokens.from_array(np.zeros((0, len(COLUMNS))))
     vessels = rooted_vessels(skeleton_graph(cloud), root_points(root_mask, spacing))
-    return resampled(refine(vessels, cloud), step_mm)
+    table = resampled(refine(vessels, cloud), step_mm)
+    table[:, :3] = held_in_mask(table[:, :3], cloud)
+    return VesselTokens.from_array(table)
 
 
 def root_points(root_mask: np.ndarray | None, spacing: np.ndarray) -> np.ndarray | None:
@@ -80,8 +82,8 @@ def root_points(root_mask: np.ndarray | None, spacing: np.ndarray) -> np.ndarray
     return (index - (np.array(root_mask.shape) - 1) / 2) * spacing
 
 
-def resampled(vessels: list[Vessel], step_mm: float) -> VesselTokens:
-    """Dense vessels -> tokens, depth first: at a junction the vessel goes on, then the others."""
+def resampled(vessels: list[Vessel], step_mm: float) -> np.ndarray:
+    """Dense vessels -> (N, 9) rows, depth first: at a junction the vessel goes on, then others."""
     rows, count = [], 0
     children: dict[tuple[int, int], list[int]] = {}
     for number, vessel in enumerate(vessels):
@@ -96,17 +98,82 @@ def resampled(vessels: list[Vessel], step_mm: float) -> VesselTokens:
         if last > first:
             steps = max(int(np.ceil((last - first) / step_mm - 1e-6)), 1)
             at = np.linspace(first, last, steps + 1)
-            values = np.column_stack([vessel.points, directions(vessel.points)])
-            values = np.column_stack([np.interp(at, along[number], v) for v in values.T])
-            values[:, 4:7] /= np.maximum(
-                np.linalg.norm(values[:, 4:7], axis=1, keepdims=True), 1e-9
+            points = [np.interp(at, along[number], column) for column in vessel.points.T]
+            tangent = directions(vessel.points)[np.searchsorted(along[number], at - 1e-6)]
+            rows.append(
+                np.column_stack([*points, tangent, np.full(len(at), count), start_mm + at - first])
             )
-            rows.append(np.column_stack([values, np.full(len(at), count), start_mm + at - first]))
             count += 1
         start_mm += last - first
         onward = [(child, 0, start_mm) for child in children.get((number, piece + 1), [])]
         if piece + 2 < len(vessel.stops):
             onward.insert(0, (number, piece + 1, start_mm))
         waiting += onward[::-1]
-    table = np.vstack(rows) if rows else np.zeros((0, len(COLUMNS)))
-    return VesselTokens.from_array(table)
+    return np.vstack(rows) if rows else np.zeros((0, len(COLUMNS)))
+
+
+def held_in_mask(points: np.ndarray, cloud: VoxelCloud) -> np.ndarray:
+    """(N, 3) mm; where smoothing led more than a voxel off the mask, back to a voxel from it."""
+    from scipy.spatial import cKDTree
+
+    gap, voxel = cKDTree(cloud.inside / cloud.spacing).query(points / cloud.spacing)
+    home = cloud.inside[voxel]
+    return home + (points - home) / np.maximum(gap, 1)[:, None]
+
+
+def vessel_fields(
+    tokens: VesselTokens, shape: tuple[int, int, int], spacing, max_mm: float = 8.0
+) -> np.ndarray:
+    """The tokens as two images (2, X, Y, Z) float32 in mm, on any grid centred on the volume.
+
+    [0] is the signed distance to the nearest vessel surface, negative inside, clipped to +-max_mm;
+    [1] is the radius of the vessel that this surface belongs to, 0 where none is within max_mm.
+    Joined tokens are tubes with round ends whose radius changes linearly, so that a vessel between
+    the cells of a coarse latent grid still shows. shape, spacing: of that grid, (3,) cells and mm.
+    """
+    start, end, radii = tubes(tokens)
+    spacing, shape = np.asarray(spacing, np.float32), tuple(int(n) for n in shape)
+    middle = (np.array(shape, np.float32) - 1) / 2
+    distance = np.full(int(np.prod(shape)), max_mm, np.float32)
+    radius = np.zeros_like(distance)
+    reach = radii.max(axis=1, initial=0)[:, None] + max_mm
+    low = np.ceil((np.minimum(start, end) - reach) / spacing + middle).astype(int).clip(0)
+    high = np.floor((np.maximum(start, end) + reach) / spacing + middle).astype(int) + 1
+    sides = (np.minimum(high, shape) - low).clip(0)
+    volumes = sides.prod(axis=1)
+    # Every cell of every tube's box, some million at a time.
+    for group in np.split(
+        np.arange(len(start)), np.flatnonzero(np.diff(volumes.cumsum() >> 20)) + 1
+    ):
+        tube = np.repeat(group, volumes[group])
+        first = np.cumsum(volumes[group]) - volumes[group]
+        rest = np.arange(len(tube)) - np.repeat(first, volumes[group])
+        rest, z = np.divmod(rest, sides[tube, 2])
+        index = np.column_stack([*np.divmod(rest, sides[tube, 1]), z]) + low[tube]
+        offset = ((index - middle) * spacing).astype(np.float32) - start[tube]
+        along = (end - start)[tube]
+        share = (offset * along).sum(axis=1) / np.maximum((along**2).sum(axis=1), 1e-12)
+        share = share.clip(0, 1)
+        own = radii[tube, 0] + share * (radii[tube, 1] - radii[tube, 0])
+        gap = (np.linalg.norm(offset - share[:, None] * along, axis=1) - own).astype(np.float32)
+        cell = np.ravel_multi_index(tuple(index.T), shape)
+        np.minimum.at(distance, cell, gap)
+        nearest = (gap == distance[cell]) & (gap < max_mm)
+        radius[cell[nearest]] = own[nearest]
+    return np.stack([distance.clip(-max_mm), radius]).reshape(2, *shape)
+
+
+def tubes(tokens: VesselTokens):
+    """Tokens -> tubes: start (S, 3), end (S, 3), radii (S, 2); a token by itself is a ball.
+
+    Tokens of one branch are equally far apart, so a wider step is a gap that a crop has made.
+    """
+    step = np.diff(tokens.root_distance_mm)
+    same = np.diff(tokens.branch) == 0
+    least = np.full(int(tokens.branch.max(initial=0)) + 1, np.inf)
+    np.minimum.at(least, tokens.branch[1:][same], step[same])
+    first = np.flatnonzero(same & (step < 1.5 * least[tokens.branch[1:]] + 1e-3))
+    alone = np.setdiff1d(np.arange(len(tokens)), np.concatenate([first, first + 1]))
+    begin, end = np.concatenate([first, alone]), np.concatenate([first + 1, alone])
+    position, radius = np.asarray(tokens.position_mm), np.asarray(tokens.radius_mm)
+    return position[begin], position[end], np.column_stack([radius[begin], radius[end]])
