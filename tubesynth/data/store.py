@@ -113,18 +113,28 @@ class Store:
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """All whole entries, by kind and key."""
-        for folder in self._entry_folders(kind):
+        for folder in self.folders(kind):
             entry = self.open(folder.parent.name, folder.name)
             if entry:
                 yield entry
 
     def damaged(self, kind: str | None = None) -> Iterator[tuple[Path, str]]:
         """(folder, what is wrong) of every entry that is not as it was written; reads all bytes."""
-        for folder in self._entry_folders(kind):
-            entry = self.open(folder.parent.name, folder.name)
-            problem = entry.damage() if entry else "a file is missing or has the wrong size"
+        for folder in self.folders(kind):
+            problem = self.problem(folder)
             if problem:
                 yield folder, problem
+
+    def problem(self, folder: Path) -> str | None:
+        """What is wrong with the entry in a folder, by its checksums; None where nothing is."""
+        entry = self.open(folder.parent.name, folder.name)
+        return entry.damage() if entry else "a file is missing or has the wrong size"
+
+    def folders(self, kind: str | None = None) -> Iterator[Path]:
+        """The folders of all entries, whole or damaged, by kind and key."""
+        for folder in sorted(self.root.glob(f"{kind or '*'}/*/")):
+            if folder.is_dir() and not folder.name.startswith("."):
+                yield folder
 
     def remove(self, folder: Path) -> None:
         """Takes an entry away in one step (a rename), then frees its bytes."""
@@ -151,11 +161,6 @@ class Store:
         for path in found:
             shutil.rmtree(path, ignore_errors=True)
         return len(found)
-
-    def _entry_folders(self, kind: str | None) -> Iterator[Path]:
-        for folder in sorted(self.root.glob(f"{kind or '*'}/*/")):
-            if folder.is_dir() and not folder.name.startswith("."):
-                yield folder
 
     def _write(self, kind, key, arrays, meta) -> None:
         final = self.root / kind / key

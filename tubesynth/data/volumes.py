@@ -144,7 +144,7 @@ def build_volumes(
     share = cases[rank::world]
     if workers is None:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+        workers = max(1, _cores() // local_ranks)
     failures = []
     with _pool(min(workers, len(share))) as submit:
         jobs = [submit(_build_case, store, case, preprocessing, tokens) for case in share]
@@ -162,6 +162,12 @@ def build_volumes(
         more = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0]}{more}")
     return report
+
+
+def _cores() -> int:
+    """The cores that this process may use, which a batch system or a container limits."""
+    limited = getattr(os, "sched_getaffinity", None)
+    return len(limited(0)) if limited else os.cpu_count() or 1
 
 
 def _build_case(store, case, preprocessing, tokens) -> tuple[int, int, int]:
@@ -193,12 +199,12 @@ class _pool:
 
             self.executor = None
             return run
-        # Spawned, not forked: the caller may hold threads of torch and of its collectives. The
+        # Not forked from here: the caller may hold threads of torch and of its collectives. The
         # variables are read when a process loads its BLAS: many processes of many threads thrash.
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         self.saved = {name: os.environ.get(name) for name in threads}
         os.environ.update(threads)
-        self.executor = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+        self.executor = ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver"))
         return self.executor.submit
 
     def __exit__(self, kind, value, traceback):

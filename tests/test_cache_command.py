@@ -1,0 +1,185 @@
+"""python -m tubesynth.cache: what it builds, finds damaged, lists and frees."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tubesynth import cache
+from tubesynth.config import load_config
+from tubesynth.data.store import Store
+from tubesynth.errors import InputError
+from tubesynth.runtime import checkpoint
+from tubesynth.strict import to_plain
+from tubesynth.training.autoencoder import build_autoencoder
+
+STAGE_1 = """stage: 1
+data:
+  root: {root}
+  cache_dir: {cache}
+  resolution: [16, 16, 8]
+  spacing: [1.0, 1.0, 1.5]
+autoencoder: {{channels: [4, 4], residual_channels: [4, 4], embedding_dim: 2, codebook_size: 8}}
+"""
+STAGE_2 = """stage: 2
+data:
+  root: {root}
+  cache_dir: {cache}
+  resolution: [16, 16, 8]
+  spacing: [1.0, 1.0, 1.5]
+  augment: {{flip: 0.5}}
+latents: {{autoencoder: {autoencoder}, variants: 2}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Three cases, a stage-1 and a stage-2 config, and an autoencoder that was never trained."""
+    for i, split in enumerate(["training", "training", "validation"]):
+        rng = np.random.default_rng(i)
+        for kind, folder in (("img", "images"), ("label", "labels")):
+            target = tmp_path / "data" / split / folder
+            target.mkdir(parents=True, exist_ok=True)
+            array = rng.integers(0, 9, (12, 13, 9)).astype(
+                np.uint8 if kind == "label" else np.int16
+            )
+            image = nib.Nifti1Image(array, np.diag([1.3, 1.3, 1.4, 1]))
+            nib.save(image, target / f"{i}.{kind}.nii.gz")
+    names = {
+        "root": tmp_path / "data",
+        "cache": tmp_path / "cache",
+        "autoencoder": tmp_path / "stage_1.ckpt",
+    }
+    (tmp_path / "one.yml").write_text(STAGE_1.format(**names))
+    (tmp_path / "two.yml").write_text(STAGE_2.format(**names))
+    save_autoencoder(tmp_path / "stage_1.ckpt", tmp_path / "one.yml", seed=0)
+    return tmp_path
+
+
+def save_autoencoder(path, config_path, seed):
+    config = load_config(config_path)
+    torch.manual_seed(seed)
+    module = build_autoencoder(config).state_dict()
+    state = {"config": to_plain(config), "phases": {"autoencoder": {"module": module}}}
+    checkpoint.save(state, path)
+
+
+def run(*arguments):
+    cache.main([str(a) for a in arguments])
+
+
+def keys(project, kind):
+    return {entry.key for entry in Store(project / "cache").entries(kind)}
+
+
+def test_build_makes_every_volume_once_and_says_so(project, capsys):
+    run("build", "--config", project / "one.yml", "--workers", 1)
+    assert "3 built, 0 there already" in capsys.readouterr().out
+    run("build", "--config", project / "one.yml", "--workers", 1)
+    assert "0 built, 3 there already" in capsys.readouterr().out
+    assert len(keys(project, "volumes")) == 3
+
+
+def test_a_changed_spacing_or_window_is_a_miss_and_a_changed_learning_rate_a_hit(project, capsys):
+    expected = {
+        "data.spacing=[1,1,2]": "3 built, 0 there",
+        "data.hu_window=[-500,500]": "3 built, 0 there",
+        "train.learning_rate=0.5": "0 built, 3 there",
+        "data.augment.flip=0.5": "0 built, 3 there",
+        "data.batch_size=2": "0 built, 3 there",
+    }
+    run("build", "--config", project / "one.yml", "--workers", 1)
+    for override, words in expected.items():
+        capsys.readouterr()
+        run("build", "--config", project / "one.yml", "--workers", 1, override)
+        assert words in capsys.readouterr().out, override
+
+
+def test_stage_2_builds_latents_too_and_another_autoencoder_is_a_miss(project, capsys):
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    first = keys(project, "latents")
+    assert len(first) == 2 * 2 + 1  # two variants of the training cases, one of the validation case
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    assert keys(project, "latents") == first
+    save_autoencoder(project / "stage_1.ckpt", project / "one.yml", seed=1)
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    assert len(keys(project, "latents")) == 10
+    assert len(keys(project, "volumes")) == 3
+
+
+def test_verify_finds_and_removes_what_is_damaged_and_ends_with_1(project, capsys):
+    run("build", "--config", project / "one.yml", "--workers", 1)
+    run("verify", "--config", project / "one.yml")
+    assert "3 entries are as they were written" in capsys.readouterr().out
+    file = next((project / "cache" / "volumes").glob("*/image.npy"))
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 4
+    file.write_bytes(raw)
+    with pytest.raises(SystemExit) as end:
+        run("verify", "--config", project / "one.yml")
+    assert end.value.code == 1
+    assert f"damaged: volumes/{file.parent.name}: image.npy" in capsys.readouterr().out
+    run("build", "--config", project / "one.yml", "--workers", 1)
+    assert "1 built, 2 there" in capsys.readouterr().out
+
+
+def test_list_says_what_each_entry_is_and_its_bytes(project, capsys):
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    capsys.readouterr()
+    run("list", "--cache-dir", project / "cache")
+    out = capsys.readouterr().out
+    assert "case 2: image 16x16x8 i2, label 16x16x8 u1, 1x1x1.5 mm, HU -1000 to 1000" in out
+    assert "latent 2x4x4x2 f2" in out and "variant 1" in out
+    size = 16 * 16 * 8 * 3 + 2 * 128  # int16 and uint8, each with a header of 128 bytes
+    assert f"volumes: 3 entries, {3 * size / 1e6:.1f} MB" in out
+
+
+def test_prune_frees_what_no_config_refers_to_and_a_dry_run_frees_nothing(project, capsys):
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    kept = keys(project, "volumes"), keys(project, "latents")
+    run("build", "--config", project / "one.yml", "--workers", 1, "data.spacing=[1,1,2]")
+    (project / "cache" / "volumes" / ".tmp-abc-host-1-x").mkdir()
+    capsys.readouterr()
+    run("prune", "--config", project / "two.yml", "--dry-run")
+    assert "would free" in (out := capsys.readouterr().out)
+    assert "3 entries, 1 unfinished builds" in out
+    assert len(keys(project, "volumes")) == 6
+    run("prune", "--config", project / "two.yml")
+    assert (keys(project, "volumes"), keys(project, "latents")) == kept
+    assert not list((project / "cache" / "volumes").glob(".tmp-*"))
+
+
+def test_prune_keeps_what_any_of_several_configs_refers_to(project):
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    other = (project / "one.yml").read_text().replace("[1.0, 1.0, 1.5]", "[1.0, 1.0, 2.0]")
+    (project / "other.yml").write_text(other)
+    run("build", "--config", project / "other.yml", "--workers", 1)
+    run("prune", "--config", project / "two.yml", project / "other.yml")
+    assert len(keys(project, "volumes")) == 6 and len(keys(project, "latents")) == 5
+    run("prune", "--config", project / "other.yml")
+    assert len(keys(project, "volumes")) == 3 and len(keys(project, "latents")) == 0
+
+
+def test_latents_of_an_autoencoder_that_is_gone_are_not_guessed_away(project):
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    (project / "stage_1.ckpt").unlink()
+    with pytest.raises(InputError, match="stage_1.ckpt"):
+        run("prune", "--config", project / "two.yml")
+    assert len(keys(project, "latents")) == 5
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(project):
+    job = subprocess.run(
+        [sys.executable, "-m", "tubesynth.cache", "list", "--cache-dir", str(project / "no")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert job.returncode == 2 and job.stderr.count("\n") == 1
+    assert "no such folder" in job.stderr and "Traceback" not in job.stderr
+    with pytest.raises(InputError, match="--config"):
+        run("build")

@@ -1,0 +1,204 @@
+"""The disk cache from the outside: build it ahead, check it, look at it, free what is not needed.
+
+    python -m tubesynth.cache build  --config configs/stage_1_3d_f4.yml
+    python -m tubesynth.cache verify --config configs/stage_1_3d_f4.yml
+    python -m tubesynth.cache list   --cache-dir cache
+    python -m tubesynth.cache prune  --config configs/*.yml --dry-run
+
+build makes what a training run with this config would make first: volumes for every stage, latents
+for stages 2 and 3 (with the GPU, and under torchrun with all of them). prune frees every entry that
+none of the configs refers to: name all that are still in use.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tubesynth.config import load_config
+from tubesynth.data.latents import LATENTS
+from tubesynth.data.store import Entry, Store
+from tubesynth.data.volumes import TOKENS, VOLUMES, build_volumes, volume_key
+from tubesynth.errors import InputError, run_command
+from tubesynth.runtime import checkpoint, dist
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    configs = [load_config(path, args.overrides) for path in args.config]
+    folders = {args.cache_dir} if args.cache_dir else {c.data.cache_dir for c in configs}
+    if len(folders) > 1:
+        raise InputError(f"data.cache_dir: the configs have {sorted(folders)}; prune one at a time")
+    if args.command in ("build", "prune") and not configs:
+        raise InputError(f"{args.command}: --config says what belongs in the cache; name one")
+    store = Store(folders.pop() if folders else "cache")
+    if args.command != "build" and not store.root.is_dir():
+        raise InputError(f"{store.root}: no such folder; set data.cache_dir or --cache-dir")
+    if args.command == "build":
+        for config in configs:
+            build(store, config, args.workers)
+    elif args.command == "verify":
+        verify(store)
+    elif args.command == "list":
+        show(store)
+    else:
+        prune(store, configs, args.dry_run)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tubesynth.cache", description="Build, check, list or prune the disk cache."
+    )
+    parser.add_argument("command", choices=["build", "verify", "list", "prune"])
+    parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="YAML")
+    parser.add_argument("--cache-dir", help="default: data.cache_dir of the configs, or cache")
+    parser.add_argument("--workers", type=int, help="build: processes; default: one a core")
+    parser.add_argument("--dry-run", action="store_true", help="prune: only say what would go")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="on top of each config")
+    args = parser.parse_intermixed_args(argv)
+    # `--config a.yml data.root=x` hands the override to the list of configs
+    args.overrides += [item for item in args.config if "=" in item]
+    args.config = [item for item in args.config if "=" not in item]
+    return args
+
+
+def build(store: Store, config, workers: int | None) -> None:
+    """Everything that training with this config reads from the disk; all ranks share the work."""
+    from tubesynth.training.inputs import Volumes
+
+    volumes = Volumes(config.data, config.dim, config.seed)
+    volumes.store = store
+    device = dist.start()
+    try:
+        cases = volumes.training + volumes.validation
+        rank, world = dist.rank(), dist.world_size()
+        report = build_volumes(
+            store, cases, volumes.preprocessing, workers=workers, rank=rank, world=world
+        )
+        dist.barrier()
+        if dist.is_main():
+            swept = store.sweep()
+            of_rank = f" (this process; {world} shared the work)" if world > 1 else ""
+            print(f"{store.root}/{VOLUMES}: {report}{of_rank}")
+            if swept:
+                print(f"removed the leftovers of {swept} builds that were stopped")
+        if config.stage > 1:
+            from tubesynth.training.latents import Latents
+
+            before = len(list(store.folders(LATENTS)))
+            Latents(config, volumes, device)
+            if dist.is_main():
+                total = len(list(store.folders(LATENTS)))
+                print(f"{store.root}/{LATENTS}: {total - before} built, {total} in all")
+    finally:
+        dist.stop()
+
+
+def verify(store: Store) -> None:
+    """Compare every byte with its checksum; damaged entries are removed, and the exit code is 1."""
+    folders, bad = list(store.folders()), []
+    with ThreadPoolExecutor() as pool:  # hashing and reading leave Python free
+        problems = pool.map(store.problem, folders)
+        for folder, problem in zip(
+            folders, tqdm(problems, "verify", len(folders), unit="entry", disable=None), strict=True
+        ):
+            if problem:
+                bad.append(folder)
+                print(f"damaged: {folder.relative_to(store.root)}: {problem}")
+    if bad:
+        for folder in bad:
+            store.remove(folder)
+        print(f"{len(bad)} of {len(folders)} entries were damaged and are removed: build again")
+        sys.exit(1)
+    print(f"{store.root}: {len(folders)} entries are as they were written")
+
+
+def show(store: Store) -> None:
+    """One line an entry, and the bytes of each kind."""
+    sizes, counts = Counter(), Counter()
+    for entry in store.entries():
+        sizes[entry.kind] += entry.size
+        counts[entry.kind] += 1
+        size = f"{entry.size / 1e6:9.2f} MB"
+        print(f"{entry.kind:8} {entry.key[:10]} {size}  case {entry.meta['case']}: {what(entry)}")
+    for kind in counts:
+        print(f"{kind}: {counts[kind]} entries, {sizes[kind] / 1e6:.1f} MB")
+    whole = sum(counts.values())
+    damaged = len(list(store.folders())) - whole
+    if damaged:
+        print(f"{damaged} damaged entries: verify removes them")
+    if not whole:
+        print(f"{store.root}: no entries")
+
+
+def what(entry: Entry) -> str:
+    """An entry's content in a few words."""
+    meta = entry.meta
+    arrays = ", ".join(
+        f"{name} {'x'.join(map(str, a['shape']))} {a['dtype'].lstrip('<>|')}"
+        for name, a in meta["arrays"].items()
+    )
+    if entry.kind == VOLUMES:
+        spacing = "x".join(f"{s:g}" for s in meta["preprocessing"]["spacing"])
+        low, high = meta["preprocessing"]["hu_window"]
+        return f"{arrays}, {spacing} mm, HU {low:g} to {high:g}"
+    if entry.kind == LATENTS:
+        return f"{arrays}, variant {meta['variant']}, autoencoder {meta['autoencoder'][:10]}"
+    return arrays
+
+
+def prune(store: Store, configs: list, dry_run: bool) -> None:
+    """Free the entries that no config refers to, and what dead builders left."""
+    volumes, autoencoders = set(), set()
+    for config in configs:
+        kept, autoencoder = references(store, config)
+        volumes |= kept
+        autoencoders |= {autoencoder}
+    doomed = [entry for entry in store.entries() if not wanted(entry, volumes, autoencoders)]
+    leftovers = store.leftovers()
+    for entry in doomed:
+        print(f"{entry.kind} {entry.key[:10]} {entry.size / 1e6:.2f} MB  case {entry.meta['case']}")
+        if not dry_run:
+            store.remove(entry.path)
+    if not dry_run:
+        store.sweep()
+    freed = sum(entry.size for entry in doomed) / 1e6
+    verb = "would free" if dry_run else "freed"
+    print(f"{verb} {freed:.1f} MB: {len(doomed)} entries, {len(leftovers)} unfinished builds")
+
+
+def wanted(entry: Entry, volumes: set[str], autoencoders: set[str | None]) -> bool:
+    """Whether an entry is, or was made from, volumes that are kept, by an autoencoder in use."""
+    if entry.kind == VOLUMES:
+        return entry.key in volumes
+    if entry.kind == TOKENS:
+        return entry.meta["volume"] in volumes
+    if entry.kind == LATENTS:
+        made_from_kept = entry.meta.get("volume") in volumes | {None}
+        return made_from_kept and entry.meta["autoencoder"] in autoencoders
+    return True  # of a kind that this version does not know
+
+
+def references(store: Store, config) -> tuple[set[str], str | None]:
+    """The volume keys of a config's cases, and the digest of the autoencoder of its latents."""
+    from tubesynth.training.inputs import Volumes
+
+    volumes = Volumes(config.data, config.dim, config.seed)
+    cases = volumes.training + volumes.validation
+    with ThreadPoolExecutor() as pool:
+        keys = pool.map(lambda case: volume_key(store, case, volumes.preprocessing), cases)
+        kept = set(tqdm(keys, "digests", len(cases), unit="case", disable=None))
+    path = config.latents.autoencoder if config.stage > 1 else None
+    if path is None:
+        return kept, None
+    if not Path(path).is_file():
+        raise InputError(f"latents.autoencoder: {path} does not exist; its latents cannot be told")
+    state = checkpoint.load(path, stage=1)
+    return kept, checkpoint.digest(state["phases"]["autoencoder"]["module"])
+
+
+if __name__ == "__main__":
+    run_command(main)

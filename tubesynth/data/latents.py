@@ -1,0 +1,63 @@
+"""Encoded cases as samples: latents in 16 bits with the label map they belong to, keyed by the draw
+number.
+
+A case may be stored in several variants, each encoded from another augmentation of image and label;
+a draw takes one of them. A sample is dict(case, draw, latent float16 (C, x, y, z) as the encoder
+gave it, label uint8 (X, Y, Z), spacing float32 (3,) mm).
+"""
+
+import numpy as np
+import torch
+
+from tubesynth.data.dataset import collate
+from tubesynth.data.sampler import case_of_draw
+from tubesynth.data.store import Store
+from tubesynth.errors import InputError
+
+LATENTS = "latents"
+
+
+class LatentDataset(torch.utils.data.Dataset):
+    """keys[i]: the store's keys of case i, one a variant; all of them are built."""
+
+    def __init__(self, store: Store, case_ids: list[str], keys: list[list[str]], seed: int):
+        self.store, self.case_ids, self.keys, self.seed = store, case_ids, keys, seed
+
+    def __len__(self) -> int:
+        """Cases: the draws of one epoch."""
+        return len(self.keys)
+
+    def __getitems__(self, draws: list[int]) -> dict:
+        """The batch of some draws."""
+        return collate([self.view(draw) for draw in draws])
+
+    def view(self, draw: int) -> dict:
+        """The sample of a draw as views of the stored arrays."""
+        index = case_of_draw(draw, len(self.keys), self.seed)
+        random = np.random.default_rng([self.seed, draw, 1])
+        variant = int(random.integers(len(self.keys[index])))
+        return {**self.sample(index, variant), "draw": draw}
+
+    def sample(self, index: int, variant: int = 0) -> dict:
+        """One variant of a case as views."""
+        entry = self.store.open(LATENTS, self.keys[index][variant])
+        if entry is None:
+            raise InputError(
+                f"{self.store.root}: the latents of case {self.case_ids[index]} have gone or are"
+                " damaged: start the run again, it encodes what is missing"
+            )
+        return {
+            "case": self.case_ids[index],
+            "latent": entry.array("latent"),
+            "label": entry.array("label"),
+            "spacing": np.array(entry.meta["spacing"], dtype=np.float32),
+        }
+
+    def moments(self) -> tuple[float, torch.Tensor, torch.Tensor]:
+        """Cells, and per channel (C,) the sum and the sum of squares over every stored variant."""
+        total = 0
+        for keys in self.keys:
+            for key in keys:
+                total = total + self.store.open(LATENTS, key).array("moments")
+        count, sums, squares = total
+        return float(count[0]), torch.from_numpy(sums.copy()), torch.from_numpy(squares.copy())
