@@ -25,10 +25,11 @@ def file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def source_digest(path, memory: Path) -> str:
+def source_digest(path, memory: Path, read: bool = True) -> str | None:
     """SHA-256 of a volume's file, or of all files of a DICOM folder or of a header with its data.
 
     memory: the folder of remembered digests; where it cannot be written, nothing is remembered.
+    read=False: None instead of reading a file whose digest is not remembered.
     """
     path = Path(path).absolute()
     try:
@@ -40,6 +41,8 @@ def source_digest(path, memory: Path) -> str:
     known = read_json(memo)
     if known and known.get("signature") == signature:
         return known["sha256"]
+    if not read:
+        return None
     start = time.time()
     digests = [file_digest(file) for file in files]
     names = [file.name for file in files]

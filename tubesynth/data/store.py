@@ -67,9 +67,12 @@ class Store:
     def __init__(self, root):
         self.root = Path(root)
 
-    def digest(self, path) -> str:
-        """SHA-256 of a source's bytes: a file or a DICOM folder; read once, then remembered."""
-        return source_digest(path, self.root / "digests")
+    def digest(self, path, read: bool = True) -> str | None:
+        """SHA-256 of a source's bytes: a file or a DICOM folder; read once, then remembered.
+
+        read=False gives None where it is not remembered.
+        """
+        return source_digest(path, self.root / "digests", read)
 
     def open(self, kind: str, key: str) -> Entry | None:
         """The entry, or None where it is missing or a file of it has the wrong size."""

@@ -91,14 +91,14 @@ def prepare_case(case: Case, preprocessing: Preprocessing):
     return arrays, affine
 
 
-def volume_key(store: Store, case: Case, preprocessing: Preprocessing) -> str:
-    """The key of a case's volumes. Reads the sources only where their digests are not yet known."""
-    return entry_key(
-        format=FORMAT,
-        image=store.digest(case.image),
-        label=None if case.label is None else store.digest(case.label),
-        preprocessing=asdict(preprocessing),
-    )
+def volume_key(store: Store, case: Case, preprocessing: Preprocessing, read=True) -> str | None:
+    """The key of a case's volumes; with read=False, None where a source must be read for it."""
+    sources = [case.image] if case.label is None else [case.image, case.label]
+    digests = [store.digest(path, read) for path in sources]
+    if None in digests:
+        return None
+    image, label = (*digests, None)[:2]
+    return entry_key(format=FORMAT, image=image, label=label, preprocessing=asdict(preprocessing))
 
 
 def token_key(volume: str, source: TokenSource) -> str:
@@ -145,9 +145,17 @@ def build_volumes(
     if workers is None:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = max(1, _cores() // local_ranks)
+    todo = []
+    for case in share:  # what is there needs no process
+        entries = _there(store, case, preprocessing, tokens)
+        if entries is None:
+            todo.append(case)
+        else:
+            report.found += len(entries)
+            report.bytes += sum(entry.size for entry in entries)
     failures = []
-    with _pool(min(workers, len(share))) as submit:
-        jobs = [submit(_build_case, store, case, preprocessing, tokens) for case in share]
+    with _pool(min(workers, len(todo))) as submit:
+        jobs = [submit(_build_case, store, case, preprocessing, tokens) for case in todo]
         for job in tqdm(as_completed(jobs), "cache", len(jobs), unit="case", disable=None):
             try:
                 built, found, size = job.result()
@@ -168,6 +176,18 @@ def _cores() -> int:
     """The cores that this process may use, which a batch system or a container limits."""
     limited = getattr(os, "sched_getaffinity", None)
     return len(limited(0)) if limited else os.cpu_count() or 1
+
+
+def _there(store, case, preprocessing, tokens) -> list[Entry] | None:
+    """A case's entries where all exist and no source must be read to know it."""
+    key = volume_key(store, case, preprocessing, read=False)
+    if key is None:
+        return None
+    wanted = [(VOLUMES, key)]
+    if tokens is not None and case.label is not None:
+        wanted.append((TOKENS, token_key(key, tokens)))
+    entries = [store.open(*one) for one in wanted]
+    return None if None in entries else entries
 
 
 def _build_case(store, case, preprocessing, tokens) -> tuple[int, int, int]:
