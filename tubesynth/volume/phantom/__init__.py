@@ -11,12 +11,12 @@ import numpy as np
 
 from ..grid import Volume, centred_affine
 from .coronaries import Branch, grow_trees
-from .heart import draw_pose, heart_shapes
+from .heart import draw_pose, heart_shapes, lung_stems
 from .scanner import Canvas, blur, coronary_share, ct_noise
 from .shapes import Lattice
 from .thorax import lung_vessels, thorax_shapes
 
-__all__ = ["LABELS", "Branch", "Phantom", "make_phantom"]
+__all__ = ["LABELS", "Anatomy", "Branch", "Phantom", "draw_anatomy", "make_phantom"]
 
 LABELS = (
     "background",
@@ -41,27 +41,52 @@ class Phantom:
     branches: list[Branch]
 
 
+@dataclass(frozen=True)
+class Anatomy:
+    """One case before it is scanned: lattice fields (mm, negative inside) and vessels (world mm)."""
+
+    lattice: Lattice
+    heart: dict[str, np.ndarray]
+    chest: dict[str, np.ndarray]
+    lung_vessels: np.ndarray
+    branches: list[Branch]
+
+
 def make_phantom(seed: int, case: int, resolution, spacing) -> Phantom:
-    """One case. resolution: (X, Y, Z) voxels; spacing: (sx, sy, sz) mm. Same (seed, case): same anatomy."""
-    shape = tuple(int(n) for n in resolution)
-    spacing = np.asarray(spacing, np.float64)
-    rng = [np.random.default_rng([seed, case, k]) for k in range(7)]
-    # The heart is always modelled whole, so that a small field of view crops it and does not change it.
-    lattice = Lattice(np.maximum(spacing * shape, 180.0))
-    pose = draw_pose(rng[0])
-    heart = heart_shapes(lattice, pose, rng[1])
-    chest = thorax_shapes(lattice, rng[2])
-    branches = grow_trees(lattice, heart, pose, rng[3])
-    canvas = Canvas(shape, spacing, lattice)
-    phase = _draw_phase(rng[4])
-    _paint_chest(canvas, chest, lung_vessels(rng[2]), phase, rng[5])
-    _paint_heart(canvas, heart, chest, phase, rng[5])
-    _paint_coronaries(canvas, branches, phase)
+    """One case; resolution: (X, Y, Z) voxels, spacing: (sx, sy, sz) mm.
+
+    The anatomy depends on seed and case alone, so another grid shows the same patient.
+    """
+    shape, spacing = tuple(int(n) for n in resolution), np.asarray(spacing, np.float64)
+    anatomy = draw_anatomy(seed, case, spacing * shape)
+    phase_rng, texture_rng, noise_rng = (_rng(seed, case, k) for k in (4, 5, 6))
+    phase = _draw_phase(phase_rng)
+    canvas = Canvas(shape, spacing, anatomy.lattice)
+    _paint_chest(canvas, anatomy.chest, anatomy.lung_vessels, phase, texture_rng)
+    _paint_heart(canvas, anatomy.heart, anatomy.chest, phase, texture_rng)
+    _paint_coronaries(canvas, anatomy.branches, phase)
     hu = blur(canvas.hu, spacing)
-    hu += ct_noise(shape, spacing, phase["noise"], rng[6])
+    hu += ct_noise(shape, spacing, phase["noise"], noise_rng)
+    image = np.rint(np.clip(hu, -1024, 3071, out=hu), out=hu).astype(np.int16)
     affine = centred_affine(shape, spacing)
-    image = np.rint(np.clip(hu, -1024, 3071)).astype(np.int16)
-    return Phantom(Volume(image, affine), Volume(canvas.labels, affine), branches)
+    return Phantom(Volume(image, affine), Volume(canvas.labels, affine), anatomy.branches)
+
+
+def draw_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Anatomy:
+    """The patient. A field of view smaller than the heart crops it and does not change it."""
+    pose_rng, heart_rng, chest_rng, tree_rng = (_rng(seed, case, k) for k in range(4))
+    lattice = Lattice(np.maximum(extent_mm, 180.0))
+    pose = draw_pose(pose_rng)
+    floor, front = pose.to_world((-8.0, 18.0, -50.0))[2], pose.to_world((8.0, 58.0, -14.0))[1]
+    chest = thorax_shapes(lattice, floor, front, chest_rng)
+    behind = np.minimum(chest["descending"], chest["column"])
+    heart = heart_shapes(lattice, pose, behind, heart_rng)
+    lung = lung_vessels(lung_stems(pose), chest_rng)
+    return Anatomy(lattice, heart, chest, lung, grow_trees(lattice, heart, pose, tree_rng))
+
+
+def _rng(seed: int, case: int, use: int) -> np.random.Generator:
+    return np.random.default_rng([seed, case, use])
 
 
 def _draw_phase(rng: np.random.Generator) -> dict[str, float]:
@@ -82,6 +107,7 @@ def _draw_phase(rng: np.random.Generator) -> dict[str, float]:
         "lung": rng.uniform(-875, -825),
         "muscle": rng.uniform(46, 58),
         "liver": rng.uniform(65, 100),
+        "lung_vessels": (aorta + right) / 2 - 40,
         "noise": rng.uniform(16, 34),
     }
 
@@ -99,19 +125,20 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     ).astype(np.float32)
     everywhere = (slice(None),) * 3
     lung = canvas.interpolate(np.broadcast_to(gravity, lattice.shape), everywhere)
-    lung += canvas.tubes(vessels) * (phase["la"] * 0.55 - lung)
+    share = canvas.tubes(vessels)
+    lung += share * (phase["lung_vessels"] - lung)
     canvas.paint(s["pleura"], lung)
     cartilage = np.clip((s["rib_angle"] - 0.22) / 0.06, 0, 1)
     canvas.paint(s["rib"], 120 + 590 * cartilage)
     canvas.paint(s["rib"] + 1.7, 110 + (200 + 50 * patches) * cartilage)
-    canvas.paint(s["sternum"], 610)
-    canvas.paint(s["sternum"] + 1.6, 240 + 50 * patches)
     canvas.paint(s["diaphragm"], muscle)
     canvas.paint(s["liver"], phase["liver"] + 4 * patches)
     canvas.paint(s["spleen"], phase["liver"] + 25)
     canvas.paint(s["stomach"], muscle + 10)
     canvas.paint(s["stomach"] + 4, 15 + 10 * patches)
     canvas.paint(s["mediastinum"], fat + 6 * patches)
+    canvas.paint(s["sternum"], 610)
+    canvas.paint(s["sternum"] + 1.6, 240 + 50 * patches)
     canvas.paint(s["column"], 85)
     canvas.paint(s["arch"], 560)
     canvas.paint(s["arch"] + 1.6, 300)
@@ -119,6 +146,7 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     canvas.paint(s["vertebra"] + 1.5, 300 + 45 * patches)
     canvas.paint(s["canal"], 35)
     canvas.paint(s["bronchus"] - 1.3, 30)
+    canvas.hu += share * (phase["lung_vessels"] - canvas.hu)
     canvas.paint(s["azygos"], 130)
     canvas.paint(s["oesophagus"], 45)
     canvas.paint(s["gullet_air"], -500)
@@ -127,8 +155,9 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
 def _paint_heart(canvas: Canvas, s, chest, phase, rng) -> None:
     lattice, fat = canvas.lattice, phase["fat"]
     fine, broad = lattice.noise(rng, 5.0), lattice.noise(rng, 14.0)
-    canvas.paint(s["pericardium"], 25)
-    canvas.paint(s["pericardium"] + 1.3, fat + 8 * fine)
+    canvas.paint(s["great_vessel_fat"], fat - 8 + 6 * fine)
+    canvas.paint(s["pericardium"], 10)
+    canvas.paint(s["pericardium"] + 1.1, fat + 8 * fine)
     canvas.paint(chest["bronchus"], -990)
     canvas.paint(chest["descending"] - 1.2, 60)
     canvas.paint(chest["descending"], phase["aorta"], AORTA)
@@ -138,7 +167,7 @@ def _paint_heart(canvas: Canvas, s, chest, phase, rng) -> None:
     canvas.paint(s["cs"], (phase["ra"] + 160) / 2)
     canvas.paint(s["epicardium"], phase["myocardium"] - 20)
     canvas.paint(s["lv_wall"], phase["myocardium"] + 5 * broad + 4 * fine, MYOCARDIUM)
-    canvas.paint(s["ra"], phase["ra"] + 14 * broad, RA)
+    canvas.paint(s["ra"], phase["ra"] + 20 * broad, RA)
     canvas.paint(s["rv"], phase["rv"] + 8 * broad, RV)
     canvas.paint(s["la"], phase["la"] + 4 * broad, LA)
     canvas.paint(s["lv"], phase["lv"] + 4 * broad, LV)

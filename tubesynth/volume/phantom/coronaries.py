@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .heart import ROOT, ROOT_AXIS, Pose, sinus_direction, ventricular
+from .heart import LEFT_MAIN_END, ROOT, ROOT_AXIS, Pose, sinus_direction, ventricular
 from .shapes import Lattice, resample_path, smooth_path
 
 STEP_MM = 0.5
@@ -44,75 +44,81 @@ class Surface:
     def __init__(self, lattice: Lattice, shapes: dict[str, np.ndarray]):
         from scipy.ndimage import gaussian_filter
 
-        rv, lv, ra, la = (shapes[f"{n}_wall"] for n in ("rv", "lv", "ra", "la"))
+        rv, lv, ra = (shapes[f"{n}_wall"] for n in ("rv", "lv", "ra"))
         vessels = np.minimum(shapes["aorta"], shapes["pa"]) - 1.5
-        hard = np.minimum(shapes["epicardium"], vessels)
-        soft = gaussian_filter(shapes["epicardium"], 1.0)
+        hard = gaussian_filter(np.minimum(shapes["epicardium"], vessels), 0.6)
+        la_core = shapes["la_core"] - 1.8  # the groove runs under the veins
+        soft = gaussian_filter(np.minimum(np.minimum(rv, lv), np.minimum(ra, la_core)), 1.0)
         self.hard, self.hard_gradient = lattice.sampler(hard), lattice.gradient_sampler(hard)
         self.soft, self.soft_gradient = lattice.sampler(soft), lattice.gradient_sampler(soft)
         self.aorta = lattice.sampler(shapes["aorta"])
-        pairs = {"lv|rv": lv - rv, "la|lv": la - lv, "ra|rv": ra - rv}
+        pairs = {"lv|rv": lv - rv, "la|lv": la_core - lv, "ra|rv": ra - rv}
         pairs = {k: gaussian_filter(v, 1.0) for k, v in pairs.items()}
         self.grooves = {
             k: (lattice.sampler(v), lattice.gradient_sampler(v)) for k, v in pairs.items()
         }
 
     def settle(self, path, height_mm, groove=None, free=(0.0, 0.0), rounds=90) -> np.ndarray:
-        """(N, 3) -> a smooth path that much above the heart; the groove does not pull the first and last `free` mm."""
+        """(N, 3) -> a smooth path that high above the heart; its start stays where it is.
+
+        The groove does not pull the first and last `free` mm.
+        """
         path = resample_path(np.asarray(path, float), 1.5)
         for k in range(rounds):
             normal = _unit_rows(self.soft_gradient(path))
-            path[1:-1] -= (0.6 * np.clip(self.soft(path) - height_mm, -3, 3)[:, None] * normal)[
-                1:-1
-            ]
+            move = -0.6 * np.clip(self.soft(path) - height_mm, -3, 3)[:, None] * normal
             if groove:
                 value, slope = self.grooves[groove][0](path), self.grooves[groove][1](path)
                 slope -= (slope * normal).sum(1, keepdims=True) * normal
-                length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))]
-                pull = (
-                    np.clip(length - free[0], 0, 8)
-                    / 8
-                    * np.clip(length[-1] - free[1] - length, 0, 8)
-                    / 8
-                )
+                along = _arc_length(path)
+                pull = np.clip((along - free[0]) / 8, 0, 1)
+                if free[1]:
+                    pull *= np.clip((along[-1] - free[1] - along) / 8, 0, 1)
                 step = np.clip(value, -5, 5) * pull / np.maximum((slope**2).sum(1), 0.5)
-                path[1:-1] -= 0.3 * (step[:, None] * slope)[1:-1]
-            path = self._clear(path, height_mm - 0.7)
-            path[1:-1] += 0.4 * (path[:-2] + path[2:] - 2 * path[1:-1]) / 2 * 2
+                move -= 0.3 * step[:, None] * slope
+            path[1:] += move[1:]
+            short = np.clip(height_mm - 0.7 - self.hard(path), 0, 2)
+            path[1:] += (short[:, None] * _unit_rows(self.hard_gradient(path)))[1:]
+            path[1:-1] += 0.4 * (path[:-2] + path[2:] - 2 * path[1:-1])
             if k % 10 == 9:
                 path = resample_path(path, 1.5)
         return path
 
-    def _clear(self, path, height_mm):
-        """Push out of every wall, the ends excepted."""
-        short = np.clip(height_mm - self.hard(path), 0, 2)
-        short[[0, -1]] = 0
-        return path + short[:, None] * _unit_rows(self.hard_gradient(path))
-
     def finish(self, path, radius_mm, rng, wiggle_mm=1.0, exempt=0.0) -> np.ndarray:
-        """Add tortuosity along the surface, clear the walls by the radius, resample to STEP_MM."""
+        """Add tortuosity, clear the walls by the radius, resample to STEP_MM.
+
+        The first `exempt` mm may touch walls: the way out of a sinus, or out of the parent.
+        """
         path = resample_path(path, 1.0)
-        along = np.r_[0, np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))]
+        along = _arc_length(path)
         normal = _unit_rows(self.soft_gradient(path))
         side = _unit_rows(np.cross(normal, np.gradient(path, axis=0)))
-        sway, rise = (
-            sum(a * np.sin(2 * np.pi * along / w + p) for a, w, p in
-                zip(rng.normal(0, 0.6, 4), rng.uniform(11, 42, 4), rng.uniform(0, 6.3, 4), strict=True))
-            for _ in range(2)
-        )  # fmt: skip
-        fade = np.clip(along / 10, 0, 1)
-        path = path + wiggle_mm * fade[:, None] * (
-            sway[:, None] * side + 0.5 * rise[:, None] * normal
-        )
-        for _ in range(12):
+        sway, rise = (_sway(along, rng) for _ in range(2))
+        sway, rise = sway[:, None] * side, 0.5 * rise[:, None] * normal
+        path = path + wiggle_mm * np.clip(along / 10, 0, 1)[:, None] * (sway + rise)
+        hold = np.clip((along - exempt) / 2, 0, 1)
+        for k in range(14):
             high = np.clip(self.soft(path) - (radius_mm + 3.0), 0, 1) * (along > 6)
             path = path - 0.5 * high[:, None] * _unit_rows(self.soft_gradient(path))
-            short = np.clip(radius_mm + 0.5 - self.hard(path), 0, 1.5) * np.clip(
-                (along - exempt) / 2, 0, 1
-            )
+            short = np.clip(radius_mm + 0.5 - self.hard(path), 0, 1.5) * hold
             path = path + short[:, None] * _unit_rows(self.hard_gradient(path))
-            path[1:-1] += 0.2 * (path[:-2] + path[2:] - 2 * path[1:-1])
+            if k < 12:
+                path[1:-1] += 0.3 * (path[:-2] + path[2:] - 2 * path[1:-1])
+        path = resample_path(path, 1.5)
+        for _ in range(4):  # rounds off the last pushes by less than the clearance
+            path[1:-1] += 0.25 * (path[:-2] + path[2:] - 2 * path[1:-1])
         return smooth_path(path, STEP_MM)
+
+
+def _sway(along: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A few sines of 11 to 45 mm; longer waves are higher, so that no bend is sharp."""
+    draws = rng.normal(0, 0.02, 4), rng.uniform(11, 45, 4), rng.uniform(0, 2 * np.pi, 4)
+    waves = [a * w * np.sin(2 * np.pi * along / w + p) for a, w, p in zip(*draws, strict=True)]
+    return np.sum(waves, axis=0)
+
+
+def _arc_length(path: np.ndarray) -> np.ndarray:
+    return np.r_[0, np.cumsum(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1))]
 
 
 def grow_trees(lattice: Lattice, shapes, pose: Pose, rng: np.random.Generator) -> list[Branch]:
@@ -180,7 +186,7 @@ class _Grower:
     def left(self, dominance: str) -> Vessel:
         rng, s = self.rng, self.surface
         ostium, out = self.ostium("left", rng.uniform(8, 11))
-        split = self.pose.to_world(np.array([-14.0, 4.0, 22.0]) + rng.normal(0, 1.2, 3))
+        split = self.pose.to_world(LEFT_MAIN_END + rng.normal(0, 1.2, 3))
         split = ostium + np.clip(rng.normal(10, 2.5), 5, 15) * _unit_rows((split - ostium)[None])[0]
         for _ in range(30):
             split = (
@@ -223,12 +229,11 @@ class _Grower:
             way = self.world(np.linspace(a0 + 7, a1, 5), np.linspace(78, goal, 5), 38)
             vessel = self.side(lad.points, at, way, 0.9, f"D{k + 1}", rng.uniform(0.5, 0.6))
             lad.children.append((at, rng.uniform(0.2, 0.34), vessel))
-        for k, mm in enumerate(np.cumsum(rng.uniform(9, 15, rng.integers(2, 5))) + 12):
+        for k, mm in enumerate(np.cumsum(rng.uniform(9, 15, rng.integers(1, 4))) + 10):
             at = int(mm / STEP_MM)
-            a0 = self.along(lad.points[at])
-            way = self.world(
-                [a0 + 4, a0 + 12, a0 + 18], [48, 34, 18 + rng.normal(0, 5)], [30, 30, 30]
-            )
+            a0, angle = self.along(lad.points[at]), self.angle(lad.points[at])
+            depth = np.array([0.35, 0.7, 1.0]) * rng.uniform(26, 40)
+            way = self.world(a0 + depth * 0.25, angle - depth, [32, 30, 30])
             path = smooth_path(np.vstack([lad.points[at], way]), STEP_MM)
             lad.children.append((at, 0.06, Vessel(f"S{k + 1}", path, 0.5)))
         for k, mm in enumerate(np.cumsum(rng.uniform(12, 22, rng.integers(1, 4)))):
@@ -300,7 +305,7 @@ class _Grower:
         """The posterior descending and posterolateral arteries from the crux."""
         rng, points = self.rng, parent.points
         last = len(points) - 1
-        at = last - int(rng.uniform(2, 6) / STEP_MM)
+        at = last - int(rng.uniform(4.5, 8) / STEP_MM)
         a0 = self.along(points[at])
         way = self.world(np.linspace(a0 + 8, rng.uniform(52, 70), 6), 292, 37)
         pda = self.side(points, at, way, 1.0, "PDA", rng.uniform(0.55, 0.7), groove="lv|rv")

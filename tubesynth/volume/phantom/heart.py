@@ -24,11 +24,38 @@ APEXWARD = _unit([-0.64, 0.58, -0.46])  # left, anterior, inferior
 SEPTAL = _unit([0.58, 0.64, 0.0])  # from the left ventricle to the right one
 UPWARD = np.cross(SEPTAL, APEXWARD) * np.sign(np.cross(SEPTAL, APEXWARD)[2])
 ROOT_AXIS = _unit([0.26, 0.14, 0.95])
+LEFT_MAIN_END = np.array([-15.0, 3.0, 26.0])
+PULMONARY_VALVE = np.array([-14.0, 33.0, 31.0])
+PULMONARY_AXIS = _unit([-0.15, -0.35, 0.92])
 SINUS_DEGREES = {
     "right": 70.0,
     "left": 188.0,
     "none": 308.0,
 }  # around the root, from right to anterior
+
+
+# Centrelines and radii from the heart outwards; the lungs' trees go on where they end.
+PULMONARY_VEINS = (
+    [(34, -33, 22, 8), (50, -31, 31, 6.5), (64, -30, 38, 4.6)],
+    [(34, -38, 4, 8), (52, -46, 0, 6), (66, -53, -6, 4.4)],
+    [(-10, -34, 23, 8), (-28, -34, 33, 6.5), (-44, -31, 40, 4.6)],
+    [(-10, -38, 13, 8), (-30, -47, 11, 6), (-47, -54, 3, 4.4)],
+)
+PULMONARY_ARTERIES = (
+    [(-15, -2, 54, 12), (0, -19, 57, 10.5), (20, -23.5, 56, 10), (44, -25, 53, 8.5)],
+    [(44, -25, 53, 8.5), (58, -30, 46, 7), (66, -36, 30, 5.4)],
+    [(40, -25, 54, 8), (56, -24, 60, 5.6), (64, -22, 66, 4)],
+    [
+        (-15, -2, 54, 12),
+        (-26, -18, 60, 10.5),
+        (-40, -34, 56, 8.5),
+        (-48, -46, 40, 6),
+        (-50, -50, 24, 5.2),
+    ],
+    [(-34, -26, 58, 7), (-46, -24, 63, 4)],
+)
+
+FAN = ((0.5, 0.9, 0.1), (0.6, 0.6, -0.7), (0.8, 0.1, -0.7), (0.9, 0.4, 0.4), (0.5, -0.5, -0.9))
 
 
 @dataclass
@@ -69,8 +96,24 @@ def sinus_direction(name: str) -> np.ndarray:
     return _unit(flat - (flat @ ROOT_AXIS) * ROOT_AXIS)
 
 
-def heart_shapes(lattice: Lattice, pose: Pose, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Lattice fields in mm: cavities, outer surfaces (`*_wall`), great vessels and veins, `pericardium`."""
+def lung_stems(pose: Pose) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """World position, direction and radius (mm) where each pulmonary vein and artery enters its lung."""
+    stems = []
+    for path in (*PULMONARY_VEINS, *PULMONARY_ARTERIES[1:]):
+        (*before, _), (*end, radius) = path[-2:]
+        stems.append((pose.to_world(end), pose.direction(np.subtract(end, before)), radius))
+    for end, lung in (((62, -32, 30), 1), ((-46, -34, 32), -1)):  # to the front and the base
+        for direction in FAN:
+            towards = pose.direction(np.multiply(direction, (lung, 1, 1)))
+            stems.append((pose.to_world(end), towards, 4.2))
+    return stems
+
+
+def heart_shapes(lattice: Lattice, pose: Pose, behind: np.ndarray, rng) -> dict[str, np.ndarray]:
+    """Lattice fields in mm: cavities, outer surfaces (`*_wall`), great vessels, veins, fat.
+
+    behind: the field of what the left atrium gives way to.
+    """
     turned = [p - np.float32(s) for p, s in zip(lattice.points(), pose.shift, strict=True)]
     bend = [lattice.noise(rng, 38.0) * np.float32(1.6) for _ in range(3)]
     q = []
@@ -90,31 +133,40 @@ def heart_shapes(lattice: Lattice, pose: Pose, rng: np.random.Generator) -> dict
     s = _ventricles(q, frame, rough, vary, rng)
     s.update(_atria(q, vary, rng))
     s.update(_great_vessels(q, vary, rng))
-    base = plane(q, ROOT, ROOT_AXIS)
-    s["lv"] = intersection(s["lv"], base, 1.0)
-    s["aorta"] = intersection(s["aorta"], -base, 1.0)
+    # What gives way to what where two shapes meet.
+    s["aorta"] = intersection(s["aorta"], -plane(q, ROOT, ROOT_AXIS), 1.0)
+    s["pa"] = intersection(s["pa"], -plane(q, PULMONARY_VALVE, PULMONARY_AXIS), 1.0)
     for name in ("rv", "rv_wall"):
         s[name] = intersection(s[name], 2.5 - s["aorta"], 2.0)
     s["la"] = intersection(s["la"], 2.0 - s["aorta"], 1.0)
-    s["ra"] = intersection(intersection(s["ra"], 2.5 - s["aorta"], 1.0), 2.5 - s["la"], 1.0)
+    s["ra"] = intersection(s["ra"], 2.5 - np.minimum(s["aorta"], s["la"]), 1.0)
+    # Room for the left main artery between the root, the appendage and the trunk.
+    corridor = [ROOT + 9 * ROOT_AXIS + 13 * sinus_direction("left"), LEFT_MAIN_END, (-13, 14, 23)]
+    room = -tube(q, corridor, [6, 6, 5])
+    for name in ("la", "la_core", "lv_wall", "rv_wall"):
+        s[name] = intersection(s[name], room, 3.0)
+    # Room for the circumflex under the appendage; the spine and the aorta press from behind.
+    groove = np.vstack([LEFT_MAIN_END, ventricular(-3.0, np.arange(128, 200, 16.0), 35.0)])
+    room = np.maximum(-tube(q, groove, np.full(len(groove), 4.6)), 3.0 - behind / size)
+    for name in ("la", "la_core"):
+        s[name] = intersection(s[name], room, 3.0)
     # A cavity ends where its neighbour is nearer; the gap of 1 mm is the valve.
     la, lv, ra, rv = s["la"], s["lv"], s["ra"], s["rv"]
     s["la"], s["lv"] = np.maximum(la, (la - lv) / 2 + 0.4), np.maximum(lv, (lv - la) / 2 + 0.4)
     s["ra"], s["rv"] = np.maximum(ra, (ra - rv) / 2 + 0.4), np.maximum(rv, (rv - ra) / 2 + 0.4)
     s["rv"] = np.maximum(s["rv"], -s["lv_wall"])
-    s["pa"] = np.maximum(s["pa"], (s["pa"] - s["rv"]) / 2 + 0.3)
-    s["la_wall"], s["ra_wall"] = la - 2.0, ra - 2.0
-    wall = np.minimum(
-        np.minimum(s["lv_wall"], s["rv_wall"]), np.minimum(s["la_wall"], s["ra_wall"])
-    )
-    s["epicardium"] = wall
-    sac = union(
-        union(s["lv_wall"], s["rv_wall"], 24.0), union(s["la_wall"], s["ra_wall"], 16.0), 24.0
-    )
-    sac = union(sac, np.minimum(s["aorta"], s["pa"]) - 1.0, 16.0)
-    s["pericardium"] = (
-        sac - np.float32(rng.uniform(2.5, 6.0)) - lattice.noise(rng, 30.0) * np.float32(0.8)
-    )
+    s["la_wall"], s["ra_wall"] = la - 1.8, ra - 1.8
+    ventricles = np.minimum(s["lv_wall"], s["rv_wall"])
+    atria = np.minimum(s["la_wall"], s["ra_wall"])
+    s["epicardium"] = np.minimum(ventricles, atria)
+    # The sac spans the grooves; the veins and the upper vessels leave it.
+    core = union(s["la_core"] - 1.8, s["ra_wall"], 14.0)
+    sac = union(union(s["lv_wall"], s["rv_wall"], 22.0), core, 20.0)
+    roots = np.maximum(np.minimum(s["aorta"], s["pa"]), plane(q, (0, 0, 40), (0, -0.3, 0.95)))
+    sac = union(sac, roots, 14.0)
+    upper = union(union(s["aorta"], s.pop("trunk"), 16.0), s["svc"], 18.0)
+    s["great_vessel_fat"] = union(upper - np.float32(rng.uniform(0.5, 3)), sac, 12.0)
+    s["pericardium"] = sac - np.float32(rng.uniform(1.0, 4.0)) - lattice.noise(rng, 24.0)
     return {name: (field * size).astype(np.float32) for name, field in s.items()}
 
 
@@ -127,7 +179,7 @@ def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
     lv = ellipsoid(
         q, MITRAL + 19 * APEXWARD, (length - wall * 0.75, inner, inner * vary(0.04)), frame
     )
-    lv = lv + rough * np.clip(along / 30, 0, 1) * np.float32(0.7)
+    lv = lv + rough * np.clip(along / 40, 0, 1) * np.float32(1.5)
     for degrees in (140 + rng.normal(0, 8), 222 + rng.normal(0, 8)):  # papillary muscles
         path = ventricular(
             [24 * vary(), 40, 58], degrees, [inner * 0.52, inner * 0.62, inner * 0.7]
@@ -138,6 +190,7 @@ def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
         [MITRAL + 16 * APEXWARD + 9 * SEPTAL + 5 * UPWARD, ROOT, ROOT + 4 * ROOT_AXIS],
         [13, 11, 11],
     )
+    outflow = intersection(outflow, plane(q, ROOT, ROOT_AXIS), 1.0)
     lv = union(lv, outflow, 4.0)
     lv_wall = union(lv_wall, outflow - 3.0, 4.0)
     lv = intersection(lv, -along - 3.0, 2.0)
@@ -155,29 +208,26 @@ def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
         [2, 2],
     )
     rv = intersection(rv, -band, 1.5)  # moderator band
-    valve = plane(q, (-14, 33, 31), _unit([-0.15, -0.35, 0.92]))
-    near = ellipsoid(q, (-14, 33, 34), (24, 24, 12))
-    rv = np.where(near < 0, np.maximum(rv, valve), rv)
+    # Nothing of the right ventricle lies beyond the pulmonary valve.
+    beyond = plane(q, PULMONARY_VALVE, PULMONARY_AXIS)
+    near = ellipsoid(q, PULMONARY_VALVE + 4 * PULMONARY_AXIS, (26, 26, 14)) < 0
+    rv = np.where(near, np.maximum(rv, beyond), rv)
+    rv_wall = np.where(near, np.maximum(rv_wall, beyond - 1.5), rv_wall)
     return {"lv": lv, "lv_wall": lv_wall, "rv": rv, "rv_wall": rv_wall}
 
 
 def _atria(q, vary, rng) -> dict[str, np.ndarray]:
     la = ellipsoid(q, (13, -29, 13), (30 * vary(0.1), 18.5 * vary(0.1), 23 * vary(0.1)))
     la = union(la, tube(q, [(8, -24, 10), MITRAL - 5 * SEPTAL - 2 * APEXWARD], [17, 15]), 8.0)
-    tip = np.array([-31, 6, 22]) + rng.normal(0, 2.5, 3)
+    tip = np.array([-32, 5, 30]) + rng.normal(0, 2.5, 3)
     appendage = smooth_path(
-        [(-8, -22, 17, 9), (-23, -15, 19, 8), (-32, -6, 20, 7.5), (*tip, 5)], 5.0
+        [(-9, -24, 22, 9), (-25, -20, 32, 8), (-34, -8, 33, 7.5), (*tip, 5)], 5.0
     )
     la = union(la, tube(q, appendage[:, :3], appendage[:, 3] * vary(0.12)), 4.0)
-    veins = [
-        [(34, -33, 22, 8), (50, -31, 31, 7), (68, -30, 40, 5.5)],
-        [(34, -38, 4, 8), (52, -46, 0, 6.5), (70, -56, -8, 5)],
-        [(-10, -34, 23, 8), (-28, -34, 33, 7), (-48, -30, 42, 5)],
-        [(-10, -39, 7, 8), (-30, -49, 2, 6.5), (-50, -58, -8, 5)],
-    ]
-    for vein in veins:
+    core = la
+    for vein in PULMONARY_VEINS:
         vein = np.array(vein, float)
-        vein[1:, :3] += rng.normal(0, 2.0, (len(vein) - 1, 3))
+        vein[1, :3] += rng.normal(0, 2.0, 3)
         path = smooth_path(vein, 6.0)
         la = union(la, tube(q, path[:, :3], path[:, 3] * vary()), 4.0)
     ra = ellipsoid(q, (46, -5, -7), (23 * vary(0.1), 25 * vary(0.1), 31 * vary(0.1)))
@@ -192,7 +242,14 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
     sinus = smooth_path(
         [(30, -22, -20, 5), (14, -28, -18, 4.2), (-8, -34, -10, 3.4), (-24, -33, 0, 2.4)], 5.0
     )
-    return {"la": la, "ra": ra, "svc": svc, "ivc": ivc, "cs": tube(q, sinus[:, :3], sinus[:, 3])}
+    return {
+        "la": la,
+        "la_core": core,
+        "ra": ra,
+        "svc": svc,
+        "ivc": ivc,
+        "cs": tube(q, sinus[:, :3], sinus[:, 3]),
+    }
 
 
 def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
@@ -217,15 +274,10 @@ def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
     trunk = smooth_path(
         [(-13, 36, 24, 12.5), (-15, 31, 34, 13), (-18, 17, 45, 13.2), (-15, -2, 54, 13)], 6.0
     )
-    right = smooth_path(
-        [(-15, -2, 54, 12), (0, -19, 57, 10.5), (20, -23.5, 56, 10), (44, -25, 53, 9)], 6.0
-    )
-    right_end = smooth_path([(44, -25, 53, 9), (58, -29, 46, 7), (66, -36, 32, 5)], 6.0)
-    left = smooth_path(
-        [(-15, -2, 54, 12), (-26, -18, 60, 10.5), (-40, -34, 56, 9), (-48, -46, 40, 6)], 6.0
-    )
+    arms = [smooth_path(arm, 6.0) for arm in PULMONARY_ARTERIES]
     pa = tube(q, trunk[:, :3], trunk[:, 3] * calibre)
-    for path in (right, right_end, left):
+    main = pa
+    for path in arms:
         pa = union(pa, tube(q, path[:, :3], path[:, 3] * calibre), 4.0)
     pa = np.maximum(pa, 2.5 - aorta)
-    return {"aorta": aorta, "pa": pa}
+    return {"aorta": aorta, "pa": pa, "trunk": main}

@@ -11,12 +11,18 @@ from .shapes import Lattice, ellipsoid, smooth_path, tube, union
 MIDLINE = 17.0
 
 
-def thorax_shapes(lattice: Lattice, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def thorax_shapes(
+    lattice: Lattice, floor_mm: float, front_mm: float, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Lattice fields in mm of the body outside of the heart; `rib_angle` is no shape: 0 at the sternum, 1 at the spine."""
     x, y, z = lattice.points()
     s: dict[str, np.ndarray] = {}
     mid = np.float32(MIDLINE + rng.normal(0, 3))
-    width, front, back = rng.uniform(150, 168), rng.uniform(57, 64), rng.uniform(-88, -82)
+    width, front, back = (
+        rng.uniform(150, 168),
+        max(rng.uniform(55, 62), front_mm),
+        rng.uniform(-88, -82),
+    )
     wave = lattice.noise(rng, 40.0)
 
     # The pleural surface: a rounded box in x, y that narrows upwards; the wall is told by distance from it.
@@ -62,7 +68,7 @@ def thorax_shapes(lattice: Lattice, rng: np.random.Generator) -> dict[str, np.nd
     body_of_sternum = ellipsoid(
         [x, y - tilt * z, z * 0], (mid, front + 7.5, 0), (17 * rng.uniform(0.85, 1.15), 6.5, 30)
     )
-    s["sternum"] = body_of_sternum
+    s["sternum"] = body_of_sternum + lattice.noise(rng, 9.0) * np.float32(0.8)
 
     # Vertebral bodies, discs, canal, arch.
     level = z / np.float32(rng.uniform(23, 26)) + np.float32(rng.uniform(0, 1))
@@ -86,14 +92,16 @@ def thorax_shapes(lattice: Lattice, rng: np.random.Generator) -> dict[str, np.nd
     s["arch"] = np.minimum(np.minimum(arch, process), side).astype(np.float32)
 
     # Diaphragm: two domes; the heart lies on the saddle between them.
-    shift = np.float32(rng.normal(0, 4))
+    shift = np.float32(floor_mm + 53 + rng.normal(0, 2))
     right = ellipsoid(
-        [x, y, z], (mid + 58, -4, -118 + shift), (74, 84, 74 * rng.uniform(0.94, 1.06))
+        [x, y, z],
+        (mid + 58, -4, -116 + shift + rng.normal(0, 4)),
+        (74, 84, 74 * rng.uniform(0.94, 1.06)),
     )
     left = ellipsoid(
-        [x, y, z], (mid - 84, -18, -126 + shift), (66, 76, 68 * rng.uniform(0.94, 1.06))
+        [x, y, z], (mid - 80, -14, -121 + shift), (66, 76, 68 * rng.uniform(0.94, 1.06))
     )
-    saddle = ellipsoid([x, y, z], (mid - 20, 16, -128 + shift), (84, 74, 72))
+    saddle = ellipsoid([x, y, z], (mid - 20, 16, -123 + shift), (84, 74, 72))
     s["liver"] = union(right, saddle, 14.0) + wave
     s["diaphragm"] = union(s["liver"], left, 14.0) - 2.5
     s["stomach"] = ellipsoid([x, y, z], (mid - 86, 8, -122 + shift), (44, 48, 58))
@@ -101,12 +109,12 @@ def thorax_shapes(lattice: Lattice, rng: np.random.Generator) -> dict[str, np.nd
 
     # Mediastinal fat between the lungs: a triangle behind the sternum, the prevertebral space, the upper vessels.
     anterior = tube(
-        [x, y, z * 0], [(mid - 2, front + 4, 0), (mid - 6, front - 26, 0)], [rng.uniform(13, 20), 6]
+        [x, y, z * 0], [(mid - 2, front + 4, 0), (mid - 6, front - 26, 0)], [rng.uniform(9, 15), 3]
     )
     posterior = tube([x, y, z * 0], [(mid - 22, spine_y + 8, 0), (mid - 6, spine_y + 10, 0), (mid + 12, spine_y + 2, 0)],
                      [14, 14, 12])  # fmt: skip
     middle = tube([x, y, z], [(mid, -44, -140), (mid - 2, -42, 140)], [17, 17])
-    upper = ellipsoid([x, y, z], (mid - 6, 2, 84), (44, 50, 56))
+    upper = ellipsoid([x, y, z], (mid - 6, 0, 84), (40, 46, 50))
     s["mediastinum"] = union(
         union(union(anterior, posterior, 12.0), upper, 20.0), middle, 14.0
     ) + wave * np.float32(0.8)
@@ -148,50 +156,35 @@ def thorax_shapes(lattice: Lattice, rng: np.random.Generator) -> dict[str, np.nd
     }
 
 
-def lung_vessels(rng: np.random.Generator) -> np.ndarray:
-    """(N, 8) segments of the pulmonary trees: two ends, two radii, in world mm."""
-    segments = []
-    mid = MIDLINE
+def lung_vessels(stems, rng: np.random.Generator) -> np.ndarray:
+    """(N, 8) segments of the pulmonary trees: two ends, two radii, in world mm.
 
-    def grow(start, direction, radius, length, generation):
-        if radius < 0.42 or generation > 8:
+    stems: position, direction, radius (mm) of each vein and artery at the hilum.
+    """
+    segments = []
+
+    def grow(start, direction, radius, outward, generation):
+        if radius < 0.62:
             return
-        for _ in range(2):
-            bent = direction + rng.normal(0, 0.16, 3)
+        length = 6.8 * radius**0.55 * rng.uniform(0.7, 1.5)
+        for _ in range(2 if radius > 1.0 else 1):
+            bent = direction + rng.normal(0, 0.14, 3)
+            bent[0] += 0.25 * outward if bent[0] * outward < 0.15 else 0.0
             bent /= np.linalg.norm(bent)
-            end = start + bent * length / 2
-            segments.append([*start, *end, radius, radius * 0.93])
-            start, direction, radius = end, bent, radius * 0.93
-        share = rng.uniform(0.25, 0.6)
+            end = start + bent * length / (2 if radius > 1.0 else 1)
+            segments.append([*start, *end, radius, radius * 0.96])
+            start, direction, radius = end, bent, radius * 0.96
         side = rng.normal(0, 1, 3)
         side -= (side @ direction) * direction
         side /= np.linalg.norm(side)
-        for part, turn in ((share, 0.9 - share * 0.5), (1 - share, -0.35)):
+        share = rng.uniform(0.12, 0.5) if generation else 0.45
+        spread = 0.9 if generation < 3 else 1.1
+        for part, turn in ((share, spread * (1 - 0.5 * share)), (1 - share, -spread * share)):
             grow(
-                start,
-                direction + side * turn,
-                radius * part ** (1 / 2.7),
-                length * 0.88,
-                generation + 1,
+                start, direction + side * turn, radius * part ** (1 / 2.6), outward, generation + 1
             )
 
-    for sign, hilum in ((1, (mid + 48, -34, 24)), (-1, (mid - 58, -38, 24))):
-        for polar in np.linspace(-1.35, 1.35, 7):
-            for azimuth in (-0.75, 0.15, 0.9):
-                direction = np.array(
-                    [
-                        sign * np.cos(polar) * np.cos(azimuth),
-                        np.cos(polar) * np.sin(azimuth),
-                        np.sin(polar),
-                    ]
-                )
-                direction += rng.normal(0, 0.15, 3)
-                start = np.array(hilum) + direction * 6 + [0, 0, 22 * np.sin(polar)]
-                grow(
-                    start,
-                    direction / np.linalg.norm(direction),
-                    rng.uniform(1.9, 3.4),
-                    rng.uniform(17, 23),
-                    0,
-                )
+    for position, direction, radius in stems:
+        outward = 1.0 if position[0] > MIDLINE else -1.0
+        grow(position - 4 * direction, direction, radius, outward, 0)
     return np.array(segments)
