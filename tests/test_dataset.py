@@ -1,5 +1,6 @@
 """Draws to batches: one draw is one sample, however it is kept and whoever loads it."""
 
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,8 @@ import SimpleITK as sitk
 import torch
 
 from tubesynth.data.augment import Augmentation
-from tubesynth.data.dataset import VolumeDataset, collate, make_loader, pad_tokens
+from tubesynth.data.dataset import VolumeDataset, collate, pad_tokens
+from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import DrawSampler, case_of_draw
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
@@ -173,18 +175,36 @@ def test_label_outside_the_classes_or_on_another_grid_is_refused_by_name(cases, 
 # ---- batches
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_those_of_a_loader_without_workers(cases, tmp_path, workers):
+@pytest.mark.parametrize("workers", [0, 2, 8])
+def test_batches_do_not_depend_on_the_number_of_workers(cases, tmp_path, workers):
     options = dict(seed=2, crop=(10, 10, 10), augmentation=ALL, tokens=TOKENS)
     dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent", **options)
-    loader = make_loader(dataset, DrawSampler(0, 12, batch_size=3), num_workers=workers)
-    batches = list(loader)
-    assert len(batches) == 4 and batches[1]["draw"].tolist() == [3, 4, 5]
+    batches = list(Loader(dataset, DrawSampler(0, 30, batch_size=3), num_workers=workers))
+    assert len(batches) == 10 and batches[1]["draw"].tolist() == [3, 4, 5]
     for number, batch in enumerate(batches):
         expected = collate([dataset.view(draw) for draw in range(3 * number, 3 * number + 3)])
         assert same(batch, expected)
         for row in range(3):
             assert torch.equal(batch["image"][row], dataset[3 * number + row]["image"])
+
+
+def test_processes_of_torchs_own_loader_give_the_same_samples(cases, tmp_path):
+    options = dict(seed=2, crop=(10, 10, 10), augmentation=ALL, tokens=TOKENS)
+    dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent", **options)
+    samples = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
+    assert all(same(sample, dataset[draw]) for draw, sample in enumerate(samples))
+
+
+def test_leaving_a_loader_early_ends_its_threads_and_an_error_reaches_the_caller(cases):
+    before = threading.active_count()
+    for batch in Loader(VolumeDataset(cases, GRID), DrawSampler(0, 50, 1), num_workers=4):
+        assert batch["draw"].tolist() == [0]
+        break
+    assert threading.active_count() == before
+    wrong = VolumeDataset(cases, replace(GRID, num_classes=5))
+    with pytest.raises(InputError, match="num_classes"):
+        list(Loader(wrong, DrawSampler(0, 5, 1), num_workers=2))
+    assert threading.active_count() == before
 
 
 def test_tokens_are_padded_with_a_mask_and_a_case_without_any_is_legal():
@@ -217,8 +237,8 @@ def test_two_ranks_see_together_what_one_sees_alone():
 
 def test_a_resumed_run_sees_exactly_the_batches_that_were_left(cases):
     options = dict(seed=9, crop=(8, 8, 8), augmentation=ALL)
-    run = list(make_loader(VolumeDataset(cases, GRID, **options), DrawSampler(0, 14, 2)))
-    resumed = list(make_loader(VolumeDataset(cases, GRID, **options), DrawSampler(6, 14, 2)))
+    run = list(Loader(VolumeDataset(cases, GRID, **options), DrawSampler(0, 14, 2)))
+    resumed = list(Loader(VolumeDataset(cases, GRID, **options), DrawSampler(6, 14, 2)))
     assert len(resumed) == 4
     assert all(same(a, b) for a, b in zip(run[3:], resumed, strict=True))
 

@@ -1,4 +1,4 @@
-"""Draws to samples to batches: the same draw gives the same sample, whoever asks and in any order.
+"""Draws to samples: the same draw gives the same sample, whoever asks and in any order.
 
 A sample is dict(case str, draw int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z), spacing
 float32 (3,) mm, intensity float32 (2,) scale and shift, keep_label, keep_vessels bool, and tokens
@@ -85,10 +85,6 @@ class VolumeDataset(torch.utils.data.Dataset):
         """The sample of a draw, on its own (contiguous) memory."""
         return {name: _own(value) for name, value in self.view(draw).items()}
 
-    def __getitems__(self, draws: list[int]) -> dict:
-        """The batch of some draws, each voxel copied once: what a DataLoader asks for."""
-        return collate([self.view(draw) for draw in draws])
-
     def view(self, draw: int) -> dict:
         """The sample of a draw as views of the stored arrays, not copied yet."""
         index = case_of_draw(draw, len(self.cases), self.seed, self.shuffle)
@@ -143,11 +139,10 @@ class VolumeDataset(torch.utils.data.Dataset):
         return array[..., 0] if self.dim == 2 else array
 
 
-def collate(samples: list[dict]) -> dict:
-    """Samples of one shape -> a batch; tokens are padded to the longest, with tokens["mask"] (B,
-    N).
+def collate(samples: list[dict], pin_memory: bool = False) -> dict:
+    """Samples of one shape -> a batch; tokens are padded to the longest, with a mask (B, N).
 
-    Voxels are copied once, inside a loader's worker straight into the memory that it shares.
+    Voxels are copied once, from the views to where the batch stays (pinned for a GPU).
     """
     batch = {}
     for name, first in samples[0].items():
@@ -157,7 +152,11 @@ def collate(samples: list[dict]) -> dict:
         elif isinstance(first, str):
             batch[name] = values
         elif isinstance(first, np.ndarray):
-            batch[name] = _stack(values)
+            dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
+            out = torch.empty((len(values), *first.shape), dtype=dtype, pin_memory=pin_memory)
+            for row, value in zip(out.numpy(), values, strict=True):
+                np.copyto(row, value)
+            batch[name] = out
         else:
             batch[name] = torch.tensor(values)
     return batch
@@ -177,38 +176,14 @@ def pad_tokens(tokens: list[dict]) -> dict:
     return padded
 
 
-def make_loader(dataset: VolumeDataset, sampler, num_workers: int = 0, pin_memory: bool = False):
-    """A DataLoader over a DrawSampler that yields batches as `collate` gives them."""
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-    )
-
-
-def _as_it_is(batch):
-    return batch
-
-
-def _stack(values: list[np.ndarray]) -> torch.Tensor:
-    dtype = torch.from_numpy(np.empty(0, values[0].dtype)).dtype
-    shape = (len(values), *values[0].shape)
-    if torch.utils.data.get_worker_info() is None:
-        out = torch.empty(shape, dtype=dtype)
-    else:
-        out = torch.empty(0, dtype=dtype)
-        storage = out.untyped_storage()._new_shared(int(np.prod(shape)) * out.element_size())
-        out = out.new(storage).resize_(shape)
-    target = out.numpy()
-    for row, value in zip(target, values, strict=True):
-        np.copyto(row, value)
-    return out
-
-
 def _own(value):
     if isinstance(value, dict):
         return {name: _own(one) for name, one in value.items()}
     return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value
+
+
+def make_loader(dataset, sampler, num_workers: int = 0, pin_memory: bool = False):
+    """See loader.Loader."""
+    from tubesynth.data.loader import Loader
+
+    return Loader(dataset, sampler, num_workers, pin_memory)
