@@ -1,7 +1,8 @@
 """The configuration of a run: one dataclass a section, with every default in sight.
 
-A YAML file names what differs from the defaults; `section.key=value` on the command line goes on top. strict.py checks
-keys and types, `check` below checks the values against each other. Only commands, training/ and pipeline read this.
+A YAML file names what differs from the defaults; `section.key=value` on the command line goes on
+top. strict.py checks keys and types, `check` below checks the values against each other. Only
+commands, training/ and pipeline read this.
 
     config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
 """
@@ -74,7 +75,7 @@ class AutoencoderConfig:
     codebook_size: int = 8192
     commitment: float = 0.25
     codebook_decay: float = 0.5
-    revive_after: int = 200  # steps without use before a code is drawn anew from the data; 0: never
+    revive_after: int = 20  # unused steps after which a code is drawn anew from the data; 0: never
 
 
 @dataclass
@@ -187,7 +188,7 @@ def check(config: Config, source: str) -> None:
         if value is not None:
             require(
                 len(value) == config.dim and min(value) > 0,
-                f"data.{key}: expected {config.dim} positive numbers (dim: {config.dim}), got {value}",
+                f"data.{key}: expected {config.dim} positive numbers (the dim), got {value}",
             )
     low, high = data.hu_window if len(data.hu_window) == 2 else (0, 0)
     require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")

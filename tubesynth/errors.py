@@ -1,7 +1,7 @@
 """How a command ends: 0 done, 2 the input is wrong (one line), 75 stopped by a signal after saving.
 
-Everything that a user can put right (a file, a key, a value) is raised as InputError with one line that names the
-file or key and the remedy. Anything else is a bug of ours and keeps its traceback.
+Everything that a user can put right (a file, a key, a value) is raised as InputError with one line
+that names the file or key and the remedy. Anything else is a bug of ours and keeps its traceback.
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""Strict YAML into typed dataclasses: every key is known, unique and of the right type, or the error says which is not.
+"""Strict YAML into typed dataclasses: every key is known, unique and of the right type, or the
+error says which is not.
 
-PyYAML alone reads `1e-4` as text, lets the last of two equal keys win and knows no schema; here a number field accepts
-what people write as a number, a repeated key is refused with its line, and an unknown one with the nearest right one.
+PyYAML alone reads `1e-4` as text, lets the last of two equal keys win and knows no schema; here a
+number field accepts what people write as a number, a repeated key is refused with its line, and an
+unknown one with the nearest right one.
 """
 
 import dataclasses

@@ -9,7 +9,6 @@ gave it, label uint8 (X, Y, Z), spacing float32 (3,) mm).
 import numpy as np
 import torch
 
-from tubesynth.data.dataset import collate
 from tubesynth.data.sampler import case_of_draw
 from tubesynth.data.store import Store
 from tubesynth.errors import InputError
@@ -17,7 +16,7 @@ from tubesynth.errors import InputError
 LATENTS = "latents"
 
 
-class LatentDataset(torch.utils.data.Dataset):
+class LatentDataset:
     """keys[i]: the store's keys of case i, one a variant; all of them are built."""
 
     def __init__(self, store: Store, case_ids: list[str], keys: list[list[str]], seed: int):
@@ -26,10 +25,6 @@ class LatentDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         """Cases: the draws of one epoch."""
         return len(self.keys)
-
-    def __getitems__(self, draws: list[int]) -> dict:
-        """The batch of some draws."""
-        return collate([self.view(draw) for draw in draws])
 
     def view(self, draw: int) -> dict:
         """The sample of a draw as views of the stored arrays."""

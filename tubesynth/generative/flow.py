@@ -1,7 +1,8 @@
 """Flow matching on a straight path (Lipman et al. 2023, arXiv 2210.02747).
 
-t = 0 is noise and t = 1 is data: x_t = (1 - (1 - sigma_min) t) x_0 + t x_1 (eq. 22), and the velocity to be learned is
-x_1 - (1 - sigma_min) x_0 (eq. 23). The network is any callable velocity(x_t, t).
+t = 0 is noise and t = 1 is data: x_t = (1 - (1 - sigma_min) t) x_0 + t x_1 (eq. 22), and the
+velocity to be learned is x_1 - (1 - sigma_min) x_0 (eq. 23). The network is any callable
+velocity(x_t, t).
 """
 
 from collections.abc import Callable
@@ -30,7 +31,9 @@ def matching_loss(
     sigma_min: float,
     norm: str = "l1",
 ) -> Tensor:
-    """Mean l1 or l2 distance between the network's velocity and that of the path: (B,), a case each."""
+    """Mean l1 or l2 distance between the network's velocity and that of the path: (B,), a case
+    each.
+    """
     x_t, target = path(noise, data, t, sigma_min)
     error = velocity(x_t, t).float() - target
     error = error.abs() if norm == "l1" else error.square()

@@ -1,8 +1,8 @@
 """Solvers for dx/dt = velocity(x, t) from t = 0 to t = 1, in Runge-Kutta form.
 
-Fixed steps: euler, midpoint, heun, rk4. Adaptive: dopri5 (Dormand and Prince 1980; step control after Hairer, Norsett
-and Wanner, Solving Ordinary Differential Equations I, section II.4). Each returns the end point and the number of
-network evaluations, which is what a sample costs.
+Fixed steps: euler, midpoint, heun, rk4. Adaptive: dopri5 (Dormand and Prince 1980; step control
+after Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4). Each
+returns the end point and the number of network evaluations, which is what a sample costs.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""Self-attention over the voxels of a feature map (Vaswani et al. 2017), in heads of 32 to 64 channels.
+"""Self-attention over the voxels of a feature map (Vaswani et al. 2017), in heads of 32 to 64
+channels.
 
 Heads are kept narrow because the fused kernels take at most 256 channels a head.
 """

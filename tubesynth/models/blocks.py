@@ -27,8 +27,9 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, or as many as divide the channels of a small network."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6, affine=affine)
+    """GroupNorm of up to 32 groups of at least four channels each (as EDM has it)."""
+    groups = math.gcd(32, max(1, channels // 4))
+    return nn.GroupNorm(groups, channels, eps=1e-6, affine=affine)
 
 
 def run(block: Callable, *inputs, recompute: bool):

@@ -1,7 +1,9 @@
-"""PatchGAN: says of each patch of a volume whether it looks real (Isola et al. 2017, arXiv 1611.07004).
+"""PatchGAN: says of each patch of a volume whether it looks real (Isola et al. 2017, arXiv
+1611.07004).
 
-Instance normalisation, where the original has batch normalisation: at its batch of one they are the same in training,
-and this one needs no statistics shared between ranks and does the same at evaluation.
+Instance normalisation, where the original has batch normalisation: at its batch of one they are the
+same in training, and this one needs no statistics shared between ranks and does the same at
+evaluation.
 """
 
 from torch import Tensor, nn

@@ -1,7 +1,8 @@
 """Vector quantisation with a codebook that follows the data by moving averages.
 
-van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1 for the averages. Statistics are summed over all ranks, so
-every rank holds the same codebook. A code that nothing has chosen for a while is drawn anew from the data.
+van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1 for the averages. Statistics are summed
+over all ranks, so every rank holds the same codebook. A code that nothing has chosen for a while is
+drawn anew from the data.
 """
 
 import torch
@@ -77,14 +78,19 @@ class EmaQuantizer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, vectors: Tensor):
-        """Codes start as vectors of the first batch: a random codebook would mostly never be hit."""
+        """Codes start as vectors of the first batch; most random codes would never be hit."""
         self.codebook.copy_(self._draw(vectors, len(self.codebook)))
         self.ema_sum.copy_(self.codebook)
         self.ema_count.fill_(1.0)
         self.initialised.fill_(True)
 
     def _draw(self, vectors: Tensor, count: int) -> Tensor:
-        """`count` vectors of rank 0's batch, the same on every rank, slightly apart from each other."""
+        """`count` vectors of rank 0's batch, the same on every rank, slightly apart from each
+        other.
+        """
+        vectors = vectors[vectors.isfinite().all(1)]
+        if len(vectors) == 0:
+            vectors = self.codebook
         picked = vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
         picked = picked + 1e-3 * vectors.std() * torch.randn_like(picked)
         if dist.is_initialized():
@@ -94,7 +100,10 @@ class EmaQuantizer(nn.Module):
     @torch.no_grad()
     def _follow(self, vectors: Tensor, indices: Tensor):
         """Move each used code towards the mean of the vectors that chose it."""
-        count = torch.bincount(indices, minlength=len(self.codebook)).float()
+        # One NaN would stay in the averages for ever; a step that is skipped must leave no trace.
+        finite = vectors.isfinite().all(1)
+        vectors = torch.where(finite[:, None], vectors, 0)
+        count = torch.bincount(indices, weights=finite.float(), minlength=len(self.codebook))
         total = torch.zeros_like(self.codebook).index_add_(0, indices, vectors)
         if dist.is_initialized():
             packed = torch.cat([count[:, None], total], dim=1)

@@ -1,7 +1,7 @@
 """Spatially adaptive normalisation: the label map scales and shifts the features where it lies.
 
-Park et al. 2019 (arXiv 1903.07291). A label map first passes a strided encoder, since one-hot labels at the resolution
-of the image are 16 to 64 times as many voxels as the features they steer.
+Park et al. 2019 (arXiv 1903.07291). A label map first passes a strided encoder, since one-hot
+labels at the resolution of the image are 16 to 64 times as many voxels as the features they steer.
 """
 
 import torch

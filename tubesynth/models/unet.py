@@ -1,8 +1,9 @@
 """The latent U-Net: one network for every condition, in two or three dimensions.
 
-Residual blocks with time and spacing embedding, self-attention at the coarse levels (Ho et al. 2020; Rombach et al.
-2022), and in the decoder SPADE on the label map. What the conditions alone decide is computed by `conditions` and may
-be handed in again: a sampler does that work once, not at every step.
+Residual blocks with time and spacing embedding, self-attention at the coarse levels (Ho et al.
+2020; Rombach et al. 2022), and in the decoder SPADE on the label map. What the conditions alone
+decide is computed by `conditions` and may be handed in again: a sampler does that work once, not at
+every step.
 """
 
 import torch
@@ -21,7 +22,7 @@ class ResBlock(nn.Module):
         self.spade = spade is not None
         self.norm1 = Spade(dim, cin, *spade) if self.spade else group_norm(cin)
         self.conv1 = conv(dim, cin, cout)
-        self.embed = nn.Linear(embedding_dim, cout)
+        self.embed = nn.Linear(embedding_dim, 2 * cout)
         self.norm2 = Spade(dim, cout, *spade) if self.spade else group_norm(cout)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(conv(dim, cout, cout))
@@ -34,9 +35,11 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, modulations=None) -> Tensor:
         first, second = ((m,) for m in modulations) if self.spade else ((), ())
         h = self.conv1(self.act(self.norm1(x, *first)))
-        h = h + self.embed(self.act(embedding)).reshape(*h.shape[:2], *[1] * (h.ndim - 2))
-        h = self.conv2(self.dropout(self.act(self.norm2(h, *second))))
-        return self.skip(x) + h
+        # Scale and shift after the norm: an offset before it would be normalised away.
+        film = self.embed(self.act(embedding))
+        scale, shift = film.reshape(*film.shape, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+        h = self.norm2(h, *second) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(self.dropout(self.act(h)))
 
 
 class Upsample(nn.Module):
@@ -51,7 +54,9 @@ class Upsample(nn.Module):
 
 
 class UNet(nn.Module):
-    """x (B, C, X, ...), t (B,) in [0, 1], spacing (B, dim) mm, labels (B, fX, ...) -> (B, C, X, ...)."""
+    """x (B, C, X, ...), t (B,) in [0, 1], spacing (B, dim) mm, labels (B, fX, ...) -> (B, C, X,
+    ...).
+    """
 
     def __init__(
         self,

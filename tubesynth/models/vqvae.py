@@ -1,7 +1,8 @@
 """The autoencoder of stage 1: strided convolutions down, residual units, a codebook, and back.
 
-As published (reference sizes: channels [64, 128], two residual units a level, codebook 8192 x 8: 5.60 M parameters).
-There is no normalisation, so what a voxel becomes depends on its neighbourhood alone.
+As published (reference sizes: channels [64, 128], two residual units a level, codebook 8192 x 8:
+5.60 M parameters). There is no normalisation, so what a voxel becomes depends on its neighbourhood
+alone.
 """
 
 from torch import Tensor, nn
@@ -97,12 +98,12 @@ class VQVAE(nn.Module):
         return self.encoder(image)
 
     def decode(self, latents: Tensor, quantise: bool = True) -> Tensor:
-        """Latents (B, D, x, ...) -> (B, 1, f x, ...), through the codebook unless told otherwise."""
+        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the codebook."""
         if quantise:
             latents, _, _ = self.quantizer(latents)
         return self.decoder(latents)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image -> reconstruction, commitment loss, indices (one forward per step and DDP wrapper)."""
+        """Image -> reconstruction, commitment loss, indices: the one forward of a step."""
         latents, commitment_loss, indices = self.quantizer(self.encoder(image))
         return self.decoder(latents), commitment_loss, indices

@@ -1,4 +1,6 @@
-"""Checkpoints: tensors and plain values only, written beside and renamed, loaded with weights_only=True."""
+"""Checkpoints: tensors and plain values only, written beside and renamed, loaded with
+weights_only=True.
+"""
 
 import hashlib
 import os
@@ -36,7 +38,9 @@ def load(path: str | Path, stage: int | None = None) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable tubesynth checkpoint (damaged, or made by another program)") from error
+        raise InputError(
+            f"{path}: not a readable tubesynth checkpoint (damaged, or made by another program)"
+        ) from error
     if not isinstance(state, dict) or "format" not in state or "config" not in state:
         raise InputError(f"{path}: not a tubesynth checkpoint (no format or config in it)")
     if state["format"] != FORMAT:
@@ -46,7 +50,9 @@ def load(path: str | Path, stage: int | None = None) -> dict:
         )
     found = state["config"]["stage"]
     if stage is not None and found != stage:
-        raise InputError(f"{path}: a stage-{found} checkpoint, where one of stage {stage} is needed")
+        raise InputError(
+            f"{path}: a stage-{found} checkpoint, where one of stage {stage} is needed"
+        )
     return state
 
 

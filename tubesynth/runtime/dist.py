@@ -59,9 +59,7 @@ def start() -> torch.device:
             )
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=60)
-        )
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=60))
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 

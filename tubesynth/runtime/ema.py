@@ -1,7 +1,7 @@
 """Averaged weights for sampling: w_ema <- lerp(w_ema, w, 1 - 2^(-1 / half_life)) after every step.
 
-The half-life is in optimiser steps. Early on it is cut to a tenth of the steps done (as EDM2 ramps it up), so that the
-average forgets the random start.
+The half-life is in optimiser steps. Early on it is cut to a tenth of the steps done (as EDM2 ramps
+it up), so that the average forgets the random start.
 """
 
 import copy

@@ -1,7 +1,8 @@
-"""Seeds that are drawn from what a random number is for: (seed, rank, step), (seed, draw), (seed, case).
+"""Seeds that are drawn from what a random number is for: (seed, rank, step), (seed, draw), (seed,
+case).
 
-No generator's state has to be saved or passed on: a run that resumes at step s draws at step s what a run that never
-stopped would have drawn.
+No generator's state has to be saved or passed on: a run that resumes at step s draws at step s what
+a run that never stopped would have drawn.
 """
 
 import hashlib

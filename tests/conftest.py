@@ -1,0 +1,118 @@
+"""What tests share: small phantoms and configs, trained checkpoints, real CT where it is present."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # many small operations: threads cost more than they give
+
+REPOSITORY = Path(__file__).parent.parent
+REAL_CT = Path(os.environ.get("TUBESYNTH_REAL_CT", REPOSITORY.parent / "shared" / "real"))
+
+STAGE_1 = """
+stage: 1
+seed: 3
+data:
+  root: {data}
+  cache_dir: {cache}
+  resolution: [32, 32, 24]
+  spacing: [5.5, 5.5, 5.5]
+  num_workers: 0
+  crop: [16, 16, 16]
+  augment: {{flip: 0.5, intensity: 0.5}}
+autoencoder:
+  channels: [8, 8]
+  residual_channels: [8, 8]
+  num_residual_layers: 1
+  embedding_dim: 4
+  codebook_size: 32
+  codebook_decay: 0.9
+discriminator: {{channels: 4, num_layers: 1}}
+train:
+  epochs: 2
+  learning_rate: 1e-3
+  warmup_steps: 2
+  log_every: 1
+  panel_every: 2
+  save_every: 1
+"""
+
+STAGE_2 = """
+stage: 2
+seed: 3
+data:
+  root: {data}
+  cache_dir: {cache}
+  resolution: [32, 32, 24]
+  spacing: [5.5, 5.5, 5.5]
+  num_workers: 0
+latents: {{autoencoder: {autoencoder}}}
+unet:
+  channels: [16, 16]
+  num_res_blocks: 1
+  attention_levels: [1]
+  head_channels: 8
+  label_channels: [8, 8, 8]
+  spade_hidden: 8
+flow: {{label_dropout: 0.1}}
+sampling: {{solver: heun, steps: 2}}
+train:
+  epochs: 2
+  learning_rate: 1e-3
+  ema_half_life: 10
+  log_every: 1
+  panel_every: 2
+  save_every: 1
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def real_ct() -> Path:
+    """The folder of real CT volumes (images/, labels/); tests that need it skip without it."""
+    if not (REAL_CT / "images").is_dir():
+        pytest.skip(f"no real CT in {REAL_CT} (set TUBESYNTH_REAL_CT)")
+    return REAL_CT
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with data/ (four training, two validation phantoms), and s1.yml and s2.yml on it."""
+    from tubesynth.phantom import main
+
+    folder = tmp_path_factory.mktemp("workplace")
+    grid = "--resolution 32 32 24 --spacing 5.5 5.5 5.5".split()
+    data = folder / "data"
+    split = ["--validation-fraction", "0.34"]
+    main(["--output-dir", str(data), "--cases", "6", "--seed", "7", *grid, *split])
+    last = folder / "s1" / "checkpoints" / "last.ckpt"
+    paths = dict(data=data, cache=folder / "cache", autoencoder=last)
+    (folder / "s1.yml").write_text(STAGE_1.format(**paths))
+    (folder / "s2.yml").write_text(STAGE_2.format(**paths))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage_1(workplace) -> Path:
+    """last.ckpt of a stage-1 run of eight steps."""
+    from tubesynth.train import main
+
+    main(["--config", str(workplace / "s1.yml"), "--run-dir", str(workplace / "s1")])
+    return workplace / "s1" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def stage_2(workplace, stage_1) -> Path:
+    """last.ckpt of a stage-2 run of eight steps."""
+    from tubesynth.train import main
+
+    main(["--config", str(workplace / "s2.yml"), "--run-dir", str(workplace / "s2")])
+    return workplace / "s2" / "checkpoints" / "last.ckpt"

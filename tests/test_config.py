@@ -1,0 +1,98 @@
+"""Configs are strict: what is misspelt, repeated, mistyped or contradictory is named, with the
+remedy.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tubesynth.config import config_from_plain, load_config, vessel_class
+from tubesynth.errors import InputError
+from tubesynth.strict import dump, read_yaml
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yml"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yml"
+    path.write_text(text)
+    return path
+
+
+def refusal(tmp_path, text, overrides=()):
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, text), overrides)
+    message = str(caught.value)
+    assert "\n" not in message and "c.yml" in message or overrides
+    return message
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path):
+    config = load_config(write(tmp_path, "stage: 1\ntrain: {learning_rate: 1e-4}\n"))
+    assert config.train.learning_rate == 1e-4
+    config = load_config(write(tmp_path, "stage: 1\n"), ["train.learning_rate=3e-5"])
+    assert config.train.learning_rate == 3e-5
+
+
+def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path):
+    message = refusal(tmp_path, "stage: 1\ntrain: {learning_rat: 1.0}\n")
+    assert "train.learning_rat" in message and "train.learning_rate" in message
+
+
+def test_a_section_of_another_stage_is_unknown(tmp_path):
+    assert "unet" in refusal(tmp_path, "stage: 1\nunet: {channels: [32]}\n")
+
+
+def test_a_repeated_key_is_refused_with_its_line(tmp_path):
+    message = refusal(tmp_path, "stage: 1\nseed: 1\nseed: 2\n")
+    assert "line 3" in message and "seed" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("stage: 7\n", "stage"),
+        ("stage: 1\ndata: {resolution: [64, 64]}\n", "data.resolution"),
+        ("stage: 1\ndata: {resolution: [66, 64, 64]}\n", "data.resolution"),
+        ("stage: 1\ndata: {hu_window: [100, -100]}\n", "data.hu_window"),
+        ("stage: 1\ndata: {batch_size: 0}\n", "data.batch_size"),
+        ("stage: 1\ndata: {batch_size: 1.5}\n", "data.batch_size"),
+        ("stage: 1\ndata: {vessel_class: 9}\n", "data.vessel_class"),
+        ("stage: 1\ntrain: {precision: bf16}\n", "train.precision"),
+        ("stage: 1\ntrain: {checkpointing: 1}\n", "train.checkpointing"),
+        ("stage: 1\ntrain: {restart: [everything]}\n", "train.restart"),
+        ("stage: 2\ndata: {crop: [64, 64, 64]}\n", "data.crop"),
+        ("stage: 2\nunet: {head_channels: 48}\n", "unet.head_channels"),
+        ("- a list\n", "top level"),
+        ("stage: [\n", "not valid YAML"),
+    ],
+)
+def test_wrong_values_are_named_by_key(tmp_path, text, key):
+    assert key in refusal(tmp_path, text)
+
+
+def test_a_malformed_override_is_refused(tmp_path):
+    assert "key=value" in refusal(tmp_path, "stage: 1\n", ["train.epochs"])
+    assert "seed" in refusal(tmp_path, "stage: 1\nseed: 1\n", ["seed.x=1"])
+
+
+def test_the_vessel_class_is_configured_not_read_off_a_volume(tmp_path):
+    assert vessel_class(load_config(write(tmp_path, "stage: 1\n")).data) == 8
+    assert (
+        vessel_class(load_config(write(tmp_path, "stage: 1\n"), ["data.vessel_class=3"]).data) == 3
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_loads_and_its_dump_reads_back_equal(path, tmp_path):
+    config = load_config(path)
+    again = write(tmp_path, dump(config))
+    assert config_from_plain(read_yaml(again), "dump") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_opens_with_a_command_that_names_it(path):
+    head = path.read_text().split("\nstage:")[0]
+    assert re.search(r"#\s+python -m tubesynth.train .*--config", head) or "demo" in head
+    assert path.name in head

@@ -1,0 +1,138 @@
+"""The networks: published sizes, and invariants that a shape cannot show."""
+
+import pytest
+import torch
+
+from tubesynth.models.discriminator import PatchDiscriminator
+from tubesynth.models.unet import UNet
+from tubesynth.models.vqvae import VQVAE
+
+
+def number(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def small_unet(dim=3, **kwargs):
+    torch.manual_seed(0)
+    settings = dict(
+        in_channels=4,
+        channels=(16, 32),
+        num_res_blocks=1,
+        attention_levels=(1,),
+        head_channels=16,
+        num_classes=3,
+        label_channels=(8, 8, 16),
+        spade_hidden=8,
+    )
+    net = UNet(dim=dim, **{**settings, **kwargs})
+    with torch.no_grad():  # zero-initialised branches would hide every dependence
+        for parameter in net.parameters():
+            if parameter.abs().max() == 0:
+                parameter.normal_(0, 0.05)
+    return net
+
+
+def inputs(dim=3, size=8, batch=2):
+    x = torch.randn(batch, 4, *[size] * dim)
+    labels = torch.randint(0, 3, (batch, *[4 * size] * dim), dtype=torch.uint8)
+    return x, torch.rand(batch), torch.full((batch, dim), 0.7), labels
+
+
+def test_sizes_are_the_published_ones():
+    with torch.device("meta"):
+        autoencoder, discriminator, unet = VQVAE(), PatchDiscriminator(), UNet()
+    codebook = autoencoder.quantizer.codebook.numel()
+    assert (number(autoencoder) + codebook) / 1e6 == pytest.approx(5.60, abs=0.005)
+    assert number(discriminator) / 1e6 == pytest.approx(0.67, abs=0.005)
+    assert number(unet) / 1e6 == pytest.approx(238.5, rel=0.01)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_voxel_of_the_autoencoder_depends_on_its_neighbourhood_alone(dim):
+    torch.manual_seed(0)
+    net = VQVAE(dim, channels=(8, 8), residual_channels=(8, 8), codebook_size=16).double().eval()
+    image = torch.rand(1, 1, *[8] * (dim - 1), 96, dtype=torch.float64)
+    changed = image.clone()
+    changed[..., -1] += 1
+    first, second = (net.decode(net.encode(x), quantise=False) for x in (image, changed))
+    assert torch.equal(first[..., :24], second[..., :24])
+    assert not torch.equal(first[..., -1], second[..., -1])
+
+
+def test_checkpointing_changes_no_gradient():
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        net = VQVAE(
+            channels=(8, 8), residual_channels=(8, 8), codebook_size=16, checkpointing=checkpointing
+        )
+        torch.manual_seed(1)
+        net(torch.rand(1, 1, 16, 16, 16))[0].square().mean().backward()
+        return [parameter.grad for parameter in net.parameters()]
+
+    for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(plain, recomputed)
+
+    def unet_gradients(checkpointing):
+        net = small_unet(checkpointing=checkpointing)
+        torch.manual_seed(1)
+        net(*inputs()).square().mean().backward()
+        return [parameter.grad for parameter in net.parameters()]
+
+    for plain, recomputed in zip(unet_gradients(False), unet_gradients(True), strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_unet_listens_to_time_spacing_and_labels(dim):
+    net = small_unet(dim).eval()
+    x, t, spacing, labels = inputs(dim)
+    out = net(x, t, spacing, labels)
+    assert out.shape == x.shape
+    for other in (
+        net(x, t + 0.1, spacing, labels),
+        net(x, t, spacing * 1.5, labels),
+        net(x, t, spacing, (labels + 1) % 3),
+    ):
+        assert (other - out).abs().max() > 1e-4
+
+
+def test_conditions_computed_once_give_the_same_output():
+    net = small_unet().eval()
+    x, t, spacing, labels = inputs()
+    conditions = net.conditions(labels, None, x.shape[2:])
+    assert torch.equal(net(x, t, spacing, labels), net(x, t, spacing, conditions=conditions))
+
+
+def test_a_dropped_label_is_the_same_whatever_the_label():
+    net = small_unet().eval()
+    x, t, spacing, labels = inputs()
+    drop = torch.zeros(2)
+    one = net(x, t, spacing, labels, drop)
+    other = net(x, t, spacing, (labels + 1) % 3, drop)
+    assert torch.equal(one, other)
+    kept = net(x, t, spacing, labels, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(kept[1], one[1])
+    torch.testing.assert_close(kept[0], net(x, t, spacing, labels)[0])
+
+
+def test_a_batch_is_its_cases_one_by_one():
+    net = small_unet().eval()
+    x, t, spacing, labels = inputs(batch=3)
+    together = net(x, t, spacing, labels)
+    for i in range(3):
+        alone = net(x[i : i + 1], t[i : i + 1], spacing[i : i + 1], labels[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_odd_sizes_pass_through_the_unet():
+    net = small_unet(channels=(16, 16, 16)).eval()
+    x = torch.randn(1, 4, 7, 5, 6)
+    labels = torch.zeros(1, 28, 20, 24, dtype=torch.uint8)
+    assert net(x, torch.rand(1), torch.ones(1, 3), labels).shape == x.shape
+
+
+def test_at_initialisation_the_unet_is_silent():
+    net = UNet(channels=(32, 32), attention_levels=(1,), label_channels=(8, 8, 8), spade_hidden=8)
+    labels = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
+    out = net(torch.randn(1, 8, 4, 4, 4), torch.rand(1), torch.ones(1, 3), labels)
+    assert out.abs().max() == 0

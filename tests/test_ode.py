@@ -1,0 +1,66 @@
+"""Solvers against closed forms, their orders, and scipy's Dormand-Prince."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from tubesynth.generative.ode import FIXED, solve
+
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+
+
+def decay(x, t):
+    """dx/dt = -2 t x: x(1) = x(0) / e."""
+    return -2 * t.reshape(-1, 1) * x
+
+
+@pytest.mark.parametrize("solver", FIXED)
+def test_error_falls_with_the_order_of_the_solver(solver):
+    start = torch.ones(1, 1, dtype=torch.float64)
+    errors = []
+    for steps in (16, 32):
+        end, evaluations = solve(decay, start, solver, steps=steps)
+        errors.append(abs(end.item() - math.exp(-1)))
+        assert evaluations == steps * len(FIXED[solver].c)
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDER[solver], abs=0.3)
+
+
+@pytest.mark.parametrize("solver", [*FIXED, "dopri5"])
+def test_a_straight_path_is_solved_exactly(solver):
+    noise, data = torch.randn(2, 3), torch.randn(2, 3)
+    end, _ = solve(lambda x, t: data - noise, noise, solver, steps=1)
+    torch.testing.assert_close(end, data)
+
+
+def test_dopri5_keeps_its_tolerance_and_costs_what_scipys_costs():
+    matrix = np.array([[0.0, 6.0], [-6.0, -0.5]])
+    torch_matrix = torch.from_numpy(matrix)
+    calls = []
+
+    def velocity(x, t):
+        calls.append(t)
+        return x @ torch_matrix.T
+
+    start = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    end, evaluations = solve(velocity, start, "dopri5", atol=1e-8, rtol=1e-6)
+    reference = solve_ivp(
+        lambda t, x: matrix @ x, (0, 1), start[0].numpy(), method="RK45", rtol=1e-6, atol=1e-8
+    )
+    exact = torch.linalg.matrix_exp(torch_matrix) @ start[0]
+    assert (end[0] - exact).abs().max() < 1e-5
+    assert evaluations == len(calls)
+    assert evaluations == pytest.approx(reference.nfev, rel=0.25)
+
+
+def test_dopri5_names_a_velocity_that_is_not_finite():
+    with pytest.raises(FloatingPointError, match="not finite"):
+        solve(lambda x, t: x * float("nan"), torch.ones(1, 1), "dopri5")
+
+
+def test_callback_sees_every_step_up_to_the_end():
+    seen = []
+    solve(decay, torch.ones(1, 1), "heun", steps=4, callback=lambda t, x: seen.append(t))
+    assert seen == [0.25, 0.5, 0.75, 1.0]

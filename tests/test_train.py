@@ -1,0 +1,251 @@
+"""Training end to end: runs, resumes bit for bit, shares work between ranks, and refuses bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tubesynth.errors import InputError
+from tubesynth.train import main
+
+STEPS = 8  # two epochs of four cases
+
+
+def checkpoint_of(run_dir: Path, name: str = "last") -> dict:
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def lines(run_dir: Path, split: str) -> list[dict]:
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [row for row in map(json.loads, text.splitlines()) if row["split"] == split]
+
+
+def flat(state, prefix=""):
+    """Every leaf of a nested state, by its path."""
+    if isinstance(state, dict):
+        items = state.items()
+    elif isinstance(state, list | tuple):
+        items = enumerate(state)
+    else:
+        yield prefix, state
+        return
+    for key, value in items:
+        yield from flat(value, f"{prefix}/{key}")
+
+
+def assert_same_state(first: dict, second: dict, tolerance: float = 0.0):
+    first, second = dict(flat(first)), dict(flat(second))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor) and tolerance:
+            torch.testing.assert_close(value, second[key], atol=tolerance, rtol=tolerance)
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[key]), key
+        else:
+            assert value == second[key], key
+
+
+def run_command(*arguments, processes: int = 1, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_run_leaves_what_it_promises(stage, stage_1, stage_2):
+    run_dir = (stage_1 if stage == 1 else stage_2).parent.parent
+    assert (run_dir / "config.yml").exists() and (run_dir / "environment.json").exists()
+    assert list(run_dir.glob("events.out.tfevents.*"))
+    assert [row["step"] for row in lines(run_dir, "training")] == list(range(1, STEPS + 1))
+    validation = lines(run_dir, "validation")
+    assert [row["step"] for row in validation] == [0, 4, 8]
+    assert validation[-1]["loss"] < validation[0]["loss"]
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        "epoch_00001.ckpt",
+        "epoch_00002.ckpt",
+        "last.ckpt",
+    ]
+    (panel,) = (run_dir / "panels").glob("*.png")
+    assert panel.stat().st_size > 10_000
+    state = checkpoint_of(run_dir)
+    assert state["position"] == {"step": 8, "draw": 8, "schedule_start": 0}
+    assert state["config"]["stage"] == stage
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    stage, stage_1, stage_2, workplace, tmp_path
+):
+    done = (stage_1 if stage == 1 else stage_2).parent.parent
+    config = str(workplace / f"s{stage}.yml")
+    half = done / "checkpoints" / "epoch_00001.ckpt"
+    main(["--config", config, "--run-dir", str(tmp_path), "--resume", str(half)])
+    assert_same_state(checkpoint_of(done), checkpoint_of(tmp_path))
+    assert lines(tmp_path, "validation")[-1]["loss"] == lines(done, "validation")[-1]["loss"]
+
+
+def test_loader_workers_change_nothing(stage_1, workplace, tmp_path):
+    done = checkpoint_of(stage_1.parent.parent)
+    main(["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "data.num_workers=2"])
+    assert_same_state(done["phases"], checkpoint_of(tmp_path)["phases"])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace, tmp_path):
+    config = workplace / f"s{stage}.yml"
+    options = ["train.epochs=2", "train.validate_every=2"]
+    if stage == 1:
+        # One spectrum and one set of codes a batch: means over two halves are means over the whole.
+        options += ["losses.adversarial=0", "autoencoder.revive_after=0", "data.crop=[16,16,16]"]
+    main(
+        ["--config", str(config), "--run-dir", str(tmp_path / "one"), "data.batch_size=2", *options]
+    )
+    result = run_command(
+        "tubesynth.train", "--config", config, "--run-dir", tmp_path / "two", *options, processes=2
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    one, two = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
+    assert one["position"] == two["position"]
+    name = "autoencoder" if stage == 1 else "unet"
+    weights = [state["phases"][name]["module"] for state in (one, two)]
+    if stage == 1:  # the first codes are drawn from rank 0's half: compare what does not follow
+        losses = [lines(tmp_path / run, "validation")[-1]["loss"] for run in ("one", "two")]
+        assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    else:
+        assert_same_state(*weights, tolerance=2e-4)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace, stage_2, tmp_path):
+    """A real kill -9 in the middle, then the same command again."""
+    command = [sys.executable, "-m", "tubesynth.train", "--config", str(workplace / "s2.yml")]
+    command += ["--run-dir", str(tmp_path), "--resume", "auto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    half = tmp_path / "checkpoints" / "epoch_00001.ckpt"
+    deadline = time.monotonic() + 120
+    while not half.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert half.exists()
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert_same_state(checkpoint_of(stage_2.parent.parent), checkpoint_of(tmp_path))
+    steps = [row["step"] for row in lines(tmp_path, "training")]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_ends_with_75(number, workplace, stage_1, tmp_path):
+    command = [sys.executable, "-m", "tubesynth.train", "--config", str(workplace / "s1.yml")]
+    command += ["--run-dir", str(tmp_path), "train.epochs=10000", "train.validate_every=10000"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.exists() and '"training"' in metrics.read_text():
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 75, message
+    assert "Traceback" not in message and "stopped: saved at step" in message
+    assert checkpoint_of(tmp_path)["position"]["step"] > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_mixed_precision_checkpointing_clipping_and_accumulation_train(
+    stage, precision, stage_1, workplace, tmp_path
+):
+    switches = ["train.checkpointing=true", "train.accumulate=2", "train.epochs=6"]
+    main(
+        ["--config", str(workplace / f"s{stage}.yml"), "--run-dir", str(tmp_path)]
+        + ["--precision", precision, "--gradient-clip", "1.0", "--logger", "none", *switches]
+    )
+    validation = lines(tmp_path, "validation")
+    assert validation[-1]["step"] == 12
+    assert validation[-1]["loss"] < validation[0]["loss"]
+
+
+def test_phase_two_carries_weights_and_restarts_its_schedule(stage_1, workplace, tmp_path, capsys):
+    main(
+        ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "3"]
+        + ["--resume", str(stage_1), "data.crop=null", "train.restart=[schedule]"]
+    )
+    printed = capsys.readouterr().out
+    assert "anew: schedule" in printed and "optimisers" in printed
+    state = checkpoint_of(tmp_path)
+    assert state["position"] == {"step": 12, "draw": 12, "schedule_start": 8}
+    first = lines(tmp_path, "training")[0]
+    assert first["step"] == 9
+    assert first["learning_rate"] == pytest.approx(1e-3 / 2)  # the first of two warm-up steps
+
+
+def test_non_finite_steps_are_skipped_then_named(workplace, stage_1, tmp_path):
+    """A learning rate that blows up stops the run with the loss named, and saves no broken weights."""
+    with pytest.raises(InputError, match=r"step \d+, autoencoder: .*not finite.*learning_rate"):
+        main(
+            ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "200"]
+            + ["train.learning_rate=1e30", "train.max_bad_steps=3", "train.warmup_steps=0"]
+        )
+
+
+def refused(*arguments) -> str:
+    result = run_command("tubesynth.train", *arguments)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_bad_input_gets_one_line_and_code_2(workplace, stage_1, stage_2, tmp_path):
+    s1, s2 = workplace / "s1.yml", workplace / "s2.yml"
+    fresh = ["--run-dir", tmp_path / "run"]
+    assert "nowhere" in refused("--config", s1, *fresh, "data.root=nowhere")
+    assert "train.epoch" in refused("--config", s1, *fresh, "train.epoch=3")
+    line = refused("--config", s2, *fresh, f"latents.autoencoder={stage_2}")
+    assert "stage-2 checkpoint" in line and "stage 1" in line
+    line = refused("--config", s1, *fresh, "--resume", stage_2)
+    assert "stage-2 checkpoint" in line
+    assert "--stage 2" in refused("--config", s1, *fresh, "--stage", "2")
+    assert "holds a run already" in refused("--config", s1, "--run-dir", workplace / "s1")
+    line = refused("--config", s1, *fresh, "--resume", stage_1, "autoencoder.codebook_size=64")
+    assert "codebook_size is 32 there and 64" in line
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(stage_1.read_bytes()[:5000])
+    assert "broken.ckpt" in refused("--config", s1, *fresh, "--resume", broken)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_shows_the_plan_of_the_published_configs(capsys, tmp_path):
+    configs = Path(__file__).parent.parent / "configs"
+    main(
+        ["--config", str(configs / "stage_1_3d_f4.yml"), "--dry-run", "--stage", "1", "--dim", "3"]
+    )
+    text = capsys.readouterr().out
+    assert "5,537,673 (5.54 M)" in text and "8192 x 8" in text and "8 x 64 x 64 x 32" in text
+    main(["--config", str(configs / "stage_2_3d_f4_lfm_base.yml"), "--dry-run", "--epochs", "7"])
+    text = capsys.readouterr().out
+    assert "(238.89 M)" in text and "8 x 64 x 64 x 32" in text and "epochs: 7" in text

@@ -1,0 +1,218 @@
+"""The Python API: load a checkpoint, then reconstruct or synthesise one Volume at a time.
+
+    from tubesynth.pipeline import Pipeline
+    from tubesynth.volume.files import read_labels, write_volume
+
+    pipeline = Pipeline.load("runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt")
+    write_volume("new.img.nii.gz", pipeline.synthesize(read_labels("1.label.nii.gz"), seed=0),
+    "int16")
+
+A stage-2 checkpoint holds the autoencoder that made its latents, so one file is all there is to
+carry.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tubesynth.config import (
+    Config,
+    SamplingConfig,
+    Stage2Config,
+    config_from_plain,
+)
+from tubesynth.errors import InputError
+from tubesynth.generative.ode import solve
+from tubesynth.models.scale import LatentScale
+from tubesynth.models.unet import UNet
+from tubesynth.models.vqvae import VQVAE
+from tubesynth.runtime import checkpoint
+from tubesynth.runtime.seeding import generator
+from tubesynth.training.autoencoder import build_autoencoder
+from tubesynth.training.latent import build_unet
+from tubesynth.training.loop import AUTOCAST_DTYPE
+from tubesynth.volume.files import check_labels
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.intensity import hu_to_unit, unit_to_hu
+from tubesynth.volume.resample import resample_image, resample_labels, target_grid
+
+
+@dataclass
+class Sample:
+    """A synthetic volume (int16 HU) and what it cost in network evaluations."""
+
+    volume: Volume
+    evaluations: int
+
+
+class Pipeline:
+    """A trained model on a device. Volumes in and out; tensors stay inside."""
+
+    def __init__(
+        self,
+        config: Config,
+        autoencoder: VQVAE,
+        unet: UNet | None,
+        scale: LatentScale | None,
+        digest: str,
+        device: torch.device,
+        precision: str = "32",
+    ):
+        self.config, self.digest, self.device, self.precision = config, digest, device, precision
+        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+        self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
+        self.scale = scale
+
+    @classmethod
+    def load(cls, path: str | Path, device=None, precision: str = "32") -> "Pipeline":
+        """From a checkpoint of stage 1 (reconstructs) or stage 2 (reconstructs and synthesises)."""
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        state = checkpoint.load(path)
+        config = config_from_plain(state["config"], str(path))
+        if config.stage == 1:
+            weights = state["phases"]["autoencoder"]["module"]
+            autoencoder = build_autoencoder(config)
+            autoencoder.load_state_dict(weights)
+            return cls(
+                config, autoencoder, None, None, checkpoint.digest(weights), device, precision
+            )
+        assert isinstance(config, Stage2Config)
+        stored = state["autoencoder"]
+        autoencoder = build_autoencoder(config_from_plain(stored["config"], str(path)))
+        autoencoder.load_state_dict(stored["module"])
+        unet = build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
+        phase = state["phases"]["unet"]
+        weights = phase["ema"] or phase["module"]
+        unet.load_state_dict(weights)
+        scale = LatentScale(**state["latent_scale"])
+        return cls(config, autoencoder, unet, scale, checkpoint.digest(weights), device, precision)
+
+    def _autocast(self):
+        dtype = AUTOCAST_DTYPE.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+    def _grid(self, volume: Volume, spacing, resolution):
+        data = self.config.data
+        return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
+
+    def prepare_image(self, volume: Volume, spacing=None, resolution=None) -> Volume:
+        """A CT on the model's grid: same centre, fixed spacing (mm), padded or cropped; HU."""
+        shape, affine = self._grid(volume, spacing, resolution)
+        return resample_image(volume, shape, affine, fill=self.config.data.hu_window[0])
+
+    def prepare_labels(self, labels: Volume, spacing=None, resolution=None) -> Volume:
+        """A label map on the model's grid; ValueError for values that are no class."""
+        check_labels(labels.array, self.config.data.num_classes, "label map")
+        shape, affine = self._grid(labels, spacing, resolution)
+        return resample_labels(labels, shape, affine)
+
+    @torch.no_grad()
+    def reconstruct(self, volume: Volume, spacing=None, resolution=None) -> Volume:
+        """CT (HU) -> autoencoder -> CT (int16 HU) on the model's grid in the CT's own world."""
+        prepared = self.prepare_image(volume, spacing, resolution)
+        unit = hu_to_unit(prepared.array.astype(np.float32), self.config.data.hu_window)
+        image = torch.from_numpy(unit)[None, None].to(self.device)
+        padded, crop = _pad_to_multiple(image, self.autoencoder.factor)
+        with self._autocast():
+            out = self.autoencoder.decode(self.autoencoder.encode(padded))
+        return self._to_volume(out[crop], prepared.affine)
+
+    @torch.no_grad()
+    def synthesize(self, labels: Volume, seed: int = 0, **options) -> Volume:
+        """Label map -> new CT (int16 HU) on the model's grid in the labels' own world.
+
+        Options are those of `sample`. The same seed gives the same volume.
+        """
+        return self.sample(labels, generator(torch.device("cpu"), seed), **options).volume
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Volume,
+        random: torch.Generator,
+        sampling: SamplingConfig | None = None,
+        guidance_label: float = 1.0,
+        spacing=None,
+        resolution=None,
+        callback: Callable[[float, Tensor], None] | None = None,
+        **changes,
+    ) -> Sample:
+        """Like `synthesize`, with the cost. `changes`: fields of SamplingConfig (solver, steps,
+        ...).
+
+        guidance_label: 1 is the conditional model; above it, classifier-free guidance (Ho and
+        Salimans 2022) for a model that was trained with label dropout.
+        """
+        if self.unet is None:
+            raise InputError("a stage-1 checkpoint cannot synthesise: give a stage-2 checkpoint")
+        prepared = self.prepare_labels(labels, spacing, resolution)
+        factor = self.autoencoder.factor
+        if any(n % factor for n in prepared.shape):
+            raise InputError(
+                f"--resolution {' '.join(map(str, prepared.shape))}: every side must be a multiple"
+                f" of {factor}"
+            )
+        if guidance_label != 1.0 and self.config.flow.label_dropout == 0:
+            raise InputError(
+                f"guidance {guidance_label}: this model was trained without flow.label_dropout,"
+                " so it has no unconditional side: leave guidance at 1"
+            )
+        label = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
+        size = tuple(n // factor for n in prepared.shape)
+        # Noise is drawn on the CPU: the same seed is the same noise on every device.
+        noise = torch.randn((1, self.autoencoder.embedding_dim, *size), generator=random)
+        spacing_mm = torch.tensor(prepared.spacing, dtype=torch.float32, device=self.device)[None]
+        sampling = replace(sampling or self.config.sampling, **changes)
+
+        with self._autocast():
+            velocity = self._velocity(label, size, spacing_mm, guidance_label)
+            latents, evaluations = solve(
+                velocity,
+                noise.to(self.device),
+                sampling.solver,
+                sampling.steps,
+                sampling.atol,
+                sampling.rtol,
+                callback,
+            )
+            image = self.autoencoder.decode(self.scale.restore(latents))
+        return Sample(self._to_volume(image, prepared.affine), evaluations)
+
+    def _velocity(self, label: Tensor, size, spacing_mm: Tensor, guidance: float):
+        """The guided velocity; everything that the labels alone decide is computed here, once."""
+        if guidance == 1.0:
+            conditions = self.unet.conditions(label, None, size)
+            return lambda x, t: self.unet(x, t, spacing_mm, conditions=conditions).float()
+        # Row 0 knows the labels, row 1 does not: one forward for both.
+        keep = torch.tensor([1.0, 0.0], device=self.device)
+        conditions = self.unet.conditions(label.expand(2, *label.shape[1:]), keep, size)
+        both = spacing_mm.expand(2, -1)
+
+        def velocity(x, t):
+            out = self.unet(x.expand(2, *x.shape[1:]), t.expand(2), both, conditions=conditions)
+            with_label, without = out.float().chunk(2)
+            return without + guidance * (with_label - without)
+
+        return velocity
+
+    def _to_volume(self, image: Tensor, affine: np.ndarray) -> Volume:
+        unit = image[0, 0].float().clamp(0, 1).cpu().numpy()
+        hu = unit_to_hu(unit, self.config.data.hu_window)
+        return Volume(np.rint(hu).astype(np.int16), affine)
+
+
+def _pad_to_multiple(image: Tensor, factor: int) -> tuple[Tensor, tuple]:
+    """Edge padding at the far sides to multiples of the factor, and the crop that undoes it."""
+    sizes = image.shape[2:]
+    pads = [(-n) % factor for n in sizes]
+    crop = (slice(None), slice(None), *[slice(0, n) for n in sizes])
+    if not any(pads):
+        return image, crop
+    flat = [value for pad in reversed(pads) for value in (0, pad)]
+    return F.pad(image, flat, mode="replicate"), crop

@@ -1,0 +1,119 @@
+"""What a run leaves behind: config.yml, environment.json, metrics.jsonl, TensorBoard events,
+panels.
+
+metrics.jsonl holds one JSON object a line, {"step", "epoch", "split", names...}; rank 0 alone
+writes.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import tubesynth
+from tubesynth.runtime import dist
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with + where files differ from it; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def environment() -> dict:
+    """What a result depends on besides the config."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "tubesynth": tubesynth.__version__,
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": gpu or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "world_size": dist.world_size(),
+    }
+
+
+class RunLog:
+    """Scalars and pictures of a run; silent on every rank but 0."""
+
+    def __init__(self, run_dir: Path, config_text: str, logger: str, resume_step: int):
+        self.active = dist.is_main()
+        self.tensorboard = None
+        if not self.active:
+            return
+        self.run_dir = run_dir
+        (run_dir / "panels").mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / "config.yml", config_text)
+        write_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.metrics = run_dir / "metrics.jsonl"
+        self._forget_after(resume_step)
+        if logger == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(run_dir), purge_step=resume_step + 1)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of steps that the run, resumed from an earlier checkpoint, will do again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue  # half a line, left by a process that was killed while it wrote
+        write_text(self.metrics, "".join(kept))
+
+    def scalars(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
+        if not self.active:
+            return
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            line = {"step": step, "epoch": epoch, "split": split, **values}
+            file.write(json.dumps(line) + "\n")
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def panel(self, step: int, name: str, picture: np.ndarray) -> None:
+        """picture: (H, W, 3) uint8."""
+        if not self.active:
+            return
+        from tubesynth.runtime.panels import save_png
+
+        save_png(self.run_dir / "panels" / f"{name}_step{step:07d}.png", picture)
+        if self.tensorboard:
+            self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.tensorboard:
+            self.tensorboard.close()

@@ -1,0 +1,93 @@
+"""Working through a folder case by case: shared by all ranks, resumable, nothing half-written.
+
+Beside every volume lies a JSON sidecar with the settings that made it and what it cost. A case
+whose sidecar has the settings asked for is finished and skipped; one made with other settings is
+made again.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import tubesynth
+from tubesynth.runtime import dist
+from tubesynth.runtime.log import write_text
+from tubesynth.volume.files import write_volume
+from tubesynth.volume.grid import Volume
+
+
+@dataclass(frozen=True)
+class Job:
+    """One volume to be written: OUT/name.img.nii.gz, with OUT/name.json beside it."""
+
+    name: str
+    source: Path
+    settings: dict  # plain values that decide the voxels
+
+
+def sidecar(output_dir: Path, job: Job) -> Path:
+    return output_dir / f"{job.name}.json"
+
+
+def is_finished(output_dir: Path, job: Job) -> bool:
+    try:
+        record = json.loads(sidecar(output_dir, job).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return record.get("settings") == job.settings and image_path(output_dir, job).exists()
+
+
+def image_path(output_dir: Path, job: Job) -> Path:
+    return output_dir / f"{job.name}.img.nii.gz"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far: of the GPU where there is one, else resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def run_jobs(
+    jobs: list[Job],
+    output_dir: Path,
+    make: Callable[[Job], tuple[Volume, dict]],
+    device: torch.device,
+    title: str,
+) -> None:
+    """Make what is missing; `make` returns a volume (HU) and what to add to its sidecar."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    missing = [job for job in jobs if not is_finished(output_dir, job)]
+    dist.barrier()  # all ranks have looked before the first one writes
+    mine = missing[dist.rank() :: dist.world_size()]
+    started = time.perf_counter()
+    for job in tqdm(mine, desc=title, unit="volume", disable=None if dist.is_main() else True):
+        began = time.perf_counter()
+        volume, extra = make(job)
+        write_volume(image_path(output_dir, job), volume, "int16")
+        record = {
+            "source": str(job.source),
+            "settings": job.settings,
+            **extra,
+            "seconds": round(time.perf_counter() - began, 3),
+            "peak_memory_mb": round(peak_memory_mb(device)),
+            "device": str(device),
+            "tubesynth": tubesynth.__version__,
+        }
+        write_text(sidecar(output_dir, job), json.dumps(record, indent=2) + "\n")
+    dist.barrier()
+    if dist.is_main():
+        spent = time.perf_counter() - started
+        made = f"{len(missing)} volumes, {spent / max(1, len(missing)):.2f} s each"
+        skipped = (
+            f", {len(jobs) - len(missing)} were there already" if len(jobs) > len(missing) else ""
+        )
+        print(f"{output_dir}: {made}{skipped}, peak memory {peak_memory_mb(device):.0f} MB")

@@ -1,0 +1,129 @@
+r"""Label maps -> new CTs.
+
+    python -m tubesynth.synthesize --model runs/stage_2/checkpoints/last.ckpt --output-dir OUT
+    python -m tubesynth.synthesize --model last.ckpt --output-dir OUT \
+        --input-dir LABELS --num-samples 4 --seed 0
+
+Sample k of case C is written as C_s<k>.img.nii.gz and depends on (seed, C, k) alone, so any one can
+be made again by itself. Label maps of another scheme are translated by --label-map, e.g. 1=3 2=7
+3=6: values not named become 0.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tubesynth.config import load_config
+from tubesynth.errors import InputError, run_command
+from tubesynth.generative.ode import SOLVERS
+from tubesynth.pipeline import Pipeline
+from tubesynth.runtime import dist
+from tubesynth.runtime.seeding import generator
+from tubesynth.stream import Job, run_jobs
+from tubesynth.volume.files import check_labels, find_cases, read_labels
+from tubesynth.volume.grid import Volume
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tubesynth.synthesize", description="Make CTs from label maps."
+    )
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of stage 2")
+    parser.add_argument(
+        "--input-dir", type=Path, help="folder of label maps; default: the validation labels"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-samples", type=int, default=1, help="volumes per label map")
+    parser.add_argument("--config", help="a config to take data and sampling from, if not the own")
+    parser.add_argument("--latent-mode", help="must agree with the checkpoint")
+    parser.add_argument("--solver", choices=SOLVERS)
+    parser.add_argument("--steps", type=int, help="steps of a fixed-step solver")
+    parser.add_argument("--guidance-label", type=float, default=1.0)
+    parser.add_argument("--resolution", type=int, nargs=3, help="voxels x y z; default: trained")
+    parser.add_argument("--spacing", type=float, nargs=3, help="mm x y z; default: trained")
+    parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
+    parser.add_argument("--label-map", nargs="+", metavar="VALUE=CLASS", help="e.g. 1=3 2=7")
+    return parser.parse_args(argv)
+
+
+def label_translation(pairs: list[str] | None) -> np.ndarray | None:
+    """(256,) uint8: class of each stored value; None where labels are classes already."""
+    if pairs is None:
+        return None
+    table = np.zeros(256, dtype=np.uint8)
+    for pair in pairs:
+        value, equals, label = pair.partition("=")
+        if not (equals and value.isdigit() and label.isdigit() and int(value) < 256):
+            raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
+        table[int(value)] = int(label)
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    translation = label_translation(args.label_map)
+    for name in ("num_samples", "steps"):
+        if (getattr(args, name) or 1) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+    device = dist.start()
+    try:
+        pipeline = Pipeline.load(args.model, device, args.precision)
+        if pipeline.unet is None:
+            raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 is needed")
+        if args.config:
+            given = load_config(args.config)
+            if given.stage != pipeline.config.stage:
+                raise InputError(f"{args.config}: for stage {given.stage}, the model is of stage 2")
+            pipeline.config.data, pipeline.config.sampling = given.data, given.sampling
+        config = pipeline.config
+        if args.latent_mode not in (None, config.latent_mode):
+            raise InputError(
+                f"--latent-mode {args.latent_mode}: {args.model} is of mode {config.latent_mode}"
+            )
+        sampling = config.sampling
+        sampling.solver = args.solver or sampling.solver
+        sampling.steps = args.steps or sampling.steps
+        data = config.data
+        settings = {
+            "model_digest": pipeline.digest,
+            "seed": args.seed,
+            "sampling": vars(sampling).copy(),
+            "guidance_label": args.guidance_label,
+            "resolution": list(args.resolution or data.resolution),
+            "spacing": list(args.spacing or data.spacing),
+            "precision": args.precision,
+            "label_map": args.label_map,
+        }
+        folder = args.input_dir or Path(data.root) / "validation" / "labels"
+        jobs = [
+            Job(f"{case}_s{k}", path, {**settings, "case": case, "sample": k})
+            for case, path in find_cases(folder).items()
+            for k in range(args.num_samples)
+        ]
+
+        def make(job: Job) -> tuple[Volume, dict]:
+            labels = read_labels(job.source)
+            if translation is not None:
+                labels = Volume(translation[labels.array], labels.affine)
+            check_labels(labels.array, data.num_classes, job.source)
+            case, k = job.settings["case"], job.settings["sample"]
+            random = generator(torch.device("cpu"), args.seed, "sample", case, k)
+            sample = pipeline.sample(
+                labels,
+                random,
+                guidance_label=args.guidance_label,
+                spacing=settings["spacing"],
+                resolution=settings["resolution"],
+            )
+            return sample.volume, {"model": str(args.model), "evaluations": sample.evaluations}
+
+        run_jobs(jobs, args.output_dir, make, device, "synthesize")
+    finally:
+        dist.stop()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,160 @@
+"""Train a stage.
+
+    python -m tubesynth.train --config configs/stage_1_3d_f4.yml --gpus 1 --precision 16-mixed
+    train.epochs=100 torchrun --nproc-per-node 4 -m tubesynth.train --config
+    configs/stage_2_3d_f4_lfm_base.yml --resume auto
+
+The run goes to runs/<name of the config>/ (--run-dir): config.yml, metrics.jsonl, TensorBoard
+events, panels/ and checkpoints/last.ckpt. A run stopped by SIGTERM, SIGUSR1 or Ctrl-C saves first
+and ends with code 75.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tubesynth.config import Config, Stage1Config, load_config
+from tubesynth.errors import InputError, run_command
+from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime.log import RunLog
+from tubesynth.strict import dump, to_plain
+from tubesynth.training.inputs import Volumes
+from tubesynth.training.loop import Position, Stage, StopSignal, fit
+from tubesynth.training.plan import describe_plan
+from tubesynth.training.resume import find_checkpoint, resume
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tubesynth.train", description="Train a stage of tubesynth."
+    )
+    parser.add_argument("--config", required=True, help="YAML file, e.g. configs/stage_1_3d_f4.yml")
+    parser.add_argument("--stage", type=int, help="1, 2 or 3: must agree with the config")
+    parser.add_argument("--dim", type=int, help="2 or 3: must agree with the config")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--epochs", type=int, help="in all, those of a resumed run included")
+    parser.add_argument("--gpus", type=int, help="processes on this machine, one a GPU")
+    parser.add_argument("--precision", help="32, bf16-mixed or 16-mixed")
+    parser.add_argument("--logger", default="tensorboard", choices=["tensorboard", "none"])
+    parser.add_argument("--resume", help="a checkpoint, or auto: the run's own last one, if any")
+    parser.add_argument("--latent-mode", help="flow: must agree with the config")
+    parser.add_argument("--gradient-clip", type=float, nargs="?", const=1.0, help="default 1.0")
+    parser.add_argument(
+        "--preprocess", action="store_true", help="only build the disk cache, then stop"
+    )
+    parser.add_argument("--run-dir", type=Path, help="default: runs/<name of the config>")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, touch nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.epochs=10")
+    return parser.parse_intermixed_args(argv)
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config with the flags on top."""
+    overrides = list(args.overrides)
+    for flag, key in (
+        (args.seed, "seed"),
+        (args.epochs, "train.epochs"),
+        (args.precision, "train.precision"),
+        (args.gradient_clip, "train.gradient_clip"),
+        (args.latent_mode, "latent_mode"),
+    ):
+        if flag is not None:
+            overrides.append(f"{key}='{flag}'" if isinstance(flag, str) else f"{key}={flag}")
+    config = load_config(args.config, overrides)
+    for name in ("stage", "dim"):
+        wanted = getattr(args, name)
+        if wanted is not None and wanted != getattr(config, name):
+            raise InputError(
+                f"--{name} {wanted}: {args.config} is for {name} {getattr(config, name)}:"
+                " choose the config that fits"
+            )
+    return config
+
+
+def make_stage(config: Config, volumes: Volumes, position: Position, device) -> Stage:
+    if isinstance(config, Stage1Config):
+        from tubesynth.training.autoencoder import AutoencoderStage
+
+        return AutoencoderStage(config, volumes, position, device)
+    from tubesynth.training.latent import LatentStage
+
+    return LatentStage(config, volumes, position, device)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    config = config_of(args)
+    run_dir = args.run_dir or Path("runs") / Path(args.config).stem
+    if args.dry_run:
+        print(describe_plan(config, run_dir))
+        return
+    resume_path = find_checkpoint(args.resume, run_dir, config)
+    volumes = Volumes(
+        config.data, config.dim, config.seed
+    )  # finds bad input before any process starts
+    if (args.gpus or 1) > 1 and "RANK" not in os.environ:
+        dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
+        return
+
+    device = dist.start()
+    try:
+        train(config, volumes, run_dir, resume_path, device, args)
+    finally:
+        dist.stop()
+
+
+def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, args) -> None:
+    """The run itself, on every rank."""
+    stop = StopSignal()
+    volumes.build_cache()
+    position = Position()
+    torch.manual_seed(config.seed)  # the same initial weights on every rank
+    stage = make_stage(config, volumes, position, device)
+    if args.preprocess:
+        if dist.is_main():
+            print(f"the cache is built: {config.data.cache_dir}")
+        return
+    if resume_path:
+        resume(resume_path, stage, position, config)
+
+    checkpoints = run_dir / "checkpoints"
+    log = RunLog(run_dir, dump(config), args.logger, position.step)
+
+    def save(name: str) -> None:
+        if not dist.is_main():
+            return
+        state = {
+            "config": to_plain(config),
+            "position": vars(position).copy(),
+            "phases": {phase.name: phase.state() for phase in stage.phases},
+            **stage.extra_state(),
+        }
+        checkpoint.save(state, checkpoints / f"{name}.ckpt")
+        checkpoint.prune(checkpoints, "epoch_*.ckpt", config.train.keep)
+
+    global_batch = volumes.batch_size * dist.world_size() * config.train.accumulate
+    try:
+        scores = fit(
+            stage,
+            config.train,
+            position,
+            len(volumes.training),
+            global_batch,
+            config.seed,
+            log,
+            save,
+            stop,
+        )
+    finally:
+        log.close()
+    if dist.is_main():
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        last = checkpoints / "last.ckpt"
+        print(f"done: {last} (step {position.step}; {shown or 'nothing was left to do'})")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,143 @@
+"""From a config to cases, loaders and batches on the device.
+
+The loader hands out what the disk holds, int16 HU and uint8 labels; window, intensity augmentation
+and the [0, 1] of the model are made here, on the device.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubesynth.config import DataConfig, vessel_class
+from tubesynth.data.augment import Augmentation
+from tubesynth.data.dataset import VolumeDataset, collate
+from tubesynth.data.loader import Loader
+from tubesynth.data.sampler import DrawSampler
+from tubesynth.data.store import Store
+from tubesynth.data.volumes import Preprocessing, build_volumes
+from tubesynth.errors import InputError
+from tubesynth.runtime import dist
+from tubesynth.runtime.panels import draw_panel
+from tubesynth.volume.files import Case, pair_cases
+from tubesynth.volume.intensity import hu_to_unit, unit_to_hu
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+    return Preprocessing(
+        tuple(data.resolution), tuple(data.spacing), tuple(data.hu_window), data.num_classes
+    )
+
+
+def split_cases(data: DataConfig, split: str) -> list[Case]:
+    """The paired cases of ROOT/training or ROOT/validation."""
+    root = Path(data.root)
+    if not root.is_dir():
+        raise InputError(f"data.root: {root} does not exist: set data.root to the prepared folder")
+    return pair_cases(root / split / "images", root / split / "labels")
+
+
+def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
+    """A loader's batch -> image float32 (B, 1, X, ...) in [0, 1], label uint8, spacing, draw."""
+    image = batch["image"].to(device, non_blocking=True).float()
+    image = hu_to_unit(image, data.hu_window)
+    scale, shift = batch["intensity"].to(device, non_blocking=True).unbind(1)
+    shape = (-1, *[1] * (image.ndim - 1))
+    moved = {
+        "case": batch["case"],
+        "image": (image * scale.reshape(shape) + shift.reshape(shape)).clamp_(0, 1),
+        "label": batch["label"].to(device, non_blocking=True),
+        "spacing": batch["spacing"].to(device, non_blocking=True),
+    }
+    if "draw" in batch:
+        moved["draw"] = batch["draw"].tolist()
+    return moved
+
+
+class Volumes:
+    """The training and validation cases of a config; finding bad input is its first act."""
+
+    def __init__(self, data: DataConfig, dim: int, seed: int):
+        self.data, self.dim, self.seed = data, dim, seed
+        self.training = split_cases(data, "training")
+        self.validation = split_cases(data, "validation")
+        self.batch_size = data.batch_size
+        self.store = Store(data.cache_dir)
+        self.preprocessing = preprocessing_of(data)
+        self._validation_set = None
+
+    def build_cache(self) -> None:
+        """Prepare every case that the disk cache lacks: all ranks together, before training."""
+        if self.data.dataset_type != "persistent":
+            return
+        build_volumes(
+            self.store,
+            self.training + self.validation,
+            self.preprocessing,
+            rank=dist.rank(),
+            world=dist.world_size(),
+        )
+        dist.barrier()
+
+    def dataset(self, cases: list[Case], crop=None, augmentation=None) -> VolumeDataset:
+        return VolumeDataset(
+            cases,
+            self.preprocessing,
+            self.store,
+            self.data.dataset_type,
+            self.seed,
+            crop,
+            augmentation,
+            dim=self.dim,
+        )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(**vars(self.data.augment))
+
+    def batches(self, draw: int, end_draw: int, device: torch.device) -> Iterator[dict]:
+        """This rank's training batches for the global draws [draw, end_draw), on the device."""
+        dataset = self.dataset(self.training, self.data.crop, self.augmentation)
+        for batch in rank_loader(dataset, draw, end_draw, self.data, device):
+            yield to_device(batch, self.data, device)
+
+    @property
+    def validation_set(self) -> VolumeDataset:
+        """Whole volumes, as they are."""
+        if self._validation_set is None:
+            self._validation_set = self.dataset(self.validation)
+        return self._validation_set
+
+    def validation_batches(self, device: torch.device) -> Iterator[dict]:
+        """This rank's share of the validation cases, one at a time."""
+        for index in range(dist.rank(), len(self.validation), dist.world_size()):
+            yield self.validation_batch(index, device)
+
+    def validation_batch(self, index: int, device: torch.device) -> dict:
+        return to_device(collate([self.validation_set.sample(index)]), self.data, device)
+
+    def panel(self, batch: dict, units: dict[str, Tensor]) -> np.ndarray:
+        """Three planes of a one-case batch: its labels, and pictures (1, 1, X, ...) in [0, 1]."""
+        images = {
+            name: unit_to_hu(unit[0, 0].float().clamp(0, 1).cpu().numpy(), self.data.hu_window)
+            for name, unit in units.items()
+        }
+        label = batch["label"][0].cpu().numpy()
+        if self.dim == 2:
+            images = {name: image[..., None] for name, image in images.items()}
+            label = label[..., None]
+        return draw_panel(
+            images,
+            tuple(batch["spacing"][0].tolist()),
+            label,
+            vessel_class=vessel_class(self.data),
+            title=f"case {batch['case'][0]}",
+        )
+
+
+def rank_loader(dataset, draw: int, end_draw: int, data: DataConfig, device: torch.device):
+    """A loader of this rank's batches for the global draws [draw, end_draw)."""
+    sampler = DrawSampler(draw, end_draw, data.batch_size, dist.rank(), dist.world_size())
+    return Loader(dataset, sampler, data.num_workers, pin_memory=device.type == "cuda")

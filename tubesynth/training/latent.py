@@ -1,0 +1,159 @@
+"""Stage 2: flow matching in the latents of a frozen autoencoder, conditioned on the label map.
+
+Latents are encoded by all ranks together before training starts, and kept in the disk cache under
+the digest of the autoencoder; their mean and standard deviation per channel travel in the
+checkpoint.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tubesynth.config import Stage2Config
+from tubesynth.generative.flow import matching_loss
+from tubesynth.generative.ode import solve
+from tubesynth.models.unet import UNet
+from tubesynth.runtime import dist
+from tubesynth.runtime.seeding import generator
+from tubesynth.training.inputs import Volumes
+from tubesynth.training.latents import Latents
+from tubesynth.training.loop import Phase, Position
+
+# Validation is scored at these times with one fixed noise a case, so that curves are comparable.
+VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
+    settings = config.unet
+    return UNet(
+        dim=config.dim,
+        in_channels=latent_channels,
+        channels=tuple(settings.channels),
+        num_res_blocks=settings.num_res_blocks,
+        attention_levels=tuple(settings.attention_levels),
+        head_channels=settings.head_channels,
+        num_classes=config.data.num_classes,
+        label_channels=tuple(settings.label_channels),
+        label_factor=factor,
+        spade_hidden=settings.spade_hidden,
+        dropout=settings.dropout,
+        checkpointing=config.train.checkpointing,
+    )
+
+
+class LatentStage:
+    """Stage 2 as the loop sees it."""
+
+    shown = ("velocity",)
+
+    def __init__(
+        self,
+        config: Stage2Config,
+        volumes: Volumes,
+        position: Position,
+        device: torch.device,
+    ):
+        self.config, self.volumes, self.position, self.device = config, volumes, position, device
+        self.latents = Latents(config, volumes, device)
+        autoencoder = self.latents.autoencoder.module
+        self.unet = build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
+        train = config.train
+        phase = Phase("unet", self.unet, self.loss, train.learning_rate, train.ema_half_life)
+        phase.place(device, train.precision)
+        self.phases = [phase]
+
+    @property
+    def sampler_net(self) -> UNet:
+        """The network to sample from: averaged weights where they are kept."""
+        ema = self.phases[0].ema
+        return ema.module if ema else self.unet
+
+    def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
+        data = batch["latent"]
+        noise, t, keep_label = self._draws(data, batch["draw"])
+
+        def velocity(x_t, t):
+            return forward(x_t, t, batch["spacing"], batch["label"], keep_label)
+
+        flow = self.config.flow
+        per_case = matching_loss(velocity, data, noise, t, flow.sigma_min, flow.loss)
+        return {"velocity": per_case.mean()}
+
+    def _draws(self, data: Tensor, draws: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise, time and kept conditions, keyed by draw: the same for any number of ranks."""
+        noise, times, kept = [], [], []
+        for draw in draws:
+            random = generator(self.device, self.config.seed, "flow", draw)
+            noise.append(torch.randn(data.shape[1:], generator=random, device=self.device))
+            t, u = torch.rand(2, generator=random, device=self.device)
+            times.append(t)
+            kept.append((u >= self.config.flow.label_dropout).float())
+        return torch.stack(noise), torch.stack(times), torch.stack(kept)
+
+    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
+        return self.latents.batches(draw, end_draw)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean velocity loss over validation cases and times, of the weights to sample from."""
+        flow, net = self.config.flow, self.sampler_net
+        total, count = 0.0, 0
+        training = net.training
+        net.eval()
+        for index, batch in self.latents.validation_batches():
+            random = generator(self.device, self.config.seed, "validation", index)
+            data = batch["latent"]
+            noise = torch.randn(data.shape, generator=random, device=self.device)
+            conditions = net.conditions(batch["label"], None, data.shape[2:])
+            for time in VALIDATION_TIMES:
+                t = torch.full((len(data),), time, device=self.device)
+                total += (
+                    matching_loss(
+                        lambda x, t, b=batch, c=conditions: net(x, t, b["spacing"], conditions=c),
+                        data,
+                        noise,
+                        t,
+                        flow.sigma_min,
+                        flow.loss,
+                    )
+                    .mean()
+                    .item()
+                )
+                count += 1
+        net.train(training)
+        total, count = dist.sum_over_ranks(total, count)
+        return {"loss": total / count}
+
+    @torch.no_grad()
+    def preview(self) -> dict:
+        """One validation case, always the same, from noise that is always the same."""
+        if not dist.is_main():
+            return {}
+        net, sampling = self.sampler_net, self.config.sampling
+        batch = self.latents.validation_batch(0)
+        random = generator(self.device, self.config.seed, "preview")
+        noise = torch.randn(batch["latent"].shape, generator=random, device=self.device)
+        training = net.training
+        net.eval()
+        conditions = net.conditions(batch["label"], None, noise.shape[2:])
+        latents, _ = solve(
+            lambda x, t: net(x, t, batch["spacing"], conditions=conditions),
+            noise,
+            sampling.solver,
+            sampling.steps,
+            sampling.atol,
+            sampling.rtol,
+        )
+        net.train(training)
+        synthesis = self.latents.autoencoder.module.decode(self.latents.scale.restore(latents))
+        real = self.volumes.validation_batch(0, self.device)
+        pictures = {"real": real["image"], "synthesis": synthesis}
+        return {"validation": self.volumes.panel(real, pictures)}
+
+    def extra_state(self) -> dict:
+        return self.latents.state()
+
+    def check_resumed(self, state: dict, path: Path) -> None:
+        self.latents.check_resumed(state, path)

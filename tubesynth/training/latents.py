@@ -1,0 +1,171 @@
+"""Encoding the data set for stage 2: all ranks together, once, into the disk cache.
+
+An entry's key holds the case's own key, the digest of the autoencoder and the augmentation of its
+variant, so another autoencoder or another spacing never meets old latents. The quantiser is not
+run: latents are what the encoder gives.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tubesynth.config import Stage1Config, Stage2Config, config_from_plain
+from tubesynth.data.dataset import VolumeDataset, collate
+from tubesynth.data.latents import LATENTS, LatentDataset
+from tubesynth.data.store import entry_key
+from tubesynth.data.volumes import volume_key
+from tubesynth.errors import InputError
+from tubesynth.models.scale import LatentScale
+from tubesynth.models.vqvae import VQVAE
+from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime.seeding import derive
+from tubesynth.training.autoencoder import build_autoencoder
+from tubesynth.training.inputs import Volumes, rank_loader, to_device
+
+FORMAT = 1  # raise it when the same case and autoencoder would give other latents
+
+
+class FrozenAutoencoder:
+    """The autoencoder of a stage-1 checkpoint, with what identifies it."""
+
+    def __init__(self, path: str | None, config: Stage2Config):
+        if path is None:
+            raise InputError("latents.autoencoder: not set: give the path of a stage-1 checkpoint")
+        state = checkpoint.load(path, stage=1)
+        self.config: Stage1Config = config_from_plain(state["config"], path)
+        mine, theirs = config.data, self.config.data
+        if mine.hu_window != theirs.hu_window or config.dim != self.config.dim:
+            raise InputError(
+                f"{path}: trained with data.hu_window {theirs.hu_window} and dim {self.config.dim},"
+                f" this config has {mine.hu_window} and {config.dim}: make them equal"
+            )
+        self.plain_config = state["config"]
+        weights = state["phases"]["autoencoder"]["module"]
+        self.digest = checkpoint.digest(weights)
+        self.module: VQVAE = build_autoencoder(self.config)
+        self.module.load_state_dict(weights)
+        self.module.eval().requires_grad_(False)
+        if any(n % self.module.factor for n in mine.resolution):
+            raise InputError(
+                f"data.resolution: {mine.resolution} must be multiples of {self.module.factor},"
+                f" the f of {path}"
+            )
+
+
+class Latents:
+    """The encoded data set: training draws, validation cases, and the scale of the latents."""
+
+    def __init__(self, config: Stage2Config, volumes: Volumes, device: torch.device):
+        self.config, self.volumes, self.device = config, volumes, device
+        self.autoencoder = FrozenAutoencoder(config.latents.autoencoder, config)
+        self.autoencoder.module.to(device)
+        self.training = self._encode(volumes.training, config.latents.variants, "training")
+        self.validation = self._encode(volumes.validation, 1, "validation")
+        self.scale = LatentScale.from_moments(*self.training.moments())
+
+    def _encode(self, cases, variants: int, split: str) -> LatentDataset:
+        """Encode what the cache lacks, this rank's share of it; wait for the others."""
+        volumes, store = self.volumes, self.volumes.store
+        plain = volumes.dataset(cases)
+        augmented = volumes.dataset(cases, augmentation=volumes.augmentation)
+        keys = [[self._key(case, v) for v in range(variants)] for case in cases]
+        missing = [
+            (index, variant)
+            for index in range(len(cases))
+            for variant in range(variants)
+            if store.open(LATENTS, keys[index][variant]) is None
+        ]
+        dist.barrier()  # all ranks have looked before the first one writes
+        mine = missing[dist.rank() :: dist.world_size()]
+        quiet = None if dist.is_main() and missing else True
+        for index, variant in tqdm(mine, f"encode {split}", unit="volume", disable=quiet):
+            source = augmented if variant else plain
+            store.ensure(
+                LATENTS,
+                keys[index][variant],
+                lambda s=source, i=index, v=variant: self._build(s, i, v),
+                {
+                    "case": cases[index].id,
+                    "sources": [str(cases[index].image), str(cases[index].label)],
+                    "autoencoder": self.autoencoder.digest,
+                    "variant": variant,
+                },
+            )
+        dist.barrier()
+        return LatentDataset(store, [case.id for case in cases], keys, self.config.seed)
+
+    def _key(self, case, variant: int) -> str:
+        change = [self.config.seed, vars(self.config.data.augment)] if variant else None
+        return entry_key(
+            format=FORMAT,
+            volume=volume_key(self.volumes.store, case, self.volumes.preprocessing),
+            autoencoder=self.autoencoder.digest,
+            variant=variant,
+            augmentation=change,
+        )
+
+    @torch.no_grad()
+    def _build(self, source: VolumeDataset, index: int, variant: int):
+        """Variant 0 is the case as it is; the others are drawn from (seed, case, variant)."""
+        case = source.cases[index].id
+        key = derive(self.config.seed, "variant", case, variant)
+        sample = source.sample(index, np.random.default_rng(key) if variant else None)
+        batch = to_device(collate([sample]), self.config.data, self.device)
+        latent = self.autoencoder.module.encode(batch["image"])[0].float().cpu()
+        cells = latent.double().flatten(1)
+        moments = [torch.full((len(cells),), cells.shape[1]), cells.sum(1), cells.square().sum(1)]
+        arrays = {
+            "latent": latent.half().numpy(),
+            "label": np.ascontiguousarray(sample["label"]),
+            "moments": torch.stack([m.double() for m in moments]).numpy(),
+        }
+        return arrays, {"spacing": sample["spacing"].tolist()}
+
+    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
+        """This rank's training batches for the global draws [draw, end_draw), on the device."""
+        loader = rank_loader(self.training, draw, end_draw, self.config.data, self.device)
+        for batch in loader:
+            yield self._to_device(batch)
+
+    def validation_batches(self) -> Iterator[tuple[int, dict]]:
+        """This rank's share of the validation cases: (index, a batch of one)."""
+        for index in range(dist.rank(), len(self.validation), dist.world_size()):
+            yield index, self.validation_batch(index)
+
+    def validation_batch(self, index: int) -> dict:
+        return self._to_device(collate([self.validation.sample(index)]))
+
+    def _to_device(self, batch: dict) -> dict:
+        latent = batch["latent"].to(self.device, non_blocking=True).float()
+        moved = {
+            "case": batch["case"],
+            "latent": self.scale.normalise(latent),
+            "label": batch["label"].to(self.device, non_blocking=True),
+            "spacing": batch["spacing"].to(self.device, non_blocking=True),
+        }
+        if "draw" in batch:
+            moved["draw"] = batch["draw"].tolist()
+        return moved
+
+    def state(self) -> dict:
+        """What makes a stage-2 checkpoint whole: the decoder of its latents, and their scale."""
+        return {
+            "latent_scale": self.scale.state(),
+            "autoencoder": {
+                "config": self.autoencoder.plain_config,
+                "digest": self.autoencoder.digest,
+                "module": self.autoencoder.module.state_dict(),
+            },
+        }
+
+    def check_resumed(self, state: dict, path: Path) -> None:
+        """InputError where a checkpoint was trained on the latents of another autoencoder."""
+        if state["autoencoder"]["digest"] != self.autoencoder.digest:
+            raise InputError(
+                f"{path}: trained on latents of autoencoder {state['autoencoder']['digest']}, but"
+                f" latents.autoencoder is {self.autoencoder.digest}: give the one it was made with"
+            )
+        self.scale = LatentScale(**state["latent_scale"])

@@ -1,0 +1,293 @@
+"""The one training loop: report, preview, save, stop?, gradients, optimiser, EMA, step.
+
+A stage hands it phases (name, module, loss). A GAN has two, flow matching has one. Mixed precision,
+accumulation, gradient synchronisation and clipping appear here once. The position of a run is two
+numbers, the optimiser step and the global draw, and all randomness is keyed to them: a resumed run
+repeats an uninterrupted one bit for bit.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from tubesynth.config import TrainConfig
+from tubesynth.errors import InputError, Stopped
+from tubesynth.runtime import dist
+from tubesynth.runtime.ema import Ema
+from tubesynth.runtime.log import RunLog
+from tubesynth.runtime.seeding import derive
+
+AUTOCAST_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass
+class Phase:
+    """One module and what it minimises: loss(forward module, batch) -> named terms, already
+    weighted.
+
+    The loss calls the forward module (the DDP wrapper, where there is one) exactly once.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[nn.Module, dict], dict[str, Tensor]]
+    learning_rate: float
+    ema_half_life: float | None = None
+
+    forward: nn.Module = field(init=False)
+    optimiser: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    ema: Ema | None = field(init=False, default=None)
+
+    def place(self, device: torch.device, precision: str) -> None:
+        """Move to the device; make what belongs to the module: wrapper, optimiser, scaler, EMA."""
+        self.module.to(device).train()
+        self.forward = self.module
+        if torch.distributed.is_initialized():
+            # Buffers (codebook statistics) are kept equal by the modules themselves.
+            devices = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(
+                self.module, device_ids=devices, broadcast_buffers=False
+            )
+        trainable = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(trainable, lr=self.learning_rate)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
+        if self.ema_half_life:
+            self.ema = Ema(self.module, self.ema_half_life)
+
+    def state(self) -> dict:
+        return {
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+        }
+
+    def load(self, state: dict, with_optimiser: bool) -> None:
+        self.module.load_state_dict(state["module"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"] or state["module"])
+        if with_optimiser:
+            self.optimiser.load_state_dict(state["optimiser"])
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+
+
+class Stage(Protocol):
+    """What a stage gives the loop."""
+
+    phases: list[Phase]
+    shown: tuple[str, ...]  # loss terms on the progress bar
+
+    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
+        """This rank's batches, on the device, for the global draws in [draw, end_draw)."""
+
+    def validate(self) -> dict[str, float]:
+        """Scores on the validation set, the same on every rank; "loss" among them."""
+
+    def preview(self) -> dict:
+        """Panels by name, (H, W, 3) uint8; called on every rank, used on rank 0."""
+
+    def extra_state(self) -> dict:
+        """What its checkpoints hold besides the phases."""
+
+    def check_resumed(self, state: dict, path: Path) -> None:
+        """InputError where a checkpoint belongs to other data; takes over what must not change."""
+
+
+@dataclass
+class Position:
+    """Where a run stands. draw: samples drawn by all ranks; schedule_start: step of the schedule's
+    0.
+    """
+
+    step: int = 0
+    draw: int = 0
+    schedule_start: int = 0
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
+    """Linear warm-up, then constant or half a cosine down to 0 at total_steps."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class StopSignal:
+    """Remembers SIGTERM, SIGUSR1 or SIGINT, so that the loop can end at a step, after saving."""
+
+    def __init__(self):
+        self.name = None
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame):
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice
+        self.name = signal.Signals(number).name
+
+
+class BadStepGuard:
+    """Counts non-finite steps in a row and names the offending loss when there are too many."""
+
+    def __init__(self, budget: int):
+        self.budget = budget
+        self.in_a_row = 0
+
+    def passed(self) -> None:
+        self.in_a_row = 0
+
+    def failed(self, step: int, phase: str, terms: dict[str, float]) -> None:
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        what = f"loss {', '.join(bad)} is not finite" if bad else "gradient is not finite"
+        tqdm.write(f"step {step}, {phase}: {what}: the step is skipped")
+        self.in_a_row += 1
+        if self.in_a_row > self.budget:
+            raise InputError(
+                f"step {step}, {phase}: {what}, {self.in_a_row} steps in a row: lower"
+                " train.learning_rate, set train.gradient_clip, or use --precision 32"
+            )
+
+
+def optimise(
+    phase: Phase, batches: list[dict], step: int, train: TrainConfig, guard: BadStepGuard
+) -> dict[str, float]:
+    """One optimiser step of one phase over its micro-batches; the mean of each loss term."""
+    device_type = next(phase.module.parameters()).device.type
+    dtype = AUTOCAST_DTYPE.get(train.precision)
+    phase.optimiser.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with ExitStack() as stack:
+            if not last and isinstance(phase.forward, DistributedDataParallel):
+                stack.enter_context(phase.forward.no_sync())
+            autocast = torch.autocast(device_type, dtype) if dtype else nullcontext()
+            with autocast:
+                terms = phase.loss(phase.forward, batch)
+                total = sum(terms.values()) / len(batches)
+            phase.scaler.scale(total).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value.detach() / len(batches)
+
+    phase.scaler.unscale_(phase.optimiser)
+    parameters = [p for p in phase.module.parameters() if p.grad is not None]
+    limit = train.gradient_clip or math.inf
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))  # the one sync point
+    names = list(sums)
+    values = dict(zip(names, torch.stack([sums[n].float() for n in names]).tolist(), strict=True))
+    if math.isfinite(norm):
+        phase.scaler.step(phase.optimiser)
+        guard.passed()
+        if phase.ema:
+            phase.ema.update(phase.module, step + 1)
+    elif phase.scaler.is_enabled() and all(map(math.isfinite, values.values())):
+        # The scaler probes for the largest scale that does not overflow: no fault of the data.
+        phase.scaler.step(phase.optimiser)
+    else:
+        guard.failed(step, phase.name, values)
+    phase.scaler.update()
+    return {**values, f"{phase.name}_gradient_norm": norm}
+
+
+def fit(
+    stage: Stage,
+    train: TrainConfig,
+    position: Position,
+    num_cases: int,
+    global_batch: int,
+    seed: int,
+    log: RunLog,
+    save: Callable[[str], None],
+    stop: StopSignal,
+) -> dict[str, float]:
+    """Train to the end of train.epochs; returns the last validation scores.
+
+    num_cases: length of an epoch in draws; global_batch: draws of all ranks in one optimiser step.
+    `save(name)` writes a checkpoint. Raises Stopped after saving when a signal came.
+    """
+    steps_left = math.ceil(max(0, train.epochs * num_cases - position.draw) / global_batch)
+    total_steps = position.step + steps_left
+    batches = stage.batches(position.draw, position.draw + steps_left * global_batch)
+    guard = BadStepGuard(train.max_bad_steps)
+    scores: dict[str, float] = {}
+
+    if position.step == 0:
+        scores = stage.validate()
+        log.scalars(0, 0, "validation", scores)
+    bar = tqdm(
+        total=total_steps,
+        initial=position.step,
+        unit="step",
+        dynamic_ncols=True,
+        disable=None if dist.is_main() else True,
+    )
+    started, waited = time.perf_counter(), 0.0
+    while position.step < total_steps:
+        step, epoch = position.step, position.draw // num_cases
+        torch.manual_seed(derive(seed, "step", dist.rank(), step))
+        factor = learning_rate_factor(
+            step - position.schedule_start,
+            total_steps - position.schedule_start,
+            train.warmup_steps,
+            train.schedule,
+        )
+        asked = time.perf_counter()
+        micro = [next(batches) for _ in range(train.accumulate)]
+        waited += time.perf_counter() - asked
+
+        values = {"learning_rate": train.learning_rate * factor}
+        for phase in stage.phases:
+            for group in phase.optimiser.param_groups:
+                group["lr"] = phase.learning_rate * factor
+            values |= optimise(phase, micro, step, train, guard)
+
+        position.step += 1
+        position.draw += global_batch
+        bar.update()
+        done = position.step == total_steps
+        new_epoch = position.draw // num_cases
+        ended = range(epoch + 1, new_epoch + 1)  # epochs that this step completed
+
+        if position.step % train.log_every == 0 or done:
+            spent = time.perf_counter() - started
+            log.scalars(
+                position.step,
+                epoch,
+                "training",
+                values | {"seconds_per_step": spent / train.log_every, "waiting": waited / spent},
+            )
+            shown = {k: v for k, v in values.items() if k in stage.shown}
+            bar.set_description(
+                f"epoch {min(epoch + 1, train.epochs)}/{train.epochs}", refresh=False
+            )
+            bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items()})
+            started, waited = time.perf_counter(), 0.0
+        if done or any(e % train.validate_every == 0 for e in ended):
+            scores = stage.validate()
+            log.scalars(position.step, new_epoch, "validation", scores)
+            save("last")
+        if done or any(e % train.panel_every == 0 for e in ended):
+            for name, picture in stage.preview().items():
+                log.panel(position.step, name, picture)
+        if any(e % train.save_every == 0 for e in ended):
+            save(f"epoch_{new_epoch:05d}")
+        if dist.any_rank(stop.name is not None):
+            save("last")
+            bar.close()
+            raise Stopped(f"saved at step {position.step}; the same command goes on from there")
+    bar.close()
+    return scores

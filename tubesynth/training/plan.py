@@ -1,0 +1,70 @@
+"""What a run would do, said without doing it: config, parameters, steps, shapes. Touches no GPU."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from tubesynth.config import AutoencoderConfig, Config, Stage1Config, Stage2Config
+from tubesynth.errors import InputError
+from tubesynth.runtime import checkpoint
+from tubesynth.strict import dump
+from tubesynth.volume.files import find_cases
+
+
+def describe_plan(config: Config, run_dir: Path) -> str:
+    """The resolved config and what follows from it, as text."""
+    lines = [dump(config)]
+    modules, autoencoder, note = _modules(config)
+    for name, module in modules.items():
+        number = sum(parameter.numel() for parameter in module.parameters())
+        lines.append(f"{name + ' parameters:':28}{number:,} ({number / 1e6:.2f} M)")
+    if isinstance(config, Stage1Config):
+        model = config.autoencoder
+        lines.append(f"{'codebook:':28}{model.codebook_size} x {model.embedding_dim}")
+    factor = 2 ** len(autoencoder.channels)
+    latent = [autoencoder.embedding_dim, *(n // factor for n in config.data.resolution)]
+    lines.append(
+        f"{'latent shape (C, X, Y, Z):':28}{' x '.join(map(str, latent))} (f{factor}){note}"
+    )
+    lines.append(f"{'steps per epoch:':28}{_steps(config)}")
+    lines.append(f"{'run folder:':28}{run_dir}")
+    return "\n".join(lines)
+
+
+def _modules(config: Config):
+    """Modules on the meta device, which has shapes but no memory; the autoencoder's sizes."""
+    with torch.device("meta"):
+        if isinstance(config, Stage1Config):
+            from tubesynth.training.autoencoder import build_autoencoder, build_discriminator
+
+            modules = {
+                "autoencoder": build_autoencoder(config),
+                "discriminator": build_discriminator(config),
+            }
+            return modules, config.autoencoder, ""
+        assert isinstance(config, Stage2Config)
+        from tubesynth.training.latent import build_unet
+
+        path, note = config.latents.autoencoder, ""
+        sizes = AutoencoderConfig()
+        if path and Path(path).is_file():
+            stored = checkpoint.load(path, stage=1)["config"]["autoencoder"]
+            sizes = AutoencoderConfig(**stored)
+        else:
+            note = f"; {path} does not exist yet: published sizes assumed"
+        unet = build_unet(config, sizes.embedding_dim, 2 ** len(sizes.channels))
+        return {"unet": unet}, sizes, note
+
+
+def _steps(config: Config) -> str:
+    images = Path(config.data.root) / "training" / "images"
+    try:
+        cases = len(find_cases(images))
+    except InputError:
+        return f"unknown until {images} exists"
+    batch = config.data.batch_size * config.train.accumulate
+    return (
+        f"{math.ceil(cases / batch)} ({cases} cases, {batch} a step and process),"
+        f" {math.ceil(cases * config.train.epochs / batch)} in {config.train.epochs} epochs"
+    )
