@@ -196,7 +196,7 @@ def test_a_singular_sform_falls_back_to_the_qform_and_no_extent_at_all_is_refuse
     raw[252:256] = struct.pack("<2h", 0, 2)
     raw[80:92] = struct.pack("<3f", 0.5, float("nan"), 0.5)  # pixdim
     (tmp_path / "2.nii").write_bytes(raw)
-    refusal(lambda: read_volume(tmp_path / "2.nii"), "2.nii", "affine")
+    refusal(lambda: read_volume(tmp_path / "2.nii"), "2.nii", "geometry")
 
 
 def test_units_other_than_mm_are_converted(tmp_path):

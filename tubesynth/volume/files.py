@@ -32,8 +32,8 @@ class Case:
 def read_volume(path) -> Volume:
     """The image in a file or a DICOM folder: stored integers or float32; voxels must be finite."""
     volume = _read(Path(path))
-    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array.sum(dtype=np.float64)):
-        bad = int((~np.isfinite(volume.array)).sum())
+    bad = 0 if volume.array.dtype.kind != "f" else int((~np.isfinite(volume.array)).sum())
+    if bad:
         raise InputError(
             f"{path}: {bad} voxels are not finite; replace them, for example by -1024 HU"
         )

@@ -5,6 +5,7 @@ affine that belongs to it: sform, else qform, else the voxel sizes. Stored integ
 stay what they are; all else is float32.
 """
 
+import math
 import zlib
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
         raise InputError(
             f"{path}: voxels of type {dtype} are no CT; convert it to one number a voxel"
         )
-    count, offset = int(np.prod(shape)), header.get_data_offset()
+    count, offset = math.prod(shape), header.get_data_offset()
     needed = offset + count * dtype.itemsize
     if len(raw) < needed:
         raise InputError(f"{path}: truncated, {len(raw)} of {needed} bytes; copy it again")
@@ -50,7 +51,8 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
         wide = (
             np.float64 if dtype.itemsize > 2 else np.float32
         )  # float32 holds 16 bits exactly, not 32
-        array = (array.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+            array = (array.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
     elif dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     return to_ras(array, _affine_of(header, path))
@@ -86,12 +88,24 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> Volume:
 
 def check_affine(affine: np.ndarray, path: Path) -> np.ndarray:
     """Refuses an affine that maps the volume onto nothing."""
-    columns = np.asarray(affine, dtype=np.float64)[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(columns)) < 1e-9:
+    if not _is_usable(affine):
+        columns = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+        sizes = "x".join(f"{size:.3g}" for size in columns)
         raise InputError(
-            f"{path}: its affine has no extent or is not finite; convert the file again"
+            f"{path}: its geometry spans no volume (voxels of {sizes} mm); convert the file again"
         )
     return affine
+
+
+def _is_usable(affine: np.ndarray) -> bool:
+    """Finite, voxels between a micrometre and a metre, axes that are not almost parallel."""
+    columns = np.asarray(affine, dtype=np.float64)[:3, :3]
+    if not np.isfinite(affine).all():
+        return False
+    sizes = np.linalg.norm(columns, axis=0)
+    if sizes.min() < 1e-3 or sizes.max() > 1e3:
+        return False
+    return abs(np.linalg.det(columns / sizes)) > 0.1
 
 
 def _gunzip(raw: bytes, path: Path) -> bytes:
@@ -131,18 +145,14 @@ def _affine_of(header, path: Path) -> np.ndarray:
             candidates.append(header.get_qform())
         except Exception:  # a quaternion that is none: as good as not set
             pass
-    affine = next(
-        (a for a in candidates if np.isfinite(a).all() and abs(np.linalg.det(a[:3, :3])) > 1e-9),
-        None,
-    )
-    if affine is None:
-        affine = header.get_base_affine()
     try:
         unit = header.get_xyzt_units()[0]
     except KeyError:  # an undefined code
         unit = "unknown"
     scale = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0])
-    return scale @ check_affine(affine, path)
+    candidates = [scale @ affine for affine in (*candidates, header.get_base_affine())]
+    usable = [affine for affine in candidates if _is_usable(affine)]
+    return usable[0] if usable else check_affine(candidates[-1], path)
 
 
 class _Silent:
