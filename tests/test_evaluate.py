@@ -168,6 +168,11 @@ def test_a_comparison_that_cannot_be_made_says_what_is_missing(folders, names, m
         evaluate(folders, *names)
 
 
+def test_a_window_upside_down_is_refused(folders):
+    with pytest.raises(InputError, match="--hu-window 1000 -1000"):
+        evaluate(folders, "labels", "synthesis", extra=["--hu-window", "1000", "-1000"])
+
+
 def test_a_missing_folder_ends_with_code_2_one_line_and_no_output(tmp_path):
     command = [sys.executable, "-m", "tubesynth.evaluate", "--real", str(tmp_path / "nowhere")]
     done = subprocess.run(

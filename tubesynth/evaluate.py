@@ -44,10 +44,17 @@ DEFINITIONS = {
     "cut to what the metric can be",
 }
 SAMPLES_IN_PANEL = 3
+PICTURES_LISTED = 10
 
 
 def main(argv=None) -> None:
     args = parser().parse_args(argv)
+    for option, (low, high) in (
+        ("--hu-window", args.hu_window),
+        ("--lumen-range", args.lumen_range),
+    ):
+        if not low < high:
+            raise InputError(f"{option} {low:g} {high:g}: the first number must be the lower one")
     cases, notes = collect_cases(args.real, args.labels, args.reconstruction, args.synthesis)
     losses = validation_losses(args.training_log)
     image_rows, vessel_rows, resampled, pictures = [], [], set(), []
@@ -83,8 +90,10 @@ def main(argv=None) -> None:
         print(f"note: {note}")
     print(f"\nscores    {args.output_dir / 'metrics.json'}")
     print(f"per case  {args.output_dir / 'metrics.csv'}")
-    for picture in pictures:
+    for picture in pictures[:PICTURES_LISTED]:
         print(f"picture   {picture}")
+    if len(pictures) > PICTURES_LISTED:
+        print(f"          and {len(pictures) - PICTURES_LISTED} more")
 
 
 def parser() -> argparse.ArgumentParser:
