@@ -1,5 +1,8 @@
 """Draws to batches: one draw is one sample, however it is kept and whoever loads it."""
 
+import pickle
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from functools import partial
@@ -193,6 +196,28 @@ def test_processes_of_torchs_own_loader_give_the_same_samples(cases, tmp_path):
     dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent", **options)
     samples = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
     assert all(same(sample, dataset[draw]) for draw, sample in enumerate(samples))
+
+
+WITHOUT_READERS = """
+import pickle, sys
+for name in ("nibabel", "SimpleITK", "scipy", "skimage", "PIL", "matplotlib"):
+    sys.modules[name] = None  # an import of it fails
+from tubesynth.data.dataset import VolumeDataset
+from tubesynth.data.store import Store
+cases, grid, root = pickle.load(open(sys.argv[1], "rb"))
+dataset = VolumeDataset(cases, grid, Store(root), "persistent", crop=(8, 8, 8))
+print(sum(int(dataset[draw]["image"].sum()) for draw in range(5)))
+"""
+
+
+def test_a_built_cache_is_read_where_only_torch_and_numpy_are_installed(cases, tmp_path):
+    store = Store(tmp_path / "cache")
+    dataset = VolumeDataset(cases, GRID, store, "persistent", crop=(8, 8, 8))
+    expected = sum(int(dataset[draw]["image"].sum()) for draw in range(5))
+    with open(tmp_path / "job", "wb") as stream:
+        pickle.dump((cases, GRID, store.root), stream)
+    job = [sys.executable, "-c", WITHOUT_READERS, str(tmp_path / "job")]
+    assert int(subprocess.run(job, capture_output=True, text=True, check=True).stdout) == expected
 
 
 def test_leaving_a_loader_early_ends_its_threads_and_an_error_reaches_the_caller(cases):

@@ -395,6 +395,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_is_the_users_to_put_right_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    volume = Volume(numbers(), np.eye(4))
+    path = tmp_path / "out" / "1.nii.gz"
+    refusal(lambda: write_volume(path, volume, np.int16), path, "No space left", "free space")
+    assert list(path.parent.iterdir()) == []
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real CT beside the repository")
 @pytest.mark.parametrize("case", ["heart", "aorta", "abdomen", "lumbar"])
 def test_real_ct_reads_as_nibabels_canonical(case):

@@ -53,7 +53,7 @@ def source_digest(path, memory: Path, read: bool = True) -> str | None:
             with replacing(memo) as temporary:
                 record = {"path": str(path), "signature": signature, "sha256": digest}
                 temporary.write_text(json.dumps(record))
-        except OSError:
+        except (OSError, InputError):
             pass
     return digest
 

@@ -7,7 +7,6 @@ all of it or nothing. Builders of one key wait for each other on a file lock, so
 once. Arrays are memory-mapped when read.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import numpy as np
 
 from tubesynth.data.digest import file_digest, read_json, source_digest
 from tubesynth.errors import InputError
+from tubesynth.volume.files import FULL, NOT_WRITABLE
 
 _TEMPORARY = ".tmp-"
 
@@ -232,13 +232,10 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in NOT_WRITABLE:
+                remedy = "free space or " if error.errno in FULL else ""
                 raise InputError(
-                    f"{self.root}: disk full; free space or set data.cache_dir"
-                ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-                raise InputError(
-                    f"{self.root}: not writable ({error.strerror}); set data.cache_dir"
+                    f"{self.root}: not written ({error.strerror}); {remedy}set data.cache_dir"
                 ) from error
             raise
 
