@@ -16,7 +16,7 @@ from tubesynth.volume.vessel_tree import Vessel, arc
 
 VOXEL_LIMIT = 60_000  # more say nothing new about a wide vessel: every second, third, ... is taken
 WINDOW_MM = 1.0  # at least this, see window
-ROUNDS = 3
+ROUNDS = 2
 
 
 def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
@@ -32,6 +32,11 @@ def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
     step = float(cloud.spacing.min()) / 2
     if any(len(vessel.points) == 1 for vessel in vessels):
         shares = list(assign(vessels, [0] * len(vessels), voxels))
+        lone = [
+            own
+            for vessel, (own, _) in zip(vessels, shares, strict=True)
+            if len(vessel.points) == 1 and len(own) <= 1
+        ]
         # They are whole components and stand last, so that no vessel's number changes.
         vessels = [
             vessel if len(vessel.points) > 1 else speck(vessel, voxels[own], step)
@@ -40,6 +45,7 @@ def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
         ]
         if not vessels:
             return []
+        voxels = np.delete(voxels, np.concatenate(lone), axis=0) if lone else voxels
     vessels = [smoothed(vessel, step) for vessel in vessels]
     for round_number in range(ROUNDS):
         hidden = [rows_inside_parent(vessel, vessels, 0.0) for vessel in vessels]
@@ -140,7 +146,8 @@ def centred(vessel, own, row, skip, moved, spacing) -> Vessel:
     """Move each point, across the vessel, to the mean of the voxels around it."""
     points, size = vessel.points, len(vessel.points)
     sigma = window(vessel)
-    tangent = directions(points)
+    # Across the vessel, not across each kink of its staircase, or points would overtake others.
+    tangent = directions(softened(points[:, :3], 2 * sigma))
     offset = own - points[row, :3]
     count = windowed(np.bincount(row, minlength=size).astype(float), sigma)
     shift = (
@@ -159,7 +166,16 @@ def centred(vessel, own, row, skip, moved, spacing) -> Vessel:
         blend = np.linspace(1, 0, skip, endpoint=False)[:, None]
         shift[:skip] = blend * start + (1 - blend) * shift[skip]
     moved_to = softened(points[:, :3] + shift, 0.7 * sigma)
-    return replace(vessel, points=np.column_stack([moved_to, points[:, 3]]))
+    return evened(replace(vessel, points=np.column_stack([moved_to, points[:, 3]])))
+
+
+def evened(vessel: Vessel) -> Vessel:
+    """The same rows, equally far apart within each branch."""
+    along = arc(vessel.points)
+    rows = np.arange(len(along))
+    at = np.interp(rows, vessel.stops, along[vessel.stops])
+    points = np.column_stack([np.interp(at, along, column) for column in vessel.points.T])
+    return replace(vessel, points=points)
 
 
 def lengthened(vessel: Vessel, own: np.ndarray, row: np.ndarray, step: float) -> Vessel:
@@ -174,7 +190,7 @@ def lengthened(vessel: Vessel, own: np.ndarray, row: np.ndarray, step: float) ->
     ):
         beyond = ((own[np.abs(row - last) <= 1] - points[last, :3]) @ outward) if free else []
         reach = max(beyond, default=0.0) - points[last, 3] / 2
-        ahead = np.arange(1, int(np.clip(reach, 0, 3 * points[last, 3]) / step) + 1) * step
+        ahead = np.arange(1, int(np.clip(reach, 0, 4 * points[last, 3]) / step) + 1) * step
         line = points[last, :3] + ahead[:, None] * outward
         added.append(np.column_stack([line, np.full(len(line), points[last, 3])]))
     before, after = added[0][::-1], added[1]
@@ -195,12 +211,20 @@ def measured(vessel, own, row, overlap, volume, surface, spacing) -> Vessel:
         return replace(vessel, points=np.column_stack([points[:, :3], radius]))
     each = np.gradient(along)
     sigma = window(vessel)
-    # Voxels of the round or ragged end beyond the last point belong to no cross-section.
     ahead = ((own - points[row, :3]) * tangent[row]).sum(axis=1)
-    within = (row > 0) | (ahead >= -each[0] / 2)
-    within &= (row < size - 1) | (ahead <= each[-1] / 2)
+    # Of a voxel across an end only the part before it counts; the rest is in no cross-section.
+    long = np.abs(tangent) @ spacing
+    share = np.ones(len(own))
+    for end, beyond in ((0, -ahead), (size - 1, ahead)):
+        part = ((each[end] / 2 - beyond) / long[end] + 0.5).clip(0, 1)
+        share = np.where(row == end, np.minimum(share, part), share)
+    # Rows and voxel layers have different steps: to the nearest row alone, some would get none.
+    exact = (row + ahead / each[row]).clip(0, size - 1)
+    lower = exact.astype(int)
+    upper = np.minimum(lower + 1, size - 1)
     used = np.arange(size) >= overlap
-    count = np.bincount(row[within], minlength=size) * used
+    count = np.bincount(lower, share * (lower + 1 - exact), size)
+    count = (count + np.bincount(upper, share * (exact - lower), size)) * used
     held = windowed(each * used, sigma)
     radius = np.sqrt(windowed(count * volume, sigma) / np.maximum(held, 1e-6) / np.pi)
     known = np.flatnonzero(used & (held > 0))

@@ -60,9 +60,9 @@ def restore(kept: np.ndarray, inside: np.ndarray, outside: np.ndarray, spacing) 
     surface = cKDTree(outside)
 
     def not_covered_by(rows: np.ndarray, voxels: np.ndarray):
-        """Distance to the nearest of the rows, its number, and whether that is too far."""
+        """Distance to the nearest of the rows, its number, and if it is far for the width there."""
         gap, near = cKDTree(inside[rows]).query(voxels)
-        return gap, near, gap > 1.5 * (surface.query(inside[rows])[0] + spacing.max() / 2)[near]
+        return gap, near, gap > 2.5 * (surface.query(inside[rows])[0] + spacing.max() / 2)[near]
 
     gap, near, lost = np.full(len(inside), np.inf), np.zeros(len(inside), int), ~kept
     if kept.any():
@@ -81,20 +81,19 @@ def restore(kept: np.ndarray, inside: np.ndarray, outside: np.ndarray, spacing) 
         tip = int(np.where(lost, gap, -1).argmax())
         sources = np.flatnonzero(kept[part])
         distance, before = ways_from(sources) if len(sources) else (np.full(len(part), np.inf), 0)
-        if np.isinf(
-            distance[tip]
-        ):  # a whole component was lost: go from one end of it to the other
-            distance, _ = ways_from(np.array([tip]))
-            tip = int(np.where(np.isfinite(distance), distance, -1).argmax())
-            distance, before = ways_from(np.array([tip]))
-            tip = int(np.where(np.isfinite(distance), distance, -1).argmax())
+        whole = np.isinf(distance[tip])
+        if whole:  # nothing of this component is left: go from one end of it to the other
+            for _ in range(2):
+                distance, before = ways_from(np.array([tip]))
+                tip = int(np.where(np.isfinite(distance), distance, -1).argmax())
         path = [tip]
         while before[path[-1]] >= 0:
             path.append(int(before[path[-1]]))
         path = np.array(path)
-        # The way to the outermost voxel leaves the middle at last, where the vessel is round.
-        apart = np.linalg.norm(inside[part[path]] - inside[part[tip]], axis=1)
-        path = path[apart >= min(depth[path].max(), apart.max() / 2)]
+        # The way to an outermost voxel leaves the middle at last, where the vessel is round.
+        for end in (tip, path[-1]) if whole else (tip,):
+            apart = np.linalg.norm(inside[part[path]] - inside[part[end]], axis=1)
+            path = path[apart >= min(depth[path].max(), apart.max() / 3)]
         kept[part[path]] = True
         nearer, _, far = not_covered_by(part[path], inside[part])
         gap, lost = np.minimum(gap, nearer), lost & far
@@ -102,11 +101,14 @@ def restore(kept: np.ndarray, inside: np.ndarray, outside: np.ndarray, spacing) 
 
 
 def ways_through(points: np.ndarray, depth: np.ndarray, spacing):
-    """Sparse graph of 26-neighbours; a step costs its length, and far more near the surface."""
+    """Sparse graph of 26-neighbours; a step costs its length, and less in the middle of things."""
     from scipy.sparse import coo_matrix
     from scipy.spatial import cKDTree
 
-    a, b = cKDTree(points / spacing).query_pairs(1.8, output_type="ndarray").T
-    cost = np.linalg.norm(points[a] - points[b], axis=1) * (depth[a] ** -2 + depth[b] ** -2)
+    tree = cKDTree(points / spacing)
+    a, b = tree.query_pairs(1.8, output_type="ndarray").T
+    # In a flat vessel the depth is the same everywhere, so neighbours in reach count as well.
+    dear = 1 / (depth**2 * tree.query_ball_point(points / spacing, 4, return_length=True) ** 2.0)
+    cost = np.linalg.norm(points[a] - points[b], axis=1) * (dear[a] + dear[b])
     graph = coo_matrix((cost, (a, b)), (len(points), len(points))).tocsr()
     return graph + graph.T

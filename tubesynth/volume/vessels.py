@@ -62,7 +62,7 @@ def extract_tokens(
     that is nearest to it is the root. Without one, each component's widest end is. An empty mask
     has no tokens, and neither has a voxel that touches no other.
     """
-    spacing = spacing_of(affine)
+    spacing = np.round(spacing_of(affine), 6)  # or an oblique affine's last digits break ties
     cloud = thin(np.asarray(vessel_mask, dtype=bool), spacing)
     if cloud is None:
         return VesselTokens.from_array(np.zeros((0, len(COLUMNS))))
