@@ -1,5 +1,6 @@
 """Draws to batches: one draw is one sample, however it is kept and whoever loads it."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate, pad_tokens
 from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import DrawSampler, case_of_draw
-from tubesynth.data.store import Store
+from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
 from tubesynth.errors import InputError
 from tubesynth.volume.files import Case, pair_cases, read_volume
@@ -149,6 +150,32 @@ def test_a_vanished_or_cut_entry_is_made_again_while_reading(cases, tmp_path):
     assert same(dataset[0], before)
 
 
+def bytes_read_from_disk():
+    with open("/proc/self/io") as stream:
+        return next(int(line.split()[1]) for line in stream if line.startswith("read_bytes"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no account of disk reads")
+def test_a_crop_does_not_read_the_whole_volume_from_the_disk(tmp_path):
+    shape, start, size = (96, 128, 128), (30, 40, 10), (32, 32, 32)
+    array = np.random.default_rng(0).integers(0, 99, shape).astype(np.int16)
+    entry, _ = Store(tmp_path).ensure("things", "k", lambda: {"image": array}, {})
+    read = []
+    for advised in (False, True):
+        with open(entry.path / "image.npy", "rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        before, mapped = bytes_read_from_disk(), entry.array("image")
+        if advised:
+            will_need(mapped, start, size)
+        box = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+        assert np.array_equal(mapped[box], array[box])
+        read.append(bytes_read_from_disk() - before)
+    if read[0] == 0:
+        pytest.skip("a file system without a disk below it")
+    # 32 of 96 slabs, a quarter of each, in whole pages
+    assert read[1] < 0.15 * array.nbytes < read[0]
+
+
 def test_two_dimensional_cases_lose_their_last_axis(tmp_path):
     from PIL import Image
 
@@ -203,7 +230,7 @@ import pickle, sys
 for name in ("nibabel", "SimpleITK", "scipy", "skimage", "PIL", "matplotlib"):
     sys.modules[name] = None  # an import of it fails
 from tubesynth.data.dataset import VolumeDataset
-from tubesynth.data.store import Store
+from tubesynth.data.store import Store, will_need
 cases, grid, root = pickle.load(open(sys.argv[1], "rb"))
 dataset = VolumeDataset(cases, grid, Store(root), "persistent", crop=(8, 8, 8))
 print(sum(int(dataset[draw]["image"].sum()) for draw in range(5)))

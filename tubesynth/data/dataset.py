@@ -13,7 +13,7 @@ import torch
 
 from tubesynth.data.augment import Augmentation, draw_change, move_array, move_tokens
 from tubesynth.data.sampler import case_of_draw
-from tubesynth.data.store import Store
+from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import (
     VOLUMES,
     Preprocessing,
@@ -98,6 +98,9 @@ class VolumeDataset(torch.utils.data.Dataset):
             change = draw_change(np.random.default_rng(0), shape, spacing)
         else:
             change = draw_change(rng, shape, spacing, self.crop, self.augmentation)
+        if change.pose.size != shape:
+            for array in arrays.values():
+                will_need(array, change.pose.start, change.pose.size)
         sample = {
             "case": self.cases[index].id,
             "image": self._flat(move_array(arrays["image"], change.pose))[None],
