@@ -1,4 +1,4 @@
-"""What tests share: small phantoms and configs, trained checkpoints, real CT where it is present."""
+"""What tests share: small phantoms, configs, trained checkpoints, real CT where present."""
 
 import os
 import socket

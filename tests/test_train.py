@@ -1,18 +1,22 @@
-"""Training end to end: runs, resumes bit for bit, shares work between ranks, and refuses bad input."""
+"""Training end to end: runs, resumes bit for bit, shares work, refuses bad input."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tubesynth.errors import InputError
 from tubesynth.train import main
+from tubesynth.volume.files import read_labels, write_volume
+from tubesynth.volume.grid import Volume
 
 STEPS = 8  # two epochs of four cases
 
@@ -83,7 +87,7 @@ def test_a_run_leaves_what_it_promises(stage, stage_1, stage_2):
     (panel,) = (run_dir / "panels").glob("*.png")
     assert panel.stat().st_size > 10_000
     state = checkpoint_of(run_dir)
-    assert state["position"] == {"step": 8, "draw": 8, "schedule_start": 0}
+    assert state["position"] == dict(step=8, draw=8, schedule_start=0, started_from=None)
     assert state["config"]["stage"] == stage
 
 
@@ -95,8 +99,17 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     config = str(workplace / f"s{stage}.yml")
     half = done / "checkpoints" / "epoch_00001.ckpt"
     main(["--config", config, "--run-dir", str(tmp_path), "--resume", str(half)])
-    assert_same_state(checkpoint_of(done), checkpoint_of(tmp_path))
+    finished = checkpoint_of(tmp_path)
+    finished["position"]["started_from"] = None
+    assert_same_state(checkpoint_of(done), finished)
     assert lines(tmp_path, "validation")[-1]["loss"] == lines(done, "validation")[-1]["loss"]
+
+
+def test_the_same_command_again_finds_nothing_to_do(stage_1, workplace, capsys):
+    before = stage_1.read_bytes()
+    main(["--config", str(workplace / "s1.yml"), "--run-dir", str(workplace / "s1")])
+    assert "nothing was left to do" in capsys.readouterr().out
+    assert stage_1.read_bytes() == before
 
 
 def test_loader_workers_change_nothing(stage_1, workplace, tmp_path):
@@ -133,7 +146,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace, stage_2, tmp_path):
     """A real kill -9 in the middle, then the same command again."""
     command = [sys.executable, "-m", "tubesynth.train", "--config", str(workplace / "s2.yml")]
-    command += ["--run-dir", str(tmp_path), "--resume", "auto"]
+    command += ["--run-dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     half = tmp_path / "checkpoints" / "epoch_00001.ckpt"
@@ -197,14 +210,14 @@ def test_phase_two_carries_weights_and_restarts_its_schedule(stage_1, workplace,
     printed = capsys.readouterr().out
     assert "anew: schedule" in printed and "optimisers" in printed
     state = checkpoint_of(tmp_path)
-    assert state["position"] == {"step": 12, "draw": 12, "schedule_start": 8}
+    assert state["position"] == dict(step=12, draw=12, schedule_start=8, started_from=str(stage_1))
     first = lines(tmp_path, "training")[0]
     assert first["step"] == 9
     assert first["learning_rate"] == pytest.approx(1e-3 / 2)  # the first of two warm-up steps
 
 
 def test_non_finite_steps_are_skipped_then_named(workplace, stage_1, tmp_path):
-    """A learning rate that blows up stops the run with the loss named, and saves no broken weights."""
+    """A learning rate that blows up stops the run, with the offending loss named."""
     with pytest.raises(InputError, match=r"step \d+, autoencoder: .*not finite.*learning_rate"):
         main(
             ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "200"]
@@ -213,30 +226,71 @@ def test_non_finite_steps_are_skipped_then_named(workplace, stage_1, tmp_path):
 
 
 def refused(*arguments) -> str:
-    result = run_command("tubesynth.train", *arguments)
-    assert result.returncode == 2, result.stderr
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
+    with pytest.raises(InputError) as caught:
+        main([str(argument) for argument in arguments])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_bad_input_gets_one_line_and_code_2(workplace, stage_1, stage_2, tmp_path):
+def test_bad_input_is_refused_by_name(workplace, stage_1, stage_2, tmp_path):
     s1, s2 = workplace / "s1.yml", workplace / "s2.yml"
     fresh = ["--run-dir", tmp_path / "run"]
-    assert "nowhere" in refused("--config", s1, *fresh, "data.root=nowhere")
-    assert "train.epoch" in refused("--config", s1, *fresh, "train.epoch=3")
+    assert "train.epochs" in refused("--config", s1, *fresh, "train.epoch=3")
     line = refused("--config", s2, *fresh, f"latents.autoencoder={stage_2}")
     assert "stage-2 checkpoint" in line and "stage 1" in line
     line = refused("--config", s1, *fresh, "--resume", stage_2)
     assert "stage-2 checkpoint" in line
     assert "--stage 2" in refused("--config", s1, *fresh, "--stage", "2")
-    assert "holds a run already" in refused("--config", s1, "--run-dir", workplace / "s1")
+    line = refused("--config", s1, "--run-dir", workplace / "s1", "seed=4")
+    assert "holds another run already (seed: 3 there, 4 now)" in line
     line = refused("--config", s1, *fresh, "--resume", stage_1, "autoencoder.codebook_size=64")
     assert "codebook_size is 32 there and 64" in line
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(stage_1.read_bytes()[:5000])
     assert "broken.ckpt" in refused("--config", s1, *fresh, "--resume", broken)
     assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_is_refused_by_name(workplace, tmp_path):
+    def broken(change) -> str:
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        shutil.copytree(workplace / "data", tmp_path / "data")
+        change(tmp_path / "data" / "training")
+        options = [f"data.root={tmp_path / 'data'}", f"data.cache_dir={tmp_path / 'cache'}"]
+        line = refused("--config", workplace / "s1.yml", "--run-dir", tmp_path / "run", *options)
+        assert not (tmp_path / "run").exists()
+        return line
+
+    def first(folder: Path) -> Path:
+        return sorted(folder.iterdir())[0]
+
+    assert "no such folder" in broken(lambda d: shutil.rmtree(d / "images"))
+    assert "holds no volumes" in broken(lambda d: [p.unlink() for p in (d / "images").iterdir()])
+    assert "unpaired" in broken(lambda d: first(d / "labels").unlink())
+
+    def relabel(folder):
+        path = first(folder / "labels")
+        volume = read_labels(path)
+        write_volume(path, Volume(np.full_like(volume.array, 9), volume.affine), "uint8")
+
+    assert "outside the classes 0 to 8" in broken(relabel)
+
+    def shift(folder):
+        path = first(folder / "labels")
+        volume = read_labels(path)
+        affine = volume.affine.copy()
+        affine[0, 3] += 20
+        write_volume(path, Volume(volume.array, affine), "uint8")
+
+    assert "grid" in broken(shift)
+
+
+def test_a_refusal_is_one_line_and_code_2(workplace, tmp_path):
+    command = ["tubesynth.train", "--config", workplace / "s1.yml", "--run-dir", tmp_path / "run"]
+    result = run_command(*command, "data.root=nowhere")
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: data.root: nowhere does not exist")
 
 
 def test_a_dry_run_shows_the_plan_of_the_published_configs(capsys, tmp_path):

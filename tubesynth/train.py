@@ -39,7 +39,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, help="processes on this machine, one a GPU")
     parser.add_argument("--precision", help="32, bf16-mixed or 16-mixed")
     parser.add_argument("--logger", default="tensorboard", choices=["tensorboard", "none"])
-    parser.add_argument("--resume", help="a checkpoint, or auto: the run's own last one, if any")
+    parser.add_argument(
+        "--resume",
+        metavar="CKPT|auto",
+        help="start from a checkpoint, or go on with the run's own last one, if any",
+    )
     parser.add_argument("--latent-mode", help="flow: must agree with the config")
     parser.add_argument("--gradient-clip", type=float, nargs="?", const=1.0, help="default 1.0")
     parser.add_argument(
@@ -118,7 +122,7 @@ def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, 
             print(f"the cache is built: {config.data.cache_dir}")
         return
     if resume_path:
-        resume(resume_path, stage, position, config)
+        resume(resume_path, stage, position, config, run_dir)
 
     checkpoints = run_dir / "checkpoints"
     log = RunLog(run_dir, dump(config), args.logger, position.step)

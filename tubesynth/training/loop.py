@@ -114,6 +114,7 @@ class Position:
     step: int = 0
     draw: int = 0
     schedule_start: int = 0
+    started_from: str | None = None  # the checkpoint of another run that this one began with
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
@@ -152,8 +153,9 @@ class BadStepGuard:
 
     def failed(self, step: int, phase: str, terms: dict[str, float]) -> None:
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        what = f"loss {', '.join(bad)} is not finite" if bad else "gradient is not finite"
-        tqdm.write(f"step {step}, {phase}: {what}: the step is skipped")
+        what = f"loss {', '.join(bad)} is not finite" if bad else "the gradient is not finite"
+        if dist.is_main():
+            tqdm.write(f"step {step}, {phase}: {what}: the step is skipped")
         self.in_a_row += 1
         if self.in_a_row > self.budget:
             raise InputError(
@@ -163,9 +165,13 @@ class BadStepGuard:
 
 
 def optimise(
-    phase: Phase, batches: list[dict], step: int, train: TrainConfig, guard: BadStepGuard
-) -> dict[str, float]:
-    """One optimiser step of one phase over its micro-batches; the mean of each loss term."""
+    phase: Phase, batches: list[dict], step: int, train: TrainConfig
+) -> tuple[dict[str, float], bool]:
+    """One optimiser step of one phase over its micro-batches.
+
+    Returns the mean of each loss term, and whether all was finite; if not, no weight has changed.
+    The gradient is averaged over the ranks, so all of them see the same.
+    """
     device_type = next(phase.module.parameters()).device.type
     dtype = AUTOCAST_DTYPE.get(train.precision)
     phase.optimiser.zero_grad(set_to_none=True)
@@ -189,18 +195,16 @@ def optimise(
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))  # the one sync point
     names = list(sums)
     values = dict(zip(names, torch.stack([sums[n].float() for n in names]).tolist(), strict=True))
-    if math.isfinite(norm):
+    finite = math.isfinite(norm)
+    if finite:
         phase.scaler.step(phase.optimiser)
-        guard.passed()
         if phase.ema:
             phase.ema.update(phase.module, step + 1)
     elif phase.scaler.is_enabled() and all(map(math.isfinite, values.values())):
         # The scaler probes for the largest scale that does not overflow: no fault of the data.
-        phase.scaler.step(phase.optimiser)
-    else:
-        guard.failed(step, phase.name, values)
+        finite = True
     phase.scaler.update()
-    return {**values, f"{phase.name}_gradient_norm": norm}
+    return {**values, f"{phase.name}_gradient_norm": norm}, finite
 
 
 def fit(
@@ -253,7 +257,13 @@ def fit(
         for phase in stage.phases:
             for group in phase.optimiser.param_groups:
                 group["lr"] = phase.learning_rate * factor
-            values |= optimise(phase, micro, step, train, guard)
+            terms, finite = optimise(phase, micro, step, train)
+            values |= terms
+            if not finite:
+                guard.failed(step, phase.name, terms)
+                break  # what comes after would work on what has gone wrong here
+        else:
+            guard.passed()
 
         position.step += 1
         position.draw += global_batch

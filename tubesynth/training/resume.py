@@ -12,36 +12,64 @@ from tubesynth.training.loop import Position, Stage
 MODEL_SECTIONS = ("dim", "autoencoder", "discriminator", "unet")
 
 
-def find_checkpoint(resume: str | None, run_dir: Path, config: Config) -> Path | None:
-    """The checkpoint to resume, checked to fit, before anything is lost; None to start."""
+def find_checkpoint(wanted: str | None, run_dir: Path, config: Config) -> Path | None:
+    """The checkpoint to go on from, checked to fit, before anything is lost; None to start.
+
+    wanted: a path, "auto" (the run's own last one, if any) or None. The same command given again
+    goes on with its own run; another command in the folder of a run is refused.
+    """
     last = run_dir / "checkpoints" / "last.ckpt"
-    if resume == "auto":
-        path = last if last.exists() else None
-    else:
-        path = Path(resume) if resume else None
-        inside = path is not None and run_dir.resolve() in path.resolve().parents
-        if last.exists() and not inside:
-            raise InputError(
-                f"{run_dir}: holds a run already: --resume auto to go on with it,"
-                " or --run-dir for another folder"
-            )
-    if path is None:
-        return None
-    state = checkpoint.load(path, config.stage)
-    for section in MODEL_SECTIONS:
-        old, new = state["config"].get(section), to_plain(config).get(section)
-        if old == new or old is None:
-            continue
-        if isinstance(new, dict):
-            key = next(k for k in new if new[k] != old.get(k))
-            section, old, new = f"{section}.{key}", old.get(key), new[key]
-        raise InputError(
-            f"{path}: {section} is {old} there and {new} in this config: make them equal to resume"
-        )
+    path = Path(wanted) if wanted not in (None, "auto") else None
+    if path is None or run_dir.resolve() not in path.resolve().parents:
+        if last.exists():
+            if wanted != "auto":
+                _require_same_run(last, path, config)
+            path = last
+    if path is not None:
+        _require_same_model(path, config)
     return path
 
 
-def resume(path: Path, stage: Stage, position: Position, config: Config) -> None:
+def _require_same_run(last: Path, started_from: Path | None, config: Config) -> None:
+    state = checkpoint.load(last)
+    old, new = (_flat(plain) for plain in (state["config"], to_plain(config)))
+    old["--resume"] = state["position"]["started_from"]
+    new["--resume"] = str(started_from) if started_from else None
+    different = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    if different:
+        key = different[0]
+        raise InputError(
+            f"{last.parent.parent}: holds another run already ({key}: {old.get(key)} there,"
+            f" {new.get(key)} now): --resume auto to go on with it, or --run-dir for a new folder"
+        )
+
+
+def _require_same_model(path: Path, config: Config) -> None:
+    old, new = checkpoint.load(path, config.stage)["config"], to_plain(config)
+    old, new = ({s: c[s] for s in MODEL_SECTIONS if s in c} for c in (old, new))
+    old, new = _flat(old), _flat(new)
+    for key in new:
+        if old.get(key) != new[key]:
+            raise InputError(
+                f"{path}: {key} is {old.get(key)} there and {new[key]} in this config:"
+                " make them equal to resume"
+            )
+
+
+def _flat(plain: dict, prefix: str = "") -> dict:
+    """{"train": {"epochs": 3}} -> {"train.epochs": 3}."""
+    flat = {}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def resume(
+    path: Path, stage: Stage, position: Position, config: Config, run_dir: Path
+) -> None:
     """Load a checkpoint into a stage and its position, on every rank; print what carries over."""
     state = checkpoint.load(path, config.stage)
     restart = set(config.train.restart)
@@ -50,6 +78,8 @@ def resume(path: Path, stage: Stage, position: Position, config: Config) -> None
     for phase in stage.phases:
         phase.load(state["phases"][phase.name], with_optimiser="optimisers" not in restart)
     saved = Position(**state["position"])
+    same_run = run_dir.resolve() in path.resolve().parents
+    position.started_from = saved.started_from if same_run else str(path)
     position.step = saved.step
     position.draw = 0 if "epochs" in restart else saved.draw
     position.schedule_start = saved.step if "schedule" in restart else saved.schedule_start
