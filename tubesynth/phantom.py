@@ -2,12 +2,14 @@
 
     python -m tubesynth.phantom --output-dir data/phantoms --cases 40 --workers 4
 
-writes D/{training,validation}/{images,labels,centrelines}/N.{img.nii.gz,label.nii.gz,centreline.json} and D/phantom.json
-with the settings. A second run makes only what is missing; the bytes do not depend on the number of workers.
+writes D/phantom.json (the settings) and, in D/training and D/validation, images/N.img.nii.gz,
+labels/N.label.nii.gz and centrelines/N.centreline.json. A second run makes only what is missing;
+the bytes do not depend on the number of workers.
 """
 
 import argparse
 import json
+import math
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -36,7 +38,6 @@ def main(argv=None) -> None:
     root = Path(args.output_dir)
     _claim(root, settings, args.validation_fraction)
     split = split_cases(args.cases, args.validation_fraction)
-    _refuse_moved(root, split)
     missing = [
         case for case in split if not all(p.is_file() for p in case_files(root, split, case))
     ]
@@ -49,20 +50,16 @@ def main(argv=None) -> None:
 
 
 def split_cases(cases: int, validation_fraction: float) -> dict[int, str]:
-    """{case: training | validation}: the split of a case does not change when more cases are asked for later.
+    """{case: training | validation}; validation takes case 2 and then every (1 / fraction)-th.
 
-    Validation takes every k-th case, k = 1 / fraction, and case 2 where k is larger than the number of cases.
+    A case's part does not depend on the number of cases: more can be asked for later.
     """
-    split = {}
-    for case in range(1, cases + 1):
-        before, after = (
-            int((case - 1) * validation_fraction + 1e-9),
-            int(case * validation_fraction + 1e-9),
-        )
-        split[case] = "validation" if after > before else "training"
-    if cases > 1 and "validation" not in split.values():
-        split[cases] = "validation"
-    return split
+
+    def held(upto: int) -> int:
+        return int(1 + (upto - 2) * validation_fraction + 1e-9)
+
+    cases = range(1, cases + 1)
+    return {c: "validation" if c > 1 and held(c) > held(c - 1) else "training" for c in cases}
 
 
 def case_files(root: Path, split: dict[int, str], case: int) -> tuple[Path, Path, Path]:
@@ -120,7 +117,7 @@ def _make(root: Path, split, missing: list[int], settings: Settings, workers: in
 
 
 def _one_thread() -> None:
-    """Workers are the parallelism: one BLAS thread each (numpy is not imported yet in a spawned process)."""
+    """Workers are the parallelism: one thread each; numpy is not imported yet in a new process."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 
@@ -175,18 +172,6 @@ def _write_text(path: Path, text: str) -> None:
         ) from None
 
 
-def _refuse_moved(root: Path, split: dict[int, str]) -> None:
-    """A case may lie in one part only: asking for more cases must not leave it in both."""
-    for case, part in split.items():
-        other = "training" if part == "validation" else "validation"
-        stale = root / other / "images" / f"{case}.img.nii.gz"
-        if stale.is_file():
-            raise InputError(
-                f"{stale}: case {case} belongs to {part} when --cases is {len(split)}; "
-                f"delete it with its label and centreline, or choose another --output-dir"
-            )
-
-
 def _check(args, settings: Settings) -> None:
     if args.cases < 1:
         raise InputError(f"--cases {args.cases}: must be at least 1")
@@ -194,21 +179,20 @@ def _check(args, settings: Settings) -> None:
         raise InputError(f"--workers {args.workers}: must be at least 1")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: must not be negative")
-    if not 0 <= args.validation_fraction < 1:
-        raise InputError(f"--validation-fraction {args.validation_fraction}: must be in [0, 1)")
-    if (
-        min(settings.resolution) < 16
-        or settings.resolution[0] * settings.resolution[1] * settings.resolution[2] > MOST_VOXELS
-    ):
+    if not 0 < args.validation_fraction < 1:
         raise InputError(
-            f"--resolution {settings.resolution}: each axis needs at least 16 voxels, {MOST_VOXELS} in all"
+            f"--validation-fraction {args.validation_fraction}: must lie between 0 and 1"
+        )
+    if min(settings.resolution) < 16 or math.prod(settings.resolution) > MOST_VOXELS:
+        raise InputError(
+            f"--resolution {settings.resolution}: at least 16 an axis, at most {MOST_VOXELS} voxels"
         )
     if not all(0.2 <= s <= 10 for s in settings.spacing):
         raise InputError(f"--spacing {settings.spacing}: must be 0.2 to 10 mm")
     extent = [n * s for n, s in zip(settings.resolution, settings.spacing, strict=True)]
     if max(extent) > 500:
         raise InputError(
-            f"--resolution x --spacing: {max(extent):.0f} mm is wider than 500 mm; take fewer voxels"
+            f"--resolution x --spacing: {max(extent):.0f} mm is over 500 mm; take fewer voxels"
         )
     if Path(args.output_dir).is_file():
         raise InputError(f"--output-dir {args.output_dir}: is a file; choose a folder")

@@ -1,8 +1,9 @@
-"""A procedural coronary CT angiogram with known truth: image, nine-class labels, exact centrelines with radii.
+"""A procedural coronary CT angiogram with known truth: image, nine-class labels, centrelines.
 
-`make_phantom(seed, case, resolution, spacing)` draws one anatomy in millimetres (the same at every resolution), paints
-it as a contrast-enhanced scan, and returns it in RAS+ order, centred on the world's origin. Read heart.py, thorax.py and
-coronaries.py for the anatomy, scanner.py for the physics, shapes.py for the geometry under them.
+`make_phantom(seed, case, resolution, spacing)` draws one anatomy in millimetres (the same at every
+resolution), paints it as a contrast-enhanced scan, and returns it in RAS+ order, centred on the
+world's origin. Read heart.py, thorax.py and coronaries.py for the anatomy, scanner.py for the
+physics, shapes.py for the geometry under them.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..grid import Volume, centred_affine
-from .coronaries import Branch, grow_trees
+from .coronaries import Branch, grow_trees, make_room
 from .heart import draw_pose, heart_shapes, lung_stems
 from .scanner import Canvas, blur, coronary_share, ct_noise
 from .shapes import Lattice
@@ -34,7 +35,7 @@ MYOCARDIUM, LA, LV, RA, RV, AORTA, PA, CORONARY = range(1, 9)
 
 @dataclass(frozen=True)
 class Phantom:
-    """image: int16 HU; labels: uint8 classes as in LABELS; branches: coronary pieces between branchings, world mm."""
+    """image: int16 HU; labels: uint8, as in LABELS; branches: the coronary trees in world mm."""
 
     image: Volume
     labels: Volume
@@ -43,7 +44,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One case before it is scanned: lattice fields (mm, negative inside) and vessels (world mm)."""
+    """One case before it is scanned: lattice fields (mm, negative inside), vessels (world mm)."""
 
     lattice: Lattice
     heart: dict[str, np.ndarray]
@@ -82,7 +83,9 @@ def draw_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Anato
     behind = np.minimum(chest["descending"], chest["column"])
     heart = heart_shapes(lattice, pose, behind, heart_rng)
     lung = lung_vessels(lung_stems(pose), chest_rng)
-    return Anatomy(lattice, heart, chest, lung, grow_trees(lattice, heart, pose, tree_rng))
+    branches = grow_trees(lattice, heart, pose, tree_rng)
+    make_room(lattice, heart, branches)
+    return Anatomy(lattice, heart, chest, lung, branches)
 
 
 def _rng(seed: int, case: int, use: int) -> np.random.Generator:
@@ -123,11 +126,10 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     gravity = (
         phase["lung"] - 0.28 * y + 14 * lattice.noise(rng, 4.0) + 12 * lattice.noise(rng, 22.0)
     ).astype(np.float32)
-    everywhere = (slice(None),) * 3
-    lung = canvas.interpolate(np.broadcast_to(gravity, lattice.shape), everywhere)
+    lung = canvas.interpolate(np.broadcast_to(gravity, lattice.shape))
     share = canvas.tubes(vessels)
     lung += share * (phase["lung_vessels"] - lung)
-    canvas.paint(s["pleura"], lung)
+    canvas.paint(s["pleura"], None, voxels=lung)
     cartilage = np.clip((s["rib_angle"] - 0.22) / 0.06, 0, 1)
     canvas.paint(s["rib"], 120 + 590 * cartilage)
     canvas.paint(s["rib"] + 1.7, 110 + (200 + 50 * patches) * cartilage)

@@ -1,8 +1,9 @@
-"""The heart and the great vessels as implicit shapes: chambers, walls, roots, veins and the fat around them.
+"""The heart and the great vessels as implicit shapes: chambers, walls, roots, veins and fat.
 
-Positions are those of a typical adult in a canonical frame (RAS mm, +x = patient's right, origin = middle of a cardiac
-field of view). A case turns, scales, shifts and bends that frame, and draws its own sizes: the shapes are evaluated at
-the world's lattice nodes carried back into the canonical frame.
+Positions are those of a typical adult in a canonical frame (RAS mm, +x = patient's right, origin =
+middle of a cardiac field of view). A case turns, scales, shifts and bends that frame, and draws its
+own sizes: the shapes are evaluated at the world's lattice nodes carried back into the canonical
+frame.
 """
 
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ FAN = ((0.5, 0.9, 0.1), (0.6, 0.6, -0.7), (0.8, 0.1, -0.7), (0.9, 0.4, 0.4), (0.
 
 @dataclass
 class Pose:
-    """World = rotation @ (scale * canonical) + shift, plus a smooth bend that only the shapes feel."""
+    """World = rotation @ (scale * canonical) + shift; only the shapes feel the bend besides."""
 
     rotation: np.ndarray
     scale: np.ndarray
@@ -84,7 +85,7 @@ def draw_pose(rng: np.random.Generator) -> Pose:
 
 
 def ventricular(along_mm, degrees, radius_mm) -> np.ndarray:
-    """Canonical point at a distance along the left ventricle's axis and an angle from septal to upward."""
+    """Canonical points around the left ventricle's axis; 0 degrees is septal, 90 upward."""
     along, angle, radius = np.broadcast_arrays(along_mm, np.radians(degrees), radius_mm)
     around = np.cos(angle)[..., None] * SEPTAL + np.sin(angle)[..., None] * UPWARD
     return MITRAL + along[..., None] * APEXWARD + radius[..., None] * around
@@ -97,7 +98,7 @@ def sinus_direction(name: str) -> np.ndarray:
 
 
 def lung_stems(pose: Pose) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    """World position, direction and radius (mm) where each pulmonary vein and artery enters its lung."""
+    """World position, direction, radius (mm) where each pulmonary vessel enters its lung."""
     stems = []
     for path in (*PULMONARY_VEINS, *PULMONARY_ARTERIES[1:]):
         (*before, _), (*end, radius) = path[-2:]
@@ -142,12 +143,12 @@ def heart_shapes(lattice: Lattice, pose: Pose, behind: np.ndarray, rng) -> dict[
     s["ra"] = intersection(s["ra"], 2.5 - np.minimum(s["aorta"], s["la"]), 1.0)
     # Room for the left main artery between the root, the appendage and the trunk.
     corridor = [ROOT + 9 * ROOT_AXIS + 13 * sinus_direction("left"), LEFT_MAIN_END, (-13, 14, 23)]
-    room = -tube(q, corridor, [6, 6, 5])
+    room = -tube(q, corridor, [6, 6, 5], 8.0)
     for name in ("la", "la_core", "lv_wall", "rv_wall"):
         s[name] = intersection(s[name], room, 3.0)
     # Room for the circumflex under the appendage; the spine and the aorta press from behind.
     groove = np.vstack([LEFT_MAIN_END, ventricular(-3.0, np.arange(128, 200, 16.0), 35.0)])
-    room = np.maximum(-tube(q, groove, np.full(len(groove), 4.6)), 3.0 - behind / size)
+    room = np.maximum(-tube(q, groove, np.full(len(groove), 4.6), 8.0), 3.0 - behind / size)
     for name in ("la", "la_core"):
         s[name] = intersection(s[name], room, 3.0)
     # A cavity ends where its neighbour is nearer; the gap of 1 mm is the valve.
@@ -184,7 +185,7 @@ def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
         path = ventricular(
             [24 * vary(), 40, 58], degrees, [inner * 0.52, inner * 0.62, inner * 0.7]
         )
-        lv = intersection(lv, -tube(q, path, [2.6 * vary(0.2), 4.2 * vary(), 4.4]), 1.5)
+        lv = intersection(lv, -tube(q, path, [2.6 * vary(0.2), 4.2 * vary(), 4.4], 8.0), 1.5)
     outflow = tube(
         q,
         [MITRAL + 16 * APEXWARD + 9 * SEPTAL + 5 * UPWARD, ROOT, ROOT + 4 * ROOT_AXIS],
@@ -229,7 +230,7 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
         vein = np.array(vein, float)
         vein[1, :3] += rng.normal(0, 2.0, 3)
         path = smooth_path(vein, 6.0)
-        la = union(la, tube(q, path[:, :3], path[:, 3] * vary()), 4.0)
+        la = union(la, tube(q, path[:, :3], path[:, 3] * vary(), 10.0), 4.0)
     ra = ellipsoid(q, (46, -5, -7), (23 * vary(0.1), 25 * vary(0.1), 31 * vary(0.1)))
     ra = union(
         ra, tube(q, [(42, 6, 8), (34, 26, 14), (24, 34, 17)], [15, 11, 6]), 8.0
@@ -248,7 +249,7 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
         "ra": ra,
         "svc": svc,
         "ivc": ivc,
-        "cs": tube(q, sinus[:, :3], sinus[:, 3]),
+        "cs": tube(q, sinus[:, :3], sinus[:, 3], 8.0),
     }
 
 

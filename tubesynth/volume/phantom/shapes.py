@@ -1,8 +1,9 @@
-"""Implicit shapes in mm on a coarse lattice: ellipsoids, tubes, smooth unions, smooth random fields.
+"""Implicit shapes in mm on a coarse lattice: ellipsoids, tubes, smooth unions, random fields.
 
-A shape is a float32 array of approximate signed distances (mm, negative inside) on a lattice whose nodes lie at
-multiples of STEP_MM in world coordinates, whatever the voxels are: so a case has one anatomy at every resolution.
-Distances of ellipsoids follow Quilez (first order, exact near the surface); smooth unions are his polynomial minimum.
+A shape is a float32 array of approximate signed distances (mm, negative inside) on a lattice whose
+nodes lie at multiples of STEP_MM in world coordinates, whatever the voxels are: so a case has one
+anatomy at every resolution. Distances of ellipsoids follow Quilez (first order, exact near the
+surface); smooth unions are his polynomial minimum.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ STEP_MM = 2.0
 
 
 class Lattice:
-    """Nodes (X, Y, Z) that cover a field of view of `extent_mm` (3,) centred on the world's origin, RAS+."""
+    """Nodes (X, Y, Z) over `extent_mm` (3,) around the world's origin, RAS+."""
 
     def __init__(self, extent_mm):
         reach = [int(np.ceil(e / 2 / STEP_MM)) + 2 for e in extent_mm]
@@ -74,14 +75,14 @@ def ellipsoid(points, centre, radii, axes=None) -> np.ndarray:
 FAR_MM = 22.0
 
 
-def tube(points, path, radii) -> np.ndarray:
-    """Distance to a chain of cones, at most FAR_MM: path (N, 3) mm, radii (N,) mm."""
+def tube(points, path, radii, far_mm: float = FAR_MM) -> np.ndarray:
+    """Distance to a chain of cones, at most `far_mm`: path (N, 3) mm, radii (N,) mm."""
     path, radii = np.asarray(path, np.float32), np.asarray(radii, np.float32)
-    reach = FAR_MM + float(radii.max())
+    reach = far_mm + float(radii.max())
     box = _near(points, path.min(0) - reach, path.max(0) + reach)
     near = [p[tuple(b if n > 1 else slice(None) for b, n in zip(box, p.shape, strict=True))]
             for p in points]  # fmt: skip
-    best = np.float32(FAR_MM)
+    best = np.float32(far_mm)
     for a, b, ra, rb in zip(path[:-1], path[1:], radii[:-1], radii[1:], strict=True):
         d = b - a
         x, y, z = (p - c for p, c in zip(near, a, strict=True))
@@ -94,7 +95,7 @@ def tube(points, path, radii) -> np.ndarray:
         x = x + y + z
         np.sqrt(x, out=x)
         best = np.minimum(best, x - (ra + t * (rb - ra)))
-    full = np.full(np.broadcast_shapes(*(p.shape for p in points)), FAR_MM, np.float32)
+    full = np.full(np.broadcast_shapes(*(p.shape for p in points)), far_mm, np.float32)
     full[box] = best
     return full
 
@@ -132,7 +133,7 @@ def intersection(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
 
 
 def smooth_path(waypoints, step_mm: float = 1.0) -> np.ndarray:
-    """A chord-length cubic spline through (N, D) waypoints, resampled every `step_mm` of its first three columns."""
+    """Cubic spline through (N, D) waypoints (x, y, z, ...), resampled every `step_mm`."""
     from scipy.interpolate import CubicSpline, PchipInterpolator
 
     waypoints = np.asarray(waypoints, np.float64)

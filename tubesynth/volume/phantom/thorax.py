@@ -1,7 +1,8 @@
-"""Everything around the heart: body wall, ribs, sternum, spine, lungs with their vessels, diaphragm, mediastinum.
+"""Everything around the heart: body wall, bones, lungs and their vessels, diaphragm, fat.
 
-Shapes are lattice fields in mm (see shapes.py), defined for the whole chest, so that a larger field of view shows more
-of it. The midline lies right of the origin because a cardiac scan is centred on the heart.
+Shapes are lattice fields in mm (see shapes.py), defined for the whole chest, so that a larger field
+of view shows more of it. The midline lies right of the origin because a cardiac scan is centred on
+the heart.
 """
 
 import numpy as np
@@ -14,7 +15,11 @@ MIDLINE = 17.0
 def thorax_shapes(
     lattice: Lattice, floor_mm: float, front_mm: float, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Lattice fields in mm of the body outside of the heart; `rib_angle` is no shape: 0 at the sternum, 1 at the spine."""
+    """Lattice fields in mm of the body outside of the heart.
+
+    floor_mm, front_mm: the heart's lowest and foremost points. `rib_angle` is no shape: it goes
+    from 0 at the sternum to 1 at the spine.
+    """
     x, y, z = lattice.points()
     s: dict[str, np.ndarray] = {}
     mid = np.float32(MIDLINE + rng.normal(0, 3))
@@ -25,7 +30,7 @@ def thorax_shapes(
     )
     wave = lattice.noise(rng, 40.0)
 
-    # The pleural surface: a rounded box in x, y that narrows upwards; the wall is told by distance from it.
+    # The pleural surface: a rounded box in x, y that narrows upwards; the wall lies around it.
     widen = (z + 60) * np.float32(-0.10)
     half_x, half_y = (
         width * np.float32(0.82) + widen,
@@ -107,11 +112,12 @@ def thorax_shapes(
     s["stomach"] = ellipsoid([x, y, z], (mid - 86, 8, -122 + shift), (44, 48, 58))
     s["spleen"] = ellipsoid([x, y, z], (mid - 96, -58, -116 + shift), (36, 30, 50))
 
-    # Mediastinal fat between the lungs: a triangle behind the sternum, the prevertebral space, the upper vessels.
+    # Mediastinal fat between the lungs: behind the sternum, before the spine, above.
     anterior = tube(
         [x, y, z * 0], [(mid - 2, front + 4, 0), (mid - 6, front - 26, 0)], [rng.uniform(9, 15), 3]
     )
-    posterior = tube([x, y, z * 0], [(mid - 22, spine_y + 8, 0), (mid - 6, spine_y + 10, 0), (mid + 12, spine_y + 2, 0)],
+    prevertebral = [(mid - 22, spine_y + 8), (mid - 6, spine_y + 10), (mid + 12, spine_y + 2)]
+    posterior = tube([x, y, z * 0], [(*p, 0) for p in prevertebral],
                      [14, 14, 12])  # fmt: skip
     middle = tube([x, y, z], [(mid, -44, -140), (mid - 2, -42, 140)], [17, 17])
     upper = ellipsoid([x, y, z], (mid - 6, 0, 84), (40, 46, 50))
@@ -127,7 +133,7 @@ def thorax_shapes(
     aorta[:, :2] += rng.normal(0, 1.0, (5, 2))
     path = smooth_path(aorta, 12.0)
     calibre = rng.uniform(10.5, 13.0)
-    s["descending"] = tube([x, y, z], path, np.full(len(path), calibre))
+    s["descending"] = tube([x, y, z], path, np.full(len(path), calibre), 10.0)
     gullet = smooth_path(
         np.array([(-18, 27, -130), (-11, 23, -40), (-6, 22, 20), (-4, 21, 130)])
         + [mid, spine_y, 0],
@@ -135,20 +141,21 @@ def thorax_shapes(
     )
     flat = [(x - mid) * np.float32(0.7) + mid, y, z]
     gullet[:, 0] = (gullet[:, 0] - mid) * 0.7 + mid
-    s["oesophagus"] = tube(flat, gullet, np.full(len(gullet), 5.5))
-    s["gullet_air"] = tube(flat, gullet + [1.0, 0.5, 0], np.full(len(gullet), 1.6))
+    s["oesophagus"] = tube(flat, gullet, np.full(len(gullet), 5.5), 8.0)
+    s["gullet_air"] = tube(flat, gullet + [1.0, 0.5, 0], np.full(len(gullet), 1.6), 8.0)
     azygos = [(mid + 8, spine_y + 18, -130), (mid + 9, spine_y + 18, 130)]
-    s["azygos"] = tube([x, y, z], azygos, [3.6, 4.2])
-    bronchi = [
-        [(mid - 1, -40, 110, 8.5), (mid, -42, 84, 8.5), (mid + 20, -45, 62, 6.5), (mid + 30, -47, 40, 5.2),
-         (mid + 40, -52, 14, 3.6), (mid + 52, -56, -10, 2.6)],
-        [(mid, -42, 84, 7.5), (mid - 22, -44, 66, 6), (mid - 42, -46, 47, 5), (mid - 52, -54, 22, 3.6),
-         (mid - 62, -60, -4, 2.4)],
-    ]  # fmt: skip
+    s["azygos"] = tube([x, y, z], azygos, [3.6, 4.2], 8.0)
+    carina = (mid, -42, 84, 8)
+    bronchi = (
+        [(mid - 1, -40, 110, 8.5), carina, (mid + 20, -45, 62, 6.5), (mid + 30, -47, 40, 5.2)],
+        [(mid + 30, -47, 40, 5.2), (mid + 40, -52, 14, 3.6), (mid + 52, -56, -10, 2.6)],
+        [carina, (mid - 22, -44, 66, 6), (mid - 42, -46, 47, 5), (mid - 52, -54, 22, 3.6)],
+        [(mid - 42, -46, 47, 5), (mid - 52, -54, 22, 3.6), (mid - 62, -60, -4, 2.4)],
+    )
     air = None
     for branch in bronchi:
         path = smooth_path(branch, 8.0)
-        one = tube([x, y, z], path[:, :3], path[:, 3])
+        one = tube([x, y, z], path[:, :3], path[:, 3], 8.0)
         air = one if air is None else np.minimum(air, one)
     s["bronchus"] = air
     return {
