@@ -77,17 +77,18 @@ def test_a_straight_tube_has_its_radius_and_length_in_every_direction(radius):
         tokens = tokens_of([curve])
         inner = np.abs((tokens.position_mm - middle) @ direction) < 14
         off, missed, error = distances(tokens, [curve])
-        assert off[inner].mean() < 0.25 and np.mean(missed < 0.8) > 0.95
+        assert off[inner].mean() < 0.25
         assert np.abs(error[inner]).mean() < 0.15
         assert np.abs(error[inner].mean()) < 0.1, "counting voxels has no bias"
-        # The mask ends in half balls, whose tips the centreline goes half way towards; the
-        # thinnest tubes are drawn with gaps.
+        along = tokens.tangent[inner] @ direction
+        # The mask ends in half balls, whose tips the centreline goes half way towards. Of the
+        # thinnest tubes no voxel centre lies inside for a few mm, so they are drawn with gaps.
         if radius >= 0.7:
+            assert missed.max() < 1.3 and np.mean(missed < 0.8) > 0.95
             length = tokens.root_distance_mm.max()
             assert length == pytest.approx(30 + radius, abs=radius + 1.5)
-        along = tokens.tangent[inner] @ direction
+            assert (np.sign(along) == np.sign(along[0])).all()
         assert np.abs(along).min() > 0.87 and np.abs(along).mean() > 0.985
-        assert (np.sign(along) == np.sign(along[0])).all()
 
 
 @pytest.mark.parametrize("width", [(2, 2), (4, 4), (1, 2), (6, 2), (8, 4)])
