@@ -19,11 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tubesynth.config import load_config
-from tubesynth.data.latents import LATENTS
 from tubesynth.data.store import Entry, Store
-from tubesynth.data.volumes import TOKENS, VOLUMES, build_volumes, volume_key
+from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, build_volumes, volume_key
 from tubesynth.errors import InputError, run_command
-from tubesynth.runtime import checkpoint, dist
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,6 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def build(store: Store, config, workers: int | None) -> None:
     """Everything that training with this config reads from the disk; all ranks share the work."""
+    from tubesynth.runtime import dist  # torch: list and verify do without
     from tubesynth.training.inputs import Volumes
 
     volumes = Volumes(config.data, config.dim, config.seed)
@@ -184,6 +183,7 @@ def wanted(entry: Entry, volumes: set[str], autoencoders: set[str | None]) -> bo
 
 def references(store: Store, config) -> tuple[set[str], str | None]:
     """The volume keys of a config's cases, and the digest of the autoencoder of its latents."""
+    from tubesynth.runtime import checkpoint
     from tubesynth.training.inputs import Volumes
 
     volumes = Volumes(config.data, config.dim, config.seed)

@@ -6,9 +6,11 @@ bytes, the preprocessing, and FORMAT below. Nothing here needs torch.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 
@@ -19,7 +21,7 @@ from tubesynth.errors import InputError
 from tubesynth.volume.files import Case, check_labels, check_same_grid, read_labels, read_volume
 
 FORMAT = 1  # raise it when prepare_case gives other voxels for the same input
-VOLUMES, TOKENS = "volumes", "tokens"
+VOLUMES, TOKENS, LATENTS = "volumes", "tokens", "latents"  # the kinds of entries
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def build_volumes(
             report.found += len(entries)
             report.bytes += sum(entry.size for entry in entries)
     failures = []
-    with _pool(min(workers, len(todo))) as submit:
+    with _Pool(min(workers, len(todo))) as submit:
         jobs = [submit(_build_case, store, case, preprocessing, tokens) for case in todo]
         for job in tqdm(as_completed(jobs), "cache", len(jobs), unit="case", disable=None):
             try:
@@ -162,6 +164,11 @@ def build_volumes(
             except InputError as error:
                 failures.append(str(error))
                 continue
+            except BrokenProcessPool as error:
+                raise InputError(
+                    f"{store.root}: a building process was killed, most likely for want of memory;"
+                    " start again with fewer workers, what is built stays"
+                ) from error
             report.built += built
             report.found += found
             report.bytes += size
@@ -199,7 +206,7 @@ def _build_case(store, case, preprocessing, tokens) -> tuple[int, int, int]:
     return built, len(made) - built, sum(entry.size for entry, _ in made)
 
 
-class _pool:
+class _Pool:
     """Processes with one thread each, or the calling process where one worker is enough."""
 
     def __init__(self, workers: int):
@@ -224,7 +231,9 @@ class _pool:
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         self.saved = {name: os.environ.get(name) for name in threads}
         os.environ.update(threads)
-        self.executor = ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver"))
+        self.executor = ProcessPoolExecutor(
+            self.workers, get_context("forkserver"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        )  # Ctrl-C is for the caller, which then lets the processes end
         return self.executor.submit
 
     def __exit__(self, kind, value, traceback):
