@@ -15,7 +15,8 @@ ALPHA = BETA = 0.5
 # A tube of contrast A and radius r gives a Hessian of norm 0.52 A at sigma = r / sqrt(2); half of
 # that of a faint lumen (A = 300 HU over fat) is taken as the turning point.
 STRUCTURE_HU = 80.0
-RADII_MM = (0.6, 1.0, 1.6, 2.4)  # coronaries, from the tips to the left main stem
+RADII_MM = (0.8, 1.4, 2.4)  # coronaries, from the tips to the left main stem
+ROWS = 32  # of a filter's matrix at once
 CHUNK = 2**20  # voxels whose eigenvalues are computed at once
 SHELL_MM = 3.0
 
@@ -73,11 +74,27 @@ def _hessian(image, spacing, sigma) -> list[torch.Tensor]:
         [_gaussian_matrix(n, float(s), sigma, order) for order in (0, 1, 2)]
         for n, s in zip(image.shape, spacing, strict=True)
     ]
-    along_x = [torch.tensordot(m, image, ([1], [0])) for m in filters[0]]
+    along_x = [_along(0, m, image) for m in filters[0]]
     parts = []
     for x, y, z in ((2, 0, 0), (0, 2, 0), (0, 0, 2), (1, 1, 0), (1, 0, 1), (0, 1, 1)):
-        parts.append(torch.matmul(filters[1][y], along_x[x]) @ filters[2][z].T)
+        parts.append(_along(2, filters[2][z], _along(1, filters[1][y], along_x[x])))
     return parts
+
+
+def _along(axis, matrix, image) -> torch.Tensor:
+    """A banded matrix on one axis, by blocks of rows: on a CPU far faster than a convolution."""
+    out = torch.empty_like(image)
+    for start in range(0, len(matrix), ROWS):
+        rows = matrix[start : start + ROWS]
+        used = rows.abs().amax(0).nonzero()
+        first, size = int(used[0]), int(used[-1] - used[0]) + 1
+        band, part = rows[:, first : first + size], image.narrow(axis, first, size)
+        target = out.narrow(axis, start, len(rows))
+        if axis == 2:
+            target.copy_(part @ band.T)
+        else:
+            target.copy_((band @ part.flatten(axis + 1)).reshape(target.shape))
+    return out
 
 
 def _gaussian_matrix(n, spacing_mm, sigma_mm, order) -> torch.Tensor:
