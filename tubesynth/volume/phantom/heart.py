@@ -163,9 +163,10 @@ def heart_shapes(lattice: Lattice, pose: Pose, behind: np.ndarray, rng) -> dict[
     # The sac spans the grooves; the veins and the upper vessels leave it.
     core = union(s["la_core"] - 1.8, s["ra_wall"], 14.0)
     sac = union(union(s["lv_wall"], s["rv_wall"], 22.0), core, 20.0)
-    roots = np.maximum(np.minimum(s["aorta"], s["pa"]), plane(q, (0, 0, 40), (0, -0.3, 0.95)))
+    trunk = s.pop("trunk")
+    roots = np.maximum(np.minimum(s["aorta"], trunk), plane(q, (0, 0, 40), (0, -0.3, 0.95)))
     sac = union(sac, roots, 14.0)
-    upper = union(union(s["aorta"], s.pop("trunk"), 16.0), s["svc"], 18.0)
+    upper = union(union(s["aorta"], trunk, 16.0), s["svc"], 18.0)
     s["great_vessel_fat"] = union(upper - np.float32(rng.uniform(0.5, 3)), sac, 12.0)
     s["pericardium"] = sac - np.float32(rng.uniform(1.0, 4.0)) - lattice.noise(rng, 24.0)
     return {name: (field * size).astype(np.float32) for name, field in s.items()}

@@ -169,10 +169,10 @@ def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 
         ).astype(int)
         index = index[((index >= 0) & (index < mask.shape)).all(1)]
         mask[tuple(index.T)] = True
-    share = inside.reshape(
-        mask.shape[0], times[0], mask.shape[1], times[1], mask.shape[2], times[2]
-    )
-    share = share.sum(5, dtype=np.uint8).sum(3, dtype=np.uint16).sum(1, dtype=np.uint16)
+    share = inside.view(np.uint8)
+    for axis, k in enumerate(times):  # strided sums: reshaping to six axes takes three times longer
+        parts = [share[(slice(None),) * axis + (slice(i, None, k),)] for i in range(k)]
+        share = sum(parts[1:], parts[0].astype(np.uint16))
     return box, share.astype(np.float32) / np.float32(times.prod()), mask
 
 
