@@ -1,0 +1,185 @@
+"""reconstruct, synthesize, the Python API: geometry, seeds, resuming, refusals; real CT too."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tubesynth import reconstruct, synthesize
+from tubesynth.errors import InputError
+from tubesynth.pipeline import Pipeline
+from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
+from tubesynth.volume.grid import Volume
+
+
+def run(command, *arguments):
+    command.main([str(argument) for argument in arguments])
+
+
+def test_reconstructions_lie_in_the_world_of_their_inputs(workplace, stage_1, tmp_path):
+    images = workplace / "data" / "validation" / "images"
+    run(reconstruct, "--input-dir", images, "--output-dir", tmp_path, "--model", stage_1)
+    for case, path in find_cases(images).items():
+        real, result = read_volume(path), read_volume(tmp_path / f"{case}.img.nii.gz")
+        assert result.array.dtype == np.int16 and result.shape == (32, 32, 24)
+        np.testing.assert_allclose(result.centre_mm, real.centre_mm, atol=1e-3)
+        record = json.loads((tmp_path / f"{case}.json").read_text())
+        assert record["settings"]["spacing"] == [5.5, 5.5, 5.5] and record["seconds"] > 0
+
+
+def test_a_bright_ball_is_reconstructed_where_it_was(stage_1):
+    """An oblique grid of another spacing: the ball's centre of mass stays within half a voxel."""
+    angle = 0.3
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([3.0, 3.5, 4.0])
+    affine[:3, 3] = [-40.0, 25.0, 300.0]
+    shape = (50, 46, 34)
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+    centre = affine[:3, :3] @ np.array([22.0, 26.0, 15.0]) + affine[:3, 3]
+    ball = np.where(np.linalg.norm(world - centre, axis=-1) < 22, 900, -900).astype(np.int16)
+    pipeline = Pipeline.load(stage_1)
+    prepared = pipeline.prepare_image(Volume(ball, affine))
+    inside = np.argwhere(prepared.array > 0)
+    assert np.linalg.norm(prepared.to_world(inside.mean(0)) - centre) < 0.5 * 5.5
+    # what the model returns lies on that very grid
+    result = pipeline.reconstruct(Volume(ball, affine))
+    np.testing.assert_allclose(result.affine, prepared.affine)
+    assert result.shape == prepared.shape
+
+
+def test_any_size_is_reconstructed(stage_1):
+    volume = Volume(np.zeros((21, 30, 17), np.int16), np.diag([5.5, 5.5, 5.5, 1.0]))
+    pipeline = Pipeline.load(stage_1)
+    result = pipeline.reconstruct(volume, resolution=(21, 30, 17))
+    assert result.shape == (21, 30, 17)
+    np.testing.assert_allclose(result.affine, volume.affine, atol=1e-9)
+
+
+def test_the_original_grid_is_given_back_where_asked(workplace, stage_1, tmp_path):
+    volume = Volume(np.zeros((19, 23, 11), np.int16), np.diag([7.0, 6.0, 9.0, 1.0]))
+    write_volume(tmp_path / "in" / "a.nii.gz", volume, "int16")
+    options = ["--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--model", stage_1]
+    run(reconstruct, *options, "--original-grid")
+    result = read_volume(tmp_path / "out" / "a.img.nii.gz")
+    assert result.shape == volume.shape
+    np.testing.assert_allclose(result.affine, volume.affine, atol=1e-5)
+
+
+def test_a_sample_depends_on_seed_case_and_number_alone(workplace, stage_2, tmp_path):
+    labels = workplace / "data" / "validation" / "labels"
+    common = ["--model", stage_2, "--input-dir", labels]
+    run(synthesize, *common, "--num-samples", 2, "--seed", 4, "--output-dir", tmp_path / "all")
+    names = sorted(path.name for path in (tmp_path / "all").glob("*.nii.gz"))
+    cases = sorted(find_cases(labels))
+    assert names == sorted(f"{case}_s{k}.img.nii.gz" for case in cases for k in (0, 1))
+
+    (tmp_path / "one").mkdir()
+    path = find_cases(labels)[cases[1]]
+    (tmp_path / "one" / path.name).write_bytes(path.read_bytes())
+    one = ["--input-dir", tmp_path / "one", "--num-samples", 1, "--output-dir", tmp_path / "alone"]
+    run(synthesize, "--model", stage_2, "--seed", 4, *one)
+    name = f"{cases[1]}_s0.img.nii.gz"
+    assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+
+    images = [read_volume(tmp_path / "all" / name).array for name in names]
+    differences = [np.abs(a - images[0].astype(int)).mean() for a in images[1:]]
+    assert min(differences) > 0
+
+
+def test_finished_cases_are_skipped_and_other_settings_are_not(
+    workplace, stage_2, tmp_path, capsys
+):
+    common = ["--model", stage_2, "--output-dir", tmp_path]
+    common += ["--input-dir", workplace / "data" / "validation" / "labels"]
+    run(synthesize, *common)
+    first = sorted(tmp_path.glob("*.nii.gz"))[0]
+    stamp, content = first.stat().st_mtime_ns, first.read_bytes()
+    first.with_name(first.name.replace(".img.nii.gz", ".json")).unlink()  # as after a kill
+    run(synthesize, *common)
+    assert "1 volumes" in capsys.readouterr().out.splitlines()[-1]
+    assert first.stat().st_mtime_ns > stamp and first.read_bytes() == content
+    run(synthesize, *common, "--steps", 3)
+    assert "2 volumes" in capsys.readouterr().out
+    assert json.loads(sorted(tmp_path.glob("*.json"))[0].read_text())["evaluations"] == 6
+
+
+def test_guidance_of_one_is_the_model_and_more_is_not(workplace, stage_2):
+    pipeline = Pipeline.load(stage_2)
+    labels = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
+    # Eight steps teach the zero-initialised end of the label encoder next to nothing.
+    torch.manual_seed(0)
+    torch.nn.init.normal_(pipeline.unet.label_encoder.layers[-1].weight)
+    plain = pipeline.synthesize(labels, seed=1)
+    assert np.array_equal(plain.array, pipeline.synthesize(labels, seed=1).array)
+    guided = pipeline.synthesize(labels, seed=1, guidance_label=4.0)
+    assert not np.array_equal(plain.array, guided.array)
+    pipeline.config.flow.label_dropout = 0.0
+    with pytest.raises(InputError, match="label_dropout"):
+        pipeline.synthesize(labels, guidance_label=2.0)
+
+
+def test_averaged_weights_are_the_ones_that_are_sampled_from(stage_2):
+    phase = torch.load(stage_2, weights_only=True)["phases"]["unet"]
+    loaded = Pipeline.load(stage_2).unet.state_dict()
+    name = "conv_out.weight"
+    assert torch.equal(loaded[name], phase["ema"][name])
+    assert not torch.equal(loaded[name], phase["module"][name])
+
+
+def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_path):
+    labels = workplace / "data" / "validation" / "labels"
+    out = ["--output-dir", tmp_path / "out"]
+    with pytest.raises(InputError, match="one of stage 2 is needed"):
+        run(synthesize, "--model", stage_1, "--input-dir", labels, *out)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        run(reconstruct, "--model", tmp_path / "none.ckpt", "--input-dir", labels, *out)
+    with pytest.raises(InputError, match="no such folder"):
+        run(reconstruct, "--model", stage_1, "--input-dir", tmp_path / "none", *out)
+    with pytest.raises(InputError, match="multiple of 4"):
+        run(synthesize, "--model", stage_2, "--input-dir", labels, *out, "--resolution", 30, 32, 24)
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):
+    images = real_ct / "images"
+    run(reconstruct, "--input-dir", images, "--output-dir", tmp_path, "--model", stage_1)
+    for case, path in find_cases(images).items():
+        real, result = read_volume(path), read_volume(tmp_path / f"{case}.img.nii.gz")
+        np.testing.assert_allclose(result.centre_mm, real.centre_mm, atol=0.01)
+        turned = result.affine[:3, :3] / result.spacing
+        np.testing.assert_allclose(turned, real.affine[:3, :3] / real.spacing, atol=1e-4)
+
+
+def test_real_label_maps_are_synthesised_through_a_translation(real_ct, stage_2, tmp_path):
+    labels = real_ct / "labels"
+    common = ["--model", stage_2, "--output-dir", tmp_path, "--input-dir", labels]
+    with pytest.raises(InputError, match="outside the classes"):
+        run(synthesize, *common)
+    run(synthesize, *common, "--label-map", "1=3", "2=7", "3=6", "4=6", "52=6")
+    for case, path in find_cases(labels).items():
+        result = read_volume(tmp_path / f"{case}_s0.img.nii.gz")
+        np.testing.assert_allclose(result.centre_mm, read_labels(path).centre_mm, atol=0.01)
+
+
+def test_stage_1_trains_on_real_ct(real_ct, workplace, tmp_path):
+    from tubesynth.train import main
+
+    for split in ("training", "validation"):
+        for kind in ("images", "labels"):
+            folder = tmp_path / "data" / split / kind
+            folder.mkdir(parents=True)
+            for path in (real_ct / kind).iterdir():
+                (folder / path.name).symlink_to(path)
+    main(
+        ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path / "run"), "--epochs", "1"]
+        + [f"data.root={tmp_path / 'data'}", f"data.cache_dir={tmp_path / 'cache'}"]
+        + ["data.num_classes=118"]
+    )
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(row)["loss"] for row in rows if '"validation"' in row]
+    assert losses[-1] < losses[0]
