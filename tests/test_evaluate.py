@@ -65,7 +65,7 @@ def test_metrics_json_has_the_promised_keys_and_the_scores_of_known_images(folde
     assert psnr["ci95"][0] < psnr["mean"] < psnr["ci95"][1]
     assert psnr["n"] == 3
     # Samples of a case are averaged before cases are counted: one has its vessel, one has not.
-    in_range = result["vessels"]["synthesis"]["centreline_in_range_gt3mm"]
+    in_range = result["vessels"]["synthesis"]["centreline_in_range_1.5to3mm"]
     assert (in_range["mean"], in_range["n"]) == (pytest.approx(0.5), 3)
     assert result["vessels"]["real"]["centreline_in_range"]["mean"] == 1.0
     assert result["vessels"]["reconstruction"]["centreline_in_range"]["mean"] > 0.99

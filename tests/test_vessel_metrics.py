@@ -116,8 +116,8 @@ def test_points_outside_the_ct_are_counted_and_not_scored():
     assert scores["centreline_in_range"] == 1.0
 
 
-def test_calibre_is_the_diameter_and_absent_classes_are_absent():
-    radius = np.repeat([0.5, 0.74, 0.75, 1.4, 1.5, 2.5], 5)
+def test_calibre_is_the_radius_and_absent_classes_are_absent():
+    radius = np.repeat([0.5, 1.49, 1.5, 2.9, 3.0, 4.5], 5)
     chosen = calibres(radius)
     assert {k: int(v.sum()) for k, v in chosen.items()} == {
         "_lt1.5mm": 10,
@@ -127,7 +127,7 @@ def test_calibre_is_the_diameter_and_absent_classes_are_absent():
     tokens = tube_tokens(2.0)
     ct = tube_volume(tokens, AFFINES[0])
     scores = centreline_scores(ct, tokens, ct)
-    assert scores["centreline_in_range_gt3mm"] == 1.0
+    assert scores["centreline_in_range_1.5to3mm"] == 1.0
     assert "centreline_in_range_lt1.5mm" not in scores
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tubesynth.config import load_config
 from tubesynth.data.store import Entry, Store
-from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, build_volumes, volume_key
+from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, volume_key
 from tubesynth.errors import InputError, run_command
 
 
@@ -72,12 +72,7 @@ def build(store: Store, config, workers: int | None) -> None:
     volumes.store = store
     device = dist.start()
     try:
-        cases = volumes.training + volumes.validation
-        rank, world = dist.rank(), dist.world_size()
-        report = build_volumes(
-            store, cases, volumes.preprocessing, workers=workers, rank=rank, world=world
-        )
-        dist.barrier()
+        report, world = volumes.build_cache(workers), dist.world_size()
         if dist.is_main():
             swept = store.sweep()
             of_rank = f" (this process; {world} shared the work)" if world > 1 else ""

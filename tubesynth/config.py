@@ -32,6 +32,7 @@ class DataConfig:
     hu_window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU -> [0, 1]
     num_classes: int = 9
     vessel_class: int | None = None  # null: the highest class
+    token_step_mm: float | None = None  # arc length between vessel tokens; null: no tokens
     dataset_type: Literal["default", "cache", "persistent"] = "persistent"  # none | memory | disk
     cache_dir: str = "cache"
     num_workers: int = 2
@@ -211,6 +212,10 @@ def check(config: Config, source: str) -> None:
         require(
             item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"
         )
+    require(
+        data.token_step_mm is None or data.token_step_mm > 0,
+        f"data.token_step_mm: expected a length in mm, got {data.token_step_mm}",
+    )
     for key in ("flip", "rotate90", "intensity"):
         value = getattr(data.augment, key)
         require(0 <= value <= 1, f"data.augment.{key}: a probability, got {value}")

@@ -39,7 +39,7 @@ DEFINITIONS = {
     "centreline_covered": "share of the condition's centreline points that lie inside the CT",
     "lumen_hu": "mean HU of the centreline points",
     "contrast_hu": "lumen minus the median of a shell 1.5 to 3 radii plus one voxel away",
-    "_lt1.5mm, _1.5to3mm, _gt3mm": "calibre: diameter of the lumen in the label map",
+    "_lt1.5mm, _1.5to3mm, _gt3mm": "calibre: radius of the lumen in the label map",
     "STAT": "over cases, samples of one case averaged first; std of a sample; ci95 by Student's t, "
     "cut to what the metric can be",
 }

@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None) -> None:
 def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, args) -> None:
     """The run itself, on every rank."""
     stop = StopSignal()
-    volumes.build_cache()
+    if config.data.dataset_type == "persistent":
+        volumes.build_cache()
     position = Position()
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, position, device)

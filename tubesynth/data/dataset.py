@@ -183,10 +183,3 @@ def _own(value):
     if isinstance(value, dict):
         return {name: _own(one) for name, one in value.items()}
     return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value
-
-
-def make_loader(dataset, sampler, num_workers: int = 0, pin_memory: bool = False):
-    """See loader.Loader."""
-    from tubesynth.data.loader import Loader
-
-    return Loader(dataset, sampler, num_workers, pin_memory)

@@ -3,7 +3,8 @@ number.
 
 A case may be stored in several variants, each encoded from another augmentation of image and label;
 a draw takes one of them. A sample is dict(case, draw, latent float16 (C, x, y, z) as the encoder
-gave it, label uint8 (X, Y, Z), spacing float32 (3,) mm).
+gave it, label uint8 (X, Y, Z), spacing float32 (3,) mm, and the vessel tokens by name where they
+were extracted).
 """
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 
 from tubesynth.data.sampler import case_of_draw
 from tubesynth.data.store import Store
+from tubesynth.data.volumes import LATENTS
 from tubesynth.errors import InputError
-
-LATENTS = "latents"
+from tubesynth.volume.vessels import VesselTokens
 
 
 class LatentDataset:
@@ -41,12 +42,16 @@ class LatentDataset:
                 f"{self.store.root}: the latents of case {self.case_ids[index]} have gone or are"
                 " damaged: start the run again, it encodes what is missing"
             )
-        return {
+        arrays = entry.arrays()
+        sample = {
             "case": self.case_ids[index],
-            "latent": entry.array("latent"),
-            "label": entry.array("label"),
+            "latent": arrays["latent"],
+            "label": arrays["label"],
             "spacing": np.array(entry.meta["spacing"], dtype=np.float32),
         }
+        if "tokens" in arrays:
+            sample["tokens"] = vars(VesselTokens.from_array(arrays["tokens"]))
+        return sample
 
     def moments(self) -> tuple[float, torch.Tensor, torch.Tensor]:
         """Cells, and per channel (C,) the sum and the sum of squares over every stored variant."""

@@ -3,7 +3,7 @@
 HU is read by trilinear interpolation at the centreline points (VesselTokens: position_mm relative
 to the middle of the condition's grid, radius_mm, unit tangent) through world coordinates, so the CT
 may lie on another grid than the condition. The shell is sampled on rings across the vessel. Calibre
-is the lumen's diameter, 2 radius_mm, as the names of its classes say in mm.
+classes are of the token's radius, as their names say in mm.
 """
 
 import numpy as np
@@ -49,10 +49,10 @@ def centreline_scores(
 
 
 def calibres(radius_mm) -> dict[str, np.ndarray]:
-    """Suffix of a metric's name -> (N,) bool: the points whose lumen diameter is of that class."""
-    diameter = 2 * np.asarray(radius_mm)
+    """Suffix of a metric's name -> (N,) bool: the points whose lumen radius is of that class."""
+    radius = np.asarray(radius_mm)
     return {
-        f"_{name}": (diameter >= low) & (diameter < high)
+        f"_{name}": (radius >= low) & (radius < high)
         for name, (low, high) in CALIBRES_MM.items()
     }
 

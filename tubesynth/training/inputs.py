@@ -17,7 +17,8 @@ from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import DrawSampler
 from tubesynth.data.store import Store
-from tubesynth.data.volumes import Preprocessing, build_volumes
+from tubesynth.data.tokens import vessel_token_source
+from tubesynth.data.volumes import BuildReport, Preprocessing, build_volumes
 from tubesynth.errors import InputError
 from tubesynth.runtime import dist
 from tubesynth.runtime.panels import draw_panel
@@ -66,20 +67,23 @@ class Volumes:
         self.batch_size = data.batch_size
         self.store = Store(data.cache_dir)
         self.preprocessing = preprocessing_of(data)
+        step = data.token_step_mm
+        self.tokens = vessel_token_source(vessel_class(data), step) if step else None
         self._validation_set = None
 
-    def build_cache(self) -> None:
-        """Prepare every case that the disk cache lacks: all ranks together, before training."""
-        if self.data.dataset_type != "persistent":
-            return
-        build_volumes(
+    def build_cache(self, workers: int | None = None) -> BuildReport:
+        """Prepare every case that the disk cache lacks; all ranks share the work, then wait."""
+        report = build_volumes(
             self.store,
             self.training + self.validation,
             self.preprocessing,
-            rank=dist.rank(),
-            world=dist.world_size(),
+            self.tokens,
+            workers,
+            dist.rank(),
+            dist.world_size(),
         )
         dist.barrier()
+        return report
 
     def dataset(self, cases: list[Case], crop=None, augmentation=None) -> VolumeDataset:
         return VolumeDataset(
@@ -90,6 +94,7 @@ class Volumes:
             self.seed,
             crop,
             augmentation,
+            self.tokens,
             dim=self.dim,
         )
 

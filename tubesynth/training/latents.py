@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from tubesynth.config import Stage1Config, Stage2Config, config_from_plain
 from tubesynth.data.dataset import VolumeDataset, collate
-from tubesynth.data.latents import LATENTS, LatentDataset
+from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
-from tubesynth.data.volumes import volume_key
+from tubesynth.data.volumes import LATENTS, volume_key
 from tubesynth.errors import InputError
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.vqvae import VQVAE
@@ -24,6 +24,7 @@ from tubesynth.runtime import checkpoint, dist
 from tubesynth.runtime.seeding import derive
 from tubesynth.training.autoencoder import build_autoencoder
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
+from tubesynth.volume.vessels import VesselTokens
 
 FORMAT = 1  # raise it when the same case and autoencoder would give other latents
 
@@ -92,6 +93,7 @@ class Latents:
                     "sources": [str(cases[index].image), str(cases[index].label)],
                     "autoencoder": self.autoencoder.digest,
                     "variant": variant,
+                    "volume": volume_key(store, cases[index], volumes.preprocessing),
                 },
             )
         dist.barrier()
@@ -103,6 +105,7 @@ class Latents:
             format=FORMAT,
             volume=volume_key(self.volumes.store, case, self.volumes.preprocessing),
             autoencoder=self.autoencoder.digest,
+            tokens=self.volumes.tokens.settings if self.volumes.tokens else None,
             variant=variant,
             augmentation=change,
         )
@@ -122,6 +125,8 @@ class Latents:
             "label": np.ascontiguousarray(sample["label"]),
             "moments": torch.stack([m.double() for m in moments]).numpy(),
         }
+        if "tokens" in sample:
+            arrays["tokens"] = VesselTokens(**sample["tokens"]).to_array()
         return arrays, {"spacing": sample["spacing"].tolist()}
 
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
@@ -148,6 +153,11 @@ class Latents:
         }
         if "draw" in batch:
             moved["draw"] = batch["draw"].tolist()
+        if "tokens" in batch:
+            moved["tokens"] = {
+                name: values.to(self.device, non_blocking=True)
+                for name, values in batch["tokens"].items()
+            }
         return moved
 
     def state(self) -> dict:

@@ -67,9 +67,7 @@ def _flat(plain: dict, prefix: str = "") -> dict:
     return flat
 
 
-def resume(
-    path: Path, stage: Stage, position: Position, config: Config, run_dir: Path
-) -> None:
+def resume(path: Path, stage: Stage, position: Position, config: Config, run_dir: Path) -> None:
     """Load a checkpoint into a stage and its position, on every rank; print what carries over."""
     state = checkpoint.load(path, config.stage)
     restart = set(config.train.restart)

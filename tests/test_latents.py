@@ -1,0 +1,125 @@
+"""Latents for stage 2: keyed by all that decides them, with their scale, variants and tokens."""
+
+import numpy as np
+import pytest
+import torch
+
+from tubesynth.config import load_config
+from tubesynth.data.latents import LatentDataset
+from tubesynth.data.volumes import LATENTS
+from tubesynth.errors import InputError
+from tubesynth.models.scale import LatentScale
+from tubesynth.runtime import checkpoint
+from tubesynth.training.inputs import Volumes
+from tubesynth.training.latents import Latents
+
+CPU = torch.device("cpu")
+
+
+def encoded(workplace, *overrides) -> Latents:
+    config = load_config(workplace / "s2.yml", list(overrides))
+    return Latents(config, Volumes(config.data, config.dim, config.seed), CPU)
+
+
+def test_latents_are_what_the_encoder_gives_in_16_bits(workplace, stage_1):
+    latents = encoded(workplace)
+    image = latents.volumes.validation_batch(0, CPU)["image"]
+    expected = latents.autoencoder.module.encode(image)[0]
+    stored = torch.from_numpy(np.array(latents.validation.sample(0)["latent"]))
+    assert stored.dtype == torch.float16 and stored.shape == (4, 8, 8, 6)
+    torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_their_scale_is_that_of_all_training_latents(workplace, stage_1):
+    latents = encoded(workplace)
+    every = torch.stack(
+        [torch.from_numpy(np.array(latents.training.sample(i)["latent"])) for i in range(4)]
+    ).double()
+    channels = every.movedim(1, 0).flatten(1)
+    torch.testing.assert_close(latents.scale.mean, channels.mean(1).float(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        latents.scale.std, channels.std(1, correction=0).float(), atol=1e-3, rtol=1e-2
+    )
+    normalised = latents.scale.normalise(every.float())
+    assert normalised.mean().abs() < 0.01 and abs(normalised.std() - 1) < 0.02
+    torch.testing.assert_close(latents.scale.restore(normalised), every.float())
+
+
+def test_moments_give_mean_and_deviation():
+    values = torch.randn(3, 1000, dtype=torch.float64) * 2 + 5
+    scale = LatentScale.from_moments(1000, values.sum(1), values.square().sum(1))
+    torch.testing.assert_close(scale.mean, values.mean(1).float())
+    torch.testing.assert_close(scale.std, values.std(1, correction=0).float())
+
+
+def keys(latents) -> list:
+    return [
+        key
+        for dataset in (latents.training, latents.validation)
+        for row in dataset.keys
+        for key in row
+    ]
+
+
+def test_another_autoencoder_or_spacing_is_a_miss_and_another_learning_rate_a_hit(
+    workplace, stage_1, tmp_path
+):
+    first = encoded(workplace)
+    assert keys(encoded(workplace, "train.learning_rate=0.1", "seed=9")) == keys(first)
+    assert not set(keys(encoded(workplace, "data.spacing=[6,6,6]"))) & set(keys(first))
+    assert not set(keys(encoded(workplace, "data.token_step_mm=1.0"))) & set(keys(first))
+    state = torch.load(stage_1, weights_only=True)
+    state["phases"]["autoencoder"]["module"]["encoder.blocks.0.0.bias"][0] += 1e-3
+    other = tmp_path / "other.ckpt"
+    checkpoint.save({k: v for k, v in state.items() if k != "format"}, other)
+    assert not set(keys(encoded(workplace, f"latents.autoencoder={other}"))) & set(keys(first))
+
+
+def test_a_second_run_encodes_nothing(workplace, stage_1, monkeypatch):
+    encoded(workplace)
+    monkeypatch.setattr(Latents, "_build", None)  # would fail if it were called
+    assert len(encoded(workplace).training) == 4
+
+
+def test_variants_are_augmented_together_with_label_and_tokens(workplace, stage_1):
+    """With every axis flipped, latents of a variant are those of the flipped image."""
+    overrides = ["data.token_step_mm=2.0", "data.augment.flip=1.0", "latents.variants=2"]
+    latents = encoded(workplace, *overrides)
+    plain, moved = latents.training.sample(0, 0), latents.training.sample(0, 1)
+    assert np.array_equal(np.array(plain["label"])[::-1, ::-1, ::-1], moved["label"])
+    np.testing.assert_allclose(
+        plain["tokens"]["position_mm"], -moved["tokens"]["position_mm"], atol=1e-4
+    )
+    image = latents.volumes.dataset(latents.volumes.training).sample(0)["image"]
+    unit = (torch.from_numpy(np.array(image)).float() + 1000) / 2000
+    expected = latents.autoencoder.module.encode(unit.flip(1, 2, 3)[None])[0]
+    stored = torch.from_numpy(np.array(moved["latent"])).float()
+    torch.testing.assert_close(stored, expected, atol=2e-3, rtol=2e-3)
+    drawn = {int(latents.training.view(d)["label"][0, 0, 0]) for d in range(4)}
+    assert drawn  # every draw finds an entry
+    variants = [
+        np.array_equal(latents.training.view(d)["label"], plain["label"]) for d in range(40)
+    ]
+    assert 0 < sum(variants) < 40
+
+
+def test_batches_pad_tokens_of_unequal_number(workplace, stage_1):
+    latents = encoded(workplace, "data.token_step_mm=2.0", "data.batch_size=4")
+    loader = latents.volumes  # the sampler's order is tested elsewhere
+    counts = sorted(len(latents.training.sample(i)["tokens"]["radius_mm"]) for i in range(4))
+    assert loader.tokens is not None and counts[0] < counts[-1]
+    (batch,) = latents.batches(0, 4)
+    mask = batch["tokens"]["mask"]
+    assert mask.shape == (4, counts[-1])
+    assert sorted(mask.sum(1).tolist()) == counts
+
+
+def test_a_damaged_entry_is_named(workplace, stage_1):
+    latents = encoded(workplace, "data.spacing=[5.4,5.4,5.4]")
+    entry = latents.training.store.open(LATENTS, latents.training.keys[0][0])
+    file = entry.path / "latent.npy"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match="start the run again"):
+        latents.training.sample(0)
+    again = encoded(workplace, "data.spacing=[5.4,5.4,5.4]")
+    assert isinstance(again.training, LatentDataset) and again.training.sample(0)["latent"].any()
