@@ -1,0 +1,240 @@
+"""What a config asks of this machine: weights, disk, memory, device; said before a run finds out.
+
+Each rule takes (config, cases); see data/examine/findings.py. RULES is the list that is asked.
+"""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from tubesynth.config import Config, Stage1Config, Stage2Config, config_from_plain
+from tubesynth.data.examine.findings import error, info, warning
+from tubesynth.data.latents import LATENTS
+from tubesynth.data.store import Store
+from tubesynth.data.volumes import VOLUMES, volume_key
+from tubesynth.errors import InputError
+from tubesynth.runtime import checkpoint
+from tubesynth.strict import to_plain
+from tubesynth.training.inputs import preprocessing_of
+from tubesynth.training.memory import Estimate, estimate
+from tubesynth.volume.files import Case
+
+WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
+STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # keys that hold a checkpoint of a stage
+TIGHT = 0.9  # of what is free
+BYTES_PER_VOXEL = 3  # int16 image and uint8 label
+
+
+def weights(config: Config, cases: list[Case]):
+    """Every file of weights that the config names is there and is what it has to be."""
+    if isinstance(config, Stage2Config) and config.latents.autoencoder is None:
+        yield error(None, "latents.autoencoder: not set; give the path of a stage-1 checkpoint")
+    for key, value in _leaves(to_plain(config)):
+        if key not in STAGE_OF and not (isinstance(value, str) and value.endswith(WEIGHTS)):
+            continue
+        if value is None:
+            continue
+        if not Path(value).is_file():
+            remedy = "train stage 1 first, or correct the path"
+            remedy = remedy if STAGE_OF.get(key) == 1 else "correct the path"
+            yield error(None, f"{key}: {value} does not exist; {remedy}")
+        elif key in STAGE_OF:
+            try:
+                state = checkpoint.load(value, stage=STAGE_OF[key])
+                theirs = config_from_plain(state["config"], value)
+            except InputError as problem:
+                yield error(None, f"{key}: {problem}")
+                continue
+            yield from _fits(config, key, value, theirs)
+
+
+def _fits(config: Config, key: str, path: str, theirs: Config):
+    mine = config.data
+    if config.dim != theirs.dim or mine.hu_window != theirs.data.hu_window:
+        yield error(
+            None,
+            f"{key}: {path} was trained with data.hu_window {theirs.data.hu_window} and dim"
+            f" {theirs.dim}, this config has {mine.hu_window} and {config.dim}; make them equal",
+        )
+    if isinstance(theirs, Stage1Config):
+        factor = 2 ** len(theirs.autoencoder.channels)
+        if any(n % factor for n in mine.resolution):
+            yield error(
+                None,
+                f"data.resolution: {mine.resolution} must be multiples of {factor}, the f of {path}",
+            )
+    if mine.spacing != theirs.data.spacing:
+        yield warning(
+            None,
+            f"{key}: {path} has seen voxels of {theirs.data.spacing} mm, data.spacing is"
+            f" {mine.spacing}",
+        )
+
+
+def disk(config: Config, cases: list[Case]):
+    """What the cache will take, less what it holds, against what is free there."""
+    data = config.data
+    folder = _existing(Path(data.cache_dir))
+    if not os.access(folder, os.W_OK):
+        yield error(None, f"data.cache_dir: {folder} cannot be written; choose another folder")
+        return
+    free = shutil.disk_usage(folder).free
+    needed, there = _cache_bytes(config, cases)
+    text = f"cache in {data.cache_dir}: {_size(needed + there)}"
+    text += f", {_size(there)} of it there" if there else ""
+    text += f"; {_size(free)} free"
+    if needed > free:
+        yield error(None, f"{text}; free {_size(needed - free)} or set data.cache_dir elsewhere")
+    elif needed > TIGHT * free:
+        yield warning(None, f"{text}; that is tight, free some or set data.cache_dir elsewhere")
+    else:
+        yield info(None, text)
+
+
+def checkpoints(config: Config, cases: list[Case]):
+    """The newest, the last periodic ones, and one that is being written."""
+    folder = _existing(Path("runs"))
+    free = shutil.disk_usage(folder).free
+    one = _estimate(config).checkpoint
+    text = (
+        f"checkpoints: {config.train.keep + 1} of about {_size(one)} in runs/; {_size(free)} free"
+    )
+    if one * (config.train.keep + 2) > free:
+        yield warning(None, f"{text}; free some, lower train.keep, or give --run-dir elsewhere")
+    else:
+        yield info(None, text)
+
+
+def memory(config: Config, cases: list[Case]):
+    """An estimate for one process, against its device; data that is kept in memory besides."""
+    needed = _estimate(config)
+    device, total = _device_memory()
+    text = (
+        f"training takes about {_size(needed.training)} (estimate: {needed.parameters / 1e6:.1f} M"
+        f" parameters, batch {config.data.batch_size}); {device} has {_size(total)}"
+    )
+    if needed.training > TIGHT * total:
+        yield warning(
+            None,
+            f"{text}; set train.checkpointing=true, --precision bf16-mixed, a smaller data.crop or"
+            " batch_size",
+        )
+    else:
+        yield info(None, text)
+    host = _host_memory()
+    kept = len(cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
+    if config.data.dataset_type == "cache":
+        text = f"data.dataset_type cache keeps {_size(kept)} in memory; this machine has"
+        if kept > TIGHT * host:
+            yield warning(None, f"{text} {_size(host)}; set data.dataset_type=persistent")
+        else:
+            yield info(None, f"{text} {_size(host)}")
+
+
+def device(config: Config, cases: list[Case]):
+    precision = config.train.precision
+    if not torch.cuda.is_available():
+        yield warning(
+            None,
+            f"no GPU: training runs on {os.cpu_count()} CPU cores, which is for small sizes only"
+            + (f"; {precision} is no faster there" if precision != "32" else ""),
+        )
+        return
+    count = torch.cuda.device_count()
+    major, minor = torch.cuda.get_device_capability()
+    bf16 = major >= 8
+    yield info(
+        None,
+        f"{count} x {torch.cuda.get_device_name()}, compute capability {major}.{minor},"
+        f" {'bf16 and 16-bit' if bf16 else '16-bit'} precision",
+    )
+    if precision == "bf16-mixed" and not bf16:
+        yield warning(None, f"train.precision: {precision} is slow on this GPU; take 16-mixed")
+
+
+def split_sizes(config: Config, cases: list[Case]):
+    """A batch that the cases do not fill."""
+    batch = config.data.batch_size * config.train.accumulate
+    if cases and batch > len(cases):
+        yield warning(
+            None,
+            f"data.batch_size x train.accumulate is {batch}, but there are only {len(cases)} cases",
+        )
+
+
+RULES = [weights, disk, memory, device, split_sizes, checkpoints]
+
+
+def _cache_bytes(config: Config, cases: list[Case]) -> tuple[int, int]:
+    """(bytes still to be written, bytes there already)."""
+    data, store = config.data, Store(config.data.cache_dir)
+    voxels = math.prod(data.resolution)
+    needed = there = 0
+    if data.dataset_type == "persistent":
+        preprocessing = preprocessing_of(data)
+        for case in cases:
+            key = volume_key(store, case, preprocessing, read=False)
+            entry = store.open(VOLUMES, key) if key else None
+            there += entry.size if entry else 0
+            needed += 0 if entry else BYTES_PER_VOXEL * voxels
+    if isinstance(config, Stage2Config):
+        sizes = _autoencoder_sizes(config)
+        cells = voxels // 2 ** (len(sizes.channels) * config.dim)
+        one = 2 * sizes.embedding_dim * cells + voxels
+        wanted = one * config.latents.variants * len(cases)
+        found = sum(entry.size for entry in store.entries(LATENTS))
+        there += min(found, wanted)  # whose they are is known to their autoencoder only
+        needed += max(0, wanted - found)
+    return needed, there
+
+
+def _autoencoder_sizes(config: Stage2Config):
+    """The sizes in the stage-1 checkpoint; the published ones where it is not there yet."""
+    from tubesynth.config import AutoencoderConfig
+
+    try:
+        stored = checkpoint.load(config.latents.autoencoder or "", stage=1)["config"]
+        return AutoencoderConfig(**stored["autoencoder"])
+    except (InputError, TypeError, KeyError):
+        return AutoencoderConfig()
+
+
+def _estimate(config: Config) -> Estimate:
+    sizes = _autoencoder_sizes(config) if isinstance(config, Stage2Config) else None
+    return estimate(config, sizes)
+
+
+def _device_memory() -> tuple[str, int]:
+    if torch.cuda.is_available():
+        return "the GPU", torch.cuda.get_device_properties(0).total_memory
+    return "this machine", _host_memory()
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _leaves(content: dict, prefix: str = ""):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _size(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
+    return f"{count / 1e3:.0f} kB"

@@ -1,0 +1,77 @@
+"""How much memory training takes, estimated without running it.
+
+The networks are made on the meta device, which has shapes but no memory, and one forward pass is
+recorded: every tensor that autograd keeps for the backward pass is counted once. To that come
+weights, gradients and Adam's two moments (16 bytes a parameter), averaged weights (4), and the
+gradients in flight. Kernels' workspaces and the allocator's waste are not known: take it as rough.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from tubesynth.config import AutoencoderConfig, Config, Stage1Config
+
+IN_FLIGHT = 4  # tensors of the largest size beside those that are kept: gradients, a recomputed one
+HALF = 0.6  # of the activations' bytes under autocast: norms and losses stay in 32 bits
+OVERHEAD = 1.2  # workspaces, fragmentation
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes: all while training, and of one checkpoint file."""
+
+    training: int
+    checkpoint: int
+    parameters: int
+
+
+def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Estimate:
+    """For one process. autoencoder: that of the latents, where the stage needs one."""
+    kept: dict[int, tuple] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage, storage.nbytes()  # held, or its address is given again
+        return tensor
+
+    with torch.device("meta"):
+        modules, forward = _forward(config, autoencoder or AutoencoderConfig())
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            forward()
+    weights = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
+    sizes = [size for key, (_, size) in kept.items() if key not in weights]
+    parameters = sum(p.numel() for module in modules for p in module.parameters())
+    activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
+    if config.train.precision != "32":
+        activations *= HALF
+    ema = 4 if config.train.ema_half_life else 0
+    total = OVERHEAD * (activations + (16 + ema) * parameters)
+    return Estimate(int(total), (12 + ema) * parameters, parameters)
+
+
+def _forward(config: Config, latent: AutoencoderConfig):
+    """(modules, one forward pass of the first phase): on the device that is current."""
+    data = config.data
+    batch, shape = data.batch_size, data.crop or data.resolution
+    if isinstance(config, Stage1Config):
+        from tubesynth.training.autoencoder import build_autoencoder, build_discriminator
+
+        autoencoder, discriminator = build_autoencoder(config), build_discriminator(config)
+        image = torch.empty(batch, 1, *shape)
+
+        def run():  # the codebook adds little, and its statistics need values
+            discriminator(autoencoder.decoder(autoencoder.encoder(image)))
+
+        return [autoencoder, discriminator], run
+    from tubesynth.training.latent import build_unet
+
+    factor = 2 ** len(latent.channels)
+    unet = build_unet(config, latent.embedding_dim, factor)
+    x = torch.empty(batch, latent.embedding_dim, *(n // factor for n in shape))
+    labels = torch.empty(batch, *shape, dtype=torch.uint8)
+
+    def run():
+        unet(x, torch.empty(batch), torch.empty(batch, config.dim), labels, torch.empty(batch))
+
+    return [unet], run
