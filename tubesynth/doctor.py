@@ -24,6 +24,7 @@ from tubesynth.data.examine.findings import Finding, ask, by_level
 from tubesynth.data.examine.set_rules import SET_RULES
 from tubesynth.data.layout import Part, find_parts
 from tubesynth.data.pool import check_workers, each
+from tubesynth.data.volumes import Preprocessing
 from tubesynth.errors import EXIT_INPUT, InputError, run_command
 
 QUICK_CASES = 8  # of each part
@@ -33,24 +34,27 @@ COLOURS = {"error": "31;1", "warning": "33", "info": "2"}
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    findings = diagnose(args)
+    findings, root = diagnose(args)
     ok = not any(finding.level == "error" for finding in findings)
     if args.json:
         listed = [dataclasses.asdict(finding) for finding in findings]
         print(json.dumps({"ok": ok, "findings": listed}, indent=1, ensure_ascii=False))
     else:
-        print(screen(findings, title(args), colour=sys.stdout.isatty()))
+        print(screen(findings, title(args, root), root, colour=sys.stdout.isatty()))
     if not ok:
         sys.exit(EXIT_INPUT)
 
 
-def diagnose(args: argparse.Namespace) -> list[Finding]:
-    """All findings, errors first. What keeps doctor itself from looking is a finding too."""
-    config, workers = None, check_workers(args.workers)
+def diagnose(args: argparse.Namespace) -> tuple[list[Finding], Path | None]:
+    """All findings, errors first, and the folder looked at.
+
+    What keeps doctor from looking, a wrong key or a missing folder, is a finding too.
+    """
+    config, root, workers = None, args.data, check_workers(args.workers)
     try:
         if args.config:
             config = load_config(args.config, args.overrides)
-        root = args.data or Path(config.data.root)
+            root = root or Path(config.data.root)
         parts = find_parts(root)
     except InputError as problem:
         rule = "config" if args.config and config is None else "folder"
@@ -58,39 +62,39 @@ def diagnose(args: argparse.Namespace) -> list[Finding]:
     else:
         findings = examine(parts, config, workers, args.quick)
     if config:
-        from tubesynth.training.checks import RULES  # torch: --data does without
+        from tubesynth.training.checks import RULES, Plan  # torch: --data does without
 
-        findings += ask(RULES, config, [case for part in parts for case in part.cases])
-    return by_level(findings)
+        cases = [case for part in parts for case in part.cases]
+        findings += ask(RULES, Plan(config, cases))
+    return by_level(findings), root
 
 
 def examine(parts: list[Part], config: Config | None, workers: int, quick: bool) -> list[Finding]:
     """Measure every case, ask every rule."""
-    wanted = expected(config.data if config else DataConfig())
+    wanted = expected(config)
     jobs = []
     for part in parts:
         step = max(1, -(-len(part.cases) // QUICK_CASES)) if quick else 1
         jobs += [(case, part.name, wanted) for case in part.cases[::step]]
     facts = each(measure, jobs, workers, "examine")
-    findings = [finding for one in facts for finding in ask(CASE_RULES, one, wanted)]
-    return findings + ask(SET_RULES, parts, facts, wanted)
+    findings = ask(SET_RULES, parts, facts, wanted)
+    return findings + [finding for one in facts for finding in ask(CASE_RULES, one, wanted)]
 
 
-def expected(data: DataConfig) -> Expected:
-    from tubesynth.data.volumes import Preprocessing
-
+def expected(config: Config | None) -> Expected:
+    data = config.data if config else DataConfig()
     preprocessing = Preprocessing(
         tuple(data.resolution), tuple(data.spacing), tuple(data.hu_window), data.num_classes
     )
-    return Expected(preprocessing, vessel_class(data))
+    return Expected(preprocessing, vessel_class(data), for_training=config is not None)
 
 
-def title(args: argparse.Namespace) -> str:
-    looked = args.data or (f"{args.config} {' '.join(args.overrides)}").strip()
-    return f"tubesynth doctor  {looked}" + ("  (quick)" if args.quick else "")
+def title(args: argparse.Namespace, root: Path | None) -> str:
+    looked = " ".join([args.config, *args.overrides]) if args.config else "no config"
+    return f"tubesynth doctor: {looked}; data in {root}" + (" (quick)" if args.quick else "")
 
 
-def screen(findings: list[Finding], heading: str, colour: bool = False) -> str:
+def screen(findings: list[Finding], heading: str, root=None, colour: bool = False) -> str:
     """The findings as a table, worst first, alike ones on one line; then the verdict."""
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 140))
     rules = max([len(finding.rule) for finding in findings], default=0)
@@ -102,6 +106,7 @@ def screen(findings: list[Finding], heading: str, colour: bool = False) -> str:
             alike.setdefault(finding.rule, []).append(finding)
         for rule, group in alike.items():
             for text in _texts(group):
+                text = text.replace(f"{root}/", "") if root else text
                 label = f"  {level:7}  {rule:{rules}}  "
                 indent = " " * len(label)
                 wrapped = textwrap.wrap(
@@ -119,12 +124,12 @@ def _texts(group: list[Finding]) -> list[str]:
     texts = [finding.message for finding in group if finding.case is None]
     if len(of_cases) <= SHOWN_ALONE:
         return texts + [f"case {f.case}: {f.message}" for f in of_cases]
-    first, others = of_cases[0], [finding.case for finding in of_cases[1:]]
+    ids = list(dict.fromkeys(finding.case for finding in of_cases))
+    first, others = of_cases[0], ids[1:]
     listed = ", ".join(others[:12]) + (", ..." if len(others) > 12 else "")
     return [
         *texts,
-        f"{len(of_cases)} cases, such as {first.case}: {first.message} (also {listed};"
-        " all with --json)",
+        f"{len(ids)} cases, such as {first.case}: {first.message} (also {listed})",
     ]
 
 

@@ -61,14 +61,15 @@ def plain(root: Path) -> Part:
     """Files N.img.* and N.label.*, or images alone, in a folder and its subfolders."""
     part = Part("")
     images, labels = scan(root, part.problems)
+    if not images and not labels:  # perhaps folders of DICOM
+        images = _listed(root, part)
+        return Part("", [Case(case, path) for case, path in images.items()], False, part.problems)
     part.labelled = bool(labels)
     for case in sorted(labels.keys() - images.keys()):
         part.problems.append((case, f"{labels[case]} has no image"))
     if labels:
         for case in sorted(images.keys() - labels.keys()):
             part.problems.append((case, f"{images[case]} has no label map"))
-    if not images:
-        part.problems.append((None, f"{root}: holds no volumes ({', '.join(SUFFIXES)})"))
     part.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
     return part
 

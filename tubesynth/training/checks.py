@@ -1,16 +1,23 @@
 """What a config asks of this machine: weights, disk, memory, device; said before a run finds out.
 
-Each rule takes (config, cases); see data/examine/findings.py. RULES is the list that is asked.
+Each rule takes a Plan; see data/examine/findings.py. RULES is the list that is asked.
 """
 
 import math
 import os
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from tubesynth.config import Config, Stage1Config, Stage2Config, config_from_plain
+from tubesynth.config import (
+    AutoencoderConfig,
+    Config,
+    Stage1Config,
+    Stage2Config,
+    config_from_plain,
+)
 from tubesynth.data.examine.findings import error, info, warning
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.store import Store
@@ -28,8 +35,31 @@ TIGHT = 0.9  # of what is free
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
 
-def weights(config: Config, cases: list[Case]):
+class Plan:
+    """A config and the cases that it would be trained on."""
+
+    def __init__(self, config: Config, cases: list[Case]):
+        self.config, self.cases = config, cases
+
+    @cached_property
+    def latent_sizes(self) -> AutoencoderConfig | None:
+        """The autoencoder of the latents; the published sizes where it is not there yet."""
+        if not isinstance(self.config, Stage2Config):
+            return None
+        try:
+            path = self.config.latents.autoencoder or ""
+            return AutoencoderConfig(**checkpoint.load(path, stage=1)["config"]["autoencoder"])
+        except (InputError, TypeError, KeyError):
+            return AutoencoderConfig()
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        return estimate(self.config, self.latent_sizes)
+
+
+def weights(plan: Plan):
     """Every file of weights that the config names is there and is what it has to be."""
+    config = plan.config
     if isinstance(config, Stage2Config) and config.latents.autoencoder is None:
         yield error(None, "latents.autoencoder: not set; give the path of a stage-1 checkpoint")
     for key, value in _leaves(to_plain(config)):
@@ -64,7 +94,8 @@ def _fits(config: Config, key: str, path: str, theirs: Config):
         if any(n % factor for n in mine.resolution):
             yield error(
                 None,
-                f"data.resolution: {mine.resolution} must be multiples of {factor}, the f of {path}",
+                f"data.resolution: {mine.resolution} must be multiples of {factor}, the f of"
+                f" {path}",
             )
     if mine.spacing != theirs.data.spacing:
         yield warning(
@@ -74,15 +105,15 @@ def _fits(config: Config, key: str, path: str, theirs: Config):
         )
 
 
-def disk(config: Config, cases: list[Case]):
+def disk(plan: Plan):
     """What the cache will take, less what it holds, against what is free there."""
-    data = config.data
+    data = plan.config.data
     folder = _existing(Path(data.cache_dir))
     if not os.access(folder, os.W_OK):
         yield error(None, f"data.cache_dir: {folder} cannot be written; choose another folder")
         return
     free = shutil.disk_usage(folder).free
-    needed, there = _cache_bytes(config, cases)
+    needed, there = _cache_bytes(plan)
     text = f"cache in {data.cache_dir}: {_size(needed + there)}"
     text += f", {_size(there)} of it there" if there else ""
     text += f"; {_size(free)} free"
@@ -94,23 +125,21 @@ def disk(config: Config, cases: list[Case]):
         yield info(None, text)
 
 
-def checkpoints(config: Config, cases: list[Case]):
+def checkpoints(plan: Plan):
     """The newest, the last periodic ones, and one that is being written."""
     folder = _existing(Path("runs"))
     free = shutil.disk_usage(folder).free
-    one = _estimate(config).checkpoint
-    text = (
-        f"checkpoints: {config.train.keep + 1} of about {_size(one)} in runs/; {_size(free)} free"
-    )
-    if one * (config.train.keep + 2) > free:
+    one, train = plan.estimate.checkpoint, plan.config.train
+    text = f"{train.keep + 1} checkpoints of about {_size(one)} in runs/; {_size(free)} free"
+    if one * (train.keep + 2) > free:
         yield warning(None, f"{text}; free some, lower train.keep, or give --run-dir elsewhere")
     else:
         yield info(None, text)
 
 
-def memory(config: Config, cases: list[Case]):
+def memory(plan: Plan):
     """An estimate for one process, against its device; data that is kept in memory besides."""
-    needed = _estimate(config)
+    config, needed = plan.config, plan.estimate
     device, total = _device_memory()
     text = (
         f"training takes about {_size(needed.training)} (estimate: {needed.parameters / 1e6:.1f} M"
@@ -125,7 +154,7 @@ def memory(config: Config, cases: list[Case]):
     else:
         yield info(None, text)
     host = _host_memory()
-    kept = len(cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
+    kept = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
     if config.data.dataset_type == "cache":
         text = f"data.dataset_type cache keeps {_size(kept)} in memory; this machine has"
         if kept > TIGHT * host:
@@ -134,8 +163,8 @@ def memory(config: Config, cases: list[Case]):
             yield info(None, f"{text} {_size(host)}")
 
 
-def device(config: Config, cases: list[Case]):
-    precision = config.train.precision
+def device(plan: Plan):
+    precision = plan.config.train.precision
     if not torch.cuda.is_available():
         yield warning(
             None,
@@ -155,8 +184,9 @@ def device(config: Config, cases: list[Case]):
         yield warning(None, f"train.precision: {precision} is slow on this GPU; take 16-mixed")
 
 
-def split_sizes(config: Config, cases: list[Case]):
+def split_sizes(plan: Plan):
     """A batch that the cases do not fill."""
+    config, cases = plan.config, plan.cases
     batch = config.data.batch_size * config.train.accumulate
     if cases and batch > len(cases):
         yield warning(
@@ -168,8 +198,9 @@ def split_sizes(config: Config, cases: list[Case]):
 RULES = [weights, disk, memory, device, split_sizes, checkpoints]
 
 
-def _cache_bytes(config: Config, cases: list[Case]) -> tuple[int, int]:
+def _cache_bytes(plan: Plan) -> tuple[int, int]:
     """(bytes still to be written, bytes there already)."""
+    config, cases = plan.config, plan.cases
     data, store = config.data, Store(config.data.cache_dir)
     voxels = math.prod(data.resolution)
     needed = there = 0
@@ -181,7 +212,7 @@ def _cache_bytes(config: Config, cases: list[Case]) -> tuple[int, int]:
             there += entry.size if entry else 0
             needed += 0 if entry else BYTES_PER_VOXEL * voxels
     if isinstance(config, Stage2Config):
-        sizes = _autoencoder_sizes(config)
+        sizes = plan.latent_sizes
         cells = voxels // 2 ** (len(sizes.channels) * config.dim)
         one = 2 * sizes.embedding_dim * cells + voxels
         wanted = one * config.latents.variants * len(cases)
@@ -189,22 +220,6 @@ def _cache_bytes(config: Config, cases: list[Case]) -> tuple[int, int]:
         there += min(found, wanted)  # whose they are is known to their autoencoder only
         needed += max(0, wanted - found)
     return needed, there
-
-
-def _autoencoder_sizes(config: Stage2Config):
-    """The sizes in the stage-1 checkpoint; the published ones where it is not there yet."""
-    from tubesynth.config import AutoencoderConfig
-
-    try:
-        stored = checkpoint.load(config.latents.autoencoder or "", stage=1)["config"]
-        return AutoencoderConfig(**stored["autoencoder"])
-    except (InputError, TypeError, KeyError):
-        return AutoencoderConfig()
-
-
-def _estimate(config: Config) -> Estimate:
-    sizes = _autoencoder_sizes(config) if isinstance(config, Stage2Config) else None
-    return estimate(config, sizes)
 
 
 def _device_memory() -> tuple[str, int]:

@@ -11,7 +11,7 @@ MOST_PADDING = 0.5  # share of the model's field of view
 MOST_LOST = 0.02  # share of the labelled voxels
 MOST_PIECES = 4  # a left and a right tree, and two breaks
 SPECK_ML = 0.01
-LUMEN_HU = 120.0  # the median of a tree that is filled with contrast lies above
+LEAST_CONTRAST_HU = 40.0  # of filled vessels against what is around them, thin ones included
 NAMES = (
     *("background", "myocardium", "left atrium", "left ventricle", "right atrium"),
     *("right ventricle", "aorta", "pulmonary artery", "coronary arteries"),
@@ -31,6 +31,10 @@ PLAUSIBLE_ML = {
 
 def class_name(value: int, expected: Expected) -> str:
     return f"class {value}" + (f" ({NAMES[value]})" if expected.heart_classes else "")
+
+
+def _is_heart(facts: Facts, expected: Expected) -> bool:
+    return expected.heart_classes and expected.knows(facts.voxels)
 
 
 def readable(facts: Facts, expected: Expected):
@@ -80,7 +84,7 @@ def orientation(facts: Facts, expected: Expected):
 def anatomy(facts: Facts, expected: Expected):
     """Where the heart's chambers lie in the patient, which shows a mirrored file."""
     centre = facts.centres_mm
-    if not expected.heart_classes or not all(c in centre for c in (3, 4, 7)):
+    if not _is_heart(facts, expected) or not all(c in centre for c in (3, 4, 7)):
         return
     if centre[3][0] > centre[4][0]:  # x grows to the patient's right
         yield warning(
@@ -116,13 +120,20 @@ def hu_range(facts: Facts, expected: Expected):
     elif low < 0 <= hu["min"] and hu["max"] <= 255:
         yield error(
             facts.case,
-            f"{facts.image}: values {shown} are 8-bit grey, not HU; store HU, or set data.hu_window",
+            f"{facts.image}: values {shown} are 8-bit grey, not HU; store HU, or set"
+            " data.hu_window",
         )
-    elif low < -100 and hu["min"] > -100 and hu["p99"] > 700:
+    elif low < -100 and (hu["p50"] > 500 or (hu["min"] > -100 and hu["p99"] > 700)):
         yield error(
             facts.case,
-            f"{facts.image}: values {shown}, so air is at {hu['min']:.0f}; not HU: the rescale"
-            " intercept (-1024) is missing, subtract 1024",
+            f"{facts.image}: values {shown}: not HU, the rescale intercept is missing; subtract"
+            " 1024",
+        )
+    elif low < -100 and hu["p99.9"] < 0:
+        yield error(
+            facts.case,
+            f"{facts.image}: values {shown}: all lighter than water; was the rescale intercept"
+            " taken off twice? add 1024",
         )
     elif inside(hu["p99.9"]) - inside(hu["p0.1"]) < 0.02 * (high - low):
         yield error(
@@ -183,7 +194,7 @@ def label_values(facts: Facts, expected: Expected):
 
 def class_volume(facts: Facts, expected: Expected):
     """Sizes that no heart has; only where the classes are this project's nine."""
-    if not expected.heart_classes or any(value > 8 for value in facts.voxels):
+    if not _is_heart(facts, expected):
         return
     for value, volume_ml in facts.volumes_ml.items():
         low, high = PLAUSIBLE_ML[value]
@@ -196,7 +207,7 @@ def class_volume(facts: Facts, expected: Expected):
 
 
 def vessels_present(facts: Facts, expected: Expected):
-    if facts.volumes_ml and not facts.pieces_ml:
+    if facts.volumes_ml and not facts.pieces_ml and expected.knows(facts.voxels):
         name = class_name(expected.vessel_class, expected)
         yield warning(
             facts.case,
@@ -206,7 +217,7 @@ def vessels_present(facts: Facts, expected: Expected):
 
 def vessel_pieces(facts: Facts, expected: Expected):
     count = len(facts.pieces_ml)
-    if count > MOST_PIECES:
+    if count > MOST_PIECES and expected.knows(facts.voxels):
         specks = sum(size < SPECK_ML for size in facts.pieces_ml)
         share = facts.pieces_ml[0] / sum(facts.pieces_ml)
         yield warning(
@@ -217,11 +228,13 @@ def vessel_pieces(facts: Facts, expected: Expected):
 
 
 def vessel_contrast(facts: Facts, expected: Expected):
-    if facts.vessel_hu is not None and facts.vessel_hu < LUMEN_HU:
+    if facts.around_hu is None or not expected.knows(facts.voxels):
+        return
+    if facts.vessel_hu - facts.around_hu < LEAST_CONTRAST_HU:
         yield warning(
             facts.case,
-            f"{facts.label}: the image has {facts.vessel_hu:.0f} HU in the middle of its vessels,"
-            " no contrast; does the label map belong to this image?",
+            f"{facts.label}: {facts.vessel_hu:.0f} HU in its vessels and {facts.around_hu:.0f} HU"
+            " around them; without contrast, or the label map of another image?",
         )
 
 

@@ -22,15 +22,20 @@ AIR_HU = -1024
 
 @dataclass(frozen=True)
 class Expected:
-    """What the config says of the data. labels: whether training with them is planned."""
+    """What the config says of the data."""
 
     preprocessing: Preprocessing = Preprocessing((256, 256, 128), (0.7, 0.7, 1.05))
     vessel_class: int = 8
+    for_training: bool = False  # and not only to be looked at
 
     @property
     def heart_classes(self) -> bool:
         """The nine classes of this project, whose sizes and places are known."""
         return self.preprocessing.num_classes == 9 and self.vessel_class == 8
+
+    def knows(self, values) -> bool:
+        """Whether all label values are classes; otherwise no class means what its number says."""
+        return all(value < self.preprocessing.num_classes for value in values)
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Facts:
     volumes_ml: dict[int, float] = field(default_factory=dict)
     centres_mm: dict[int, list[float]] = field(default_factory=dict)  # RAS world
     vessel_hu: float | None = None  # median in the vessel class
+    around_hu: float | None = None  # and in the two voxels around it
     pieces_ml: list[float] = field(default_factory=list)  # of the vessel class, largest first
 
     padded: float = 0.0  # share of the model's field of view outside of the image
@@ -97,14 +103,12 @@ def measure(case: Case, part: str, expected: Expected) -> Facts:
     if image is not None:
         _measure_view(facts, image, labels, expected)
     if image is not None and labels is not None:
-        vessel = labels.array == expected.vessel_class
-        if vessel.any():
-            facts.vessel_hu = float(np.median(image.array[vessel]))
+        _measure_contrast(facts, image, labels.array == expected.vessel_class)
     return facts
 
 
 def content_digest(array: np.ndarray) -> str:
-    """SHA-256 of a volume's numbers: the same for int16 and float32, however the file was packed."""
+    """SHA-256 of a volume's numbers, the same for int16 and float32 and for any packing."""
     digest = hashlib.sha256(repr(array.shape).encode())
     for z in range(array.shape[2]):
         digest.update(np.ascontiguousarray(array[:, :, z].T, dtype=np.float32))
@@ -181,6 +185,20 @@ def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
         index = np.argwhere(coarse == value)
         if len(index) and expected.heart_classes:
             facts.centres_mm[value] = labels.to_world(index.mean(axis=0) * step).tolist()
+
+
+def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
+    from scipy import ndimage
+
+    found = ndimage.find_objects(vessel.view(np.uint8))
+    if not found:
+        return
+    box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in found[0])
+    hu, mask = image.array[box], vessel[box]
+    shell = ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=2) & ~mask
+    facts.vessel_hu = float(np.median(hu[mask]))
+    if shell.any():
+        facts.around_hu = float(np.median(hu[shell]))
 
 
 def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: Expected) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from tubesynth.data.examine.case_rules import class_name
 from tubesynth.data.examine.facts import Expected, Facts
 from tubesynth.data.examine.findings import error, info, warning
-from tubesynth.data.layout import Part
+from tubesynth.data.layout import PARTS, Part
 
 OUTLIER = 5.0  # times the median volume of a class, or a fifth of it
 ENOUGH_CASES = 8  # for a median
@@ -22,6 +22,15 @@ def pairs(parts: list[Part], facts: list[Facts], expected: Expected):
             yield error(case, problem)
         if part.cases and not part.labelled and not part.name:
             yield warning(None, "images only: training needs a label map of each")
+
+
+def folders(parts: list[Part], facts: list[Facts], expected: Expected):
+    if expected.for_training and [part.name for part in parts] != list(PARTS):
+        yield error(
+            None,
+            "the folder has no training/ and validation/, each with images/ and labels/; make them"
+            " with python -m tubesynth.prepare, or set data.root",
+        )
 
 
 def cases(parts: list[Part], facts: list[Facts], expected: Expected):
@@ -71,7 +80,7 @@ def intensities(parts: list[Part], facts: list[Facts], expected: Expected):
 
 
 def vessels(parts: list[Part], facts: list[Facts], expected: Expected):
-    found = [one for one in facts if one.pieces_ml]
+    found = [one for one in facts if one.pieces_ml and expected.knows(one.voxels)]
     if not found:
         return
     volumes = [sum(one.pieces_ml) for one in found]
@@ -113,7 +122,7 @@ def same_id(parts: list[Part], facts: list[Facts], expected: Expected):
 
 
 def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected):
-    labelled = [one for one in facts if one.voxels]
+    labelled = [one for one in facts if expected.knows(one.voxels) and one.voxels]
     if not labelled:
         return
     classes = range(1, expected.preprocessing.num_classes)
@@ -136,7 +145,8 @@ def volume_outlier(parts: list[Part], facts: list[Facts], expected: Expected):
     by_class = defaultdict(list)
     for one in facts:
         for value, volume_ml in one.volumes_ml.items():
-            by_class[value].append((volume_ml, one))
+            if expected.knows([value]):
+                by_class[value].append((volume_ml, one))
     for value, found in sorted(by_class.items()):
         if len(found) < ENOUGH_CASES:
             continue
@@ -153,13 +163,14 @@ def volume_outlier(parts: list[Part], facts: list[Facts], expected: Expected):
 # What the set is, in a few lines; then what is wrong with it.
 OVERVIEW = [cases, geometry, intensities, vessels]
 SET_RULES = [
+    *OVERVIEW,
+    folders,
     pairs,
     duplicates,
     duplicate_labels,
     same_id,
     absent_classes,
     volume_outlier,
-    *OVERVIEW,
 ]
 
 
