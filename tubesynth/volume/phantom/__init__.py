@@ -13,7 +13,7 @@ import numpy as np
 from ..grid import Volume, centred_affine
 from .coronaries import Branch, grow_trees, make_room
 from .heart import draw_pose, heart_shapes, lung_stems
-from .scanner import Canvas, blur, coronary_share, ct_noise
+from .scanner import Canvas, blend, blur, coronary_share, ct_noise
 from .shapes import Lattice
 from .thorax import lung_vessels, thorax_shapes
 
@@ -78,7 +78,7 @@ def draw_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Anato
     pose_rng, heart_rng, chest_rng, tree_rng = (_rng(seed, case, k) for k in range(4))
     lattice = Lattice(np.maximum(extent_mm, 180.0))
     pose = draw_pose(pose_rng)
-    floor, front = pose.to_world((-8.0, 18.0, -50.0))[2], pose.to_world((8.0, 58.0, -14.0))[1]
+    floor, front = pose.to_world((-8.0, 18.0, -50.0))[2], pose.to_world((8.0, 60.0, -14.0))[1]
     chest = thorax_shapes(lattice, floor, front, chest_rng)
     behind = np.minimum(chest["descending"], chest["column"])
     heart = heart_shapes(lattice, pose, behind, heart_rng)
@@ -120,7 +120,7 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     x, y, z = lattice.points()
     patches = lattice.noise(rng, 6.0)
     canvas.paint(s["skin"], 30)
-    canvas.paint(s["body"], fat + 5 * patches)
+    canvas.paint(s["body"], fat)
     canvas.paint(s["muscle"], muscle + 6 * patches)
     canvas.paint(s["intercostal_fat"], fat + 20)
     gravity = (
@@ -128,19 +128,17 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     ).astype(np.float32)
     lung = canvas.interpolate(np.broadcast_to(gravity, lattice.shape))
     share = canvas.tubes(vessels)
-    lung += share * (phase["lung_vessels"] - lung)
+    blend(lung, share, phase["lung_vessels"])
     canvas.paint(s["pleura"], None, voxels=lung)
     cartilage = np.clip((s["rib_angle"] - 0.22) / 0.06, 0, 1)
     canvas.paint(s["rib"], 120 + 590 * cartilage)
     canvas.paint(s["rib"] + 1.7, 110 + (200 + 50 * patches) * cartilage)
     canvas.paint(s["diaphragm"], muscle)
-    canvas.paint(s["liver"], phase["liver"] + 4 * patches)
+    canvas.paint(s["liver"], phase["liver"])
     canvas.paint(s["spleen"], phase["liver"] + 25)
     canvas.paint(s["stomach"], muscle + 10)
     canvas.paint(s["stomach"] + 4, 15 + 10 * patches)
     canvas.paint(s["mediastinum"], fat + 6 * patches)
-    canvas.paint(s["sternum"], 610)
-    canvas.paint(s["sternum"] + 1.6, 240 + 50 * patches)
     canvas.paint(s["column"], 85)
     canvas.paint(s["arch"], 560)
     canvas.paint(s["arch"] + 1.6, 300)
@@ -148,7 +146,7 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     canvas.paint(s["vertebra"] + 1.5, 300 + 45 * patches)
     canvas.paint(s["canal"], 35)
     canvas.paint(s["bronchus"] - 1.3, 30)
-    canvas.hu += share * (phase["lung_vessels"] - canvas.hu)
+    blend(canvas.hu, share, phase["lung_vessels"])
     canvas.paint(s["azygos"], 130)
     canvas.paint(s["oesophagus"], 45)
     canvas.paint(s["gullet_air"], -500)
@@ -160,6 +158,8 @@ def _paint_heart(canvas: Canvas, s, chest, phase, rng) -> None:
     canvas.paint(s["great_vessel_fat"], fat - 8 + 6 * fine)
     canvas.paint(s["pericardium"], 10)
     canvas.paint(s["pericardium"] + 1.1, fat + 8 * fine)
+    canvas.paint(chest["sternum"], 610)
+    canvas.paint(chest["sternum"] + 1.6, 240 + 30 * fine)
     canvas.paint(chest["bronchus"], -990)
     canvas.paint(chest["descending"] - 1.2, 60)
     canvas.paint(chest["descending"], phase["aorta"], AORTA)

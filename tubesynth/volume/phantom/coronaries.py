@@ -57,34 +57,17 @@ class _Grower:
         return ray[np.argmax(self.surface.aorta(ray) > -0.4)], out
 
     def side(
-        self,
-        parent: np.ndarray,
-        at: int,
-        waypoints,
-        radius,
-        name,
-        end_radius,
-        wiggle=0.8,
-        groove=None,
+        self, trunk, at, waypoints, radius, name, end_radius, wiggle=0.8, groove=None
     ) -> Vessel:
-        start = parent[at]
-        ahead = (
-            start
-            + 4
-            * unit_rows((parent[min(at + 4, len(parent) - 1)] - parent[max(at - 4, 0)])[None])[0]
-        )
-        first = np.asarray(waypoints[0])
-        path = np.vstack(
-            [
-                start,
-                ahead * 0.6 + 0.4 * (start + 4 * unit_rows((first - start)[None])[0]),
-                waypoints,
-            ]
-        )
-        path = self.surface.settle(smooth_path(path, 1.5), radius + 1.2, groove, free=(10, 0))
-        return Vessel(
-            name, self.surface.finish(path, radius, self.rng, wiggle, exempt=-4.0), end_radius
-        )
+        """A vessel that leaves `trunk` (N, 3) at a point, forwards where its goal lies ahead."""
+        start = trunk[at]
+        forward = trunk[min(at + 4, len(trunk) - 1)] - trunk[max(at - 4, 0)]
+        forward, goal = unit_rows(np.stack([forward, np.asarray(waypoints[0]) - start]))
+        leave = start + 4 * (max(forward @ goal, 0) * forward + goal) / 1.6
+        path = smooth_path(np.vstack([start, leave, waypoints]), 1.5)
+        path = self.surface.settle(path, radius + 1.2, groove, free=(10, 0))
+        path = self.surface.finish(path, radius, self.rng, wiggle)
+        return Vessel(name, path, end_radius)
 
     def left(self, dominance: str) -> Vessel:
         rng, s = self.rng, self.surface

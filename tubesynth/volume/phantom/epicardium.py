@@ -7,7 +7,7 @@ equally near) and kept smooth. Positions are (N, 3) world mm.
 import numpy as np
 
 from .murray import STEP_MM
-from .shapes import Lattice, resample_path, smooth_path
+from .shapes import Lattice, arc_length, resample_path, smooth_path
 
 
 class Surface:
@@ -42,7 +42,7 @@ class Surface:
             if groove:
                 value, slope = self.grooves[groove][0](path), self.grooves[groove][1](path)
                 slope -= (slope * normal).sum(1, keepdims=True) * normal
-                along = _arc_length(path)
+                along = arc_length(path)
                 pull = np.clip((along - free[0]) / 8, 0, 1)
                 if free[1]:
                     pull *= np.clip((along[-1] - free[1] - along) / 8, 0, 1)
@@ -62,7 +62,7 @@ class Surface:
         The first `exempt` mm may touch walls: the way out of a sinus, or out of the parent.
         """
         path = resample_path(path, 1.0)
-        along = _arc_length(path)
+        along = arc_length(path)
         normal = unit_rows(self.soft_gradient(path))
         side = unit_rows(np.cross(normal, np.gradient(path, axis=0)))
         sway, rise = (_sway(along, rng) for _ in range(2))
@@ -77,7 +77,7 @@ class Surface:
             path = path + short[:, None] * unit_rows(self.hard_gradient(path))
             if k < 12:
                 path[1:-1] += 0.3 * (path[:-2] + path[2:] - 2 * path[1:-1])
-        path = resample_path(path, 1.5)
+        path = resample_path(_unfolded(resample_path(path, 1.5)), 1.5)
         for _ in range(4):  # rounds off the last pushes by less than the clearance
             path[1:-1] += 0.25 * (path[:-2] + path[2:] - 2 * path[1:-1])
         return smooth_path(path, STEP_MM)
@@ -90,8 +90,15 @@ def _sway(along: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.sum(waves, axis=0)
 
 
-def _arc_length(path: np.ndarray) -> np.ndarray:
-    return np.r_[0, np.cumsum(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1))]
+def _unfolded(path: np.ndarray) -> np.ndarray:
+    """Without the points where a push has folded the path: turns of more than 50 degrees."""
+    while len(path) > 4:
+        step = unit_rows(np.diff(path, axis=0))
+        cosine = (step[1:] * step[:-1]).sum(1)
+        if cosine.min() > np.cos(np.radians(50)):
+            break
+        path = np.delete(path, cosine.argmin() + 1, axis=0)
+    return path
 
 
 def unit_rows(v: np.ndarray) -> np.ndarray:

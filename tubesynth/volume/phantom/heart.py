@@ -75,13 +75,16 @@ class Pose:
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    from scipy.spatial.transform import Rotation
-
-    angles = np.clip(rng.normal(0, [4.0, 4.0, 7.0]), -12, 12)
+    tilt, roll, turn = np.radians(np.clip(rng.normal(0, [4.0, 4.0, 7.0]), -12, 12))
+    rotation = np.eye(3)
+    for axis, angle in ((0, tilt), (1, roll), (2, turn)):
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        step = np.eye(3)
+        step[[a, b], [a, b]] = np.cos(angle)
+        step[a, b], step[b, a] = -np.sin(angle), np.sin(angle)
+        rotation = step @ rotation
     scale = rng.uniform(0.92, 1.08) * rng.uniform(0.95, 1.05, 3)
-    return Pose(
-        Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), scale, rng.normal(0, 2.5, 3)
-    )
+    return Pose(rotation, scale, rng.normal(0, 2.5, 3))
 
 
 def ventricular(along_mm, degrees, radius_mm) -> np.ndarray:
@@ -230,7 +233,7 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
     for vein in PULMONARY_VEINS:
         vein = np.array(vein, float)
         vein[1, :3] += rng.normal(0, 2.0, 3)
-        path = smooth_path(vein, 6.0)
+        path = smooth_path(vein, 8.0)
         la = union(la, tube(q, path[:, :3], path[:, 3] * vary(), 10.0), 4.0)
     ra = ellipsoid(q, (46, -5, -7), (23 * vary(0.1), 25 * vary(0.1), 31 * vary(0.1)))
     ra = union(
@@ -270,13 +273,13 @@ def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
     ascending = np.array([*ascending, (1, -32, 101, 13.5), (-8, -54, 92, 12.5)], float)
     ascending[2:4, :2] += rng.normal(0, 1.5, 2)
     ascending[:, 3] *= calibre * vary(0.05)
-    path = smooth_path(ascending, 8.0)
+    path = smooth_path(ascending, 10.0)
     aorta = union(aorta, tube(q, path[:, :3], path[:, 3]), 3.0)
     calibre = vary(0.1)
     trunk = smooth_path(
         [(-13, 36, 24, 12.5), (-15, 31, 34, 13), (-18, 17, 45, 13.2), (-15, -2, 54, 13)], 6.0
     )
-    arms = [smooth_path(arm, 6.0) for arm in PULMONARY_ARTERIES]
+    arms = [smooth_path(arm, 7.0) for arm in PULMONARY_ARTERIES]
     pa = tube(q, trunk[:, :3], trunk[:, 3] * calibre)
     main = pa
     for path in arms:

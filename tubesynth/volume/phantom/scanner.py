@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .shapes import STEP_MM, Lattice
+from .shapes import STEP_MM, Lattice, arc_length
 
 
 class Canvas:
@@ -132,6 +132,12 @@ def _between(field: np.ndarray, first: np.ndarray, t: np.ndarray, axis: int) -> 
     return field
 
 
+def blend(target: np.ndarray, share: np.ndarray, hu: float) -> None:
+    """Cover the few voxels of a whole canvas whose share is not zero."""
+    index, flat = np.flatnonzero(share), target.reshape(-1)
+    flat[index] += share.reshape(-1)[index] * (np.float32(hu) - flat[index])
+
+
 def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 0.4):
     """Share of each voxel inside the coronary tubes, counted on a grid of at most `fine_mm`.
 
@@ -184,7 +190,7 @@ def _segments(branch: np.ndarray, every: int = 3):
 
 
 def _dense(points: np.ndarray, step: float) -> np.ndarray:
-    length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
+    length = arc_length(points)
     at = np.union1d(length, np.linspace(0, length[-1], int(length[-1] / step) + 2))
     return np.stack([np.interp(at, length, c) for c in points.T], 1)
 

@@ -131,13 +131,13 @@ def thorax_shapes(
     )
     aorta = aorta + [mid, spine_y + 11, 0]
     aorta[:, :2] += rng.normal(0, 1.0, (5, 2))
-    path = smooth_path(aorta, 12.0)
+    path = smooth_path(aorta, 28.0)
     calibre = rng.uniform(10.5, 13.0)
     s["descending"] = tube([x, y, z], path, np.full(len(path), calibre), 10.0)
     gullet = smooth_path(
         np.array([(-18, 27, -130), (-11, 23, -40), (-6, 22, 20), (-4, 21, 130)])
         + [mid, spine_y, 0],
-        12.0,
+        40.0,
     )
     flat = [(x - mid) * np.float32(0.7) + mid, y, z]
     gullet[:, 0] = (gullet[:, 0] - mid) * 0.7 + mid
@@ -154,7 +154,7 @@ def thorax_shapes(
     )
     air = None
     for branch in bronchi:
-        path = smooth_path(branch, 8.0)
+        path = smooth_path(branch, 12.0)
         one = tube([x, y, z], path[:, :3], path[:, 3], 8.0)
         air = one if air is None else np.minimum(air, one)
     s["bronchus"] = air
