@@ -59,6 +59,15 @@ def test_a_voxel_of_the_autoencoder_depends_on_its_neighbourhood_alone(dim):
     assert not torch.equal(first[..., -1], second[..., -1])
 
 
+def test_the_signal_keeps_its_size_through_an_autoencoder_without_norms():
+    torch.manual_seed(0)
+    net = VQVAE(codebook_size=16)
+    latents = net.encode(torch.rand(1, 1, 32, 32, 32))
+    assert 0.1 < latents.std() < 10
+    out = net.decode(torch.randn_like(latents), quantise=False)
+    assert 0.02 < out.std() < 1 and abs(out.mean() - 0.35) < 0.05
+
+
 def test_checkpointing_changes_no_gradient():
     def gradients(checkpointing):
         torch.manual_seed(0)

@@ -5,6 +5,8 @@ As published (reference sizes: channels [64, 128], two residual units a level, c
 alone.
 """
 
+import math
+
 from torch import Tensor, nn
 
 from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, run
@@ -66,6 +68,22 @@ class Decoder(nn.Module):
         return z
 
 
+def _initialise(module: nn.Module) -> None:
+    """He et al. 2015 for ReLU, and silent residual branches.
+
+    Without a normalisation anywhere, PyTorch's default lets the signal fade with depth: codes
+    collapse to one and hundreds of steps go by before the decoder hears anything.
+    """
+    if isinstance(module, nn.modules.conv._ConvNd):
+        transposed = isinstance(module, tuple(CONV_TRANSPOSE.values()))
+        # An output voxel of a transposed convolution is met by kernel / stride of the taps.
+        taps = math.prod(module.kernel_size) / (math.prod(module.stride) if transposed else 1)
+        nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
+        nn.init.zeros_(module.bias)
+    if isinstance(module, ResidualUnit):
+        nn.init.zeros_(module.conv_out.weight)
+
+
 class VQVAE(nn.Module):
     """Images in [0, 1] of shape (B, 1, X, ...); every side a multiple of `factor`."""
 
@@ -92,6 +110,10 @@ class VQVAE(nn.Module):
             codebook_size, embedding_dim, commitment, codebook_decay, revive_after
         )
         self.encoder.recompute = self.decoder.recompute = checkpointing
+        self.apply(_initialise)
+        last = self.decoder.blocks[-1]
+        nn.init.normal_(last.weight, std=0.01)  # start from an even grey, not from noise
+        nn.init.constant_(last.bias, 0.35)
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); the codebook is not asked."""
