@@ -64,8 +64,7 @@ def diagnose(args: argparse.Namespace) -> tuple[list[Finding], Path | None]:
     if config:
         from tubesynth.training.checks import RULES, Plan  # torch: --data does without
 
-        cases = [case for part in parts for case in part.cases]
-        findings += ask(RULES, Plan(config, cases))
+        findings += ask(RULES, Plan(config, parts))
     return by_level(findings), root
 
 

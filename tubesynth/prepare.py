@@ -28,6 +28,7 @@ from tubesynth.data.imagecas import (
     place,
     stored_axes,
 )
+from tubesynth.data.layout import natural
 from tubesynth.data.pool import check_workers, each
 from tubesynth.errors import InputError, run_command
 from tubesynth.volume.files import SUFFIXES, write_volume
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     workers = check_workers(args.workers)
     sources = find_sources(args.input_dir, args.heart_dir)
+    if len(sources) < 2:
+        raise InputError(f"{args.input_dir}: one case; training and validation need one each")
     held = read_ids(args.validation_ids, sources) if args.validation_ids else None
     fraction = None if held is not None else args.validation_fraction
     settings = {
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     for source, (record, _) in zip(todo, results, strict=True):
         if record:
             records[source.id] = record
-    manifest.write(root, settings, {s.id: records[s.id] for s in sources if s.id in records})
+    manifest.write(root, settings, {case: records[case] for case in sorted(records, key=natural)})
     if failures:
         more = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0]}{more}")

@@ -50,7 +50,7 @@ def claim(root: Path, settings: dict) -> dict[str, dict]:
 
 
 def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
-    """The whole manifest, atomically; the single records go."""
+    """The whole manifest, atomically; the single records go, and what killed runs left half-made."""
     import tubesynth
 
     content = {
@@ -61,6 +61,9 @@ def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
     }
     _write_json(root / NAME, content)
     shutil.rmtree(root / RECORDS, ignore_errors=True)
+    for pattern in (".*.tmp", "*/*/.*.tmp"):
+        for path in root.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def add(root: Path, case: str, record: dict) -> None:

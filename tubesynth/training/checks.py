@@ -20,6 +20,7 @@ from tubesynth.config import (
 )
 from tubesynth.data.examine.findings import error, info, warning
 from tubesynth.data.latents import LATENTS
+from tubesynth.data.layout import Part
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, volume_key
 from tubesynth.errors import InputError
@@ -27,7 +28,6 @@ from tubesynth.runtime import checkpoint
 from tubesynth.strict import to_plain
 from tubesynth.training.inputs import preprocessing_of
 from tubesynth.training.memory import Estimate, estimate
-from tubesynth.volume.files import Case
 
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
 STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # keys that hold a checkpoint of a stage
@@ -38,8 +38,10 @@ BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 class Plan:
     """A config and the cases that it would be trained on."""
 
-    def __init__(self, config: Config, cases: list[Case]):
-        self.config, self.cases = config, cases
+    def __init__(self, config: Config, parts: list[Part]):
+        self.config = config
+        self.cases = [case for part in parts for case in part.cases]
+        self.training = sum(len(part.cases) for part in parts if part.name == "training")
 
     @cached_property
     def latent_sizes(self) -> AutoencoderConfig | None:
@@ -186,12 +188,13 @@ def device(plan: Plan):
 
 def split_sizes(plan: Plan):
     """A batch that the cases do not fill."""
-    config, cases = plan.config, plan.cases
+    config = plan.config
     batch = config.data.batch_size * config.train.accumulate
-    if cases and batch > len(cases):
+    if 0 < plan.training < batch:
         yield warning(
             None,
-            f"data.batch_size x train.accumulate is {batch}, but there are only {len(cases)} cases",
+            f"data.batch_size x train.accumulate is {batch}, but there are only"
+            f" {plan.training} cases",
         )
 
 

@@ -1,0 +1,548 @@
+"""python -m tubesynth.doctor: every rule finds the file that breaks it, and is silent otherwise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tubesynth import doctor
+from tubesynth.data.examine.case_rules import CASE_RULES
+from tubesynth.data.examine.facts import Expected, content_digest, measure, pieces
+from tubesynth.data.examine.set_rules import SET_RULES
+from tubesynth.data.volumes import Preprocessing
+from tubesynth.errors import InputError
+from tubesynth.training import checks
+from tubesynth.training.memory import estimate
+from tubesynth.volume.files import Case
+
+SPACING = 4.0
+SHAPE = (40, 40, 32)
+
+
+def heart(case: int):
+    """A clean case: chambers as blocks where they belong, two straight vessels, HU, RAS affine."""
+    rng = np.random.default_rng(case)
+    hu = np.full(SHAPE, -80.0)
+    hu[:6] = hu[-6:] = -850
+    label = np.zeros(SHAPE, np.uint8)
+    # x to the patient's right: the left ventricle has the smaller x; the pulmonary artery is on top
+    for value, x, z in ((1, 8, 2), (2, 14, 18), (3, 14, 2), (4, 26, 10), (5, 26, 2), (6, 20, 18)):
+        label[x : x + 5, 8:22, z : z + 7] = value
+    label[8:13, 8:22, 22:28] = 7
+    label[18, 24, 4:28] = label[24, 24, 4 + case // 5 : 24 + case % 5] = 8
+    for value, inside in enumerate((100, 300, 300, 150, 150, 350, 200, 350), start=1):
+        hu[label == value] = inside
+    hu += rng.normal(0, 10, SHAPE)
+    affine = np.diag([SPACING, SPACING, SPACING, 1])
+    affine[:3, 3] = -np.array(SHAPE) * SPACING / 2
+    return np.rint(hu).astype(np.int16), label, affine
+
+
+def save(path: Path, array, affine):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def put(root: Path, part: str, case, image=None, label=None, affine=None, label_affine=None):
+    hu, classes, straight = heart(case if isinstance(case, int) else 0)
+    affine = straight if affine is None else affine
+    image, label = hu if image is None else image, classes if label is None else label
+    save(root / part / "images" / f"{case}.img.nii.gz", image, affine)
+    label_affine = affine if label_affine is None else label_affine
+    save(root / part / "labels" / f"{case}.label.nii.gz", label, label_affine)
+
+
+CONFIG = """stage: 1
+data:
+  root: {root}
+  cache_dir: {root}/../cache
+  resolution: [40, 40, 32]
+  spacing: [4.0, 4.0, 4.0]
+autoencoder: {{channels: [4, 4], residual_channels: [4, 4], embedding_dim: 2, codebook_size: 8}}
+"""
+STAGE_2 = """stage: 2
+data: {{root: {root}, cache_dir: {root}/../cache, resolution: [40, 40, 32], spacing: [4, 4, 4]}}
+latents: {{autoencoder: {autoencoder}}}
+unet: {{channels: [8, 8], num_res_blocks: 1, attention_levels: [1], head_channels: 8}}
+"""
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Three clean cases, 1 and 2 for training and 3 for validation, and a config, one.yml."""
+    root = tmp_path / "data"
+    for case, part in ((1, "training"), (2, "training"), (3, "validation")):
+        put(root, part, case)
+    (tmp_path / "one.yml").write_text(CONFIG.format(root=root))
+    return root
+
+
+def look(data: Path, *arguments, capsys=None):
+    """The findings on a folder that are no info, as (level, rule, case, message)."""
+    config = doctor.load_config(data.parent / "one.yml")
+    parts = doctor.find_parts(data)
+    found = doctor.examine(parts, config, 1, False)
+    return [(f.level, f.rule, f.case, f.message) for f in found if f.level != "info"]
+
+
+def only(found, level, rule, case):
+    """The message of the one finding there is."""
+    assert [(f[0], f[1], f[2]) for f in found] == [(level, rule, case)], found
+    return found[0][3]
+
+
+def run_json(capsys, *arguments):
+    """(exit code, the parsed output) of doctor --json, which prints nothing else."""
+    code = 0
+    try:
+        doctor.main([*map(str, arguments), "--json", "--workers", "1"])
+    except SystemExit as end:
+        code = end.code
+    out = capsys.readouterr().out
+    result = json.loads(out)
+    assert set(result) == {"ok", "findings"} and result["ok"] is (code == 0)
+    for finding in result["findings"]:
+        assert list(finding) == ["level", "rule", "case", "message"]
+        assert finding["level"] in ("error", "warning", "info") and "\n" not in finding["message"]
+    return code, result["findings"]
+
+
+def test_a_clean_set_has_no_finding_above_info(data):
+    assert look(data) == []
+
+
+def test_phantoms_are_ok(workplace, capsys):
+    code, findings = run_json(capsys, "--config", workplace / "s1.yml")
+    assert code == 0 and not [f for f in findings if f["level"] == "error"]
+    cases = [f["message"] for f in findings if f["rule"] == "cases"]
+    assert cases == ["4 training and 2 validation cases, all with label maps"]
+
+
+def test_unpaired_files_are_named_on_both_sides(data):
+    (data / "training/labels/1.label.nii.gz").unlink()
+    (data / "validation/images/3.img.nii.gz").rename(data / "validation/images/4.img.nii.gz")
+    found = [f[1:] for f in look(data) if f[1] == "pairs"]
+    assert [(rule, case) for rule, case, _ in found] == [("pairs", c) for c in ("1", "3", "4")]
+    assert "1.img.nii.gz has no label map" in found[0][2]
+    assert "3.label.nii.gz has no image" in found[1][2]
+
+
+def test_one_id_twice_and_an_empty_folder_are_errors(data):
+    (data / "training/images/1.copy.nii.gz").write_bytes(b"")
+    for file in (data / "validation/images").iterdir():
+        file.unlink()
+    messages = [f[3] for f in look(data) if f[1] == "pairs"]
+    assert any("case 1 is there 2 times" in m for m in messages)
+    assert any("holds no volumes" in m for m in messages)
+
+
+def test_training_needs_both_parts(data, tmp_path):
+    (data / "training").rename(tmp_path / "elsewhere")
+    assert "elsewhere" not in str(look(data))
+    (data / "validation/images").rename(data / "images")
+    (data / "validation/labels").rename(data / "labels")
+    (data / "validation").rmdir()
+    assert "no training/ and validation/" in only(look(data), "error", "folders", None)
+
+
+def test_a_damaged_file_is_an_error_and_the_others_are_looked_at(data):
+    file = data / "training/images/1.img.nii.gz"
+    file.write_bytes(file.read_bytes()[:-2000])
+    label = data / "training/labels/2.label.nii.gz"
+    label.write_bytes(b"no volume")
+    found = look(data)
+    assert [f[:3] for f in found] == [("error", "readable", c) for c in ("1", "2")]
+    assert "1.img.nii.gz" in found[0][3] and "2.label.nii.gz" in found[1][3]
+
+
+def test_labels_on_another_grid_are_an_error(data):
+    moved = heart(1)[2].copy()
+    moved[0, 3] += SPACING
+    put(data, "training", 1, label_affine=moved)
+    assert "resample the label map" in only(look(data), "error", "same_grid", "1")
+
+
+def test_micrometres_for_millimetres_are_an_error(data):
+    affine = heart(1)[2] @ np.diag([0.001, 0.001, 0.001, 1]) * 10
+    put(data, "training", 1, affine=affine)
+    rules = {f[1]: f for f in look(data)}
+    assert rules["spacing"][0] == "error" and "0.04 x 0.04 x 0.04 mm" in rules["spacing"][3]
+
+
+def test_a_header_without_orientation_is_a_warning(data):
+    image = nib.Nifti1Image(heart(1)[0], None)
+    image.header.set_zooms((SPACING,) * 3)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, data / "training/images/1.img.nii.gz")
+    affine = nib.load(data / "training/images/1.img.nii.gz").affine
+    save(data / "training/labels/1.label.nii.gz", heart(1)[1], affine)
+    found = [f for f in look(data) if f[1] == "orientation"]
+    assert len(found) == 1 and "left and right are a guess" in found[0][3]
+
+
+def test_a_tilted_and_a_sheared_volume_are_warnings(data):
+    turn = np.eye(4)
+    c, s = np.cos(np.radians(40)), np.sin(np.radians(40))
+    turn[:2, :2] = [[c, -s], [s, c]]
+    put(data, "training", 1, affine=turn @ heart(1)[2])
+    shear = heart(2)[2].copy()
+    shear[1, 2] = 0.1 * SPACING
+    put(data, "training", 2, affine=shear)
+    found = [(f[2], f[3]) for f in look(data) if f[1] == "orientation"]
+    assert [case for case, _ in found] == ["1", "2"]
+    assert "tilted by 40 degrees" in found[0][1] and "gantry" in found[1][1]
+
+
+def test_a_mirrored_and_an_upturned_heart_are_warnings(data):
+    hu, label, _ = heart(1)
+    put(data, "training", 1, hu[::-1], label[::-1])
+    hu, label, _ = heart(2)
+    put(data, "training", 2, hu[:, :, ::-1], label[:, :, ::-1])
+    found = [f for f in look(data) if f[1] == "anatomy"]
+    assert [f[2] for f in found] == ["1", "2"]
+    assert "mirrored" in found[0][3] and "upside down" in found[1][3]
+
+
+HU = {
+    "scaled": (lambda hu: ((hu + 1000) / 2000).astype(np.float32), "error", "are scaled"),
+    "grey": (lambda hu: ((hu + 1000) / 8).clip(0, 255).astype(np.uint8), "error", "8-bit grey"),
+    "offset": (lambda hu: (hu + 1024).clip(0).astype(np.uint16), "error", "intercept is missing"),
+    "twice": (lambda hu: hu - 1024, "error", "taken off twice"),
+    "blank": (lambda hu: np.full_like(hu, -1000), "error", "every voxel is -1000"),
+    "flat": (lambda hu: (hu / 100).astype(np.int16), "error", "no contrast"),
+    "multiples": (lambda hu: (hu * 80.0).clip(-1024, 32767).astype(np.int16), "warning", "multip"),
+    "no air": (lambda hu: hu.clip(-100), "warning", "neither air nor lung"),
+}
+
+
+@pytest.mark.parametrize("what", HU)
+def test_images_that_are_not_hu_are_found(data, what):
+    change, level, text = HU[what]
+    put(data, "training", 1, change(heart(1)[0]))
+    found = [f for f in look(data) if f[1] == "hu_range"]
+    assert text in only(found, level, "hu_range", "1")
+
+
+def test_padding_below_air_is_named_and_no_harm(data, capsys):
+    hu = heart(1)[0]
+    hu[:4] = -3024
+    put(data, "training", 1, hu)
+    assert look(data) == []
+    _, findings = run_json(capsys, "--data", data)
+    padding = [f for f in findings if f["rule"] == "hu_padding"]
+    assert len(padding) == 1 and "10.0 % of voxels below -1024" in padding[0]["message"]
+
+
+def test_a_small_image_and_a_cut_off_heart_are_warnings(data):
+    hu, label, affine = heart(1)
+    put(data, "training", 1, hu[5:35, 5:30, 2:30], label[5:35, 5:30, 2:30])
+    found = look(data)
+    share = 1 - 30 * 25 * 28 / np.prod(SHAPE)
+    assert f"{100 * share:.0f} % of the model's" in only(found, "warning", "field_of_view", "1")
+    label = np.zeros((80, 40, 32), np.uint8)
+    label[:, 20, 10:12] = 8  # half of it is in the middle 40
+    facts = cut_off(label, data)
+    assert facts.lost == pytest.approx(0.5) and facts.lost_vessel == pytest.approx(0.5)
+    assert facts.cropped == pytest.approx(0.5) and facts.padded == pytest.approx(0, abs=1e-9)
+
+
+def cut_off(label, data):
+    image = np.tile(heart(1)[0], (2, 1, 1))
+    put(data, "training", 9, image, label)
+    path = data / "training"
+    case = Case("9", path / "images/9.img.nii.gz", path / "labels/9.label.nii.gz")
+    expected = Expected(Preprocessing(SHAPE, (SPACING,) * 3))
+    facts = measure(case, "training", expected)
+    said = [rule for rule in CASE_RULES if rule.__name__ == "field_of_view"][0](facts, expected)
+    assert "cuts off 50 % of the vessels" in list(said)[0][2]
+    return facts
+
+
+def test_label_values_that_are_no_class_are_an_error(data):
+    label = heart(1)[1]
+    label[0, 0, 0], label[0, 0, 1] = 9, 44
+    put(data, "training", 1, label=label)
+    assert "values 9, 44" in only(look(data), "error", "label_values", "1")
+
+
+def test_an_empty_label_map_is_a_warning(data):
+    put(data, "training", 1, label=np.zeros(SHAPE, np.uint8))
+    assert "all background" in only(look(data), "warning", "label_values", "1")
+
+
+def test_a_heart_of_impossible_size_is_a_warning(data):
+    hu, label, _ = heart(1)
+    label[2:38, 26:40, 1:31] = 6
+    put(data, "training", 1, label=label)
+    message = only(look(data), "warning", "class_volume", "1")
+    volume = (label == 6).sum() * SPACING**3 / 1000
+    assert f"class 6 (aorta) has {volume:.3g} ml" in message
+
+
+def test_a_case_without_vessels_is_a_warning(data):
+    label = heart(1)[1]
+    label[label == 8] = 0
+    put(data, "training", 1, label=label)
+    assert "no vessels" in only(look(data), "warning", "vessels_present", "1")
+
+
+def test_a_torn_tree_is_a_warning_with_the_number_of_pieces(data):
+    label = heart(1)[1]
+    label[18, 24, 6:26:4] = 0  # five cuts: seven pieces with the whole one
+    put(data, "training", 1, label=label)
+    assert "vessels in 7 pieces" in only(look(data), "warning", "vessel_pieces", "1")
+
+
+def test_pieces_touch_by_corners():
+    mask = np.zeros((6, 6, 6), bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = mask[4, 4, 4] = True
+    assert pieces(mask) == [2, 1] and pieces(np.zeros((3, 3, 3), bool)) == []
+
+
+def test_the_label_map_of_another_image_has_no_contrast(data):
+    hu, label, _ = heart(1)
+    moved = label.copy()
+    moved[moved == 8] = 0
+    moved[15, 30, 4:28] = moved[21, 30, 4:28] = 8
+    put(data, "training", 1, hu, moved)
+    assert "HU around them" in only(look(data), "warning", "vessel_contrast", "1")
+
+
+def test_one_image_under_two_ids_is_a_warning_across_the_parts_an_error(data):
+    hu, label, affine = heart(1)
+    put(data, "training", 7, hu.astype(np.float32), label)  # other bytes, the same numbers
+    found = {f[1]: f for f in look(data)}
+    assert found["duplicates"][0] == "warning" and found["duplicates"][2] == "7"
+    assert "duplicate_labels" not in found  # that of a duplicate is no second finding
+    put(data, "validation", 8, hu, label)
+    level, _, _, message = {f[1]: f for f in look(data)}["duplicates"]
+    assert level == "error" and "training and validation" in message
+
+
+def test_the_digest_sees_numbers_and_shape():
+    a = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    assert content_digest(a) == content_digest(np.asfortranarray(a.astype(np.float32)))
+    assert content_digest(a) != content_digest(a.reshape(2, 4, 3))
+    assert content_digest(a) != content_digest(a[::-1])
+
+
+def test_one_label_map_for_two_images_is_a_warning(data):
+    put(data, "training", 2, label=heart(1)[1])
+    assert "different images" in only(look(data), "warning", "duplicate_labels", "2")
+
+
+def test_one_id_in_both_parts_is_a_warning(data):
+    hu, label, _ = heart(9)
+    put(data, "validation", 1, hu, label)
+    assert "one patient" in only(look(data), "warning", "same_id", "1")
+
+
+def test_classes_that_are_absent_are_a_warning(data):
+    for case, part in ((1, "training"), (2, "training"), (3, "validation")):
+        label = heart(case)[1]
+        label[label == 6] = 0
+        if part == "training":
+            label[label == 5] = 0
+        put(data, part, case, label=label)
+    found = [f[3] for f in look(data) if f[1] == "absent_classes"]
+    assert len(found) == 2 and "class 6 (aorta)" in found[0]
+    assert "only validation holds class 5 (right ventricle)" in found[1]
+
+
+def test_a_class_unlike_the_other_cases_is_a_warning(data):
+    for case in range(4, 12):
+        put(data, "training", case)
+    label = heart(4)[1]
+    label[:, 22:28][heart(4)[1][:, 22:28] > 0] = 0
+    label[18, 24, 4:12] = 8
+    put(data, "training", 4, label=label)
+    message = only(look(data), "warning", "volume_outlier", "4")
+    assert f"has {8 * 0.064:.3g} ml" in message
+
+
+def test_every_data_rule_has_a_test_here():
+    text = Path(__file__).read_text()
+    overview = {"cases", "geometry", "intensities", "vessels"}
+    for rule in [*CASE_RULES, *SET_RULES, *checks.RULES]:
+        assert rule.__name__ in overview or f'"{rule.__name__}"' in text, rule.__name__
+
+
+def test_findings_do_not_depend_on_the_workers(data):
+    (data / "training/labels/1.label.nii.gz").write_bytes(b"no volume")
+    config = doctor.load_config(data.parent / "one.yml")
+    parts = doctor.find_parts(data)
+    one, two = (doctor.examine(parts, config, workers, False) for workers in (1, 2))
+    assert one == two and any(finding.rule == "readable" for finding in one)
+
+
+def test_quick_reads_a_few_cases_and_says_so(data, monkeypatch):
+    monkeypatch.setattr(doctor, "QUICK_CASES", 1)
+    (data / "training/images/2.img.nii.gz").write_bytes(b"")
+    found = doctor.examine(doctor.find_parts(data), None, 1, True)
+    assert not any(finding.rule == "readable" for finding in found)
+    assert "2 of them looked at" in found[0].message
+
+
+def test_any_folder_of_images_is_looked_at(tmp_path, capsys):
+    hu, label, affine = heart(1)
+    save(tmp_path / "plain/1.img.nii.gz", hu, affine)
+    code, findings = run_json(capsys, "--data", tmp_path / "plain")
+    assert code == 0 and any("images only" in f["message"] for f in findings)
+    save(tmp_path / "raw/1-200/1.img.nii.gz", hu, affine)
+    save(tmp_path / "raw/1-200/1.label.nii.gz", label, affine)
+    save(tmp_path / "raw/201-400/201.img.nii.gz", hu, affine)
+    code, findings = run_json(capsys, "--data", tmp_path / "raw")
+    assert code == 2
+    assert [(f["rule"], f["case"]) for f in findings if f["level"] == "error"] == [("pairs", "201")]
+
+
+def machine(data: Path, rule: str, text: str, *overrides):
+    """The one finding that a rule on the machine yields: (level, message)."""
+    (data.parent / "two.yml").write_text(text)
+    config = doctor.load_config(data.parent / "two.yml", list(overrides))
+    chosen = [r for r in checks.RULES if r.__name__ == rule]
+    found = doctor.ask(chosen, checks.Plan(config, doctor.find_parts(data)))
+    return [(finding.level, finding.message) for finding in found]
+
+
+def test_weights_that_are_missing_or_of_the_wrong_stage_are_errors(data, stage_1, stage_2):
+    def weights(path, *overrides):
+        return machine(data, "weights", STAGE_2.format(root=data, autoencoder=path), *overrides)
+
+    (missing,) = weights(data / "no.ckpt")
+    assert missing[0] == "error" and "train stage 1 first" in missing[1]
+    (unset,) = weights("null")
+    assert unset[0] == "error" and "not set" in unset[1]
+    (wrong,) = weights(stage_2)
+    assert wrong[0] == "error" and "a stage-2 checkpoint, where one of stage 1" in wrong[1]
+    (spacing,) = weights(stage_1)
+    assert spacing[0] == "warning" and "[5.5, 5.5, 5.5]" in spacing[1]
+    assert weights(stage_1, "data.spacing=[5.5,5.5,5.5]") == []
+    window, _ = weights(stage_1, "data.hu_window=[-200,800]")
+    assert window[0] == "error" and "make them equal" in window[1]
+    size, _ = weights(stage_1, "data.resolution=[40,42,32]")
+    assert size[0] == "error" and "multiples of 4" in size[1]
+
+
+def test_the_cache_must_fit_on_the_disk(data, monkeypatch):
+    text = CONFIG.format(root=data)
+    needed = 3 * 3 * np.prod(SHAPE)  # three cases of int16 and uint8
+    ((level, message),) = machine(data, "disk", text)
+    assert level == "info" and f": {needed / 1e3:.0f} kB;" in message
+
+    def free(count):
+        usage = type("Usage", (), {"free": count})
+        monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: usage)
+        return machine(data, "disk", text)[0]
+
+    assert free(needed - 1)[0] == "error" and free(int(needed * 1.05))[0] == "warning"
+    assert free(int(needed * 1.2))[0] == "info"
+
+
+def test_what_the_cache_holds_is_not_needed_again(data, monkeypatch):
+    from tubesynth.cache import main as cache
+
+    monkeypatch.setattr("tubesynth.data.digest._SETTLED_SECONDS", -60)  # remember fresh files too
+
+    text = CONFIG.format(root=data)
+    cache(["build", "--config", str(data.parent / "one.yml"), "--workers", "1"])
+    ((_, message),) = machine(data, "disk", text)
+    size = 3 * (3 * np.prod(SHAPE) + 2 * 128)  # and a header for each array
+    assert f": {size / 1e3:.0f} kB, {size / 1e3:.0f} kB of it there" in message
+
+
+def test_checkpoints_must_fit_on_the_disk(data, monkeypatch):
+    text = CONFIG.format(root=data)
+    assert machine(data, "checkpoints", text)[0][0] == "info"
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: usage)
+    assert machine(data, "checkpoints", text)[0][0] == "warning"
+
+
+def test_memory_is_compared_with_the_device(data, monkeypatch):
+    text = CONFIG.format(root=data)
+    assert machine(data, "memory", text)[0][0] == "info"
+    monkeypatch.setattr(checks, "_device_memory", lambda: ("the GPU", 1_000_000))
+    ((level, message),) = machine(data, "memory", text)
+    assert level == "warning" and "train.checkpointing=true" in message
+    monkeypatch.setattr(checks, "_host_memory", lambda: 300_000)
+    found = machine(data, "memory", text, "data.dataset_type=cache")
+    assert "data.dataset_type=persistent" in found[1][1]
+
+
+def test_the_memory_estimate_counts_what_autograd_keeps(data):
+    config = doctor.load_config(data.parent / "one.yml")
+    whole = estimate(config)
+    double = doctor.load_config(data.parent / "one.yml", ["data.batch_size=2"])
+    fixed = 1.2 * 16 * whole.parameters  # weights, gradients, moments
+    assert estimate(double).training - fixed == pytest.approx(
+        2 * (whole.training - fixed), rel=0.02
+    )
+    half = doctor.load_config(data.parent / "one.yml", ["train.precision=bf16-mixed"])
+    assert estimate(half).training - fixed == pytest.approx(
+        0.6 * (whole.training - fixed), rel=0.01
+    )
+    less = doctor.load_config(data.parent / "one.yml", ["train.checkpointing=true"])
+    assert estimate(less).training < whole.training
+
+
+def test_a_machine_without_gpu_and_a_batch_without_cases_are_warnings(data, monkeypatch):
+    text = CONFIG.format(root=data)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ((level, message),) = machine(data, "device", text, "train.precision=16-mixed")
+    assert level == "warning" and "no faster" in message
+    ((level, message),) = machine(data, "split_sizes", text, "data.batch_size=4")
+    assert level == "warning" and "only 2 cases" in message
+
+
+def test_the_screen_has_errors_first_and_a_verdict(data, capsys):
+    for case in (1, 2):
+        label = heart(case)[1]
+        label[0, 0, 0] = 12
+        put(data, "training", case, label=label)
+    with pytest.raises(SystemExit) as end:
+        doctor.main(["--config", str(data.parent / "one.yml"), "--workers", "1"])
+    assert end.value.code == 2
+    out = capsys.readouterr().out
+    levels = [line.split()[0] for line in out.splitlines() if line[:2] == "  " and line[2] != " "]
+    assert levels == sorted(levels, key=["error", "warning", "info"].index)
+    assert out.count("label_values") == 2 and "NOT READY: 2 errors" in out.splitlines()[-1]
+    assert f"{data}/training" not in out  # paths are told from the folder looked at
+    put(data, "training", 1)
+    put(data, "training", 2)
+    doctor.main(["--data", str(data), "--workers", "1"])
+    assert "READY" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_wrong_config_and_a_missing_folder_are_findings_too(data, capsys):
+    code, findings = run_json(capsys, "--config", data.parent / "one.yml", "data.rot=x")
+    assert code == 2 and findings[0]["rule"] == "config" and "data.root" in findings[0]["message"]
+    code, findings = run_json(capsys, "--data", data / "no")
+    assert code == 2 and findings[0]["rule"] == "folder"
+    with pytest.raises(InputError, match="--config"):
+        doctor.main([])
+
+
+def test_the_command_ends_with_2_and_prints_json_alone(data):
+    (data / "training/labels/1.label.nii.gz").unlink()
+    command = [sys.executable, "-m", "tubesynth.doctor", "--data", str(data), "--json"]
+    job = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert job.returncode == 2 and json.loads(job.stdout)["ok"] is False
+    assert "Traceback" not in job.stderr
+
+
+def test_real_ct_gets_sensible_findings(real_ct, tmp_path, capsys):
+    for name in ("images", "labels"):
+        (tmp_path / name).symlink_to((real_ct / name).resolve())
+    code, findings = run_json(capsys, "--data", tmp_path)
+    assert not [f for f in findings if f["rule"] in ("hu_range", "readable", "same_grid", "pairs")]
+    errors = [(f["rule"], f["case"]) for f in findings if f["level"] == "error"]
+    assert errors == [("label_values", case) for case in ("abdomen", "aorta", "lumbar")]
+    padded = [f for f in findings if f["rule"] == "hu_padding" and f["case"] == "chest"]
+    assert "-3024" in padded[0]["message"]
