@@ -50,7 +50,7 @@ def claim(root: Path, settings: dict) -> dict[str, dict]:
 
 
 def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
-    """The whole manifest, atomically; the single records go, and what killed runs left half-made."""
+    """The whole manifest, atomically; single records and what killed runs left half-made go."""
     import tubesynth
 
     content = {
