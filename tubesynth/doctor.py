@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         listed = [dataclasses.asdict(finding) for finding in findings]
         print(json.dumps({"ok": ok, "findings": listed}, indent=1, ensure_ascii=False))
     else:
-        print(screen(findings, title(args, root), root, colour=sys.stdout.isatty()))
+        print(screen(findings, title(args, root), root, bool(args.config), sys.stdout.isatty()))
     if not ok:
         sys.exit(EXIT_INPUT)
 
@@ -93,7 +93,7 @@ def title(args: argparse.Namespace, root: Path | None) -> str:
     return f"tubesynth doctor: {looked}; data in {root}" + (" (quick)" if args.quick else "")
 
 
-def screen(findings: list[Finding], heading: str, root=None, colour: bool = False) -> str:
+def screen(findings, heading: str, root=None, for_training=True, colour=False) -> str:
     """The findings as a table, worst first, alike ones on one line; then the verdict."""
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 140))
     rules = max([len(finding.rule) for finding in findings], default=0)
@@ -114,7 +114,7 @@ def screen(findings: list[Finding], heading: str, root=None, colour: bool = Fals
                 if colour:
                     label = label.replace(level, f"\033[{COLOURS[level]}m{level}\033[0m", 1)
                 lines += [label + wrapped[0], *(indent + more for more in wrapped[1:])]
-    return "\n".join([*lines, "", verdict(findings)])
+    return "\n".join([*lines, "", verdict(findings, for_training)])
 
 
 def _texts(group: list[Finding]) -> list[str]:
@@ -132,7 +132,9 @@ def _texts(group: list[Finding]) -> list[str]:
     ]
 
 
-def verdict(findings: list[Finding]) -> str:
+def verdict(findings: list[Finding], for_training: bool) -> str:
+    done = "READY" if for_training else "NO ERRORS"
+
     def number(level):
         count = sum(finding.level == level for finding in findings)
         return f"{count} {level}{'s' * (count != 1)}"
@@ -141,8 +143,8 @@ def verdict(findings: list[Finding]) -> str:
     if "error" in levels:
         return f"NOT READY: {number('error')}, {number('warning')}; put the errors right first"
     if "warning" in levels:
-        return f"READY, with {number('warning')}: have a look at them, then train"
-    return "READY: nothing stands in the way"
+        return f"{done}, with {number('warning')}: have a look at them"
+    return f"{done}: nothing stands in the way"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

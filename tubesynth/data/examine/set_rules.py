@@ -127,7 +127,13 @@ def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected):
         return
     classes = range(1, expected.preprocessing.num_classes)
     absent = [value for value in classes if not any(value in one.voxels for one in labelled)]
-    if absent:
+    if len(classes) > 1 and absent == list(classes[1:]):
+        yield warning(
+            None,
+            "label maps hold 0 and 1 alone; if this is ImageCAS as distributed, python -m"
+            " tubesynth.prepare makes the nine classes of it",
+        )
+    elif absent:
         names = ", ".join(class_name(value, expected) for value in absent)
         yield warning(
             None, f"no label map holds {names}; the model cannot learn what it never sees"
