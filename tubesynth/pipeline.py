@@ -30,15 +30,17 @@ from tubesynth.config import (
 from tubesynth.errors import InputError
 from tubesynth.generative.ode import solve
 from tubesynth.models.scale import LatentScale
+from tubesynth.models.tiling import largest_tile
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import checkpoint
+from tubesynth.runtime.memory import free_bytes
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.autoencoder import build_autoencoder
 from tubesynth.training.latent import build_unet
 from tubesynth.training.loop import AUTOCAST_DTYPE
 from tubesynth.volume.files import check_labels
-from tubesynth.volume.grid import Volume
+from tubesynth.volume.grid import Volume, centred_affine
 from tubesynth.volume.intensity import hu_to_unit, unit_to_hu
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
 
@@ -63,15 +65,23 @@ class Pipeline:
         digest: str,
         device: torch.device,
         precision: str = "32",
+        tile: int | str | None = "auto",
     ):
         self.config, self.digest, self.device, self.precision = config, digest, device, precision
+        self.tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
         self.scale = scale
 
     @classmethod
-    def load(cls, path: str | Path, device=None, precision: str = "32") -> "Pipeline":
-        """From a checkpoint of stage 1 (reconstructs) or stage 2 (reconstructs and synthesises)."""
+    def load(
+        cls, path: str | Path, device=None, precision: str = "32", tile: int | str | None = "auto"
+    ) -> "Pipeline":
+        """From a checkpoint of stage 1 (reconstructs) or stage 2 (reconstructs and synthesises).
+
+        tile: side in voxels of the pieces in which the autoencoder works, "auto" to fit the free
+        memory, None for whole volumes. The result is the same to rounding.
+        """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         state = checkpoint.load(path)
         config = config_from_plain(state["config"], str(path))
@@ -79,9 +89,8 @@ class Pipeline:
             weights = state["phases"]["autoencoder"]["module"]
             autoencoder = build_autoencoder(config)
             autoencoder.load_state_dict(weights)
-            return cls(
-                config, autoencoder, None, None, checkpoint.digest(weights), device, precision
-            )
+            digest = checkpoint.digest(weights)
+            return cls(config, autoencoder, None, None, digest, device, precision, tile)
         assert isinstance(config, Stage2Config)
         stored = state["autoencoder"]
         autoencoder = build_autoencoder(config_from_plain(stored["config"], str(path)))
@@ -91,7 +100,8 @@ class Pipeline:
         weights = phase["ema"] or phase["module"]
         unet.load_state_dict(weights)
         scale = LatentScale(**state["latent_scale"])
-        return cls(config, autoencoder, unet, scale, checkpoint.digest(weights), device, precision)
+        digest = checkpoint.digest(weights)
+        return cls(config, autoencoder, unet, scale, digest, device, precision, tile)
 
     def _autocast(self):
         dtype = AUTOCAST_DTYPE.get(self.precision)
@@ -119,28 +129,37 @@ class Pipeline:
         unit = hu_to_unit(prepared.array.astype(np.float32), self.config.data.hu_window)
         image = torch.from_numpy(unit)[None, None].to(self.device)
         padded, crop = _pad_to_multiple(image, self.autoencoder.factor)
+        tile = self._tile_for(padded.shape[2:])
         with self._autocast():
-            out = self.autoencoder.decode(self.autoencoder.encode(padded))
+            out = self.autoencoder.decode(self.autoencoder.encode(padded, tile), tile=tile)
         return self._to_volume(out[crop], prepared.affine)
 
-    @torch.no_grad()
-    def synthesize(self, labels: Volume, seed: int = 0, **options) -> Volume:
+    def _tile_for(self, size: tuple[int, ...]) -> int | None:
+        if self.tile != "auto":
+            return self.tile
+        net = self.autoencoder
+        halo = max(net.encoder_halo, net.decoder_halo * net.factor)
+        budget = free_bytes(self.device) / 2 / net.bytes_per_voxel
+        return largest_tile(tuple(size), halo, net.factor, budget)
+
+    def synthesize(self, labels: Volume | None, seed: int = 0, **options) -> Volume:
         """Label map -> new CT (int16 HU) on the model's grid in the labels' own world.
 
-        Options are those of `sample`. The same seed gives the same volume.
+        None instead of labels: an unconditional sample, where the model allows it. Options are
+        those of `sample`. The same seed gives the same volume.
         """
         return self.sample(labels, generator(torch.device("cpu"), seed), **options).volume
 
     @torch.no_grad()
     def sample(
         self,
-        labels: Volume,
+        labels: Volume | None,
         random: torch.Generator,
         sampling: SamplingConfig | None = None,
         guidance_label: float = 1.0,
         spacing=None,
         resolution=None,
-        callback: Callable[[float, Tensor], None] | None = None,
+        callback: Callable[[float, Volume], None] | None = None,
         **changes,
     ) -> Sample:
         """Like `synthesize`, with the cost. `changes`: fields of SamplingConfig (solver, steps,
@@ -151,17 +170,18 @@ class Pipeline:
         """
         if self.unet is None:
             raise InputError("a stage-1 checkpoint cannot synthesise: give a stage-2 checkpoint")
-        prepared = self.prepare_labels(labels, spacing, resolution)
+        if (labels is None or guidance_label != 1.0) and self.config.flow.label_dropout == 0:
+            raise InputError(
+                "this model was trained without flow.label_dropout, so it has no unconditional"
+                " side: give labels, and leave guidance at 1"
+            )
+        prepared = self._blank(spacing, resolution) if labels is None else labels
+        prepared = self.prepare_labels(prepared, spacing, resolution)
         factor = self.autoencoder.factor
         if any(n % factor for n in prepared.shape):
             raise InputError(
                 f"--resolution {' '.join(map(str, prepared.shape))}: every side must be a multiple"
                 f" of {factor}"
-            )
-        if guidance_label != 1.0 and self.config.flow.label_dropout == 0:
-            raise InputError(
-                f"guidance {guidance_label}: this model was trained without flow.label_dropout,"
-                " so it has no unconditional side: leave guidance at 1"
             )
         label = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
         size = tuple(n // factor for n in prepared.shape)
@@ -170,24 +190,33 @@ class Pipeline:
         spacing_mm = torch.tensor(prepared.spacing, dtype=torch.float32, device=self.device)[None]
         sampling = replace(sampling or self.config.sampling, **changes)
 
+        def decode(latents: Tensor) -> Volume:
+            tile = self._tile_for(prepared.shape)
+            image = self.autoencoder.decode(self.scale.restore(latents), tile=tile)
+            return self._to_volume(image, prepared.affine)
+
         with self._autocast():
-            velocity = self._velocity(label, size, spacing_mm, guidance_label)
             latents, evaluations = solve(
-                velocity,
+                self._velocity(label, size, spacing_mm, 0.0 if labels is None else guidance_label),
                 noise.to(self.device),
                 sampling.solver,
                 sampling.steps,
                 sampling.atol,
                 sampling.rtol,
-                callback,
+                (lambda t, x: callback(t, decode(x))) if callback else None,
             )
-            image = self.autoencoder.decode(self.scale.restore(latents))
-        return Sample(self._to_volume(image, prepared.affine), evaluations)
+            return Sample(decode(latents), evaluations)
+
+    def _blank(self, spacing, resolution) -> Volume:
+        data = self.config.data
+        shape = tuple(resolution or data.resolution)
+        return Volume(np.zeros(shape, np.uint8), centred_affine(shape, spacing or data.spacing))
 
     def _velocity(self, label: Tensor, size, spacing_mm: Tensor, guidance: float):
         """The guided velocity; everything that the labels alone decide is computed here, once."""
-        if guidance == 1.0:
-            conditions = self.unet.conditions(label, None, size)
+        if guidance in (0.0, 1.0):  # one side alone
+            keep = None if guidance else torch.zeros(1, device=self.device)
+            conditions = self.unet.conditions(label, keep, size)
             return lambda x, t: self.unet(x, t, spacing_mm, conditions=conditions).float()
         # Row 0 knows the labels, row 1 does not: one forward for both.
         keep = torch.tensor([1.0, 0.0], device=self.device)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tubesynth.errors import InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
-from tubesynth.stream import Job, run_jobs
+from tubesynth.stream import Job, run_jobs, tile_option
 from tubesynth.volume.files import find_cases, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_image
@@ -30,6 +30,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resolution", type=int, nargs=3, help="voxels x y z; default: trained")
     parser.add_argument("--spacing", type=float, nargs=3, help="mm x y z; default: trained")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
+    parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
     parser.add_argument("--original-grid", action="store_true", help="write on the input's grid")
     return parser.parse_args(argv)
 
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output-dir {args.output_dir}: is the input folder: choose another")
     device = dist.start()
     try:
-        pipeline = Pipeline.load(args.model, device, args.precision)
+        pipeline = Pipeline.load(args.model, device, args.precision, tile_option(args.tile))
         data = pipeline.config.data
         settings = {
             "model_digest": pipeline.digest,

@@ -6,8 +6,6 @@ made again.
 """
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +15,21 @@ import torch
 from tqdm import tqdm
 
 import tubesynth
+from tubesynth.errors import InputError
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import write_text
+from tubesynth.runtime.memory import peak_mb
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
+
+
+def tile_option(text: str) -> int | str | None:
+    """The value of --tile: auto, none, or voxels a side."""
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--tile {text}: expected auto, none, or a number of voxels")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Job:
     """One volume to be written: OUT/name.img.nii.gz, with OUT/name.json beside it."""
 
     name: str
-    source: Path
+    source: Path | None  # None: made from noise alone
     settings: dict  # plain values that decide the voxels
 
 
@@ -46,14 +55,6 @@ def is_finished(output_dir: Path, job: Job) -> bool:
 
 def image_path(output_dir: Path, job: Job) -> Path:
     return output_dir / f"{job.name}.img.nii.gz"
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far: of the GPU where there is one, else resident memory of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def run_jobs(
@@ -74,11 +75,11 @@ def run_jobs(
         volume, extra = make(job)
         write_volume(image_path(output_dir, job), volume, "int16")
         record = {
-            "source": str(job.source),
+            "source": None if job.source is None else str(job.source),
             "settings": job.settings,
             **extra,
             "seconds": round(time.perf_counter() - began, 3),
-            "peak_memory_mb": round(peak_memory_mb(device)),
+            "peak_memory_mb": round(peak_mb(device)),
             "device": str(device),
             "tubesynth": tubesynth.__version__,
         }
@@ -90,4 +91,4 @@ def run_jobs(
         skipped = (
             f", {len(jobs) - len(missing)} were there already" if len(jobs) > len(missing) else ""
         )
-        print(f"{output_dir}: {made}{skipped}, peak memory {peak_memory_mb(device):.0f} MB")
+        print(f"{output_dir}: {made}{skipped}, peak memory {peak_mb(device):.0f} MB")

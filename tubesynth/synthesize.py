@@ -21,8 +21,8 @@ from tubesynth.generative.ode import SOLVERS
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
-from tubesynth.stream import Job, run_jobs
-from tubesynth.volume.files import check_labels, find_cases, read_labels
+from tubesynth.stream import Job, run_jobs, tile_option
+from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
 
@@ -45,6 +45,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resolution", type=int, nargs=3, help="voxels x y z; default: trained")
     parser.add_argument("--spacing", type=float, nargs=3, help="mm x y z; default: trained")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
+    parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
+    parser.add_argument(
+        "--unconditional", action="store_true", help="no label maps: needs flow.label_dropout"
+    )
+    parser.add_argument(
+        "--save-process", action="store_true", help="write the state after every solver step too"
+    )
     parser.add_argument("--label-map", nargs="+", metavar="VALUE=CLASS", help="e.g. 1=3 2=7")
     return parser.parse_args(argv)
 
@@ -70,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
     device = dist.start()
     try:
-        pipeline = Pipeline.load(args.model, device, args.precision)
+        pipeline = Pipeline.load(args.model, device, args.precision, tile_option(args.tile))
         if pipeline.unet is None:
             raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 is needed")
         if args.config:
@@ -97,26 +104,35 @@ def main(argv: list[str] | None = None) -> None:
             "precision": args.precision,
             "label_map": args.label_map,
         }
-        folder = args.input_dir or Path(data.root) / "validation" / "labels"
+        if args.unconditional:
+            cases = {"unconditional": None}
+        else:
+            cases = find_cases(args.input_dir or Path(data.root) / "validation" / "labels")
         jobs = [
             Job(f"{case}_s{k}", path, {**settings, "case": case, "sample": k})
-            for case, path in find_cases(folder).items()
+            for case, path in cases.items()
             for k in range(args.num_samples)
         ]
 
         def make(job: Job) -> tuple[Volume, dict]:
-            labels = read_labels(job.source)
-            if translation is not None:
-                labels = Volume(translation[labels.array], labels.affine)
-            check_labels(labels.array, data.num_classes, job.source)
+            def write_state(t: float, volume: Volume) -> None:
+                path = args.output_dir / "process" / job.name / f"t{t:.3f}.img.nii.gz"
+                write_volume(path, volume, "int16")
+
+            labels = None
+            if job.source is not None:
+                labels = read_labels(job.source)
+                if translation is not None:
+                    labels = Volume(translation[labels.array], labels.affine)
+                check_labels(labels.array, data.num_classes, job.source)
             case, k = job.settings["case"], job.settings["sample"]
-            random = generator(torch.device("cpu"), args.seed, "sample", case, k)
             sample = pipeline.sample(
                 labels,
-                random,
+                generator(torch.device("cpu"), args.seed, "sample", case, k),
                 guidance_label=args.guidance_label,
                 spacing=settings["spacing"],
                 resolution=settings["resolution"],
+                callback=write_state if args.save_process else None,
             )
             return sample.volume, {"model": str(args.model), "evaluations": sample.evaluations}
 

@@ -6,11 +6,13 @@ alone.
 """
 
 import math
+from fractions import Fraction
 
 from torch import Tensor, nn
 
 from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, run
 from tubesynth.models.quantizer import EmaQuantizer
+from tubesynth.models.tiling import run_tiled
 
 
 class ResidualUnit(nn.Module):
@@ -101,7 +103,11 @@ class VQVAE(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        self.factor = 2 ** len(channels)
+        self.levels, self.num_residual = len(channels), num_residual_layers
+        # Encoding or decoding without gradients holds about four maps of the widest level.
+        widest = max(width / 2 ** (dim * (i + 1)) for i, width in enumerate(channels))
+        self.bytes_per_voxel = math.ceil(4 * (4 * widest + 2))
+        self.factor = 2**self.levels
         self.embedding_dim = embedding_dim
         sizes = (channels, residual_channels, num_residual_layers, embedding_dim)
         self.encoder = Encoder(dim, 1, *sizes)
@@ -115,15 +121,46 @@ class VQVAE(nn.Module):
         nn.init.normal_(last.weight, std=0.01)  # start from an even grey, not from noise
         nn.init.constant_(last.bias, 0.35)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); the codebook is not asked."""
-        return self.encoder(image)
+    def encode(self, image: Tensor, tile: int | None = None) -> Tensor:
+        """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); the codebook is not asked.
 
-    def decode(self, latents: Tensor, quantise: bool = True) -> Tensor:
-        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the codebook."""
+        tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
+        """
+        if tile is None:
+            return self.encoder(image)
+        return run_tiled(self.encoder, image, tile, self.encoder_halo, Fraction(1, self.factor))
+
+    def decode(self, latents: Tensor, quantise: bool = True, tile: int | None = None) -> Tensor:
+        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the codebook.
+
+        tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
+        """
         if quantise:
             latents, _, _ = self.quantizer(latents)
-        return self.decoder(latents)
+        if tile is None:
+            return self.decoder(latents)
+        cells = max(1, tile // self.factor)
+        return run_tiled(self.decoder, latents, cells, self.decoder_halo, Fraction(self.factor))
+
+    @property
+    def encoder_halo(self) -> int:
+        """How far beyond a tile's end its last latent cell hears: voxels, a multiple of f.
+
+        Walked back from the end: a convolution of 3 hears one on; one of 4 with stride 2 hears
+        2 n + 1 where n cells are needed.
+        """
+        reach = 1
+        for _ in range(self.levels):
+            reach = 2 * (reach + 2 * self.num_residual) + 1
+        return math.ceil(reach / self.factor) * self.factor
+
+    @property
+    def decoder_halo(self) -> int:
+        """How far beyond a tile's end its last voxel hears: latent cells."""
+        reach = 0
+        for _ in range(self.levels):
+            reach = reach // 2 + 1 + 2 * self.num_residual
+        return reach + 1
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image -> reconstruction, commitment loss, indices: the one forward of a step."""

@@ -289,6 +289,9 @@ def fit(
         if done or any(e % train.validate_every == 0 for e in ended):
             scores = stage.validate()
             log.scalars(position.step, new_epoch, "validation", scores)
+            if dist.is_main():  # where no bar is shown, this is what tells of progress
+                said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                tqdm.write(f"step {position.step}/{total_steps}, validation: {said}")
             save("last")
         if done or any(e % train.panel_every == 0 for e in ended):
             for name, picture in stage.preview().items():

@@ -1,7 +1,7 @@
 """A volume and where it lies: the array in (x, y, z) RAS+ order always travels with its affine.
 
-The affine maps voxel indices to world millimetres (RAS+), as nibabel gives it after reorientation. Its columns may be
-oblique: spacing is the length of each column.
+The affine maps voxel indices to world millimetres (RAS+), as nibabel gives it after reorientation.
+Its columns may be oblique: spacing is the length of each column.
 """
 
 from dataclasses import dataclass
