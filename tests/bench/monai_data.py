@@ -1,0 +1,168 @@
+"""Side by side with MONAI: `python -m tubesynth.bench data` and monai_pipeline.py, in turns.
+
+    python3 -m venv monai_env
+    monai_env/bin/pip install torch==2.13.0 "monai==1.4.*" nibabel scipy
+    .venv/bin/python tests/bench/monai_data.py --peer-python monai_env/bin/python --data-dir bench
+
+Same files, same cores, same run: for each case our process and the peer's take turns, with each
+number of workers, so that what else the machine does meets both. Of each side the faster number of
+workers counts. Prints one JSON object a line, and with --table a table in Markdown at the end.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent.parent
+
+# ours -> (the peer's case, its type of one-hot classes)
+PAIRS = {
+    "whole": ("whole", None),
+    "crop": ("crop", None),
+    "one_hot": ("one_hot", "float32"),
+    "one_hot_uint8": ("one_hot", "uint8"),
+    "stage2": ("one_hot", "float32"),
+    "stage2_uint8": ("one_hot", "uint8"),
+    "cold": ("cold", None),
+}
+
+
+def main() -> None:
+    args = parse()
+    lines = []
+    for case in args.case:
+        rounds = [one_round(case, args) for _ in range(args.rounds)]
+        lines.append(compare(case, rounds))
+        print(json.dumps(lines[-1]), flush=True)
+    if args.table:
+        print(table(lines))
+
+
+def one_round(case: str, args) -> tuple[list[dict], list[dict]]:
+    """Both sides once, with each number of workers: (our lines, the peer's lines)."""
+    name, (peer_case, dtype) = case.removesuffix("_uint8"), PAIRS[case]
+    size = ["--resolution", *args.resolution, "--spacing", *args.spacing, "--crop", *args.crop]
+    size = [*map(str, size), "--repeats", str(args.repeats)]
+    types = ["--one-hot", dtype] if dtype else []
+    cold = case == "cold"
+    amount, data = (args.scans, "scans") if cold else (args.volumes, "phantoms")
+    ours, peer = [], []
+    for workers in args.workers:
+        if not cold or not ours:  # our build takes all cores whatever the loader's workers
+            scans = map(str, ["--scans", args.scans, "--scan-resolution", *args.scan_resolution])
+            bench = [sys.executable, "-m", "tubesynth.bench", "data", "--case", name]
+            folder = ["--data-dir", args.data_dir, "--volumes", str(args.volumes), *scans]
+            ours += run([*bench, *folder, *size, *types, "--workers", str(workers)])
+        pipeline = [args.peer_python, "-W", "ignore", HERE / "monai_pipeline.py"]
+        folder = ["--data", args.data_dir / data, "--cache-dir", args.data_dir]
+        amounts = ["--volumes", str(amount), "--workers", str(workers), "--case", peer_case]
+        peer += run([*pipeline, *folder, *amounts, *size, *types])
+    return ours, peer
+
+
+def run(command: list) -> list[dict]:
+    """The JSON lines that a command prints."""
+    job = subprocess.run(
+        list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return [json.loads(line) for line in job.stdout.splitlines() if line.startswith("{")]
+
+
+def compare(case: str, rounds) -> dict:
+    """One line: the medians over rounds of each side's faster number of workers."""
+    ours = faster([line for mine, _ in rounds for line in mine])
+    peer = faster([line for _, theirs in rounds for line in theirs])
+    seconds, peer_seconds = middle(ours), middle(peer)
+    memory, peer_memory = (statistics.median(x["peak_mb"] for x in side) for side in (ours, peer))
+    return {
+        **ours[0],
+        "case": case,
+        "seconds": round(seconds, 4),
+        "spread": spread(ours),
+        "peak_mb": memory,
+        "rounds": len(rounds),
+        "load": max(line["load"] for line in ours + peer),
+        "peer": "MONAI PersistentDataset",
+        "peer_workers": peer[0]["workers"],
+        "peer_seconds": round(peer_seconds, 4),
+        "peer_spread": spread(peer),
+        "peer_peak_mb": peer_memory,
+        "peer_cache_mb": peer[0]["cache_mb"],
+        "speedup": round(peer_seconds / seconds, 2),
+        "memory_ratio": round(memory / peer_memory, 2),
+    }
+
+
+def faster(lines: list[dict]) -> list[dict]:
+    """The lines of the number of workers whose median is the smallest."""
+    sides: dict[int, list[dict]] = {}
+    for line in lines:
+        sides.setdefault(line["workers"], []).append(line)
+    return min(sides.values(), key=middle)
+
+
+def middle(lines: list[dict]) -> float:
+    return statistics.median(line["seconds"] for line in lines)
+
+
+def spread(lines: list[dict]) -> float:
+    """(slowest - fastest round) / median; of one round its own spread."""
+    if len(lines) == 1:
+        return lines[0]["spread"]
+    seconds = [line["seconds"] for line in lines]
+    return round((max(seconds) - min(seconds)) / middle(lines), 3)
+
+
+def table(lines: list[dict]) -> str:
+    rows = [
+        "| case | size | volumes/s | spread | MONAI | spread | times faster | peak MB | MONAI |"
+        " cache MB | MONAI |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        volumes = int(line["size"].split()[0])
+        cells = [
+            line["case"],
+            line["size"],
+            f"{volumes / line['seconds']:.1f}",
+            f"{line['spread']:.0%}",
+            f"{volumes / line['peer_seconds']:.1f}",
+            f"{line['peer_spread']:.0%}",
+            f"{line['speedup']:.1f}",
+            f"{line['peak_mb']:.0f}",
+            f"{line['peer_peak_mb']:.0f}",
+            line["cache_mb"],
+            line["peer_cache_mb"],
+        ]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    triple = dict(nargs=3, metavar=("X", "Y", "Z"))
+    add("--peer-python", required=True, help="python of an environment with monai")
+    add("--data-dir", type=Path, required=True, help="phantoms and caches are made here")
+    add("--case", nargs="+", choices=PAIRS, default=list(PAIRS))
+    add("--rounds", type=int, default=3, help="turns of both sides")
+    add("--repeats", type=int, default=3, help="timed epochs in a turn, after one to warm up")
+    add("--workers", type=int, nargs="+", default=[0, 2])
+    add("--volumes", type=int, default=16)
+    add("--scans", type=int, default=4)
+    add("--resolution", type=int, default=(256, 256, 128), **triple)
+    add("--spacing", type=float, default=(0.7, 0.7, 1.05), **triple)
+    add("--crop", type=int, default=(128, 128, 128), **triple)
+    add("--scan-resolution", type=int, default=(512, 512, 206), **triple)
+    add("--table", action="store_true")
+    args = parser.parse_args()
+    args.data_dir = args.data_dir.absolute()
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""python -m tubesynth.bench: its lines can be scripted on, and what it measures is what it says."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from tubesynth import bench
+from tubesynth.benchmarks.data import one_hot
+from tubesynth.benchmarks.measure import PeakMemory, measure
+from tubesynth.errors import InputError
+
+KEYS = "bench case seconds spread peak_mb size device threads commit".split()
+TINY = (
+    "--volumes 2 --resolution 16 16 16 --spacing 8 8 8 --crop 8 8 8 --scans 1"
+    " --scan-resolution 24 24 20 --repeats 1 --workers 1"
+).split()
+
+
+@pytest.mark.slow
+def test_every_line_is_a_json_object_with_the_promised_keys(tmp_path, capfd):
+    bench.main(["data", "--data-dir", str(tmp_path), "--case", "stage2", "cold", *TINY])
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["case"] for line in lines] == ["stage2", "cold"]
+    for line in lines:
+        assert set(KEYS) <= line.keys()
+        assert line["bench"] == "data" and line["seconds"] > 0 and line["spread"] >= 0
+    assert lines[0]["size"] == "2 x 16x16x16"
+    assert lines[1]["size"] == "1 x 24x24x20 to 16x16x16"
+    # int16 and uint8 voxels, and the headers of two .npy files
+    assert math.isclose(lines[1]["cache_mb"], (16**3 * 3 + 256) / 1e6, abs_tol=0.005)
+
+
+def test_wrong_arguments_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="--crop"):
+        bench.main(["data", "--data-dir", str(tmp_path), *TINY, "--crop", "32", "8", "8"])
+    with pytest.raises(InputError, match="--repeats"):
+        bench.main(["data", *TINY, "--repeats", "0"])
+    with pytest.raises(InputError, match="--case"):
+        bench.main(["data", "--case", "nothing"])
+
+
+def test_seconds_are_the_median_of_the_repeats_and_the_warm_up_does_not_count():
+    pauses = iter([0.3, 0.02, 0.06, 0.04])
+    measured = measure(lambda: time.sleep(next(pauses)), repeats=3)
+    assert len(measured.times) == 3
+    assert 0.04 <= measured.seconds < 0.06
+    assert math.isclose(measured.spread, (0.06 - 0.02) / 0.04, rel_tol=0.2)
+
+
+def test_peak_memory_sees_an_allocation_that_is_gone_afterwards():
+    with PeakMemory() as idle:
+        time.sleep(0.1)
+    if idle.peak_mb is None:
+        pytest.skip("no /proc/self/smaps_rollup")
+    with PeakMemory() as busy:
+        held = torch.ones(50_000_000, dtype=torch.uint8)
+        time.sleep(0.2)
+        del held
+    assert 45 < busy.peak_mb - idle.peak_mb < 70
+
+
+def test_one_hot_equals_torchs_own():
+    labels = torch.randint(0, 9, (2, 4, 5, 3), dtype=torch.uint8)
+    expected = torch.nn.functional.one_hot(labels.long(), 9).movedim(-1, 1)
+    for dtype in (torch.uint8, torch.float32):
+        classes = one_hot(labels, 9, dtype)
+        assert classes.dtype == dtype and torch.equal(classes, expected.to(dtype))

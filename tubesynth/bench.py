@@ -1,0 +1,56 @@
+"""Measure this machine on one part of the work: one JSON object a line.
+
+    python -m tubesynth.bench data --data-dir bench --workers 0 2
+
+data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
+that is warm, to tensors that a training step takes; and the building of that cache. Each case runs
+in a process of its own, so that its memory is its own. docs/benchmarks.md says what was measured,
+tests/bench/ compares side by side with other libraries.
+"""
+
+import argparse
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from tubesynth.benchmarks import data
+from tubesynth.benchmarks.measure import show
+from tubesynth.errors import InputError, run_command
+
+BENCHES = {"data": data}  # each has add_arguments, check, prepare, lines and run_case
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    bench = BENCHES[args.bench]
+    bench.check(args)
+    with tempfile.TemporaryDirectory(prefix="tubesynth-bench-") as temporary:
+        args.data_dir = Path(args.data_dir or temporary)
+        for case in args.case:
+            bench.prepare(case, args)
+            for line in bench.lines(case, args):
+                show(in_fresh_process(bench.run_case, case, args, line))
+
+
+def in_fresh_process(function, *arguments):
+    """function(*arguments) in a new interpreter: nothing that ran before weighs on its memory."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="python -m tubesynth.bench", description=__doc__.splitlines()[0])
+    benches = parser.add_subparsers(dest="bench", required=True)
+    for name, bench in BENCHES.items():
+        bench.add_arguments(benches.add_parser(name, help=bench.__doc__.splitlines()[0]))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

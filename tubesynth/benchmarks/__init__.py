@@ -1,0 +1,1 @@
+"""What `python -m tubesynth.bench` measures: one file a part of the work."""

@@ -1,0 +1,139 @@
+"""Seconds and peak memory of a piece of work, and the JSON line that says them.
+
+Needs the standard library only and no package of ours, so that a peer's Python can time its side
+with the same ruler. Memory is the proportional set size of the process and its children (a page
+that n of them share counts 1/n in each), sampled while the work runs once more, untimed.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of each timed repeat, and the peak in MB (1e6 bytes; None where Linux is not)."""
+
+    times: list[float]
+    peak_mb: float | None
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times)
+
+    @property
+    def spread(self) -> float:
+        """(slowest - fastest) / median of the repeats."""
+        return (max(self.times) - min(self.times)) / self.seconds
+
+
+def measure(work: Callable[[], None], repeats: int, before: Callable[[], None] | None = None):
+    """The Measurement of work(), which leaves nothing running; once untimed first, to warm up.
+
+    before() runs ahead of each work() and is not timed.
+    """
+    times = []
+    for number in range(repeats + 1):
+        if before:
+            before()
+        if number == 0:
+            with PeakMemory() as memory:
+                work()
+            continue
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return Measurement(times, memory.peak_mb)
+
+
+class PeakMemory:
+    """Samples the memory of this process and its descendants while a block runs."""
+
+    peak_mb: float | None = None
+
+    def __enter__(self):
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            sizes = [_proportional_kb(pid) for pid in _family(os.getpid())]
+            if any(sizes):
+                self.peak_mb = max(self.peak_mb or 0.0, sum(sizes) * 1024 / 1e6)
+            if self.done.wait(SAMPLE_SECONDS):
+                return
+
+
+def _family(root: int) -> list[int]:
+    """A process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):  # it has just ended
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def _proportional_kb(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def result(bench: str, case: str, measured: Measurement, size: str, **more) -> dict:
+    """The object of one line; `more` are further keys, among them device and threads."""
+    peak = None if measured.peak_mb is None else round(measured.peak_mb, 1)
+    return {
+        "bench": bench,
+        "case": case,
+        "seconds": round(measured.seconds, 4),
+        "spread": round(measured.spread, 3),
+        "peak_mb": peak,
+        "size": size,
+        **more,
+        "commit": commit(),
+        "repeats": len(measured.times),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that holds this file, with + where files differ from it."""
+    folder = Path(__file__).parent
+
+    def git(*arguments):
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        return git("rev-parse", "--short=12", "HEAD").stdout.strip() + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def show(line: dict) -> None:
+    print(json.dumps(line), flush=True)
