@@ -11,10 +11,10 @@ import argparse
 import json
 import math
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tubesynth.data.pool import each
 from tubesynth.errors import InputError, run_command
 
 SETTINGS_FILE = "phantom.json"
@@ -41,7 +41,8 @@ def main(argv=None) -> None:
     missing = [
         case for case in split if not all(p.is_file() for p in case_files(root, split, case))
     ]
-    _make(root, split, missing, settings, args.workers)
+    jobs = [(settings, case, case_files(root, split, case)) for case in missing]
+    each(write_case, jobs, args.workers, "phantoms")
     held = sum(part == "validation" for part in split.values())
     print(
         f"{root}: {len(split) - held} training and {held} validation cases "
@@ -89,37 +90,6 @@ def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) ->
     _write_text(centreline, text)
     write_volume(label, phantom.labels, np.uint8)
     write_volume(image, phantom.image, np.int16)
-
-
-def _make(root: Path, split, missing: list[int], settings: Settings, workers: int) -> None:
-    import multiprocessing
-
-    from tqdm import tqdm
-
-    bar = tqdm(total=len(missing), desc="phantoms", unit="case", disable=None if missing else True)
-    jobs = [(settings, case, case_files(root, split, case)) for case in missing]
-    with bar:
-        if workers == 1 or len(jobs) < 2:
-            for job in jobs:
-                write_case(*job)
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_one_thread) as pool:
-            futures = [pool.submit(write_case, *job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _one_thread() -> None:
-    """Workers are the parallelism: one thread each; numpy is not imported yet in a new process."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
 
 
 def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:

@@ -55,7 +55,7 @@ def each(function: Callable, jobs: list[tuple], workers: int, title: str, unit="
         except BrokenProcessPool as error:
             raise InputError(
                 f"{title}: a process was killed, most likely for want of memory; start again with"
-                " fewer --workers"
+                " fewer workers (--workers); what is done stays"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

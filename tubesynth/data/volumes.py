@@ -6,16 +6,13 @@ bytes, the preprocessing, and FORMAT below. Nothing here needs torch.
 """
 
 import os
-import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 
 import numpy as np
 
+from tubesynth.data.pool import cores, each
 from tubesynth.data.store import Entry, Store, entry_key
 from tubesynth.errors import InputError
 from tubesynth.volume.files import Case, check_labels, check_same_grid, read_labels, read_volume
@@ -140,49 +137,30 @@ def build_volumes(
 
     A case that cannot be built stops nothing: the others are finished, then InputError names it.
     """
-    from tqdm import tqdm
-
     start, report = time.perf_counter(), BuildReport()
-    share = cases[rank::world]
-    if workers is None:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = max(1, _cores() // local_ranks)
     todo = []
-    for case in share:  # what is there needs no process
+    for case in cases[rank::world]:  # what is there needs no process
         entries = _there(store, case, preprocessing, tokens)
         if entries is None:
             todo.append(case)
         else:
             report.found += len(entries)
             report.bytes += sum(entry.size for entry in entries)
+    if workers is None:
+        workers = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    jobs = [(store, case, preprocessing, tokens) for case in todo]
     failures = []
-    with _Pool(min(workers, len(todo))) as submit:
-        jobs = [submit(_build_case, store, case, preprocessing, tokens) for case in todo]
-        for job in tqdm(as_completed(jobs), "cache", len(jobs), unit="case", disable=None):
-            try:
-                built, found, size = job.result()
-            except InputError as error:
-                failures.append(str(error))
-                continue
-            except BrokenProcessPool as error:
-                raise InputError(
-                    f"{store.root}: a building process was killed, most likely for want of memory;"
-                    " start again with fewer workers, what is built stays"
-                ) from error
-            report.built += built
-            report.found += found
-            report.bytes += size
+    for built, found, size, failure in each(_build_case, jobs, workers, "cache"):
+        report.built += built
+        report.found += found
+        report.bytes += size
+        if failure:
+            failures.append(failure)
     report.seconds = time.perf_counter() - start
     if failures:
         more = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0]}{more}")
     return report
-
-
-def _cores() -> int:
-    """The cores that this process may use, which a batch system or a container limits."""
-    limited = getattr(os, "sched_getaffinity", None)
-    return len(limited(0)) if limited else os.cpu_count() or 1
 
 
 def _there(store, case, preprocessing, tokens) -> list[Entry] | None:
@@ -197,51 +175,17 @@ def _there(store, case, preprocessing, tokens) -> list[Entry] | None:
     return None if None in entries else entries
 
 
-def _build_case(store, case, preprocessing, tokens) -> tuple[int, int, int]:
-    entry, new = ensure_volume(store, case, preprocessing)
-    made = [(entry, new)]
-    if tokens is not None and case.label is not None:
-        made.append(ensure_tokens(store, case, entry, tokens))
+def _build_case(store, case, preprocessing, tokens) -> tuple[int, int, int, str | None]:
+    """Entries built and found, their bytes, and what is wrong with the case's files."""
+    try:
+        entry, new = ensure_volume(store, case, preprocessing)
+        made = [(entry, new)]
+        if tokens is not None and case.label is not None:
+            made.append(ensure_tokens(store, case, entry, tokens))
+    except InputError as error:
+        return 0, 0, 0, str(error)
     built = sum(new for _, new in made)
-    return built, len(made) - built, sum(entry.size for entry, _ in made)
-
-
-class _Pool:
-    """Processes with one thread each, or the calling process where one worker is enough."""
-
-    def __init__(self, workers: int):
-        self.workers = workers
-
-    def __enter__(self):
-        if self.workers <= 1:
-            from concurrent.futures import Future
-
-            def run(function, *args):
-                job = Future()
-                try:
-                    job.set_result(function(*args))
-                except InputError as error:
-                    job.set_exception(error)
-                return job
-
-            self.executor = None
-            return run
-        # Not forked from here: the caller may hold threads of torch and of its collectives. The
-        # variables are read when a process loads its BLAS: many processes of many threads thrash.
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        self.saved = {name: os.environ.get(name) for name in threads}
-        os.environ.update(threads)
-        self.executor = ProcessPoolExecutor(
-            self.workers, get_context("forkserver"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-        )  # Ctrl-C is for the caller, which then lets the processes end
-        return self.executor.submit
-
-    def __exit__(self, kind, value, traceback):
-        if self.executor is None:
-            return
-        self.executor.shutdown(wait=True, cancel_futures=True)
-        for name, value in self.saved.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return built, len(made) - built, sum(entry.size for entry, _ in made), None
 
 
 def _meta(case: Case, **settings) -> dict:
