@@ -6,95 +6,122 @@ against a fixed STRUCTURE_HU and not against the image's own maximum, as the num
 reconstruction and a synthesis must be comparable. Arrays are (X, Y, Z) in HU.
 """
 
+import itertools
 import math
 
 import numpy as np
 import torch
+
+from tubesynth.metrics.dilation import within
 
 ALPHA = BETA = 0.5
 # A tube of contrast A and radius r gives a Hessian of norm 0.52 A at sigma = r / sqrt(2); half of
 # that of a faint lumen (A = 300 HU over fat) is taken as the turning point.
 STRUCTURE_HU = 80.0
 RADII_MM = (0.8, 1.4, 2.4)  # coronaries, from the tips to the left main stem
-ROWS = 32  # of a filter's matrix at once
-CHUNK = 2**20  # voxels whose eigenvalues are computed at once
+TILE = 48  # voxels
 SHELL_MM = 3.0
 
 
 def vesselness(hu, spacing, radii_mm=RADII_MM, where=None) -> np.ndarray:
     """float32 in [0, 1]: the largest response over scales, 0 where nothing is tubular.
 
-    (X, Y, Z), or with a bool mask `where` (X, Y, Z) only its N voxels, in NumPy's order: the
-    eigenvalues are most of the work.
+    (X, Y, Z), or with a bool mask `where` (X, Y, Z) only its N voxels, in NumPy's order: tiles
+    without such voxels are skipped.
     """
-    image = torch.from_numpy(np.asarray(hu, dtype=np.float32))
-    chosen = slice(None) if where is None else torch.from_numpy(np.flatnonzero(where))
-    best = torch.zeros(image.numel())[chosen]
+    image = torch.from_numpy(np.array(hu, dtype=np.float32))
+    chosen = torch.ones(image.shape, dtype=torch.bool)
+    if where is not None:
+        chosen = torch.from_numpy(np.ascontiguousarray(where, dtype=bool))
+    best = torch.zeros(image.shape)
     for radius in radii_mm:
         # Below 0.6 voxels a sampled Gaussian is no longer one, and it must be round in mm.
         sigma = max(radius / math.sqrt(2), 0.6 * float(max(spacing)))
-        hessian = [part.reshape(-1)[chosen] for part in _hessian(image, spacing, sigma)]
-        torch.maximum(best, _response(hessian), out=best)
-    return best.reshape(image.shape if where is None else -1).numpy()
+        filters = _filters(image.shape, spacing, sigma)
+        for tile in _tiles(image.shape):
+            here = chosen[tile].reshape(-1).nonzero()[:, 0]
+            if len(here):
+                hessian = [part.reshape(-1)[here] for part in _hessian(image, filters, tile)]
+                values = best[tile].reshape(-1)
+                values[here] = torch.maximum(values[here], _response(hessian))
+                best[tile] = values.view(best[tile].shape)
+    return (best if where is None else best[chosen]).numpy()
 
 
 def vesselness_scores(hu, mask, spacing, radii_mm=RADII_MM) -> dict[str, float]:
-    """Vesselness inside a vessel mask against its shell (voxels 1 voxel to SHELL_MM further away).
+    """Vesselness inside a vessel mask against its shell; {} without vessels."""
+    box, shell = shell_of(mask, spacing, radii_mm)
+    if box is None:
+        return {}
+    inside = np.asarray(mask[box], dtype=bool)
+    where = inside | shell
+    response = vesselness(hu[box], spacing, radii_mm, where)
+    return against_shell(response[inside[where]], response[shell[where]])
 
-    vesselness and vesselness_shell: means; vesselness_auc: the share of pairs of a vessel and a
-    shell voxel in which the vessel's is larger (0.5: it does not stand out). {} without vessels.
+
+def shell_of(mask, spacing, radii_mm=RADII_MM):
+    """A box around the vessels with room for the filters, and in it the voxels of the shell.
+
+    The shell lies from 1 voxel to SHELL_MM further away; (None, None) without vessels.
     """
-    from scipy.ndimage import distance_transform_edt
-
     spacing = np.asarray(spacing, dtype=float)
     found = np.argwhere(mask)
     if not len(found):
-        return {}
+        return None, None
     margin = np.ceil((SHELL_MM + 3 * max(radii_mm)) / spacing).astype(int) + 1
     low = np.maximum(found.min(0) - margin, 0)
     box = tuple(slice(a, b) for a, b in zip(low, found.max(0) + margin + 1, strict=True))
-    inside = np.asarray(mask[box], dtype=bool)
-    away = distance_transform_edt(~inside, spacing)
-    shell = (away > spacing.max()) & (away <= spacing.max() + SHELL_MM)
-    where = inside | shell
-    response = vesselness(hu[box], spacing, radii_mm, where)
-    vessel, around = response[inside[where]], response[shell[where]]
+    near = within(mask[box], spacing, spacing.max())
+    return box, within(mask[box], spacing, spacing.max() + SHELL_MM) & ~near
+
+
+def against_shell(vessel, around) -> dict[str, float]:
+    """vesselness and vesselness_shell: means; vesselness_contrast: their difference;
+    vesselness_auc: the share of pairs of a vessel and a shell voxel in which the vessel's is larger
+    (0.5: it does not stand out).
+    """
     scores = {"vesselness": float(vessel.mean())}
     if len(around):
         ordered = np.sort(around)
         below = sum(np.searchsorted(ordered, vessel, side) for side in ("left", "right")) / 2
         scores["vesselness_shell"] = float(around.mean())
+        scores["vesselness_contrast"] = scores["vesselness"] - scores["vesselness_shell"]
         scores["vesselness_auc"] = float(below.mean() / len(around))
     return scores
 
 
-def _hessian(image, spacing, sigma) -> list[torch.Tensor]:
-    """xx, yy, zz, xy, xz, yz second derivatives times sigma^2 (all scales answer alike)."""
-    filters = [
+def _tiles(shape):
+    """Blocks of at most TILE voxels a side: all six fields of one stay in the processor's cache."""
+    starts = [range(0, n, TILE) for n in shape]
+    for corner in itertools.product(*starts):
+        yield tuple(slice(i, min(i + TILE, n)) for i, n in zip(corner, shape, strict=True))
+
+
+def _filters(shape, spacing, sigma) -> list[list[torch.Tensor]]:
+    """For each axis, Gaussian and its first and second derivative as banded matrices."""
+    return [
         [_gaussian_matrix(n, float(s), sigma, order) for order in (0, 1, 2)]
-        for n, s in zip(image.shape, spacing, strict=True)
+        for n, s in zip(shape, spacing, strict=True)
     ]
-    along_x = [_along(0, m, image) for m in filters[0]]
-    parts = []
-    for x, y, z in ((2, 0, 0), (0, 2, 0), (0, 0, 2), (1, 1, 0), (1, 0, 1), (0, 1, 1)):
-        parts.append(_along(2, filters[2][z], _along(1, filters[1][y], along_x[x])))
-    return parts
 
 
-def _along(axis, matrix, image) -> torch.Tensor:
-    """A banded matrix on one axis, by blocks of rows: on a CPU far faster than a convolution."""
-    out = torch.empty_like(image)
-    for start in range(0, len(matrix), ROWS):
-        rows = matrix[start : start + ROWS]
-        used = rows.abs().amax(0).nonzero()
-        first, size = int(used[0]), int(used[-1] - used[0]) + 1
-        band, part = rows[:, first : first + size], image.narrow(axis, first, size)
-        target = out.narrow(axis, start, len(rows))
-        if axis == 2:
-            target.copy_(part @ band.T)
-        else:
-            target.copy_((band @ part.flatten(axis + 1)).reshape(target.shape))
-    return out
+def _hessian(image, filters, tile) -> list[torch.Tensor]:
+    """xx, yy, zz, xy, xz, yz second derivatives times sigma^2 (all scales answer alike) of a tile.
+
+    Banded matrices on the tile and its surroundings: on a CPU far faster than convolutions.
+    """
+    bands, source = [], []
+    for axis, rows in enumerate(tile):
+        used = filters[axis][0][rows].any(0) | filters[axis][2][rows].any(0)
+        first, last = int(used.int().argmax()), len(used) - int(used.flip(0).int().argmax())
+        bands.append([matrix[rows, first:last] for matrix in filters[axis]])
+        source.append(slice(first, last))
+    part = image[tuple(source)]
+    along_x = [(m @ part.reshape(len(part), -1)).view(len(m), *part.shape[1:]) for m in bands[0]]
+    return [
+        (bands[1][y] @ along_x[x]) @ bands[2][z].T
+        for x, y, z in ((2, 0, 0), (0, 2, 0), (0, 0, 2), (1, 1, 0), (1, 0, 1), (0, 1, 1))
+    ]
 
 
 def _gaussian_matrix(n, spacing_mm, sigma_mm, order) -> torch.Tensor:
@@ -119,18 +146,15 @@ def _gaussian_matrix(n, spacing_mm, sigma_mm, order) -> torch.Tensor:
 
 def _response(hessian) -> torch.Tensor:
     """Frangi's equation 15 for bright tubes; six (N,) -> (N,)."""
-    out = torch.empty_like(hessian[0])
-    for start in range(0, len(out), CHUNK):
-        first, second, third = _eigenvalues(*(h[start : start + CHUNK] for h in hessian))
-        # second and third are the two most negative; along the tube `first` is near 0.
-        squares = first.square() + second.square() + third.square()
-        plate = (second / third).square()
-        blob = first.square() / (second * third)
-        value = (1 - torch.exp(-plate / (2 * ALPHA**2))) * torch.exp(-blob / (2 * BETA**2))
-        value *= 1 - torch.exp(-squares / (2 * STRUCTURE_HU**2))
-        tubular = (second < 0) & (first.abs() <= second.abs())
-        out[start : start + CHUNK] = torch.where(tubular, value, 0.0)
-    return out
+    first, second, third = _eigenvalues(*hessian)
+    # second and third are the two most negative; along the tube `first` is near 0.
+    squares = first.square() + second.square() + third.square()
+    plate = (second / third).square()
+    blob = first.square() / (second * third)
+    value = (1 - torch.exp(-plate / (2 * ALPHA**2))) * torch.exp(-blob / (2 * BETA**2))
+    value *= 1 - torch.exp(-squares / (2 * STRUCTURE_HU**2))
+    tubular = (second < 0) & (first.abs() <= second.abs())
+    return torch.where(tubular, value, 0.0)
 
 
 def _eigenvalues(xx, yy, zz, xy, xz, yz) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

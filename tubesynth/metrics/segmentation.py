@@ -7,8 +7,11 @@ Tuned on 0.7 mm voxels; on coarser ones, or without contrast, few coronaries are
 either, which the numbers of the real CT show. Volumes lie on one grid, HU.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from tubesynth.metrics.dilation import within
 from tubesynth.metrics.frangi import vesselness
 
 LEAST_HU = 80.0  # thin lumina lose most of their contrast to partial volume
@@ -20,43 +23,81 @@ GAP_MM = 2.0
 LEAST_PIECE_MM3 = 4.0  # smaller ones are noise
 
 
-def segment_vessels(hu, heart, aorta, spacing) -> np.ndarray:
-    """(X, Y, Z) bool: the coronary arteries of a CT.
+@dataclass(frozen=True)
+class Region:
+    """Where coronaries are looked for: masks of one shape, the box that they were cut from."""
 
-    hu: (X, Y, Z); heart, aorta: bool masks of the chambers with the myocardium, and of the aorta;
-    spacing: (3,) mm. All False where there is no heart or no aorta to start from.
+    box: tuple[slice, slice, slice]
+    near_heart: np.ndarray  # within HEART_MARGIN_MM, without the aorta
+    near_aorta: np.ndarray  # where a coronary may begin
+    spacing: np.ndarray
+
+
+def search_region(heart, aorta, spacing, include=None) -> Region | None:
+    """The region of a condition; None where there is no heart or no aorta to start from.
+
+    heart, aorta: (X, Y, Z) bool masks of the chambers with the myocardium, and of the aorta;
+    include: a box that the region's box must hold.
     """
+    spacing = np.asarray(spacing, dtype=float)
+    found = bounding_box(heart)
+    if found is None or not np.any(aorta):
+        return None
+    margin = np.ceil((HEART_MARGIN_MM + 2 * POOL_RADIUS_MM) / spacing).astype(int)
+    box = tuple(slice(max(s.start - m, 0), s.stop + m) for s, m in zip(found, margin, strict=True))
+    if include is not None:
+        pairs = zip(box, include, strict=True)
+        box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in pairs)
+    heart, aorta = np.asarray(heart[box], dtype=bool), np.asarray(aorta[box], dtype=bool)
+    near_heart = within(heart, spacing, HEART_MARGIN_MM) & ~aorta
+    near_aorta = within(aorta, spacing, POOL_MARGIN_MM + spacing.max())
+    return Region(box, near_heart, near_aorta, spacing)
+
+
+def bounding_box(mask) -> tuple[slice, slice, slice] | None:
+    """The bounding box of a mask."""
     from scipy import ndimage
 
-    spacing = np.asarray(spacing, dtype=float)
-    result = np.zeros(hu.shape, dtype=bool)
-    found = np.argwhere(heart)
-    if not len(found) or not np.any(aorta):
-        return result
-    margin = np.ceil((HEART_MARGIN_MM + 2 * POOL_RADIUS_MM) / spacing).astype(int)
-    low = np.maximum(found.min(0) - margin, 0)
-    box = tuple(slice(a, b) for a, b in zip(low, found.max(0) + margin + 1, strict=True))
-    hu, heart, aorta = np.asarray(hu[box], dtype=np.float32), heart[box], aorta[box]
+    boxes = ndimage.find_objects(np.asarray(mask, dtype=np.uint8))
+    return boxes[0] if boxes else None
 
-    def grown(mask, by_mm):
-        return ndimage.distance_transform_edt(~mask, spacing) <= by_mm
 
-    # A pool is what a ball of POOL_RADIUS_MM fits into: distance in, then distance out again.
-    core = ndimage.distance_transform_edt(hu > POOL_HU, spacing) > POOL_RADIUS_MM
-    pool = grown(core, POOL_RADIUS_MM + POOL_MARGIN_MM) if core.any() else core
-    allowed = grown(heart, HEART_MARGIN_MM) & ~pool & ~aorta
-    bright = allowed & (hu > LEAST_HU)
-    tubular = np.zeros_like(bright)
-    tubular[bright] = vesselness(hu, spacing, where=bright) > LEAST_VESSELNESS
-    if not tubular.any():
-        return result
+def allowed_voxels(hu, region: Region) -> np.ndarray:
+    """Near the heart and outside of blood pools; hu: of the region's box."""
+    # A pool is what a ball of POOL_RADIUS_MM fits into: erosion, then dilation.
+    core = ~within(hu <= POOL_HU, region.spacing, POOL_RADIUS_MM)
+    pool = within(core, region.spacing, POOL_RADIUS_MM + POOL_MARGIN_MM)
+    return region.near_heart & ~pool
+
+
+def grow(hu, allowed, tubular, region: Region) -> np.ndarray:
+    """Vessels of the region's box: tubular pieces that hang together with the aorta."""
+    from scipy import ndimage
+
+    spacing = region.spacing
     pieces, _ = ndimage.label(tubular, np.ones((3, 3, 3)))
-    tubular &= (np.bincount(pieces.ravel()) * spacing.prod() >= LEAST_PIECE_MM3)[pieces]
+    sizes = np.bincount(pieces.ravel()) * spacing.prod()
+    tubular = tubular & (sizes >= LEAST_PIECE_MM3)[pieces]
     # Pieces less than GAP_MM apart are one; the first starts where the aorta's blurred rim ends.
-    labels, _ = ndimage.label(grown(tubular, GAP_MM / 2), np.ones((3, 3, 3)))
-    roots = np.unique(labels[grown(aorta, POOL_MARGIN_MM + spacing.max())])
-    vessel = tubular & np.isin(labels, roots[roots > 0])
-    if vessel.any():  # the rim of a thick vessel is more of an edge than of a tube
-        vessel |= grown(vessel, spacing.max()) & allowed & (hu > POOL_HU)
-    result[box] = vessel
+    labels, _ = ndimage.label(within(tubular, spacing, GAP_MM / 2), np.ones((3, 3, 3)))
+    roots = np.unique(labels[region.near_aorta])
+    kept = np.zeros(labels.max() + 1, dtype=bool)
+    kept[roots] = True
+    kept[0] = False
+    vessel = tubular & kept[labels]
+    # The rim of a thick vessel is more of an edge than of a tube.
+    return vessel | (within(vessel, spacing, spacing.max()) & allowed & (hu > POOL_HU))
+
+
+def segment_vessels(hu, heart, aorta, spacing) -> np.ndarray:
+    """(X, Y, Z) bool: the coronary arteries of a CT; all False without a heart or an aorta."""
+    result = np.zeros(hu.shape, dtype=bool)
+    region = search_region(heart, aorta, spacing)
+    if region is not None:
+        hu = np.asarray(hu[region.box], dtype=np.float32)
+        allowed = allowed_voxels(hu, region)
+        bright = allowed & (hu > LEAST_HU)
+        tubular = np.zeros_like(bright)
+        tubular[bright] = vesselness(hu, spacing, where=bright) > LEAST_VESSELNESS
+        result[region.box] = grow(hu, allowed, tubular, region)
     return result
