@@ -4,6 +4,7 @@ Everything that a user can put right (a file, a key, a value) is raised as Input
 that names the file or key and the remedy. Anything else is a bug of ours and keeps its traceback.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,6 +25,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and leave with the exit code that design and docs promise."""
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_INPUT)

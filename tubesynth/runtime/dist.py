@@ -5,12 +5,13 @@ Collectives run on all ranks or on none; files are written by rank 0.
 
 import datetime
 import os
+import signal
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from tubesynth.errors import InputError
+from tubesynth.errors import InputError, Stopped
 
 
 def rank() -> int:
@@ -94,13 +95,22 @@ def main_first():
 
 
 def relaunch(module: str, arguments: list[str], processes: int) -> None:
-    """Run `python -m module arguments` in that many processes, and leave with their exit code."""
+    """Run `python -m module arguments` in that many processes, and leave with their exit code.
+
+    A signal is passed on to the processes, which save and end; Stopped is raised here.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
     options = ["--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments]
+    # The launcher knows SIGTERM and its kin; SIGUSR1 means the same here.
+    signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run(get_args_parser().parse_args(options))
+    except SignalException as error:
+        name = signal.Signals(error.sigval).name
+        raise Stopped(f"{name}: its processes have saved; the same command goes on") from None
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
