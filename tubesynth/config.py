@@ -151,7 +151,18 @@ class Stage2Config(Config):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-STAGES = {1: Stage1Config, 2: Stage2Config}
+@dataclass
+class SegmenterModelConfig:
+    channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])  # halved in between
+
+
+@dataclass
+class SegmenterConfig(Config):
+    stage: Literal["segmenter"]
+    segmenter: SegmenterModelConfig = field(default_factory=SegmenterModelConfig)
+
+
+STAGES = {1: Stage1Config, 2: Stage2Config, "segmenter": SegmenterConfig}
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -232,6 +243,14 @@ def check(config: Config, source: str) -> None:
             require(
                 value is None or all(n % factor == 0 for n in value),
                 f"data.{key}: {value} must be multiples of {factor} (the f of the autoencoder)",
+            )
+    if isinstance(config, SegmenterConfig):
+        factor = 2 ** (len(config.segmenter.channels) - 1)
+        for key in ("resolution", "crop"):
+            value = getattr(data, key)
+            require(
+                value is None or all(n % factor == 0 for n in value),
+                f"data.{key}: {value} must be multiples of {factor} (segmenter.channels)",
             )
     if isinstance(config, Stage2Config):
         require(

@@ -32,3 +32,10 @@ def lsgan_generator_loss(fake_scores: Tensor) -> Tensor:
 def lsgan_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     """Least squares GAN, discriminator: reals are to be scored 1 and fakes 0."""
     return ((real_scores.float() - 1).square().mean() + fake_scores.float().square().mean()) / 2
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - soft Dice of the whole batch (Milletari et al. 2016); target in {0, 1}, one shape."""
+    probability, target = logits.float().sigmoid(), target.float()
+    overlap = 2 * (probability * target).sum()
+    return 1 - (overlap + 1) / (probability.sum() + target.sum() + 1)

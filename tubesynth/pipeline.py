@@ -47,9 +47,10 @@ from tubesynth.volume.resample import resample_image, resample_labels, target_gr
 
 @dataclass
 class Sample:
-    """A synthetic volume (int16 HU) and what it cost in network evaluations."""
+    """A synthetic volume (int16 HU), its labels (uint8) on the same grid, and what it cost."""
 
     volume: Volume
+    labels: Volume
     evaluations: int
 
 
@@ -91,7 +92,8 @@ class Pipeline:
             autoencoder.load_state_dict(weights)
             digest = checkpoint.digest(weights)
             return cls(config, autoencoder, None, None, digest, device, precision, tile)
-        assert isinstance(config, Stage2Config)
+        if not isinstance(config, Stage2Config):
+            raise InputError(f"{path}: of stage {config.stage}: it makes no images")
         stored = state["autoencoder"]
         autoencoder = build_autoencoder(config_from_plain(stored["config"], str(path)))
         autoencoder.load_state_dict(stored["module"])
@@ -205,7 +207,7 @@ class Pipeline:
                 sampling.rtol,
                 (lambda t, x: callback(t, decode(x))) if callback else None,
             )
-            return Sample(decode(latents), evaluations)
+            return Sample(decode(latents), prepared, evaluations)
 
     def _blank(self, spacing, resolution) -> Volume:
         data = self.config.data

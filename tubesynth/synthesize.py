@@ -5,8 +5,9 @@ r"""Label maps -> new CTs.
         --input-dir LABELS --num-samples 4 --seed 0
 
 Sample k of case C is written as C_s<k>.img.nii.gz and depends on (seed, C, k) alone, so any one can
-be made again by itself. Label maps of another scheme are translated by --label-map, e.g. 1=3 2=7
-3=6: values not named become 0.
+be made again by itself. Its label map, on its own grid, goes to labels/C_s<k>.label.nii.gz: with
+it, the sample is a new labelled case. Label maps of another scheme are translated by --label-map,
+e.g. 1=3 2=7 3=6: values not named become 0.
 """
 
 import argparse
@@ -134,6 +135,9 @@ def main(argv: list[str] | None = None) -> None:
                 resolution=settings["resolution"],
                 callback=write_state if args.save_process else None,
             )
+            if labels is not None:
+                path = args.output_dir / "labels" / f"{job.name}.label.nii.gz"
+                write_volume(path, sample.labels, "uint8")
             return sample.volume, {"model": str(args.model), "evaluations": sample.evaluations}
 
         run_jobs(jobs, args.output_dir, make, device, "synthesize")

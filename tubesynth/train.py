@@ -18,13 +18,12 @@ import torch
 
 from tubesynth.config import Config, Stage1Config, load_config
 from tubesynth.errors import InputError, run_command
-from tubesynth.runtime import checkpoint, dist
-from tubesynth.runtime.log import RunLog
-from tubesynth.strict import dump, to_plain
+from tubesynth.runtime import dist
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Position, Stage, StopSignal, fit
+from tubesynth.training.loop import Position, Stage, StopSignal
 from tubesynth.training.plan import describe_plan
-from tubesynth.training.resume import find_checkpoint, resume
+from tubesynth.training.resume import find_checkpoint
+from tubesynth.training.run import run_stage
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -122,43 +121,7 @@ def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, 
         if dist.is_main():
             print(f"the cache is built: {config.data.cache_dir}")
         return
-    if resume_path:
-        resume(resume_path, stage, position, config, run_dir)
-
-    checkpoints = run_dir / "checkpoints"
-    log = RunLog(run_dir, dump(config), args.logger, position.step)
-
-    def save(name: str) -> None:
-        if not dist.is_main():
-            return
-        state = {
-            "config": to_plain(config),
-            "position": vars(position).copy(),
-            "phases": {phase.name: phase.state() for phase in stage.phases},
-            **stage.extra_state(),
-        }
-        checkpoint.save(state, checkpoints / f"{name}.ckpt")
-        checkpoint.prune(checkpoints, "epoch_*.ckpt", config.train.keep)
-
-    global_batch = volumes.batch_size * dist.world_size() * config.train.accumulate
-    try:
-        scores = fit(
-            stage,
-            config.train,
-            position,
-            len(volumes.training),
-            global_batch,
-            config.seed,
-            log,
-            save,
-            stop,
-        )
-    finally:
-        log.close()
-    if dist.is_main():
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        last = checkpoints / "last.ckpt"
-        print(f"done: {last} (step {position.step}; {shown or 'nothing was left to do'})")
+    run_stage(config, stage, volumes, position, run_dir, resume_path, args.logger, stop)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def save(state: dict, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | Path, stage: int | None = None) -> dict:
+def load(path: str | Path, stage: int | str | None = None) -> dict:
     """The state in a checkpoint, on the CPU; InputError where it is none or of another stage."""
     path = Path(path)
     if not path.is_file():

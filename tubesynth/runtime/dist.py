@@ -79,6 +79,15 @@ def sum_over_ranks(*values: float) -> list[float]:
     return packed.tolist()
 
 
+def gather_rows(rows: list[dict]) -> list[dict]:
+    """The rows of all ranks, on every rank, in the order of the ranks."""
+    if not dist.is_initialized():
+        return rows
+    gathered = [None] * world_size()
+    dist.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank where it is true on one."""
     return sum_over_ranks(float(flag))[0] > 0

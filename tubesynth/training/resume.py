@@ -9,7 +9,7 @@ from tubesynth.strict import to_plain
 from tubesynth.training.loop import Position, Stage
 
 # Sections that decide the shapes of the weights.
-MODEL_SECTIONS = ("dim", "autoencoder", "discriminator", "unet")
+MODEL_SECTIONS = ("dim", "autoencoder", "discriminator", "unet", "segmenter")
 
 
 def find_checkpoint(wanted: str | None, run_dir: Path, config: Config) -> Path | None:

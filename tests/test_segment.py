@@ -1,0 +1,114 @@
+"""The segmenter learns the vessels, reports over cases and seeds, writes masks on the CT."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tubesynth import segment, synthesize
+from tubesynth.errors import InputError
+from tubesynth.losses import dice_loss
+from tubesynth.models.segmenter import SegmentationUNet
+from tubesynth.volume.files import find_cases, read_labels, read_volume
+
+CONFIG = """
+stage: segmenter
+data:
+  root: {root}/data
+  cache_dir: {root}/cache
+  resolution: [32, 32, 24]
+  spacing: [5.5, 5.5, 5.5]
+  vessel_class: 6
+  num_workers: 0
+segmenter: {{channels: [4, 8]}}
+train: {{epochs: 10, learning_rate: 1e-2, log_every: 5, validate_every: 5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(workplace, tmp_path_factory):
+    """On the aorta (class 6), which a grid of 5.5 mm can hold."""
+    path = tmp_path_factory.mktemp("segmenter") / "segment.yml"
+    path.write_text(CONFIG.format(root=workplace))
+    return path
+
+
+def run(command, *arguments):
+    command.main([str(argument) for argument in arguments])
+
+
+def test_dice_loss_is_one_minus_dice_and_falls_to_nothing():
+    target = torch.zeros(1, 1, 8, 8, 8)
+    target[..., :4] = 1
+    assert dice_loss(1000 * (target - 0.5), target).item() == pytest.approx(0, abs=1e-3)
+    assert dice_loss(-1000 * (target - 0.5), target).item() == pytest.approx(1, abs=1e-2)
+    half = torch.full_like(target, -1000.0)
+    half[..., :2] = 1000  # half of it found, nothing else: Dice 2/3
+    assert dice_loss(half, target).item() == pytest.approx(1 / 3, abs=1e-2)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_network_can_overfit_one_image(dim):
+    torch.manual_seed(0)
+    net = SegmentationUNet(dim, (4, 8))
+    image = torch.rand(1, 1, *[16] * dim)
+    target = (image > 0.5).float()
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        logits = net(image)
+        (dice_loss(logits, target) + F.binary_cross_entropy_with_logits(logits, target)).backward()
+        optimiser.step()
+    assert dice_loss(net(image), target) < 0.1
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    run(segment, "train", "--config", config, "--run-dir", folder, "--seeds", 0, 1)
+    return folder
+
+
+def test_scores_are_of_held_out_cases_over_cases_and_seeds(trained):
+    result = json.loads((trained / "metrics.json").read_text())
+    assert result["over_cases"]["dice"]["n"] == 2 and result["over_seeds"]["dice"]["n"] == 2
+    assert result["over_cases"]["dice"]["mean"] > 0.5
+    rows = (trained / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 and "cldice" in rows[0]
+
+
+def test_masks_lie_on_the_ct_and_on_its_vessel(trained, workplace, tmp_path):
+    model = trained / "seed_0" / "checkpoints" / "last.ckpt"
+    images = workplace / "data" / "validation" / "images"
+    run(segment, "apply", "--model", model, "--input-dir", images, "--output-dir", tmp_path)
+    for case, path in find_cases(images).items():
+        mask, ct = read_labels(tmp_path / f"{case}.label.nii.gz"), read_volume(path)
+        np.testing.assert_allclose(mask.affine, ct.affine)
+        truth = read_labels(workplace / f"data/validation/labels/{case}.label.nii.gz").array == 6
+        overlap = 2 * (mask.array.astype(bool) & truth).sum() / (mask.array.sum() + truth.sum())
+        assert overlap > 0.5
+
+
+def test_synthetic_cases_join_the_training(config, workplace, stage_2, tmp_path):
+    labels = workplace / "data" / "training" / "labels"
+    run(synthesize, "--model", stage_2, "--input-dir", labels, "--output-dir", tmp_path / "new")
+    pairs = [find_cases(tmp_path / "new"), find_cases(tmp_path / "new" / "labels")]
+    assert list(pairs[0]) == list(pairs[1]) and len(pairs[0]) == 4
+    common = ["train", "--config", config, "--synthetic", tmp_path / "new", "--logger", "none"]
+    common += ["--set", "train.epochs=1"]
+    for name, options, steps in (("both", [], 8), ("alone", ["--without-real"], 4)):
+        run(segment, *common, *options[:0], "--run-dir", tmp_path / name, *options)
+        rows = (tmp_path / name / "seed_0" / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(rows[-1])["step"] == steps
+
+
+def test_wrong_configs_and_models_are_refused(config, workplace, stage_1, tmp_path):
+    with pytest.raises(InputError, match="not segmenter"):
+        run(segment, "train", "--config", workplace / "s1.yml", "--run-dir", tmp_path)
+    with pytest.raises(InputError, match="nothing is left to train on"):
+        run(segment, "train", "--config", config, "--run-dir", tmp_path, "--without-real")
+    with pytest.raises(InputError, match="stage segmenter is needed"):
+        out = ["--input-dir", workplace / "data/validation/images", "--output-dir", tmp_path]
+        run(segment, "apply", "--model", stage_1, *out)
