@@ -10,6 +10,8 @@ import numpy as np
 from tubesynth.metrics.vessel import calibres
 from tubesynth.volume.thinning import thin
 
+LINE_SCORES = ("cldice", "centreline_recall", "centreline_precision")
+
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|)."""
@@ -18,29 +20,48 @@ def dice(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def centreline_overlap(found: np.ndarray, truth: np.ndarray, spacing) -> dict[str, float]:
-    """Scores of the two masks' skeletons; one thinning of each.
+    """Scores of the two masks' skeletons; see line_scores."""
+    spacing = np.asarray(spacing, dtype=float)
+    return line_scores(
+        found, skeleton_of(found, spacing), truth, skeleton_of(truth, spacing), spacing
+    )
+
+
+def line_scores(
+    found, found_line, truth, truth_line, spacing, truth_radius_mm=None
+) -> dict[str, float]:
+    """Scores of two masks and their skeletons, (N, 3) voxel indices.
 
     cldice: harmonic mean of the shares of each skeleton that lie inside the other mask;
     centreline_recall: share of the true skeleton within one voxel (the longest side) of the found
-    skeleton; centreline_precision: the other way round.
+    skeleton, also by calibre where truth_radius_mm (N,) is given; centreline_precision: share of
+    the found skeleton within one voxel of the true one.
     """
     from scipy.spatial import cKDTree
 
-    spacing = np.asarray(spacing, dtype=float)
-    lines = [skeleton_of(mask, spacing) for mask in (found, truth)]
-    if not len(lines[0]) or not len(lines[1]):
-        missed = 0.0 if len(lines[0]) or len(lines[1]) else float("nan")
-        return dict.fromkeys(("cldice", "centreline_recall", "centreline_precision"), missed)
-    inside = truth[tuple(lines[0].T)].mean(), found[tuple(lines[1].T)].mean()
-    harmonic = 2 * inside[0] * inside[1] / sum(inside) if sum(inside) else 0.0
-    near = [
-        cKDTree(b * spacing).query(a * spacing)[0] <= spacing.max() * 1.001
-        for a, b in (lines, lines[::-1])
-    ]
+    if not len(found_line) and not len(truth_line):
+        return dict.fromkeys(LINE_SCORES, float("nan"))
+    parts = {"": np.ones(len(truth_line), dtype=bool)}
+    if truth_radius_mm is not None:
+        parts |= calibres(truth_radius_mm)
+    if len(found_line) and len(truth_line):
+        shares = truth[tuple(found_line.T)].mean(), found[tuple(truth_line.T)].mean()
+        near = [
+            cKDTree(b * spacing).query(a * spacing)[0] <= spacing.max() * 1.001
+            for a, b in ((found_line, truth_line), (truth_line, found_line))
+        ]
+    else:
+        shares, near = (0.0, 0.0), [np.zeros(1), np.zeros(len(truth_line) or 1)]
+        parts = parts if len(truth_line) else {"": np.ones(1, dtype=bool)}
     return {
-        "cldice": float(harmonic),
+        "cldice": float(2 * shares[0] * shares[1] / sum(shares)) if sum(shares) else 0.0,
         "centreline_recall": float(near[1].mean()),
         "centreline_precision": float(near[0].mean()),
+        **{
+            f"centreline_recall{suffix}": float(near[1][chosen].mean())
+            for suffix, chosen in parts.items()
+            if suffix and chosen.any()
+        },
     }
 
 

@@ -21,7 +21,11 @@ BOUNDS = {
     "ms_ssim": (0.0, 1.0),
     "ssim": (-1.0, 1.0),
     "psnr": (-math.inf, 100.0),
-    "mae_hu": (0.0, math.inf),
+    **dict.fromkeys(("dice", "cldice", "vesselness_auc", "vesselness_shell"), (0.0, 1.0)),
+    "vesselness_contrast": (-1.0, 1.0),
+    "vesselness": (0.0, 1.0),
+    **dict.fromkeys(("mae_hu", "betti", "radius_error", "radius_ratio"), (0.0, math.inf)),
+    **dict.fromkeys(("evaluations", "seconds"), (0.0, math.inf)),
 }
 
 
@@ -100,7 +104,7 @@ def table(columns: dict[str, dict[str, dict]], metrics: list[str]) -> str:
     """Aligned plain text: a line a metric, a column a source, `mean [lo, hi]` in each cell."""
     header = ["", *columns]
     lines = [
-        [metric, *(_cell(stats.get(metric), _digits(metric)) for stats in columns.values())]
+        [metric, *(cell(stats.get(metric), metric) for stats in columns.values())]
         for metric in metrics
     ]
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
@@ -113,14 +117,14 @@ def table(columns: dict[str, dict[str, dict]], metrics: list[str]) -> str:
     )
 
 
-def _digits(metric: str) -> int:
-    """Decimals that mean something: HU to a tenth, dB to a hundredth, shares to a thousandth."""
-    return 1 if "_hu" in metric else 2 if metric.startswith("psnr") else 3
+def cell(stat: dict | None, metric: str) -> str:
+    """`mean [lo, hi]` with the decimals that mean something: HU to a tenth, shares to a thousandth.
 
-
-def _cell(stat: dict | None, digits: int) -> str:
+    "-" where nothing is known.
+    """
     if stat is None or stat["mean"] is None:
         return "-"
+    digits = 1 if "_hu" in metric else 2 if metric.startswith(("psnr", "betti")) else 3
     mean, (low, high) = f"{stat['mean']:.{digits}f}", stat["ci95"]
     return mean if low is None else f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
 

@@ -1,0 +1,31 @@
+"""What every metric of metrics.json means, in one line each; written beside the numbers."""
+
+DEFINITIONS = {
+    "psnr": "dB, of HU clipped to hu_window and scaled to [0, 1], data range 1; at most 100",
+    "ssim": "Wang 2004, the same images; Gaussian window 11, sigma 1.5, K1 .01, K2 .03, 3D, valid",
+    "ms_ssim": "Wang 2003, the same images; 5 scales above 160 voxels an axis, fewer below",
+    "mae_hu": "mean absolute error in HU, clipped to hu_window",
+    "_classK": "the same inside class K of the label map",
+    "centreline_in_range": "share of the condition's centreline points with HU in lumen_range",
+    "centreline_covered": "share of the condition's centreline points that lie inside the CT",
+    "lumen_hu": "mean HU of the centreline points",
+    "contrast_hu": "lumen minus the median of a shell 1.5 to 3 radii plus one voxel away",
+    "dice": "of the vessels found in the CT alone and those of the label map",
+    "cldice": "Shit 2021, of the same masks on hard skeletons",
+    "centreline_recall": "share of the label map's skeleton within one voxel of the found one",
+    "centreline_precision": "share of the found skeleton within one voxel of the label map's",
+    "betti0_error": "pieces too many or too few, 26 neighbours",
+    "betti1_error": "loops too many or too few",
+    "radius_error_mm": "mean absolute difference of radii, at centreline points that were found",
+    "radius_bias_mm": "mean difference of the same; negative: vessels came out thin",
+    "radius_ratio": "mean of found over true radius",
+    "vesselness": "mean Frangi response inside the label map's vessels, scales 0.8 to 2.4 mm",
+    "vesselness_shell": "the same 1 voxel to 3 mm further outside",
+    "vesselness_contrast": "inside minus shell",
+    "vesselness_auc": "share of pairs of a vessel and a shell voxel where the vessel's is larger",
+    "evaluations, seconds": "of the network, and in all, to make one volume; from its sidecar",
+    "floor": "the same score for the real CT of another patient in place of the image",
+    "_lt1.5mm, _1.5to3mm, _gt3mm": "calibre: radius of the lumen in the label map",
+    "STAT": "over cases, samples of one case averaged first; std of a sample; ci95 by Student's t, "
+    "cut to what the metric can be",
+}

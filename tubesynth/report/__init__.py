@@ -1,0 +1,1 @@
+"""Pictures, charts and the page of an evaluation."""

@@ -1,0 +1,64 @@
+"""The page's style sheet: system fonts, one column, light or dark, printable."""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2126; --faint: #6a717a; --paper: #fbfbfa;
+  --line: #dcdfe3; --band: #f0f1f2;
+  --c0: #1f6fb4; --c1: #d2691e; --c2: #2a8f5b; --c3: #8a4fb0; --c4: #b23a48; --c5: #5d6770; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --faint: #9aa1a9; --paper: #17191c;
+  --line: #33373c; --band: #202327;
+  --c0: #6cb2ee; --c1: #f2a365; --c2: #6fcf9a; --c3: #c79be6; --c4: #ee8a96; --c5: #aab2ba; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
+h2 { font-size: 1.3rem; margin: 2.8rem 0 .5rem; padding-top: .9rem;
+  border-top: 1px solid var(--line); }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
+h3 small { color: var(--faint); font-weight: normal; margin-left: .5rem; }
+.lead { color: var(--faint); margin: 0; }
+.note { color: var(--faint); font-size: .92rem; max-width: 46rem; margin: .3rem 0 .8rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .38rem 1rem .38rem 0; text-align: right; vertical-align: top;
+  white-space: nowrap; }
+th:first-child { text-align: left; font-weight: normal; padding-right: 2rem; }
+thead th { font-size: .85rem; color: var(--faint); font-weight: 600; padding-bottom: .15rem; }
+tbody tr { border-top: 1px solid var(--line); }
+tbody th b { color: var(--faint); }
+td small { display: block; color: var(--faint); font-size: .76rem; line-height: 1.25; }
+td.synthesis { font-weight: 600; }
+td.synthesis small { font-weight: normal; }
+code { font: .76rem ui-monospace, Menlo, Consolas, "Liberation Mono", monospace;
+  color: var(--faint); }
+tbody th code { display: block; line-height: 1.25; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr));
+  gap: 1.2rem 2rem; }
+.chart svg { width: 100%; height: auto; display: block; }
+svg text { fill: var(--faint); font-size: 12.5px; font-family: inherit; }
+svg .grid { stroke: var(--line); }
+svg .bar { stroke-width: 2.5; opacity: .55; }
+svg .line { fill: none; stroke-width: 2; }
+svg .dashed { stroke-dasharray: 5 4; stroke-width: 1.5; }
+.key { margin: .1rem 0 0 3.2rem; font-size: .86rem; }
+.key span { margin-right: 1.2rem; white-space: nowrap; }
+.key i { display: inline-block; width: .7em; height: .7em; border-radius: 50%;
+  margin-right: .4em; }
+.s0 { stroke: var(--c0); fill: var(--c0); background: var(--c0); }
+.s1 { stroke: var(--c1); fill: var(--c1); background: var(--c1); }
+.s2 { stroke: var(--c2); fill: var(--c2); background: var(--c2); }
+.s3 { stroke: var(--c3); fill: var(--c3); background: var(--c3); }
+.s4 { stroke: var(--c4); fill: var(--c4); background: var(--c4); }
+.s5 { stroke: var(--c5); fill: var(--c5); background: var(--c5); }
+.case img { display: block; width: 100%; height: auto; border-radius: 4px; margin-bottom: .6rem; }
+dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .15rem 1.2rem;
+  font-size: .88rem; margin: .5rem 0; }
+dt { color: var(--faint); }
+dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 640px) { .charts { grid-template-columns: 1fr; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+@media print { :root { --paper: #fff; --ink: #000; --faint: #444; --line: #bbb;
+  color-scheme: light; }
+  body { font-size: 11pt; } main { max-width: none; padding: 0; }
+  h2, h3 { break-after: avoid; } .chart, .case img, tr { break-inside: avoid; } }
+"""
