@@ -47,11 +47,11 @@ def precision_and_recall(real, synthetic, seed=0, scale_of=None) -> dict[str, di
 def radii(vectors: torch.Tensor, owner) -> torch.Tensor:
     """(N,) distance of each vector (N, D) to its K-th nearest of another owner (N,)."""
     owner = torch.as_tensor(np.unique(owner, return_inverse=True)[1])
-    found = []
+    others = len(owner) - int(torch.bincount(owner).max())
+    k, found = min(K, others), []
     for rows, mine in zip(vectors.split(ROWS), owner.split(ROWS), strict=True):
         distances = torch.cdist(rows, vectors)
         distances[mine[:, None] == owner] = torch.inf
-        k = min(K, int((mine[:, None] != owner).sum(1).min()))
         found.append(distances.kthvalue(k, dim=1).values)
     return torch.cat(found)
 

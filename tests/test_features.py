@@ -1,0 +1,158 @@
+"""The weight-free features at known answers, and the published networks built from scratch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from tubesynth.errors import InputError
+from tubesynth.metrics.features import FEATURE_NAMES, radiomic_features
+from tubesynth.metrics.pretrained import PretrainedFeatures, load_features
+from tubesynth.metrics.pretrained_layers import InceptionV3, ResNet50
+
+
+def unit(hu):
+    return (torch.as_tensor(np.asarray(hu)).float() + 1000) / 2000
+
+
+def named(hu):
+    """{name: value} of one slice (H, W) in HU."""
+    values = radiomic_features(unit(hu)[None, None])[0]
+    return dict(zip(FEATURE_NAMES, values.tolist(), strict=True))
+
+
+def fat_with_vessel(radius=2.0, vessel=350.0, noise=5.0):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    hu = np.where(np.hypot(x - 32, y - 20) <= radius, vessel, -90.0)
+    hu[40:] = 40.0
+    return hu + rng.normal(0, noise, hu.shape)
+
+
+def test_every_feature_has_a_name_and_slices_do_not_know_each_other():
+    slices = unit(np.random.default_rng(0).normal(0, 300, (9, 1, 40, 33))).clamp(0, 1)
+    features = radiomic_features(slices)
+    assert features.shape == (9, len(FEATURE_NAMES)) == (9, 80)
+    assert len(set(FEATURE_NAMES)) == 80
+    assert features.isfinite().all()
+    torch.testing.assert_close(features[4:5], radiomic_features(slices[4:5]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_slice_has_its_intensity_and_no_structure():
+    values = named(np.full((32, 32), -100.0))
+    assert values["mean"] == pytest.approx(0.45, abs=0.004)  # bins of 8 HU
+    assert values["quantile_50"] == pytest.approx(0.45, abs=0.004)
+    assert values["std"] == 0
+    assert values["share_below_-30hu"] == pytest.approx(1) and values["share_below_80hu"] == 0
+    assert values["energy_h_1"] == pytest.approx(math.log(1 / 600**2), abs=0.01)
+    assert values["thin_share_2"] == 0 and values["entropy_2"] == 0
+
+
+def test_tissue_shares_are_roots_of_areas():
+    hu = np.full((40, 40), -1000.0)
+    hu[:10], hu[10:20] = -90, 40  # a quarter fat, a quarter muscle, half air
+    values = named(hu)
+    shares = [values[f"share_below_{e}hu"] ** 2 for e in (-700, -300, -30, 80, 180)]
+    assert shares == pytest.approx([0.5, 0, 0.25, 0.25, 0], abs=1e-6)
+
+
+def test_a_ramp_has_the_energy_of_its_slope_along_its_axis():
+    ramp = np.tile(np.arange(-100, 60, 5.0)[:, None], (1, 32))  # 5 HU a pixel down the rows
+    values = named(ramp)
+    assert values["energy_h_1"] == pytest.approx(math.log((25 + 1) / 600**2), abs=0.01)
+    assert values["energy_w_1"] == pytest.approx(math.log(1 / 600**2), abs=0.01)
+    assert values["coherence_1"] == pytest.approx(25 / 26, abs=0.01)
+
+
+def test_a_vessel_is_seen_by_tophat_and_ridge_and_a_wide_band_is_not_thin():
+    with_, without = named(fat_with_vessel()), named(fat_with_vessel(0.1, -90))
+    for name in ("tophat_2", "thin_2", "ridge_rms_2", "blob_2"):
+        assert with_[name] > without[name] + 0.3, name
+    band = fat_with_vessel(0.1, -90)
+    band[10:30] = 350
+    assert named(band)["thin_share_2"] == 0 < 0.08 < with_["thin_share_2"]
+
+
+def test_blur_lowers_and_noise_raises_the_fine_gradients_at_every_level():
+    hu = fat_with_vessel(8, noise=15)
+    blurred = [named(gaussian_filter(hu, s))["energy_h_1"] for s in (0, 0.5, 1, 2)]
+    assert sorted(blurred, reverse=True) == blurred
+    rng = np.random.default_rng(1)
+    noisy = [named(hu + rng.normal(0, s, hu.shape))["noisy_1"] for s in (0, 10, 20, 40)]
+    assert sorted(noisy) == noisy
+
+
+def test_the_smallest_slices_work_and_smaller_ones_are_refused():
+    assert radiomic_features(torch.rand(2, 1, 8, 9)).isfinite().all()
+    with pytest.raises(ValueError, match="8 pixels or more"):
+        radiomic_features(torch.rand(2, 1, 7, 30))
+
+
+@pytest.mark.parametrize(("network", "number"), [(ResNet50, 23_508_032), (InceptionV3, 21_785_568)])
+def test_networks_have_the_published_number_of_parameters(network, number):
+    assert sum(p.numel() for p in network().parameters()) == number
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    network = ResNet50().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+    return network
+
+
+def test_the_radimagenet_layout_loads_into_the_same_network(resnet, tmp_path):
+    index = {name: i for i, name in ResNet50.CHILDREN.items()}
+    state = {}
+    for name, value in resnet.state_dict().items():
+        child, rest = name.split(".", 1)
+        state[f"backbone.{index[child]}.{rest}"] = value
+    torch.save(state, tmp_path / "ResNet50.pt")
+    features = load_features(tmp_path / "ResNet50.pt")
+    slices = torch.rand(2, 1, 50, 40)
+    resized = torch.nn.functional.interpolate(slices, (224, 224), mode="bilinear")
+    with torch.no_grad():
+        expected = resnet(2 * resized.expand(-1, 3, -1, -1) - 1)
+    assert features.name == "RadImageNet ResNet-50" and not features.standardise
+    torch.testing.assert_close(features(slices), expected)
+    assert expected.shape == (2, 2048) and expected.std() > 0
+
+
+def test_inception_layouts_are_told_apart(tmp_path):
+    state = InceptionV3().state_dict()
+    for classes, name in ((1000, "Inception-v3"), (1008, "FID Inception-v3")):
+        torch.save({**state, "fc.weight": torch.zeros(classes, 2048)}, tmp_path / "w.pt")
+        features = load_features(tmp_path / "w.pt")
+        assert isinstance(features, PretrainedFeatures) and features.name == name
+    index = {name: i for i, name in InceptionV3.CHILDREN.items()}
+    assert index["Mixed_5b"] == 7 and index["Mixed_7c"] == 17
+    listed = {
+        f"backbone.{index[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in state.items()
+    }
+    torch.save(listed, tmp_path / "w.pt")
+    assert load_features(tmp_path / "w.pt").name == "RadImageNet Inception-v3"
+
+
+def test_wrong_weights_are_refused_in_one_line(resnet, tmp_path):
+    path = tmp_path / "w.pt"
+    with pytest.raises(InputError, match="no such weights file.*default features"):
+        load_features(path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(InputError, match="not a file of plain weights"):
+        load_features(path)
+    state = resnet.state_dict()
+    for change, message in (
+        ({"layer3.2.conv2.weight": torch.zeros(3)}, r"layer3.2.conv2.weight has shape \(3,\)"),
+        ({"conv1.bias": torch.zeros(64)}, "is missing"),
+    ):
+        torch.save({**state, **change}, path)
+        with pytest.raises(InputError, match=message) as caught:
+            load_features(path)
+        assert "\n" not in str(caught.value)
+    torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match="neither a ResNet-50 nor an Inception-v3"):
+        load_features(path)
