@@ -6,6 +6,7 @@ numbers, the optimiser step and the global draw, and all randomness is keyed to 
 repeats an uninterrupted one bit for bit.
 """
 
+import inspect
 import math
 import signal
 import time
@@ -55,10 +56,11 @@ class Phase:
         self.forward = self.module
         if torch.distributed.is_initialized():
             # Buffers (codebook statistics) are kept equal by the modules themselves.
+            known = inspect.signature(DistributedDataParallel).parameters
+            name = "forward_sync_buffers"  # since torch 2.13
+            name = name if name in known else "broadcast_buffers"
             devices = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(
-                self.module, device_ids=devices, broadcast_buffers=False
-            )
+            self.forward = DistributedDataParallel(self.module, device_ids=devices, **{name: False})
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(trainable, lr=self.learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
