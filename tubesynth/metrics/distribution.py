@@ -38,8 +38,8 @@ def distribution_scores(real, synthetic, training=None, seed: int = 0) -> dict[s
     """{METRIC: STAT} of a synthetic set against a real one; {} where either is empty.
 
     frechet_axial, _coronal, _sagittal and frechet, their mean: squared distances (as FID), plain.
-    They hold the bias of small sets; frechet_excess does not: see frechet.py (null below four real
-    cases). precision, recall: see manifold.py. With a training set: nearest_training_image,
+    They hold the bias of small sets; frechet_excess does not: see frechet.py (left out below four
+    real cases). precision, recall: see manifold.py. With a training set: nearest_training_image,
     nearest_training_features, copied: see memorisation.py. n counts cases; ci95 is a bootstrap over
     cases.
     """

@@ -3,7 +3,7 @@ distance.
 
 `radiomic_features(slices)` takes (N, 1, H, W) in [0, 1] (the HU window [-1000, 1000]) and gives
 (N, 80), named by FEATURE_NAMES:
-intensity: mean, spread, quantiles, and roots of the shares of nine tissues in HU (Hellinger);
+intensity: mean, spread, quantiles, and roots of the shares of eight tissues in HU (Hellinger);
 gradients on four scales (pixels of 1, 2, 4, 8): log energy along each axis, their coherence, and
 how heavy-tailed they are, so that blur and noise of any scale show; of the full window the energy
 alone, of the soft-tissue window (SOFT_HU) all;
@@ -26,7 +26,7 @@ BINS, GREY_LEVELS = 250, 8
 FLAT_HU = (15.0, 60.0)  # a Laplacian of that much counts half
 THIN_HU = 100.0  # a top-hat above it is a vessel (or calcium, or bone)
 FLOOR = (1.0 / 600) ** 2  # of energies in the soft-tissue window: 1 HU
-PIXELS_AT_ONCE = 2**19  # larger, and intermediates leave the cache; smaller, and calls dominate
+PIXELS_AT_ONCE = 2**20  # larger, and intermediates leave the cache; smaller, and calls dominate
 SMALLEST = 8  # pixels along each axis of a slice
 
 _GRADIENT = ("energy_h", "energy_w", "coherence", "mean_to_rms", "kurtosis", "noisy", "rough")
@@ -118,9 +118,10 @@ def _gradients(y) -> list[torch.Tensor]:
     laplacian += y[:, 1:-1, :-2]
     laplacian += y[:, 1:-1, 2:]
     laplacian = laplacian.sub_(inner, alpha=4).abs_()
-    saturating = [
-        (laplacian / (laplacian + hu / (SOFT_HU[1] - SOFT_HU[0]))).mean((1, 2)) for hu in FLAT_HU
-    ]
+    saturating = []
+    for hu in FLAT_HU:
+        share = laplacian + hu / (SOFT_HU[1] - SOFT_HU[0])
+        saturating.append(torch.div(laplacian, share, out=share).mean((1, 2)))
     return [
         torch.log(energy_h + FLOOR),
         torch.log(energy_w + FLOOR),

@@ -3,7 +3,7 @@
 d^2 = |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson and Landau 1982; FID of Heusel et al.
 2017 with any features). A set is never held: `Moments` keeps count, mean and scatter in float64 and
 merges (Chan et al. 1979). Slices of one patient are not independent, so there is one `Moments` per
-case, and all resampling is over cases: a replicate is a merge. A case is {case id: Moments} here.
+case, and all resampling is over cases: a replicate is a merge. A set is {case id: Moments} here.
 
 Small sets look different because they are small: the distance is biased upwards, by far more than
 its spread while cases are fewer than features, and neither the bootstrap's bias nor extrapolation
