@@ -69,8 +69,8 @@ def distribution_floor(real, seed: int = 0) -> dict[str, dict]:
     """{METRIC: STAT} of real against real: two halves of the set, over many random halvings.
 
     The mean over halvings; std and ci95 are their spread; n counts the cases of one half. Below
-    four cases: {}. Halves are smaller than the sets of `distribution_scores` and share no patient, so a
-    good generator may well lie below: frechet_excess compares at one size.
+    four cases: {}. Halves are smaller than the sets of `distribution_scores` and share no patient,
+    so a good generator may well lie below: frechet_excess compares at one size.
     """
     if len(real.cases) < 4:
         return {}
