@@ -23,7 +23,7 @@ import tubesynth
 from tubesynth.data import pool
 from tubesynth.errors import InputError, run_command
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
-from tubesynth.metrics.condition import Classes
+from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.definitions import DEFINITIONS
 from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, runs_of
 from tubesynth.metrics.summary import summarise, table, write_csv, write_json, write_text
@@ -33,9 +33,9 @@ from tubesynth.report.page import report_page
 from tubesynth.report.pictures import draw_case, panel_path
 from tubesynth.runtime.log import environment
 from tubesynth.volume.files import read_labels
-from tubesynth.volume.vessels import extract_tokens
 
 PICTURES_LISTED = 10
+PRELOADED = ["tubesynth.metrics.case", "tubesynth.report.pictures"]
 ONLY_IN_FILES = ("lumen_hu_", "contrast_hu_", "radius_bias", "radius_ratio", "vesselness_shell")
 
 
@@ -55,7 +55,7 @@ def main(argv=None) -> None:
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
     jobs = [(case, settings, args.output_dir) for case in cases]
     # Imported once and then forked: torch alone takes longer to import than a small case to score.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["tubesynth.evaluate"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     scores = pool.each(evaluate_case, jobs, workers, "evaluate")
 
     notes += sorted(set().union(*(s.notes for s in scores)))
@@ -115,13 +115,10 @@ def evaluate_case(case, settings: Settings, output_dir: Path) -> CaseScores:
     torch.set_num_threads(1)
     try:
         volumes = read_case(case)
-        label, tokens, vessel = None, None, settings.classes.vessel
-        if case.label is not None:
-            label = read_labels(case.label)
-            aorta = label.array == settings.classes.aorta
-            tokens = extract_tokens(label.array == vessel, label.affine, root_mask=aorta)
+        label = None if case.label is None else read_labels(case.label)
+        tokens = None if label is None else tokens_of(label, settings.classes)
         scores = score_case(case, volumes, label, tokens, settings)
-        draw_case(case, volumes, label, tokens, vessel, output_dir)
+        draw_case(case, volumes, label, tokens, settings.classes.vessel, output_dir)
     finally:
         torch.set_num_threads(threads)
     return scores

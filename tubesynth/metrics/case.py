@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from tubesynth.errors import InputError
-from tubesynth.metrics.condition import Classes, Condition, condition_of, vessel_scores
+from tubesynth.metrics.condition import Classes, Condition, condition_of, tokens_of, vessel_scores
 from tubesynth.metrics.image import image_scores
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU, centreline_scores
 from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
-from tubesynth.volume.vessels import VesselTokens, extract_tokens
+from tubesynth.volume.vessels import VesselTokens
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def score_case(case: EvaluationCase, volumes, label, tokens, settings: Settings)
         if label is not None and not same_grid(label, grid):
             classes = resample_labels(label, grid.shape, grid.affine)
             result.notes.add(f"resampled for scoring: label map onto the grid of its {source}")
-        condition = None if classes is None else condition_of(classes, settings.classes)
+        known = tokens if classes is label else None
+        condition = None if classes is None else condition_of(classes, settings.classes, known)
         grids.append(SharedGrid(grid, here, classes, condition))
         return grids[-1]
 
@@ -164,9 +165,7 @@ def evaluate_pair(
 ) -> dict[str, dict[str, float]]:
     """All image and vessel scores of one pair: {"image", "real", "made"}, each {METRIC: value}."""
     case = EvaluationCase("pair", None, [("real", 0, Path()), ("made", 0, Path())])
-    classes = settings.classes
-    vessel, aorta = label.array == classes.vessel, label.array == classes.aorta
-    tokens = extract_tokens(vessel, label.affine, root_mask=aorta)
+    tokens = tokens_of(label, settings.classes)
     scores = score_case(case, [real, made], label, tokens, settings)
     rows = [scores.images[0], *scores.vessels]
     return {

@@ -51,8 +51,14 @@ class Condition:
     region: Region | None  # None: no heart or no aorta, so vessels cannot be looked for
 
 
-def condition_of(label: Volume, classes: Classes) -> Condition | None:
-    """None where the label map holds no vessels."""
+def tokens_of(label: Volume, classes: Classes) -> VesselTokens:
+    """The tokens of the label map's vessels, rooted at its aorta."""
+    aorta = label.array == classes.aorta
+    return extract_tokens(label.array == classes.vessel, label.affine, root_mask=aorta)
+
+
+def condition_of(label: Volume, classes: Classes, tokens=None) -> Condition | None:
+    """None where the label map holds no vessels; tokens: its own, where they are known."""
     from scipy.spatial import cKDTree
 
     spacing = label.spacing
@@ -67,7 +73,7 @@ def condition_of(label: Volume, classes: Classes) -> Condition | None:
     placed = np.zeros_like(vessel)
     inner = zip(around, box, shell.shape, strict=True)
     placed[tuple(slice(a.start - b.start, a.start - b.start + n) for a, b, n in inner)] = shell
-    tokens = extract_tokens(mask, label.affine, root_mask=aorta)
+    tokens = tokens_of(label, classes) if tokens is None else tokens
     middle = [
         (np.array(label.shape) - 1) / 2,
         np.array([b.start for b in box]) + (np.array(vessel.shape) - 1) / 2,

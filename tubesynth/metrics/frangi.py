@@ -34,17 +34,18 @@ def vesselness(hu, spacing, radii_mm=RADII_MM, where=None) -> np.ndarray:
     if where is not None:
         chosen = torch.from_numpy(np.ascontiguousarray(where, dtype=bool))
     best = torch.zeros(image.shape)
-    for radius in radii_mm:
-        # Below 0.6 voxels a sampled Gaussian is no longer one, and it must be round in mm.
-        sigma = max(radius / math.sqrt(2), 0.6 * float(max(spacing)))
-        filters = _filters(image.shape, spacing, sigma)
-        for tile in _tiles(image.shape):
-            here = chosen[tile].reshape(-1).nonzero()[:, 0]
-            if len(here):
-                hessian = [part.reshape(-1)[here] for part in _hessian(image, filters, tile)]
-                values = best[tile].reshape(-1)
-                values[here] = torch.maximum(values[here], _response(hessian))
-                best[tile] = values.view(best[tile].shape)
+    # Below 0.6 voxels a sampled Gaussian is no longer one, and it must be round in mm.
+    least = 0.6 * float(max(spacing))
+    scales = [_filters(image.shape, spacing, max(r / math.sqrt(2), least)) for r in radii_mm]
+    for tile in _tiles(image.shape):
+        here = chosen[tile].reshape(-1).nonzero()[:, 0]
+        if not len(here):
+            continue
+        values = torch.zeros(best[tile].shape)
+        for filters in scales:
+            hessian = [part.reshape(-1)[here] for part in _hessian(image, filters, tile)]
+            values.view(-1)[here] = torch.maximum(values.view(-1)[here], _response(hessian))
+        best[tile] = values
     return (best if where is None else best[chosen]).numpy()
 
 

@@ -108,22 +108,25 @@ def image_scores(real_hu, other_hu, window, labels=None, num_classes: int = 0) -
     a, b = (
         (x.float().clamp(low, high) - low)[None, None] / (high - low) for x in (real_hu, other_hu)
     )
-    classes = None if labels is None else labels[None]
-    scores, similarity = {"psnr": psnr(a, b, 1.0)[0]}, None
+    classes, similarity = None if labels is None else labels[None], None
+    if classes is None:
+        scores, absolute = {"psnr": psnr(a, b, 1.0)[0]}, mae_hu(a, b)[0]
+    else:  # what is in the classes is all there is
+        error = (a - b)[0, 0]
+        counts, sums = _sums(labels, (error.abs(), error.square()), num_classes)
+        absolute, squared = (float(s.sum() / counts.sum()) for s in sums)
+        scores = {"psnr": _decibels(squared, 1.0)}
     if num_scales(a.shape[2:]):
         first, multi, similarity = ssim_and_ms_ssim(a, b, 1.0, classes, num_classes)
         scores["ssim"], scores["ms_ssim"] = first[0], multi[0]
-    scores["mae_hu"] = mae_hu(a, b)[0] * (high - low)
-    if classes is None:
-        return scores
-    inside = class_scores(a, b, classes, num_classes, 1.0)
-    for k in range(1, num_classes):
-        if math.isnan(inside["mae"][0][k]):
+    scores["mae_hu"] = absolute * (high - low)
+    for k in range(1, num_classes if classes is not None else 0):
+        if not counts[k]:
             continue
-        scores[f"psnr_class{k}"] = inside["psnr"][0][k]
+        scores[f"psnr_class{k}"] = _decibels(float(sums[1][k] / counts[k]), 1.0)
         if similarity is not None:
             scores[f"ssim_class{k}"] = similarity[0][k]
-        scores[f"mae_hu_class{k}"] = inside["mae"][0][k] * (high - low)
+        scores[f"mae_hu_class{k}"] = float(sums[0][k] / counts[k]) * (high - low)
     return scores
 
 

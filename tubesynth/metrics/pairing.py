@@ -13,6 +13,7 @@ from tubesynth.errors import InputError
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.volume.files import find_cases
 
+MOST_FLOORS = 10  # cases with a stranger: an image that has nothing to do with them costs as much
 COSTS = ("evaluations", "seconds")
 
 
@@ -82,11 +83,11 @@ def collect_cases(real, labels, reconstruction, runs) -> tuple[list[EvaluationCa
         lacking = [c for c in chosen if source not in [image[0] for image in made.get(c, [])]]
         if folder is not None and lacking:
             notes.append(f"{len(lacking)} cases have no {source}: {listed(lacking)}")
-    cases, order = [], list(reals)
+    cases, order, every = [], list(reals), -(-len(chosen) // MOST_FLOORS)
     for case in chosen:
         own = [("real", 0, reals[case])] if case in reals else []
         stranger = None
-        if own and case in made and len(order) > 1:
+        if own and case in made and len(order) > 1 and len(cases) % every == 0:
             stranger = reals[order[(order.index(case) + 1) % len(order)]]
         images = own + made.get(case, [])
         cases.append(EvaluationCase(case, maps.get(case), images, stranger))
