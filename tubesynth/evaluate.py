@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import tubesynth
 from tubesynth.data import pool
@@ -25,18 +26,29 @@ from tubesynth.errors import InputError, run_command
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
 from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.definitions import DEFINITIONS
-from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, runs_of
-from tubesynth.metrics.summary import summarise, table, write_csv, write_json, write_text
+from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
+from tubesynth.metrics.pretrained import load_features
+from tubesynth.metrics.set_scores import (
+    case_diversity,
+    case_sets,
+    combined,
+    combined_by_source,
+    diversity,
+    set_scores,
+    training_set,
+    validity,
+)
+from tubesynth.metrics.summary import summarise, write_csv, write_json, write_text
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
 from tubesynth.report.page import report_page
 from tubesynth.report.pictures import draw_case, panel_path
+from tubesynth.report.terminal import tables
 from tubesynth.runtime.log import environment
 from tubesynth.volume.files import read_labels
 
 PICTURES_LISTED = 10
 PRELOADED = ["tubesynth.metrics.case", "tubesynth.report.pictures"]
-ONLY_IN_FILES = ("lumen_hu_", "contrast_hu_", "radius_bias", "radius_ratio", "vesselness_shell")
 
 
 def main(argv=None) -> None:
@@ -48,12 +60,15 @@ def main(argv=None) -> None:
         if not low < high:
             raise InputError(f"{option} {low:g} {high:g}: the first number must be the lower one")
     workers = pool.check_workers(args.workers)
+    if args.training is not None:
+        files_of(args.training, "--training")
     runs = runs_of(args.synthesis)
     cases, notes = collect_cases(args.real, args.labels, args.reconstruction, runs)
     losses = validation_losses(args.training_log)
     classes = Classes(args.vessel_class, tuple(args.heart_classes), args.aorta_class)
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
-    jobs = [(case, settings, args.output_dir) for case in cases]
+    own_features = not args.no_distribution and args.features is None
+    jobs = [(case, settings, args.output_dir, own_features) for case in cases]
     # Imported once and then forked: torch alone takes longer to import than a small case to score.
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     scores = pool.each(evaluate_case, jobs, workers, "evaluate")
@@ -65,6 +80,8 @@ def main(argv=None) -> None:
         cost_rows(cases),
     )
     result = results(rows, runs, losses)
+    if not args.no_distribution:
+        notes += add_distribution(result, args, cases, scores, runs, settings, workers)
     notes += ceiling_notes(result)
     result["provenance"] = provenance(args, cases, runs, notes)
     write_csv(args.output_dir / "metrics.csv", rows.merged())
@@ -98,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--output-dir", "--report", type=Path, required=True, help="folder of all that is written")
     add("--workers", type=int, help="processes, each with one case; default: one a core")
+    add("--training", type=Path, help="folder of training CTs: are synthetic ones copies of them?")
+    add("--features", type=Path, help="RadImageNet weights (ResNet50.pt or InceptionV3.pt)")
+    add("--no-distribution", action="store_true", help="no Frechet distance, precision, recall")
     add("--training-log", type=Path, nargs="+", default=[], help="runs/<name>/metrics.jsonl")
     range_ = dict(type=float, nargs=2, metavar=("LOW", "HIGH"))
     add("--lumen-range", **range_, default=LUMEN_RANGE_HU, help="HU; default 200 600")
@@ -109,8 +129,11 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def evaluate_case(case, settings: Settings, output_dir: Path) -> CaseScores:
-    """Scores and pictures of one case, by one thread: the numbers are those of any --workers."""
+def evaluate_case(case, settings: Settings, output_dir: Path, features: bool) -> CaseScores:
+    """Scores and pictures of one case, by one thread: the numbers are those of any --workers.
+
+    features: also what the distribution scores need of it.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -119,6 +142,12 @@ def evaluate_case(case, settings: Settings, output_dir: Path) -> CaseScores:
         tokens = None if label is None else tokens_of(label, settings.classes)
         scores = score_case(case, volumes, label, tokens, settings)
         draw_case(case, volumes, label, tokens, settings.classes.vessel, output_dir)
+        if features:
+            window = settings.hu_window
+            first = next((s for s, *_ in case.images if s.startswith("synthesis")), "")
+            scores.diversity = case_diversity(case, volumes, first, window)
+            if case.images[0][0] == "real" and len(volumes) > 1:
+                scores.sets = case_sets(case, volumes, window)
     finally:
         torch.set_num_threads(threads)
     return scores
@@ -167,6 +196,42 @@ def results(rows: Rows, runs: list[Run], losses: dict) -> dict:
     }
 
 
+def add_distribution(result, args, cases, scores, runs, settings, workers) -> list[str]:
+    """Frechet distances and their company, put beside the image scores; returns notes."""
+    window, options = settings.hu_window, {}
+    sets, notes = combined_by_source([s.sets for s in scores])
+    if args.features is not None:  # too long to be sent between processes case by case
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        options = {"feature_fn": load_features(args.features), "device": device}
+        sets = {}
+        for case in tqdm(cases, desc="features", unit="case", disable=None):
+            if len(case.images) > 1:
+                case_sets(case, read_case(case), window, sets, **options)
+    training = None
+    if args.training is not None and cases[0].images[-1][0].startswith("synthesis"):
+        made = read_case(cases[0])[-1]
+        files = files_of(args.training, "--training").items()
+        jobs = [(case, path, (made.shape, made.affine), window) for case, path in files]
+        if options:
+            training = combined([training_set(*job, **options) for job in jobs])
+        else:
+            training = combined(pool.each(training_set, jobs, workers, "training"))
+    by_source, floor, more = set_scores(sets, training)
+    result["floor"] |= floor
+    result["reconstruction"] |= by_source.get("reconstruction", {})
+    spread = diversity({case.id: s.diversity for case, s in zip(cases, scores, strict=True)})
+    for place, run in enumerate(runs):
+        own = by_source.get(run.source, {}) | (spread if place == 0 else {})
+        result["runs"][run.name]["synthesis"] |= own
+        if place == 0:
+            result["synthesis"] |= own
+    if by_source:
+        vessel = settings.classes.vessel
+        result["validity"] = validity(cases, vessel, window, **options)
+        more += result["validity"].get("messages", [])
+    return notes + more
+
+
 def ceiling_notes(result) -> list[str]:
     """Where the real CTs themselves score badly, their score is the most that can be reached."""
     notes = []
@@ -199,36 +264,6 @@ def provenance(args, cases, runs, notes) -> dict:
         "definitions": DEFINITIONS,
         "notes": notes,
     }
-
-
-def tables(result, vessel_class) -> str:
-    """The tables for the terminal: mean and 95 % interval over cases."""
-    n = result["provenance"]["n_cases"]
-    lines = [f"\n{n} case{'s' * (n != 1)}, mean [95 % interval of the mean]"]
-    images = columns(result, result, "synthesis")
-    if images:
-        metrics = ["psnr", "ssim", "ms_ssim", "mae_hu", f"mae_hu_class{vessel_class}"]
-        lines += ["", table(images, [m for m in metrics if any(m in s for s in images.values())])]
-    vessels = columns(result, result["vessels"], "vessels")
-    if vessels:
-        metrics = list(dict.fromkeys(m for stats in vessels.values() for m in stats))
-        metrics = [m for m in metrics if not m.startswith(ONLY_IN_FILES)]
-        lines += ["", table(vessels, metrics)]
-    elif "labels" in result["provenance"]["folders"]:
-        lines += ["", f"no vessels: no label map holds class {vessel_class}"]
-    if result["floor"]:
-        lines += ["", "floor: the real CT of another patient in place of the image"]
-    for run, losses in result["training"].items():
-        first, last = losses["first_loss"], losses["last_loss"]
-        lines += ["", f"validation loss of {run}: {first:.4g} at first, {last:.4g} at last"]
-    return "\n".join(lines) + "\n"
-
-
-def columns(result, stats, part) -> dict[str, dict]:
-    """What has scores: real, reconstruction, every run by its name, floor."""
-    made = {name: run[part] for name, run in result["runs"].items()}
-    found = {"real": stats.get("real"), "reconstruction": stats["reconstruction"], **made}
-    return {name: stat for name, stat in {**found, "floor": stats["floor"]}.items() if stat}
 
 
 if __name__ == "__main__":

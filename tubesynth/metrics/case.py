@@ -47,6 +47,8 @@ class CaseScores:
     images: list[dict] = field(default_factory=list)
     vessels: list[dict] = field(default_factory=list)
     notes: set[str] = field(default_factory=set)
+    sets: dict = field(default_factory=dict)  # see set_scores.py
+    diversity: float | None = None
 
 
 def read_case(case: EvaluationCase) -> list[Volume]:

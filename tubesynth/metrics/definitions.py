@@ -23,8 +23,15 @@ DEFINITIONS = {
     "vesselness_shell": "the same 1 voxel to 3 mm further outside",
     "vesselness_contrast": "inside minus shell",
     "vesselness_auc": "share of pairs of a vessel and a shell voxel where the vessel's is larger",
+    "frechet": "squared Frechet distance of slice features to the real CTs, mean of three planes",
+    "frechet_excess": "the same without the bias of small sets: 0 is perfect",
+    "precision, recall": "of slice features: how many look real, how much of the real is covered",
+    "diversity_ms_ssim": "MS-SSIM between samples of one label map; 1: no diversity",
+    "nearest_training_*, copied": "distance to the nearest training CT; share that is too near",
+    "validity": "do the features rank blur, noise and erased vessels by how bad they are?",
     "evaluations, seconds": "of the network, and in all, to make one volume; from its sidecar",
-    "floor": "the same score for the real CT of another patient in place of the image",
+    "floor": "the same score for the real CT of another patient in place of the image; of sets of "
+    "images: one half of the real CTs against the other",
     "_lt1.5mm, _1.5to3mm, _gt3mm": "calibre: radius of the lumen in the label map",
     "STAT": "over cases, samples of one case averaged first; std of a sample; ci95 by Student's t, "
     "cut to what the metric can be",

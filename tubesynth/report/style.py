@@ -18,6 +18,7 @@ h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
 h3 small { color: var(--faint); font-weight: normal; margin-left: .5rem; }
 .lead { color: var(--faint); margin: 0; }
 .note { color: var(--faint); font-size: .92rem; max-width: 46rem; margin: .3rem 0 .8rem; }
+.warning { color: var(--c4); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem 1rem .38rem 0; text-align: right; vertical-align: top;
