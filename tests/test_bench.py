@@ -51,6 +51,19 @@ def test_seconds_are_the_median_of_the_repeats_and_the_warm_up_does_not_count():
     assert math.isclose(measured.spread, (0.06 - 0.02) / 0.04, rel_tol=0.2)
 
 
+def test_cpu_seconds_count_work_and_not_waiting():
+    def work():
+        time.sleep(0.3)
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+
+    measured = measure(work, repeats=1)
+    if measured.cpu_seconds is None:
+        pytest.skip("no /proc")
+    assert 0.17 <= measured.cpu_seconds <= 0.3 < 0.5 <= measured.seconds
+
+
 def test_peak_memory_sees_an_allocation_that_is_gone_afterwards():
     with PeakMemory() as idle:
         time.sleep(0.1)

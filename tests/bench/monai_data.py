@@ -83,6 +83,7 @@ def compare(case: str, rounds) -> dict:
         "case": case,
         "seconds": round(seconds, 4),
         "spread": spread(ours),
+        "cpu_seconds": cpu(ours),
         "peak_mb": memory,
         "rounds": len(rounds),
         "load": max(line["load"] for line in ours + peer),
@@ -90,9 +91,11 @@ def compare(case: str, rounds) -> dict:
         "peer_workers": peer[0]["workers"],
         "peer_seconds": round(peer_seconds, 4),
         "peer_spread": spread(peer),
+        "peer_cpu_seconds": cpu(peer),
         "peer_peak_mb": peer_memory,
         "peer_cache_mb": peer[0]["cache_mb"],
         "speedup": round(peer_seconds / seconds, 2),
+        "cpu_ratio": round(cpu(peer) / cpu(ours), 2),
         "memory_ratio": round(memory / peer_memory, 2),
     }
 
@@ -109,6 +112,11 @@ def middle(lines: list[dict]) -> float:
     return statistics.median(line["seconds"] for line in lines)
 
 
+def cpu(lines: list[dict]) -> float:
+    """Seconds of all cores together: less moved by what else the machine does."""
+    return round(statistics.median(line["cpu_seconds"] for line in lines), 3)
+
+
 def spread(lines: list[dict]) -> float:
     """(slowest - fastest round) / median; of one round its own spread."""
     if len(lines) == 1:
@@ -119,9 +127,9 @@ def spread(lines: list[dict]) -> float:
 
 def table(lines: list[dict]) -> str:
     rows = [
-        "| case | size | volumes/s | spread | MONAI | spread | times faster | peak MB | MONAI |"
+        "| case | size | volumes/s | spread | MONAI | spread | times faster | CPU time | peak MB | MONAI |"
         " cache MB | MONAI |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         volumes = int(line["size"].split()[0])
@@ -133,6 +141,7 @@ def table(lines: list[dict]) -> str:
             f"{volumes / line['peer_seconds']:.1f}",
             f"{line['peer_spread']:.0%}",
             f"{line['speedup']:.1f}",
+            f"1 / {line['cpu_ratio']:.1f}",
             f"{line['peak_mb']:.0f}",
             f"{line['peer_peak_mb']:.0f}",
             line["cache_mb"],

@@ -20,14 +20,21 @@ SAMPLE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each timed repeat, and the peak in MB (1e6 bytes; None where Linux is not)."""
+    """Seconds of each timed repeat, of the clock and of all cores together; the peak in MB (1e6
+    bytes). What only Linux tells is None elsewhere."""
 
     times: list[float]
+    cpu_times: list[float]
     peak_mb: float | None
 
     @property
     def seconds(self) -> float:
         return statistics.median(self.times)
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """What the work costs, whoever else uses the machine."""
+        return statistics.median(self.cpu_times) if any(self.cpu_times) else None
 
     @property
     def spread(self) -> float:
@@ -40,7 +47,7 @@ def measure(work: Callable[[], None], repeats: int, before: Callable[[], None] |
 
     before() runs ahead of each work() and is not timed.
     """
-    times = []
+    times, cpu_times = [], []
     for number in range(repeats + 1):
         if before:
             before()
@@ -48,10 +55,11 @@ def measure(work: Callable[[], None], repeats: int, before: Callable[[], None] |
             with PeakMemory() as memory:
                 work()
             continue
-        start = time.perf_counter()
+        cpu, start = _cpu_seconds(), time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return Measurement(times, memory.peak_mb)
+        cpu_times.append(_cpu_seconds() - cpu)
+    return Measurement(times, cpu_times, memory.peak_mb)
 
 
 class PeakMemory:
@@ -93,6 +101,18 @@ def _family(root: int) -> list[int]:
     return found
 
 
+def _cpu_seconds() -> float:
+    """User and system time of this process and of its descendants, alive or ended."""
+    ticks = 0
+    for pid in _family(os.getpid()):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15]))  # its own, then of children that it has waited for
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _proportional_kb(pid: int) -> int:
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -105,16 +125,17 @@ def _proportional_kb(pid: int) -> int:
 
 def result(bench: str, case: str, measured: Measurement, size: str, **more) -> dict:
     """The object of one line; `more` are further keys, among them device and threads."""
-    peak = None if measured.peak_mb is None else round(measured.peak_mb, 1)
+    peak, cpu = measured.peak_mb, measured.cpu_seconds
     return {
         "bench": bench,
         "case": case,
         "seconds": round(measured.seconds, 4),
         "spread": round(measured.spread, 3),
-        "peak_mb": peak,
+        "peak_mb": peak and round(peak, 1),
         "size": size,
         **more,
         "commit": commit(),
+        "cpu_seconds": cpu and round(cpu, 3),
         "repeats": len(measured.times),
         "load": round(os.getloadavg()[0], 2),
     }
