@@ -26,6 +26,7 @@ from tubesynth.errors import InputError, run_command
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
 from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.definitions import DEFINITIONS
+from tubesynth.metrics.distribution import distribution_floor
 from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
 from tubesynth.metrics.pretrained import load_features
 from tubesynth.metrics.set_scores import (
@@ -34,7 +35,8 @@ from tubesynth.metrics.set_scores import (
     combined,
     combined_by_source,
     diversity,
-    set_scores,
+    run_job,
+    source_scores,
     training_set,
     validity,
 )
@@ -216,8 +218,19 @@ def add_distribution(result, args, cases, scores, runs, settings, workers) -> li
             training = combined([training_set(*job, **options) for job in jobs])
         else:
             training = combined(pool.each(training_set, jobs, workers, "training"))
-    by_source, floor, more = set_scores(sets, training)
-    result["floor"] |= floor
+    if "real" not in sets or len(sets) < 2:
+        by_source = {}
+    else:
+        made = [source for source in sets if source != "real"]
+        check = (validity, cases, settings.classes.vessel, window, *options.values())
+        jobs = [check, (distribution_floor, sets["real"])]
+        jobs += [(source_scores, s, sets["real"], sets[s], training) for s in made]
+        found = pool.each(run_job, jobs, 1 if options else workers, "sets of images", "job")
+        result["validity"] = found[0]
+        result["floor"] |= found[1]
+        by_source = {s: one for s, (one, _) in zip(made, found[2:], strict=True)}
+        notes += dict.fromkeys(note for _, more in found[2:] for note in more)
+        notes += found[0].get("messages", [])
     result["reconstruction"] |= by_source.get("reconstruction", {})
     spread = diversity({case.id: s.diversity for case, s in zip(cases, scores, strict=True)})
     for place, run in enumerate(runs):
@@ -225,11 +238,7 @@ def add_distribution(result, args, cases, scores, runs, settings, workers) -> li
         result["runs"][run.name]["synthesis"] |= own
         if place == 0:
             result["synthesis"] |= own
-    if by_source:
-        vessel = settings.classes.vessel
-        result["validity"] = validity(cases, vessel, window, **options)
-        more += result["validity"].get("messages", [])
-    return notes + more
+    return notes
 
 
 def ceiling_notes(result) -> list[str]:

@@ -100,9 +100,9 @@ def score_case(case: EvaluationCase, volumes, label, tokens, settings: Settings)
         grids.append(SharedGrid(grid, here, classes, condition))
         return grids[-1]
 
-    for (source, sample, _), volume in zip(case.images, volumes, strict=True):
+    for i, ((source, sample, _), volume) in enumerate(zip(case.images, volumes, strict=True)):
         key = {"case": case.id, "sample": sample, "source": source}
-        is_real = volume is real
+        is_real = real is not None and i == 0
         model = case.images[1][0] if is_real and len(volumes) > 1 else source
         common = shared(volumes[1] if is_real and len(volumes) > 1 else volume, model)
         image = common.real if is_real else volume

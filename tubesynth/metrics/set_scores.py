@@ -11,7 +11,6 @@ from tubesynth.errors import InputError
 from tubesynth.metrics.case import as_if_here
 from tubesynth.metrics.damage import ValidityCheck
 from tubesynth.metrics.distribution import (
-    distribution_floor,
     distribution_notes,
     distribution_scores,
     diversity_statistics,
@@ -111,21 +110,20 @@ def combined(parts: list[DistributionSet]) -> DistributionSet | None:
     return result
 
 
-def set_scores(sets: dict[str, DistributionSet], training=None) -> tuple[dict, dict, list[str]]:
-    """{source: {METRIC: STAT}} against the real CTs, the floor, and notes."""
-    real = sets.get("real")
-    if real is None or len(sets) < 2:
-        return {}, {}, []
-    scores, notes = {}, []
-    for source, made in sets.items():
-        if source == "real":
-            continue
-        try:
-            scores[source] = distribution_scores(real, made, training)
-            notes += distribution_notes(real, made)
-        except ValueError as error:  # other grids, other features: the other scores still hold
-            notes.append(f"no distribution scores of the {source}: {error}")
-    return scores, distribution_floor(real), list(dict.fromkeys(notes))
+def source_scores(source: str, real, made, training=None) -> tuple[dict, list[str]]:
+    """({METRIC: STAT}, notes) of one source against the real CTs."""
+    try:
+        return distribution_scores(real, made, training), distribution_notes(real, made)
+    except ValueError as error:  # other grids, other features: the other scores still hold
+        return {}, [f"no distribution scores of the {source}: {error}"]
+
+
+def run_job(function, *arguments):
+    """Independent pieces of work of several kinds, for a pool of processes of one thread each.
+
+    Small matrices gain nothing from BLAS threads, and lose tenfold on a busy machine.
+    """
+    return function(*arguments)
 
 
 def diversity(by_case: dict[str, float | None]) -> dict[str, dict]:

@@ -124,7 +124,13 @@ def cell(stat: dict | None, metric: str) -> str:
     """
     if stat is None or stat["mean"] is None:
         return "-"
-    digits = 1 if "_hu" in metric else 2 if metric.startswith(("psnr", "betti")) else 3
+    digits = (
+        1
+        if "_hu" in metric or metric.startswith("frechet")
+        else 2
+        if metric.startswith(("psnr", "betti"))
+        else 3
+    )
     mean, (low, high) = f"{stat['mean']:.{digits}f}", stat["ci95"]
     return mean if low is None else f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
 

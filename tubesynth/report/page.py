@@ -106,15 +106,16 @@ def headline(result) -> str:
             "Sets of images against the set of real CTs",
             SET_METRICS,
             syntheses(result, "synthesis"),
-            {"reconstruction": result["reconstruction"]},
-            {"halves of the real": result["floor"]},
+            {"reconstruction": result["reconstruction"], "halves of the real": result["floor"]},
+            {},
         ),
     ]
     note = (
         "<p class='note'>Ceiling: the real CT and what the autoencoder keeps of it, scored in the "
-        "same way; a synthesis can hardly be better. Floor: a CT that has nothing to do with the "
-        "label map. Arrows say which way is better. Vessels are found in each CT by its "
-        "intensities alone, so a forgotten one counts as forgotten.</p>"
+        "same way, or for sets one half of the real CTs against the other; a synthesis can hardly "
+        "be better. Floor: a CT that has nothing to do with the label map. Arrows say which way is "
+        "better. Vessels are found in each CT by its intensities alone, so a forgotten one counts "
+        "as forgotten.</p>"
     )
     tables = [table for table in tables if table]
     return "<h2>Scores</h2>" + note + "".join(tables) + trust(result) if tables else ""
@@ -241,9 +242,8 @@ def case_pictures(result, rows, output_dir: Path) -> str:
     metric, source, order = ranked(result, rows)
     if not order:
         return ""
-    titles = {0: "Best case", (len(order) - 1) // 2: "Median case", len(order) - 1: "Worst case"}
-    if len(order) == 1:
-        titles = {0: "The case"}
+    last = len(order) - 1
+    titles = {last // 2: "Median case", last: "Worst case", 0: "Best case" if last else "The case"}
     parts = [
         "<h2>Cases to look at</h2><p class='note'>Ranked by "
         f"<code class='in'>{metric}</code> of the {html.escape(source)}, samples of a case "

@@ -1,0 +1,176 @@
+"""The report of an evaluation: one file that needs nothing else, also in a real browser; and known
+damage through the whole chain of scores."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tubesynth.evaluate import main
+from tubesynth.metrics.case import Settings, evaluate_pair
+from tubesynth.metrics.pairing import runs_of
+from tubesynth.report.charts import curve, dots, height_of
+from tubesynth.volume.files import write_volume
+from tubesynth.volume.grid import Volume, centred_affine
+
+SHAPE, SPACING = (72, 60, 44), (0.8, 0.8, 0.9)
+FAT, MUSCLE, CONTRAST = -80.0, 60.0, 380.0
+LABEL_MM = 2.2
+AFFINE = centred_affine(SHAPE, SPACING)
+
+
+def patient(radius_mm=LABEL_MM, gap=(), seed=0):
+    """(HU, labels): an aorta, a heart, and one vessel along x that begins at the aorta.
+
+    The label map has a vessel of LABEL_MM without gaps; the CT one of radius_mm without the columns
+    of gap.
+    """
+    x, y, z = (
+        (g - (n - 1) / 2) * s for g, n, s in zip(np.indices(SHAPE), SHAPE, SPACING, strict=True)
+    )
+    chamber, muscle = (np.sqrt(x**2 + (y + 9) ** 2 + z**2) < r for r in (8, 11))
+    aorta = np.hypot(x + 22, y - 8) < 5
+    along = (x > -18) & (x < 20)
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[muscle], labels[chamber], labels[aorta] = 1, 3, 6
+    labels[(np.hypot(y - 8, z) < LABEL_MM) & along] = 8
+    vessel = (np.hypot(y - 8, z) < radius_mm) & along
+    vessel[list(gap)] = False
+    hu = np.select([chamber | aorta | vessel, muscle], [CONTRAST, MUSCLE], FAT)
+    noise = np.random.default_rng(seed).normal(0, 12, SHAPE)
+    return Volume((hu + noise).astype(np.float32), AFFINE), Volume(labels, AFFINE)
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """The folder of an evaluation of two cases and two runs: one with and one without vessels."""
+    root = tmp_path_factory.mktemp("evaluation")
+    for case in ("1", "2"):
+        real, labels = patient(seed=int(case))
+        bare, _ = patient(radius_mm=0, seed=9)
+        write_volume(root / "real" / f"{case}.nii.gz", real, "int16")
+        write_volume(root / "labels" / f"{case}.nii.gz", labels, "uint8")
+        write_volume(root / "reconstruction" / f"{case}.nii.gz", patient(seed=7)[0], "int16")
+        for run, volume, evaluations in (("fine", real, 16), ("fast", bare, 4)):
+            write_volume(root / run / f"{case}_s0.nii.gz", volume, "int16")
+            sidecar = {"evaluations": evaluations, "seconds": evaluations / 2}
+            (root / run / f"{case}_s0.json").write_text(json.dumps(sidecar))
+    folders = ("real", "labels", "reconstruction")
+    options = [text for name in folders for text in (f"--{name}", str(root / name))]
+    for run in ("fine", "fast"):
+        options += ["--synthesis", f"{run}={root / run}"]
+    main([*options, "--report", str(root / "out"), "--workers", "1"])
+    return root / "out"
+
+
+def test_runs_are_told_apart_with_their_cost_and_the_first_one_is_the_headline(evaluation):
+    result = json.loads((evaluation / "metrics.json").read_text())
+    fine, fast = result["runs"]["fine"], result["runs"]["fast"]
+    assert (fine["evaluations"]["mean"], fast["seconds"]["mean"]) == (16, 2)
+    assert result["vessels"]["synthesis"] == fine["vessels"]
+    assert fine["vessels"]["cldice"]["mean"] > 0.9 and fast["vessels"]["cldice"]["mean"] == 0
+    assert fine["vessels"]["centreline_recall_1.5to3mm"]["mean"] > 0.75
+    assert fine["synthesis"]["psnr"]["mean"] == 100
+    assert result["validity"]["cases"] == 2
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.sources = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.sources += [v for k, v in attributes if k in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_one_well_formed_file_that_asks_for_nothing_else(evaluation):
+    text = (evaluation / "report.html").read_text()
+    tags = Tags(re.sub(r"<(line|circle|polyline)([^>]*)/>", r"<\1\2></\1>", text))
+    assert tags.open == []
+    assert "script" not in tags.seen and "link" not in tags.seen
+    assert tags.sources and all(s.startswith("data:image/png;base64,") for s in tags.sources)
+    assert "url(" not in text and text.count("<svg") >= 4
+    for said in ("Best case", "Worst case", "fine", "fast", "reconstruction", "Provenance"):
+        assert said in text
+
+
+def test_a_browser_shows_the_report_without_a_network(evaluation, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium")
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+    options += " --disable-background-networking --disable-component-update --hide-scrollbars"
+    shot = tmp_path / "report.png"
+    subprocess.run(
+        [browser, *options.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+        + ["--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1200,2600"]
+        + [f"--screenshot={shot}", (evaluation / "report.html").as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    from PIL import Image
+
+    page = np.asarray(Image.open(shot).convert("L"), dtype=float)
+    assert page.shape == (2600, 1200)
+    # Text at the top, coloured dots in the middle, and not a blank page anywhere.
+    assert all(page[top : top + 400].std() > 5 for top in range(0, 2400, 400))
+
+
+def test_a_copy_of_the_real_ct_scores_as_the_real_ct():
+    real, labels = patient()
+    scores = evaluate_pair(real, real, labels)
+    assert scores["made"] == scores["real"]
+    assert (scores["image"]["psnr"], scores["image"]["mae_hu"]) == (100, 0)
+    assert scores["made"]["betti0_error"] == 0 and scores["made"]["dice"] > 0.85
+
+
+def test_a_cut_in_the_synthetic_vessel_is_one_piece_more():
+    real, labels = patient()
+    cut, _ = patient(gap=(42, 43))
+    scores = evaluate_pair(real, cut, labels)
+    assert (scores["real"]["betti0_error"], scores["made"]["betti0_error"]) == (0, 1)
+
+
+def test_thinning_by_30_percent_shows_as_30_percent_less_radius():
+    real, labels = patient()
+    thin, _ = patient(radius_mm=LABEL_MM * 0.7)
+    ratio = evaluate_pair(real, thin, labels)["made"]["radius_ratio"]
+    assert ratio == pytest.approx(0.7, abs=0.06)
+
+
+def test_a_forgotten_vessel_is_not_found_and_does_not_stand_out():
+    real, labels = patient()
+    scores = evaluate_pair(real, patient(radius_mm=0)[0], labels, Settings())["made"]
+    assert (scores["dice"], scores["cldice"], scores["centreline_recall"]) == (0, 0, 0)
+    assert scores["betti0_error"] == 1
+    assert scores["vesselness_auc"] == pytest.approx(0.5, abs=0.1)
+    assert "radius_error_mm" not in scores
+
+
+def test_runs_need_names_where_there_are_several(tmp_path):
+    with pytest.raises(ValueError, match="give each folder a name"):
+        runs_of([str(tmp_path), str(tmp_path)])
+    named = runs_of([f"few={tmp_path}", f"16 steps={tmp_path}"])
+    assert [run.name for run in named] == ["few", "16 steps"]
+
+
+def test_charts_place_values_and_say_them():
+    stat = {"mean": 0.5, "std": 0.1, "ci95": [0.4, 0.6], "n": 5}
+    picture = dots({"thin": {"real": stat, "made": stat | {"mean": None}}}, "share", 0.0, 1.0)
+    assert picture.count("<circle") == 1 and "real: 0.500 [0.400, 0.600]" in picture
+    assert f'cy="{height_of(0.5, 0.0, 1.0):.1f}"' in picture
+    two = curve({"b": (16, stat), "a": (4, stat)}, "evaluations", "cldice", [("real CT", 0.9)])
+    assert two.count("<circle") == 2 and "dashed" in two and "real CT" in two
+    assert curve({"a": (4, stat | {"mean": None})}, "evaluations", "cldice") == ""
