@@ -18,6 +18,7 @@ MAY_IMPORT = {
     **{part: BOTTOM | {part} for part in FIVE},
     "data": BOTTOM | FIVE | {"data"},
     "metrics": BOTTOM | FIVE | {"metrics"},
+    "report": BOTTOM | FIVE | {"metrics", "report"},
     "training": BOTTOM | FIVE | {"data", "metrics", "config", "strict", "training"},
 }
 LOSSES_AND_MODELS_KNOW_NO_PROCESS = {"models", "losses", "generative", "volume"}
