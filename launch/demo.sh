@@ -4,6 +4,9 @@
 # About 10 minutes on 2 CPU cores once .venv is made, faster on a GPU.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
+# Waiting threads sleep instead of spinning: on two busy cores spinning costs a step several times over.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 step() { printf '\n== %s\n' "$*"; }
 runs=demo/runs
 validation=demo/data/validation

@@ -1,10 +1,12 @@
 """reconstruct, synthesize, the Python API: geometry, seeds, resuming, refusals; real CT too."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from tubesynth import reconstruct, synthesize
 from tubesynth.errors import InputError
@@ -141,6 +143,18 @@ def test_tiled_reconstruction_is_the_whole_one(workplace, stage_1):
     tiled = Pipeline.load(stage_1, tile=8).reconstruct(volume).array.astype(int)
     # one HU of rounding, but where rounding tips a vector over to another code
     assert np.mean(np.abs(tiled - whole) > 1) < 0.01
+
+
+def test_the_example_of_the_readme_runs(workplace, stage_2, tmp_path, monkeypatch):
+    readme = (REPOSITORY / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    labels = next(iter(find_cases(workplace / "data/validation/labels").values()))
+    example = example.replace("runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt", str(stage_2))
+    example = example.replace('"1.label.nii.gz"', repr(str(labels)))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    written = read_volume(tmp_path / "new.img.nii.gz")
+    assert written.array.dtype == np.int16 and written.shape == (32, 32, 24)
 
 
 def test_averaged_weights_are_the_ones_that_are_sampled_from(stage_2):
