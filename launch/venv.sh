@@ -13,7 +13,7 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/stamp 2>/dev/null)" != "$(venv_st
     }
     echo "Making .venv (once; pip downloads torch and the packages of setup.cfg) ..."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[report,test]"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
     venv_stamp > .venv/stamp
 fi
 export PATH="$PWD/.venv/bin:$PATH"
