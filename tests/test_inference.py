@@ -176,6 +176,8 @@ def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_p
         run(reconstruct, "--model", stage_1, "--input-dir", tmp_path / "none", *out)
     with pytest.raises(InputError, match="multiple of 4"):
         run(synthesize, "--model", stage_2, "--input-dir", labels, *out, "--resolution", 30, 32, 24)
+    with pytest.raises(InputError, match="3 positive numbers"):
+        run(synthesize, "--model", stage_2, "--input-dir", labels, *out, "--spacing", 5, 5)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 

@@ -110,7 +110,11 @@ class Pipeline:
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _grid(self, volume: Volume, spacing, resolution):
-        data = self.config.data
+        data, dim = self.config.data, self.config.dim
+        for name, value in (("--resolution", resolution), ("--spacing", spacing)):
+            if value is not None and (len(value) != dim or min(value) <= 0):
+                given = " ".join(map(str, value))
+                raise InputError(f"{name} {given}: expected {dim} positive numbers")
         return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
 
     def prepare_image(self, volume: Volume, spacing=None, resolution=None) -> Volume:
@@ -129,7 +133,7 @@ class Pipeline:
         """CT (HU) -> autoencoder -> CT (int16 HU) on the model's grid in the CT's own world."""
         prepared = self.prepare_image(volume, spacing, resolution)
         unit = hu_to_unit(prepared.array.astype(np.float32), self.config.data.hu_window)
-        image = torch.from_numpy(unit)[None, None].to(self.device)
+        image = self._tensor(unit)[None, None]
         padded, crop = _pad_to_multiple(image, self.autoencoder.factor)
         tile = self._tile_for(padded.shape[2:])
         with self._autocast():
@@ -180,20 +184,21 @@ class Pipeline:
         prepared = self._blank(spacing, resolution) if labels is None else labels
         prepared = self.prepare_labels(prepared, spacing, resolution)
         factor = self.autoencoder.factor
-        if any(n % factor for n in prepared.shape):
+        label = self._tensor(prepared.array)[None]
+        if any(n % factor for n in label.shape[1:]):
             raise InputError(
                 f"--resolution {' '.join(map(str, prepared.shape))}: every side must be a multiple"
                 f" of {factor}"
             )
-        label = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
-        size = tuple(n // factor for n in prepared.shape)
+        size = tuple(n // factor for n in label.shape[1:])
         # Noise is drawn on the CPU: the same seed is the same noise on every device.
         noise = torch.randn((1, self.autoencoder.embedding_dim, *size), generator=random)
-        spacing_mm = torch.tensor(prepared.spacing, dtype=torch.float32, device=self.device)[None]
+        spacing_mm = torch.tensor(prepared.spacing[: self.config.dim], dtype=torch.float32)
+        spacing_mm = spacing_mm[None].to(self.device)
         sampling = replace(sampling or self.config.sampling, **changes)
 
         def decode(latents: Tensor) -> Volume:
-            tile = self._tile_for(prepared.shape)
+            tile = self._tile_for(label.shape[1:])
             image = self.autoencoder.decode(self.scale.restore(latents), tile=tile)
             return self._to_volume(image, prepared.affine)
 
@@ -211,8 +216,15 @@ class Pipeline:
 
     def _blank(self, spacing, resolution) -> Volume:
         data = self.config.data
-        shape = tuple(resolution or data.resolution)
-        return Volume(np.zeros(shape, np.uint8), centred_affine(shape, spacing or data.spacing))
+        flat = (1,) * (3 - self.config.dim)  # a picture is a volume of one slice
+        shape = (*(resolution or data.resolution), *flat)
+        affine = centred_affine(shape, (*(spacing or data.spacing), *flat))
+        return Volume(np.zeros(shape, np.uint8), affine)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        """(X, Y, Z) -> the model's axes: (X, Y, Z), or (X, Y) of the one slice of a picture."""
+        array = array[..., 0] if self.config.dim == 2 else array
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _velocity(self, label: Tensor, size, spacing_mm: Tensor, guidance: float):
         """The guided velocity; everything that the labels alone decide is computed here, once."""
@@ -234,6 +246,7 @@ class Pipeline:
 
     def _to_volume(self, image: Tensor, affine: np.ndarray) -> Volume:
         unit = image[0, 0].float().clamp(0, 1).cpu().numpy()
+        unit = unit[..., None] if self.config.dim == 2 else unit
         hu = unit_to_hu(unit, self.config.data.hu_window)
         return Volume(np.rint(hu).astype(np.int16), affine)
 

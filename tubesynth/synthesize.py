@@ -43,8 +43,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--solver", choices=SOLVERS)
     parser.add_argument("--steps", type=int, help="steps of a fixed-step solver")
     parser.add_argument("--guidance-label", type=float, default=1.0)
-    parser.add_argument("--resolution", type=int, nargs=3, help="voxels x y z; default: trained")
-    parser.add_argument("--spacing", type=float, nargs=3, help="mm x y z; default: trained")
+    parser.add_argument("--resolution", type=int, nargs="+", help="voxels x y z; default: trained")
+    parser.add_argument("--spacing", type=float, nargs="+", help="mm x y z; default: trained")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
     parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
     parser.add_argument(

@@ -149,7 +149,7 @@ class Latents:
             "case": batch["case"],
             "latent": self.scale.normalise(latent),
             "label": batch["label"].to(self.device, non_blocking=True),
-            "spacing": batch["spacing"].to(self.device, non_blocking=True),
+            "spacing": batch["spacing"][:, : self.config.dim].to(self.device, non_blocking=True),
         }
         if "draw" in batch:
             moved["draw"] = batch["draw"].tolist()
