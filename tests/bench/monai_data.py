@@ -19,7 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent
 
-# ours -> (the peer's case, its type of one-hot classes)
+# ours -> (the peer's case, its type of one-hot classes); _stored: ours before conversion, which
+# says what a GPU is sent, against the peer's, which has no such form
 PAIRS = {
     "whole": ("whole", None),
     "crop": ("crop", None),
@@ -27,6 +28,9 @@ PAIRS = {
     "one_hot_uint8": ("one_hot", "uint8"),
     "stage2": ("one_hot", "float32"),
     "stage2_uint8": ("one_hot", "uint8"),
+    "whole_stored": ("whole", None),
+    "crop_stored": ("crop", None),
+    "stage2_stored": ("one_hot", "float32"),
     "cold": ("cold", None),
 }
 
@@ -44,7 +48,7 @@ def main() -> None:
 
 def one_round(case: str, args) -> tuple[list[dict], list[dict]]:
     """Both sides once, with each number of workers: (our lines, the peer's lines)."""
-    name, (peer_case, dtype) = case.removesuffix("_uint8"), PAIRS[case]
+    name, (peer_case, dtype) = case.removesuffix("_uint8").removesuffix("_stored"), PAIRS[case]
     size = ["--resolution", *args.resolution, "--spacing", *args.spacing, "--crop", *args.crop]
     size = [*map(str, size), "--repeats", str(args.repeats)]
     types = ["--one-hot", dtype] if dtype else []
@@ -56,7 +60,8 @@ def one_round(case: str, args) -> tuple[list[dict], list[dict]]:
             scans = map(str, ["--scans", args.scans, "--scan-resolution", *args.scan_resolution])
             bench = [sys.executable, "-m", "tubesynth.bench", "data", "--case", name]
             folder = ["--data-dir", args.data_dir, "--volumes", str(args.volumes), *scans]
-            ours += run([*bench, *folder, *size, *types, "--workers", str(workers)])
+            stored = ["--stored"] if case.endswith("_stored") else []
+            ours += run([*bench, *folder, *size, *types, *stored, "--workers", str(workers)])
         pipeline = [args.peer_python, "-W", "ignore", HERE / "monai_pipeline.py"]
         folder = ["--data", args.data_dir / data, "--cache-dir", args.data_dir]
         amounts = ["--volumes", str(amount), "--workers", str(workers), "--case", peer_case]

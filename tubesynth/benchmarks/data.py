@@ -7,6 +7,8 @@ networks take (window, intensity, one-hot included):
   one_hot  image as in whole, label as one-hot classes (B, C, X, Y, Z)
   stage2   what a stage-2 step takes: latents float32, normalised, and one-hot classes
   cold     preprocessing of ImageCAS-sized files (512 x 512 x 206) into an empty cache, all cores
+With --stored an epoch ends at what the loader hands over (int16, uint8, float16): what crosses to a
+GPU, where the rest takes about a millisecond.
 """
 
 import os
@@ -38,6 +40,7 @@ def add_arguments(parser) -> None:
     add("--scans", type=int, default=4, help="files of the cold build")
     add("--scan-resolution", type=int, default=(512, 512, 206), **triple)
     add("--one-hot", choices=("float32", "uint8"), default="float32", help="type of the classes")
+    add("--stored", action="store_true", help="stop before window, intensity and one-hot")
     add("--workers", type=int, nargs="+", default=[0, 2], help="of the loader: one line each")
     add("--repeats", type=int, default=5, help="timed epochs, after one to warm up")
     add("--device", default="cpu", help="cpu or cuda")
@@ -81,14 +84,24 @@ def run_case(case: str, args, workers: int) -> dict:
     """One case, measured: its JSON object."""
     import torch
 
+    from tubesynth.training.inputs import rank_loader
+
     if case == "cold":
         return cold(args)
     device = torch.device(args.device)
     volumes = open_volumes(args, workers, args.crop if case == "crop" else None)
-    batches = partial(volumes.batches, device=device)
-    if case == "stage2":
-        batches = open_latents(args, volumes, workers, device).batches
-    with_classes = case in ("one_hot", "stage2")
+    latents = open_latents(args, volumes, workers, device) if case == "stage2" else None
+    if args.stored:
+        data = volumes.data
+        source = (
+            latents.training
+            if latents
+            else volumes.dataset(volumes.training, data.crop, volumes.augmentation)
+        )
+        batches = partial(rank_loader, source, data=data, device=device)
+    else:
+        batches = latents.batches if latents else partial(volumes.batches, device=device)
+    with_classes = case in ("one_hot", "stage2") and not args.stored
     dtype, epochs = getattr(torch, args.one_hot), count()
 
     def epoch():
@@ -109,6 +122,7 @@ def run_case(case: str, args, workers: int) -> dict:
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         threads=torch.get_num_threads(),
         workers=workers,
+        stored=args.stored,
         **({"one_hot": args.one_hot} if with_classes else {}),
         volumes_per_second=round(args.volumes / measured.seconds, 2),
         cache_mb=cache_mb(volumes.store, "latents" if case == "stage2" else "volumes"),
