@@ -84,6 +84,8 @@ class AutoencoderStage:
         return terms
 
     def discriminator_loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
+        if not self._adversarial():
+            return {}
         pair = torch.cat([batch["image"], batch["reconstruction"]])
         real_scores, fake_scores = forward(pair).chunk(2)
         return {"discriminator": lsgan_discriminator_loss(real_scores, fake_scores)}

@@ -36,7 +36,8 @@ class Phase:
     """One module and what it minimises: loss(forward module, batch) -> named terms, already
     weighted.
 
-    The loss calls the forward module (the DDP wrapper, where there is one) exactly once.
+    The loss calls the forward module (the DDP wrapper, where there is one) exactly once, or gives no
+    terms where the phase has not begun.
     """
 
     name: str
@@ -186,6 +187,8 @@ def optimise(
             autocast = torch.autocast(device_type, dtype) if dtype else nullcontext()
             with autocast:
                 terms = phase.loss(phase.forward, batch)
+                if not terms:  # this phase has not begun
+                    return {}, True
                 total = sum(terms.values()) / len(batches)
             phase.scaler.scale(total).backward()
         for name, value in terms.items():
