@@ -52,8 +52,7 @@ def calibres(radius_mm) -> dict[str, np.ndarray]:
     """Suffix of a metric's name -> (N,) bool: the points whose lumen radius is of that class."""
     radius = np.asarray(radius_mm)
     return {
-        f"_{name}": (radius >= low) & (radius < high)
-        for name, (low, high) in CALIBRES_MM.items()
+        f"_{name}": (radius >= low) & (radius < high) for name, (low, high) in CALIBRES_MM.items()
     }
 
 

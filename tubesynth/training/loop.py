@@ -33,11 +33,10 @@ AUTOCAST_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass
 class Phase:
-    """One module and what it minimises: loss(forward module, batch) -> named terms, already
-    weighted.
+    """One module and what it minimises: loss(forward module, batch) -> named, weighted terms.
 
-    The loss calls the forward module (the DDP wrapper, where there is one) exactly once, or gives no
-    terms where the phase has not begun.
+    The loss calls the forward module (the DDP wrapper, where there is one) exactly once, or gives
+    no terms where the phase has not begun.
     """
 
     name: str
