@@ -31,9 +31,10 @@ autoencoder:
   codebook_size: 32
   codebook_decay: 0.9
 discriminator: {{channels: 4, num_layers: 1}}
+losses: {{adversarial: 0.0005}}
 train:
   epochs: 2
-  learning_rate: 1e-3
+  learning_rate: 5e-4
   warmup_steps: 2
   log_every: 1
   panel_every: 2

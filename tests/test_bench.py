@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tubesynth import bench
-from tubesynth.benchmarks.data import one_hot
 from tubesynth.benchmarks.measure import PeakMemory, measure
 from tubesynth.errors import InputError
+from tubesynth.models.spade import one_hot
 
 KEYS = "bench case seconds spread peak_mb size device threads commit".split()
 TINY = (

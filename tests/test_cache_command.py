@@ -155,7 +155,11 @@ def test_prune_frees_what_no_config_refers_to_and_a_dry_run_frees_nothing(projec
 
 def test_prune_keeps_what_any_of_several_configs_refers_to(project):
     run("build", "--config", project / "two.yml", "--workers", 1)
-    other = (project / "one.yml").read_text().replace("[1.0, 1.0, 1.5]", "[1.0, 1.0, 2.0]")
+    other = (
+        (project / "one.yml")
+        .read_text(encoding="utf-8")
+        .replace("[1.0, 1.0, 1.5]", "[1.0, 1.0, 2.0]")
+    )
     (project / "other.yml").write_text(other)
     run("build", "--config", project / "other.yml", "--workers", 1)
     run("prune", "--config", project / "two.yml", project / "other.yml")

@@ -93,6 +93,6 @@ def test_every_config_loads_and_its_dump_reads_back_equal(path, tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_config_opens_with_a_command_that_names_it(path):
-    head = path.read_text().split("\nstage:")[0]
+    head = path.read_text(encoding="utf-8").split("\nstage:")[0]
     assert re.search(r"#\s+python -m tubesynth.(train|segment train) .*--config", head)
     assert path.name in head

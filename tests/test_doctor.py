@@ -376,7 +376,7 @@ def test_a_class_unlike_the_other_cases_is_a_warning(data):
 
 
 def test_every_data_rule_has_a_test_here():
-    text = Path(__file__).read_text()
+    text = Path(__file__).read_text(encoding="utf-8")
     overview = {"cases", "geometry", "intensities", "vessels"}
     for rule in [*CASE_RULES, *SET_RULES, *checks.RULES]:
         assert rule.__name__ in overview or f'"{rule.__name__}"' in text, rule.__name__

@@ -53,7 +53,7 @@ def evaluate(root, *names, extra=(), workers=1):
     options = [x for name in names for x in (f"--{name}", str(root / name))]
     options += ["--output-dir", str(root / "out"), "--workers", str(workers)]
     main([*options, *map(str, extra)])
-    return json.loads((root / "out" / "metrics.json").read_text())
+    return json.loads((root / "out" / "metrics.json").read_text(encoding="utf-8"))
 
 
 def csv_rows(root):

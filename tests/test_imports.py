@@ -25,7 +25,7 @@ LOSSES_AND_MODELS_KNOW_NO_PROCESS = {"models", "losses", "generative", "volume"}
 
 
 def imported_parts(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         modules = []
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -52,7 +52,7 @@ def test_volume_never_imports_torch():
     for path in (PACKAGE / "volume").rglob("*.py"):
         names = {
             name
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Import | ast.ImportFrom)
             for name in (
                 [alias.name for alias in node.names]
@@ -66,7 +66,7 @@ def test_volume_never_imports_torch():
 def test_no_training_framework_is_imported():
     forbidden = {"monai", "lightning", "pytorch_lightning", "hydra", "omegaconf", "torchvision"}
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert not {alias.name.split(".")[0] for alias in node.names} & forbidden, path
             elif isinstance(node, ast.ImportFrom):

@@ -26,7 +26,7 @@ def test_reconstructions_lie_in_the_world_of_their_inputs(workplace, stage_1, tm
         real, result = read_volume(path), read_volume(tmp_path / f"{case}.img.nii.gz")
         assert result.array.dtype == np.int16 and result.shape == (32, 32, 24)
         np.testing.assert_allclose(result.centre_mm, real.centre_mm, atol=1e-3)
-        record = json.loads((tmp_path / f"{case}.json").read_text())
+        record = json.loads((tmp_path / f"{case}.json").read_text(encoding="utf-8"))
         assert record["settings"]["spacing"] == [5.5, 5.5, 5.5] and record["seconds"] > 0
 
 
@@ -107,7 +107,10 @@ def test_finished_cases_are_skipped_and_other_settings_are_not(
     assert first.stat().st_mtime_ns > stamp and first.read_bytes() == content
     run(synthesize, *common, "--steps", 3)
     assert "2 volumes" in capsys.readouterr().out
-    assert json.loads(sorted(tmp_path.glob("*.json"))[0].read_text())["evaluations"] == 6
+    assert (
+        json.loads(sorted(tmp_path.glob("*.json"))[0].read_text(encoding="utf-8"))["evaluations"]
+        == 6
+    )
 
 
 def test_guidance_of_one_is_the_model_and_more_is_not(workplace, stage_2):
@@ -146,7 +149,7 @@ def test_tiled_reconstruction_is_the_whole_one(workplace, stage_1):
 
 
 def test_the_example_of_the_readme_runs(workplace, stage_2, tmp_path, monkeypatch):
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     labels = next(iter(find_cases(workplace / "data/validation/labels").values()))
     example = example.replace("runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt", str(stage_2))
@@ -216,6 +219,6 @@ def test_stage_1_trains_on_real_ct(real_ct, workplace, tmp_path):
         + [f"data.root={tmp_path / 'data'}", f"data.cache_dir={tmp_path / 'cache'}"]
         + ["data.num_classes=118"]
     )
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(row)["loss"] for row in rows if '"validation"' in row]
     assert losses[-1] < losses[0]

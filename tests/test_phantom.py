@@ -224,7 +224,9 @@ def test_image_label_and_centreline_of_a_case_agree(data_set):
     labels = read_labels(data_set / "training/labels/1.label.nii.gz")
     assert image.array.dtype == np.int16 and set(np.unique(labels.array)) == set(range(9))
     assert np.allclose(image.affine, labels.affine) and np.allclose(image.spacing, (4.4, 4.4, 4.2))
-    tree = json.loads((data_set / "training/centrelines/1.centreline.json").read_text())
+    tree = json.loads(
+        (data_set / "training/centrelines/1.centreline.json").read_text(encoding="utf-8")
+    )
     assert tree["units"] == "mm" and tree["frame"] == "RAS world"
     points = np.array(tree["branches"][0]["points"])[:, :3]
     index = np.rint(labels.to_index(points)).astype(int)

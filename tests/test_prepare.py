@@ -146,7 +146,7 @@ def test_where_links_cannot_be_made_images_are_copied_and_it_is_said(
     monkeypatch.setattr(os, "link", refuse)
     out = run(source, tmp_path / "out")
     assert "6 images are copies" in capsys.readouterr().out
-    record = json.loads((out / "manifest.json").read_text())["cases"]["1"]
+    record = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["cases"]["1"]
     assert record["made"] == "copy"
 
 
@@ -159,7 +159,7 @@ def test_linking_twice_leaves_one_file(source, tmp_path):
 
 def test_the_manifest_has_the_hashes_of_sources_and_outputs(source, hearts, tmp_path):
     out = run(source, tmp_path / "out", "--heart-dir", hearts, "--seed", 3)
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["seed"] == 3 and manifest["settings"]["heart"] is True
     assert list(manifest["cases"]) == ALL and manifest["tubesynth"]
     for case, record in manifest["cases"].items():
@@ -238,7 +238,7 @@ def test_cases_that_are_added_leave_the_others(source, tmp_path, capsys):
     run(source, out)
     assert "(1 made, 6 were there)" in capsys.readouterr().out
     assert before.items() <= stamps(out).items()
-    assert len(json.loads((out / "manifest.json").read_text())["cases"]) == 7
+    assert len(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["cases"]) == 7
 
 
 def test_other_settings_in_an_existing_folder_are_refused(source, hearts, tmp_path):
@@ -327,7 +327,7 @@ def test_a_heart_on_another_grid_is_resampled_and_said(source, hearts, tmp_path,
     expected = coarse.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     label = np.asarray(nib.load(find(out, "label", 1)).dataobj)
     assert np.array_equal(label, np.where(arrays(1)[1], 8, expected))
-    notes = json.loads((out / "manifest.json").read_text())["cases"]["1"]["notes"]
+    notes = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["cases"]["1"]["notes"]
     assert notes == ["1.nii.gz: resampled onto the image's grid"]
     affine[:3, 3] += 500
     save(hearts / "1.nii.gz", coarse, affine)

@@ -68,7 +68,7 @@ def evaluation(tmp_path_factory):
 
 
 def test_runs_are_told_apart_with_their_cost_and_the_first_one_is_the_headline(evaluation):
-    result = json.loads((evaluation / "metrics.json").read_text())
+    result = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     fine, fast = result["runs"]["fine"], result["runs"]["fast"]
     assert (fine["evaluations"]["mean"], fast["seconds"]["mean"]) == (16, 2)
     assert result["vessels"]["synthesis"] == fine["vessels"]
@@ -95,7 +95,7 @@ class Tags(HTMLParser):
 
 
 def test_the_report_is_one_well_formed_file_that_asks_for_nothing_else(evaluation):
-    text = (evaluation / "report.html").read_text()
+    text = (evaluation / "report.html").read_text(encoding="utf-8")
     tags = Tags(re.sub(r"<(line|circle|polyline)([^>]*)/>", r"<\1\2></\1>", text))
     assert tags.open == []
     assert "script" not in tags.seen and "link" not in tags.seen

@@ -72,10 +72,10 @@ def trained(config, tmp_path_factory):
 
 
 def test_scores_are_of_held_out_cases_over_cases_and_seeds(trained):
-    result = json.loads((trained / "metrics.json").read_text())
+    result = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
     assert result["over_cases"]["dice"]["n"] == 2 and result["over_seeds"]["dice"]["n"] == 2
     assert result["over_cases"]["dice"]["mean"] > 0.5
-    rows = (trained / "metrics.csv").read_text().splitlines()
+    rows = (trained / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + 4 and "cldice" in rows[0]
 
 
@@ -100,7 +100,9 @@ def test_synthetic_cases_join_the_training(config, workplace, stage_2, tmp_path)
     common += ["--set", "train.epochs=1"]
     for name, options, steps in (("both", [], 8), ("alone", ["--without-real"], 4)):
         run(segment, *common, *options[:0], "--run-dir", tmp_path / name, *options)
-        rows = (tmp_path / name / "seed_0" / "metrics.jsonl").read_text().splitlines()
+        rows = (
+            (tmp_path / name / "seed_0" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        )
         assert json.loads(rows[-1])["step"] == steps
 
 

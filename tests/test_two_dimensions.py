@@ -67,7 +67,7 @@ def write_discs(root):
 
 
 def losses(run_dir):
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [row["loss"] for row in rows if row["split"] == "validation"]
 
 

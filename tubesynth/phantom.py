@@ -102,7 +102,7 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
     path = root / SETTINGS_FILE
     if path.is_file():
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
         if not isinstance(found, dict):

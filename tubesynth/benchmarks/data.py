@@ -84,6 +84,7 @@ def run_case(case: str, args, workers: int) -> dict:
     """One case, measured: its JSON object."""
     import torch
 
+    from tubesynth.models.spade import one_hot
     from tubesynth.training.inputs import rank_loader
 
     if case == "cold":
@@ -127,17 +128,6 @@ def run_case(case: str, args, workers: int) -> dict:
         volumes_per_second=round(args.volumes / measured.seconds, 2),
         cache_mb=cache_mb(volumes.store, "latents" if case == "stage2" else "volumes"),
     )
-
-
-def one_hot(labels, num_classes: int, dtype):
-    """uint8 (B, X, Y, Z) -> dtype (B, C, X, Y, Z), as the label encoder takes them."""
-    import torch
-
-    classes = torch.arange(num_classes, dtype=torch.uint8, device=labels.device)
-    out = labels.new_empty((len(labels), num_classes, *labels.shape[1:]))
-    # into bytes: a comparison whose result is of its operands' type is the one that is vectorised
-    torch.eq(labels[:, None], classes.view(1, -1, *[1] * (labels.ndim - 1)), out=out)
-    return out.to(dtype)
 
 
 def cold(args) -> dict:

@@ -91,7 +91,7 @@ def _family(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            parent = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         except (OSError, ValueError):  # it has just ended
             continue
         children.setdefault(parent, []).append(int(stat.parent.name))
@@ -106,7 +106,9 @@ def _cpu_seconds() -> float:
     ticks = 0
     for pid in _family(os.getpid()):
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = (
+                Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            )
         except OSError:
             continue
         ticks += sum(map(int, fields[11:15]))  # its own, then of children that it has waited for
@@ -115,7 +117,7 @@ def _cpu_seconds() -> float:
 
 def _proportional_kb(pid: int) -> int:
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1])
     except OSError:

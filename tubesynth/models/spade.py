@@ -13,6 +13,15 @@ from tubesynth.models.blocks import CONV, conv, group_norm, zero_init
 POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Class indices (B, X, ...) uint8 -> (B, num_classes, X, ...)."""
+    classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
+    result = labels.new_empty((len(labels), num_classes, *labels.shape[1:]))
+    # A comparison into the type of its operands is vectorised on a CPU, one into bool is not.
+    torch.eq(labels[:, None], classes.view(1, -1, *[1] * (labels.ndim - 1)), out=result)
+    return result.to(dtype)
+
+
 class LabelEncoder(nn.Module):
     """Labels (B, X, ...) uint8 -> features (B, channels[-1], X / f, ...) at latent resolution."""
 
@@ -34,8 +43,7 @@ class LabelEncoder(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         dtype = self.layers[0].weight.dtype
-        onehot = torch.stack([labels == index for index in range(self.num_classes)], dim=1)
-        return self.layers(onehot.to(dtype))
+        return self.layers(one_hot(labels, self.num_classes, dtype))
 
 
 class Spade(nn.Module):

@@ -15,14 +15,16 @@ def free_bytes(device: torch.device) -> int:
         return free + cached
     free = _from_meminfo()
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    if limit.is_file() and limit.read_text(encoding="utf-8").strip() != "max":
+        free = min(
+            free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8"))
+        )
     return free
 
 
 def _from_meminfo() -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
