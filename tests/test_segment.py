@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tubesynth import segment, synthesize
+from tubesynth import evaluate, segment, synthesize
 from tubesynth.errors import InputError
 from tubesynth.losses import dice_loss
 from tubesynth.models.segmenter import SegmentationUNet
@@ -89,6 +89,26 @@ def test_masks_lie_on_the_ct_and_on_its_vessel(trained, workplace, tmp_path):
         truth = read_labels(workplace / f"data/validation/labels/{case}.label.nii.gz").array == 6
         overlap = 2 * (mask.array.astype(bool) & truth).sum() / (mask.array.sum() + truth.sum())
         assert overlap > 0.5
+
+
+def test_evaluate_scores_the_vessels_that_it_finds(trained, workplace, tmp_path):
+    model = trained / "seed_0" / "checkpoints" / "last.ckpt"
+    real = workplace / "data" / "validation"
+    common = ["--real", real / "images", "--labels", real / "labels", "--segmenter", model]
+    common += ["--reconstruction", real / "images", "--vessel-class", 6]
+    run(evaluate, *common, "--output-dir", tmp_path, "--workers", 2, "--no-distribution")
+    vessels = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["vessels"]
+    mask = trained.parent / "masks"
+    run(segment, "apply", "--model", model, "--input-dir", real / "images", "--output-dir", mask)
+    scores = []
+    for case in find_cases(mask):
+        found = read_labels(mask / f"{case}.label.nii.gz").array > 0
+        truth = read_labels(real / "labels" / f"{case}.label.nii.gz").array == 6
+        scores.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+    assert vessels["real"]["segmenter_dice"]["mean"] >= np.mean(scores) > 0.5
+    assert vessels["real"]["segmenter_dice"] == vessels["reconstruction"]["segmenter_dice"]
+    with pytest.raises(InputError, match="metrics.json"):
+        run(evaluate, *common[:4], "--segmenter", trained / "metrics.json", "--output-dir", mask)
 
 
 def test_synthetic_cases_join_the_training(config, workplace, stage_2, tmp_path):

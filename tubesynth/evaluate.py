@@ -15,6 +15,7 @@ import multiprocessing
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ from tubesynth.report.page import report_page
 from tubesynth.report.pictures import draw_case, panel_path
 from tubesynth.report.terminal import tables
 from tubesynth.runtime.log import environment
+from tubesynth.training.segmentation import VesselSegmenter
 from tubesynth.volume.files import read_labels
 
 PICTURES_LISTED = 10
@@ -70,7 +72,9 @@ def main(argv=None) -> None:
     classes = Classes(args.vessel_class, tuple(args.heart_classes), args.aorta_class)
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
     own_features = not args.no_distribution and args.features is None
-    jobs = [(case, settings, args.output_dir, own_features) for case in cases]
+    if args.segmenter is not None:
+        trained_segmenter(args.segmenter)  # refused here, before any case is scored
+    jobs = [(case, settings, args.output_dir, own_features, args.segmenter) for case in cases]
     # Imported once and then forked: torch alone takes longer to import than a small case to score.
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     scores = pool.each(evaluate_case, jobs, workers, "evaluate")
@@ -118,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output-dir", "--report", type=Path, required=True, help="folder of all that is written")
     add("--workers", type=int, help="processes, each with one case; default: one a core")
     add("--training", type=Path, help="folder of training CTs: are synthetic ones copies of them?")
+    add("--segmenter", type=Path, help="checkpoint of segment train: vessels it finds are scored")
     add("--features", type=Path, help="RadImageNet weights (ResNet50.pt or InceptionV3.pt)")
     add("--no-distribution", action="store_true", help="no Frechet distance, precision, recall")
     add("--training-log", type=Path, nargs="+", default=[], help="runs/<name>/metrics.jsonl")
@@ -131,10 +136,19 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def evaluate_case(case, settings: Settings, output_dir: Path, features: bool) -> CaseScores:
+@lru_cache(maxsize=1)
+def trained_segmenter(path: Path) -> VesselSegmenter:
+    """One a process, however many cases it scores."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return VesselSegmenter.load(path, device)
+
+
+def evaluate_case(
+    case, settings: Settings, output_dir: Path, features: bool, segmenter: Path | None = None
+) -> CaseScores:
     """Scores and pictures of one case, by one thread: the numbers are those of any --workers.
 
-    features: also what the distribution scores need of it.
+    features: also what the distribution scores need of it; segmenter: checkpoint of one.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -142,7 +156,8 @@ def evaluate_case(case, settings: Settings, output_dir: Path, features: bool) ->
         volumes = read_case(case)
         label = None if case.label is None else read_labels(case.label)
         tokens = None if label is None else tokens_of(label, settings.classes)
-        scores = score_case(case, volumes, label, tokens, settings)
+        segment = None if segmenter is None else trained_segmenter(segmenter)
+        scores = score_case(case, volumes, label, tokens, settings, segment)
         draw_case(case, volumes, label, tokens, settings.classes.vessel, output_dir)
         if features:
             window = settings.hu_window
@@ -269,6 +284,7 @@ def provenance(args, cases, runs, notes) -> dict:
         "heart_classes": list(args.heart_classes),
         "aorta_class": args.aorta_class,
         "n_cases": len(cases),
+        "segmenter": args.segmenter and str(args.segmenter),
         "folders": {name: str(folder) for name, folder in folders.items() if folder is not None},
         "definitions": DEFINITIONS,
         "notes": notes,

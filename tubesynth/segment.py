@@ -17,20 +17,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tubesynth.config import SegmenterConfig, config_from_plain, load_config
+from tubesynth.config import SegmenterConfig, load_config
 from tubesynth.errors import InputError, run_command
 from tubesynth.metrics.summary import statistics, write_csv, write_json
-from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime import dist
 from tubesynth.runtime.log import environment
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, StopSignal
 from tubesynth.training.resume import find_checkpoint
 from tubesynth.training.run import run_stage
-from tubesynth.training.segmentation import SegmentationStage, build_segmenter
+from tubesynth.training.segmentation import SegmentationStage, VesselSegmenter
 from tubesynth.volume.files import find_cases, pair_cases, read_volume, write_volume
-from tubesynth.volume.grid import Volume
-from tubesynth.volume.intensity import hu_to_unit
-from tubesynth.volume.resample import resample_image, target_grid
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -122,28 +119,11 @@ def report(rows: list[dict], run_dir: Path) -> None:
 
 def apply_model(args) -> None:
     cases = find_cases(args.input_dir)
-    state = checkpoint.load(args.model, stage="segmenter")
-    config = config_from_plain(state["config"], str(args.model))
-    device = dist.start()
-    net = build_segmenter(config).to(device).eval()
-    phase = state["phases"]["segmenter"]
-    net.load_state_dict(phase["ema"] or phase["module"])
+    segmenter = VesselSegmenter.load(args.model, dist.start())
     for case, path in tqdm(cases.items(), desc="segment", unit="volume", disable=None):
-        mask = vessel_mask(net, read_volume(path), config, device)
+        mask = segmenter(read_volume(path))
         write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
     print(f"{args.output_dir}: {len(cases)} vessel masks")
-
-
-@torch.no_grad()
-def vessel_mask(net, ct: Volume, config: SegmenterConfig, device: torch.device) -> Volume:
-    """A CT in HU -> mask (uint8) on its own grid; 0 outside of the model's field of view."""
-    data = config.data
-    shape, affine = target_grid(ct, data.spacing, data.resolution)
-    prepared = resample_image(ct, shape, affine, fill=data.hu_window[0])
-    unit = torch.from_numpy(hu_to_unit(prepared.array.astype("float32"), data.hu_window))
-    logits = net(unit[None, None].to(device))[0, 0].float().cpu().numpy()
-    found = resample_image(Volume(logits, affine), ct.shape, ct.affine, fill=-10.0)
-    return Volume((found.array > 0).astype("uint8"), ct.affine)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ the scanner's): what is made is scored on its own grid, and the real CT and the 
 resampled onto that. What the images of a case share on one grid is worked out once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +13,23 @@ import numpy as np
 import torch
 
 from tubesynth.errors import InputError
-from tubesynth.metrics.condition import Classes, Condition, condition_of, tokens_of, vessel_scores
+from tubesynth.metrics.condition import (
+    Classes,
+    Condition,
+    condition_of,
+    mask_scores,
+    tokens_of,
+    vessel_scores,
+)
 from tubesynth.metrics.image import image_scores
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU, centreline_scores
 from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
 from tubesynth.volume.vessels import VesselTokens
+
+# CT in HU -> mask of its vessels on the same grid: a trained segmenter, for one.
+Segment = Callable[[Volume], Volume]
 
 
 @dataclass(frozen=True)
@@ -75,9 +86,12 @@ class SharedGrid:
     condition: Condition | None
 
 
-def score_case(case: EvaluationCase, volumes, label, tokens, settings: Settings) -> CaseScores:
+def score_case(
+    case: EvaluationCase, volumes, label, tokens, settings: Settings, segment: Segment | None = None
+) -> CaseScores:
     """All scores of one case; volumes as read_case gives them, label its map and tokens, or None.
 
+    segment: finds the vessels of a CT a second time, for the scores named segmenter_*.
     The real CT's vessels are read on the grid of the first image made from it: the ceiling at its
     resolution. A stranger is scored as if it had been made from this case: the floor.
     """
@@ -110,7 +124,7 @@ def score_case(case: EvaluationCase, volumes, label, tokens, settings: Settings)
             scores = pair_scores(common.real, image, common.label, settings.hu_window)
             result.images.append({**key, **scores})
         if label is not None:
-            scores = score_vessels(image, tokens, label, common.condition, settings)
+            scores = score_vessels(image, tokens, label, common.condition, settings, segment)
             result.vessels.append({**key, **scores})
             if common.condition is not None and common.condition.region is None:
                 result.notes.add(
@@ -145,13 +159,20 @@ def score_vessels(
     label: Volume,
     condition: Condition | None,
     settings: Settings,
+    segment: Segment | None = None,
 ) -> dict[str, float]:
     """Along the centreline of the label map, and of the vessels found in the CT alone.
 
     condition: of the label map on the grid of the CT, None where it has no vessels.
     """
     scores = centreline_scores(ct, tokens, label, settings.lumen_range)
-    return scores if condition is None else {**scores, **vessel_scores(ct.array, condition)}
+    if condition is None:
+        return scores
+    scores |= vessel_scores(ct.array, condition)
+    if segment is not None:
+        found = mask_scores(segment(ct).array[condition.box] > 0, condition)
+        scores |= {f"segmenter_{name}": value for name, value in found.items()}
+    return scores
 
 
 def as_if_here(other: Volume, grid: Volume) -> Volume:

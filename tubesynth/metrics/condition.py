@@ -121,12 +121,16 @@ def vessel_scores(ct: np.ndarray, condition: Condition) -> dict[str, float]:
     tubular = np.zeros_like(bright)
     tubular[where] = response > LEAST_VESSELNESS
     found = grow(hu, allowed, tubular & bright, region)
-    spacing = condition.spacing
+    return {**mask_scores(found, condition), **scores}
+
+
+def mask_scores(found: np.ndarray, condition: Condition) -> dict[str, float]:
+    """Scores of a mask (bool, of the condition's box) of the vessels that were found in a CT."""
+    vessel, spacing = condition.vessel, condition.spacing
     line = skeleton_of(found, spacing)
     return {
         "dice": dice(found, vessel),
         **line_scores(found, line, vessel, condition.line, spacing, condition.line_radius_mm),
         **number_errors(betti_numbers(found), condition.betti),
         **radius_errors(extract_tokens(found, condition.affine), condition.box_tokens),
-        **scores,
     }

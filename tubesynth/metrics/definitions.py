@@ -19,6 +19,7 @@ DEFINITIONS = {
     "radius_error_mm": "mean absolute difference of radii, at centreline points that were found",
     "radius_bias_mm": "mean difference of the same; negative: vessels came out thin",
     "radius_ratio": "mean of found over true radius",
+    "segmenter_*": "the same, from dice on, of the vessels that a trained segmenter finds",
     "vesselness": "mean Frangi response inside the label map's vessels, scales 0.8 to 2.4 mm",
     "vesselness_shell": "the same 1 voxel to 3 mm further outside",
     "vesselness_contrast": "inside minus shell",

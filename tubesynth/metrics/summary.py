@@ -62,7 +62,7 @@ def summarise(rows) -> dict[str, dict]:
 def bounds_of(metric: str) -> tuple[float, float]:
     """The range of a metric's values by its name."""
     for start, bounds in BOUNDS.items():
-        if metric.startswith(start):
+        if metric.removeprefix("segmenter_").startswith(start):
             return bounds
     return -math.inf, math.inf
 

@@ -43,6 +43,8 @@ VESSEL_METRICS = (
     ("betti0_error", "pieces too many or too few", False),
     ("betti1_error", "loops too many or too few", False),
     ("radius_error_mm", "radius error, mm", False),
+    ("segmenter_cldice", "clDice of the vessels a trained segmenter finds", True),
+    ("segmenter_centreline_recall", "centrelines that it finds", True),
     ("vesselness_auc", "vesselness stands out (AUC)", True),
 )
 CALIBRES = {"_lt1.5mm": "< 1.5 mm", "_1.5to3mm": "1.5 to 3 mm", "_gt3mm": "> 3 mm"}

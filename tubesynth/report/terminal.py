@@ -4,6 +4,7 @@ from tubesynth.metrics.summary import table
 
 OF_SETS = ("frechet", "frechet_excess", "precision", "recall", "diversity_ms_ssim", "copied")
 ONLY_IN_FILES = ("lumen_hu_", "contrast_hu_", "radius_bias", "radius_ratio", "vesselness_shell")
+ONLY_IN_FILES += ("segmenter_betti", "segmenter_radius")
 
 
 def tables(result, vessel_class) -> str:
