@@ -84,3 +84,11 @@ def test_one_hot_equals_torchs_own():
     for dtype in (torch.uint8, torch.float32):
         classes = one_hot(labels, 9, dtype)
         assert classes.dtype == dtype and torch.equal(classes, expected.to(dtype))
+
+
+def test_evaluation_is_timed_by_pairs(tmp_path, capfd):
+    tiny = "--pairs 2 --resolution 24 24 20 --spacing 7 7 7 --repeats 1 --workers 1".split()
+    bench.main(["evaluate", "--data-dir", str(tmp_path), *tiny])
+    line = json.loads(capfd.readouterr().out)
+    assert set(KEYS) <= line.keys() and line["size"] == "2 x 24x24x20"
+    assert math.isclose(line["seconds_per_pair"], line["seconds"] / 2, abs_tol=0.001)

@@ -1,10 +1,11 @@
 """Measure this machine on one part of the work: one JSON object a line.
 
     python -m tubesynth.bench data --data-dir bench --workers 0 2
+    python -m tubesynth.bench evaluate --data-dir bench
 
 data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
-that is warm, to tensors that a training step takes; and the building of that cache. Each case runs
-in a process of its own, so that its memory is its own. docs/benchmarks.md says what was measured,
+that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
+scores of pairs of CTs. Each case runs in a process of its own, so that its memory is its own. docs/benchmarks.md says what was measured,
 tests/bench/ compares side by side with other libraries.
 """
 
@@ -14,11 +15,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tubesynth.benchmarks import data
+from tubesynth.benchmarks import data, evaluate
 from tubesynth.benchmarks.measure import show
 from tubesynth.errors import InputError, run_command
 
-BENCHES = {"data": data}  # each has add_arguments, check, prepare, lines and run_case
+# Each has add_arguments, check, prepare, lines and run_case.
+BENCHES = {"data": data, "evaluate": evaluate}
 
 
 def main(argv: list[str] | None = None) -> None:
