@@ -5,8 +5,8 @@
 
 data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
 that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
-scores of pairs of CTs. Each case runs in a process of its own, so that its memory is its own. docs/benchmarks.md says what was measured,
-tests/bench/ compares side by side with other libraries.
+scores of pairs of CTs. Each case runs in a process of its own, so that its memory is its own.
+docs/benchmarks.md says what was measured, tests/bench/ compares side by side with other libraries.
 """
 
 import argparse
