@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV, conv, group_norm, zero_init
+from tubesynth.models.blocks import CONV, conv, group_norm
 
 POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -38,7 +38,7 @@ class LabelEncoder(nn.Module):
             kernel = dict(kernel_size=4, stride=2) if stride == 2 else dict(kernel_size=3, stride=1)
             layers += [CONV[dim](width, level_width, padding=1, **kernel), nn.SiLU()]
             width = level_width
-        layers.append(zero_init(conv(dim, width, channels[-1])))
+        layers.append(conv(dim, width, channels[-1]))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, labels: Tensor) -> Tensor:
