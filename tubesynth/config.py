@@ -72,11 +72,14 @@ class AutoencoderConfig:
     channels: list[int] = field(default_factory=lambda: [64, 128])  # one stride-2 level each
     residual_channels: list[int] = field(default_factory=lambda: [64, 128])
     num_residual_layers: int = 2
-    embedding_dim: int = 8
-    codebook_size: int = 8192
+    embedding_dim: int = 8  # channels of the latent; fsq: as many as fsq_levels
+    quantizer: Literal["ema_vq", "fsq", "kl"] = "ema_vq"  # codebook | fixed levels | Gaussian
+    codebook_size: int = 8192  # this and the next three: ema_vq
     commitment: float = 0.25
     codebook_decay: float = 0.5
     revive_after: int = 20  # unused steps after which a code is drawn anew from the data; 0: never
+    fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # one a channel
+    kl_weight: float = 1e-6  # times nats a latent cell
 
 
 @dataclass
@@ -236,6 +239,26 @@ def check(config: Config, source: str) -> None:
         require(
             len(model.channels) == len(model.residual_channels),
             "autoencoder.residual_channels: as many entries as autoencoder.channels",
+        )
+        require(
+            model.codebook_size >= 2 and 0 <= model.codebook_decay < 1,
+            "autoencoder: codebook_size must be at least 2 and codebook_decay from 0 to below 1,"
+            f" got {model.codebook_size} and {model.codebook_decay}",
+        )
+        if model.quantizer == "fsq":
+            levels = model.fsq_levels
+            require(
+                len(levels) > 0 and min(levels) >= 3,
+                f"autoencoder.fsq_levels: expected numbers of at least 3, got {levels}",
+            )
+            require(
+                len(levels) == model.embedding_dim,
+                f"autoencoder.embedding_dim: {model.embedding_dim}, but autoencoder.fsq_levels"
+                f" {levels} makes {len(levels)} channels: set embedding_dim to {len(levels)}",
+            )
+        require(
+            model.kl_weight >= 0,
+            f"autoencoder.kl_weight: must not be negative, got {model.kl_weight}",
         )
         factor = 2 ** len(model.channels)
         for key in ("resolution", "crop"):

@@ -1,4 +1,4 @@
-"""The autoencoder of stage 1: strided convolutions down, residual units, a codebook, and back.
+"""The autoencoder of stage 1: strided convolutions down, residual units, a quantiser, and back.
 
 As published (reference sizes: channels [64, 128], two residual units a level, codebook 8192 x 8:
 5.60 M parameters). There is no normalisation, so what a voxel becomes depends on its neighbourhood
@@ -7,11 +7,15 @@ alone.
 
 import math
 from fractions import Fraction
+from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, run
-from tubesynth.models.quantizer import EmaQuantizer
+from tubesynth.models.quantizers.codebook import EmaQuantizer
+from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
+from tubesynth.models.quantizers.gaussian import GaussianPosterior
 from tubesynth.models.tiling import run_tiled
 
 
@@ -29,9 +33,9 @@ class ResidualUnit(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, in, X, ...) -> (B, embedding_dim, X / f, ...), f = 2 ** levels."""
+    """(B, in, X, ...) -> (B, out, X / f, ...), f = 2 ** levels."""
 
-    def __init__(self, dim, in_channels, channels, residual_channels, num_residual, embedding_dim):
+    def __init__(self, dim, in_channels, channels, residual_channels, num_residual, out_channels):
         super().__init__()
         blocks, width = [], in_channels
         for level_width, hidden in zip(channels, residual_channels, strict=True):
@@ -39,7 +43,7 @@ class Encoder(nn.Module):
             blocks.append(nn.Sequential(down, nn.ReLU()))
             blocks += [ResidualUnit(dim, level_width, hidden) for _ in range(num_residual)]
             width = level_width
-        blocks.append(conv(dim, width, embedding_dim))
+        blocks.append(conv(dim, width, out_channels))
         self.blocks = nn.ModuleList(blocks)
         self.recompute = False
 
@@ -86,8 +90,30 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.conv_out.weight)
 
 
+class Quantizer(Protocol):
+    """What VQVAE asks of models/quantizers/."""
+
+    in_channels: int  # what the encoder has to give
+    num_codes: int | None  # None: latents are continuous
+
+    def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """(B, in_channels, ...) -> what the decoder gets in this step (B, D, ...), named and
+        weighted loss terms, and the indices of the codes (B, ...), if there are any.
+        """
+
+    def latents(self, encoded: Tensor) -> Tensor:
+        """(B, in_channels, ...) -> (B, D, ...) that stage 2 models."""
+
+    def quantise(self, latents: Tensor) -> Tensor:
+        """(B, D, ...) latents, encoded or synthetic -> what the decoder gets (B, D, ...)."""
+
+
 class VQVAE(nn.Module):
-    """Images in [0, 1] of shape (B, 1, X, ...); every side a multiple of `factor`."""
+    """Images in [0, 1] of shape (B, 1, X, ...); every side a multiple of `factor`.
+
+    quantizer: ema_vq (codebook_size, commitment, codebook_decay, revive_after), fsq (fsq_levels, as
+    many as embedding_dim) or kl (kl_weight).
+    """
 
     def __init__(
         self,
@@ -96,10 +122,13 @@ class VQVAE(nn.Module):
         residual_channels: tuple[int, ...] = (64, 128),
         num_residual_layers: int = 2,
         embedding_dim: int = 8,
+        quantizer: str = "ema_vq",
         codebook_size: int = 8192,
         commitment: float = 0.25,
         codebook_decay: float = 0.5,
         revive_after: int = 0,
+        fsq_levels: tuple[int, ...] = (8, 8, 8, 6, 5),
+        kl_weight: float = 1e-6,
         checkpointing: bool = False,
     ):
         super().__init__()
@@ -109,12 +138,19 @@ class VQVAE(nn.Module):
         self.bytes_per_voxel = math.ceil(4 * (4 * widest + 2))
         self.factor = 2**self.levels
         self.embedding_dim = embedding_dim
-        sizes = (channels, residual_channels, num_residual_layers, embedding_dim)
-        self.encoder = Encoder(dim, 1, *sizes)
-        self.decoder = Decoder(dim, 1, *sizes)
-        self.quantizer = EmaQuantizer(
-            codebook_size, embedding_dim, commitment, codebook_decay, revive_after
-        )
+        if quantizer == "fsq":
+            assert len(fsq_levels) == embedding_dim
+            self.quantizer: Quantizer = FiniteScalarQuantizer(fsq_levels)
+        elif quantizer == "kl":
+            self.quantizer = GaussianPosterior(embedding_dim, kl_weight)
+        else:
+            assert quantizer == "ema_vq"
+            self.quantizer = EmaQuantizer(
+                codebook_size, embedding_dim, commitment, codebook_decay, revive_after
+            )
+        sizes = (channels, residual_channels, num_residual_layers)
+        self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)
+        self.decoder = Decoder(dim, 1, *sizes, embedding_dim)
         self.encoder.recompute = self.decoder.recompute = checkpointing
         self.apply(_initialise)
         last = self.decoder.blocks[-1]
@@ -122,25 +158,39 @@ class VQVAE(nn.Module):
         nn.init.constant_(last.bias, 0.35)
 
     def encode(self, image: Tensor, tile: int | None = None) -> Tensor:
-        """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); the codebook is not asked.
+        """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); no code is looked for.
 
         tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
         """
         if tile is None:
-            return self.encoder(image)
-        return run_tiled(self.encoder, image, tile, self.encoder_halo, Fraction(1, self.factor))
+            encoded = self.encoder(image)
+        else:
+            scale = Fraction(1, self.factor)
+            encoded = run_tiled(self.encoder, image, tile, self.encoder_halo, scale)
+        return self.quantizer.latents(encoded)
 
     def decode(self, latents: Tensor, quantise: bool = True, tile: int | None = None) -> Tensor:
-        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the codebook.
+        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the quantiser.
 
         tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
         """
         if quantise:
-            latents, _, _ = self.quantizer(latents)
+            latents = self.quantizer.quantise(latents)
         if tile is None:
             return self.decoder(latents)
         cells = max(1, tile // self.factor)
         return run_tiled(self.decoder, latents, cells, self.decoder_halo, Fraction(self.factor))
+
+    def reconstruct(self, image: Tensor, tile: int | None = None) -> Tensor:
+        """(B, 1, X, ...) of any size -> the same through encoder, quantiser and decoder.
+
+        The far sides are padded with their edge to multiples of f, and cropped back.
+        """
+        sizes = image.shape[2:]
+        pads = [value for n in reversed(sizes) for value in (0, -n % self.factor)]
+        padded = F.pad(image, pads, mode="replicate") if any(pads) else image
+        out = self.decode(self.encode(padded, tile), tile=tile)
+        return out[(..., *[slice(n) for n in sizes])]
 
     @property
     def encoder_halo(self) -> int:
@@ -162,7 +212,9 @@ class VQVAE(nn.Module):
             reach = reach // 2 + 1 + 2 * self.num_residual
         return reach + 1
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image -> reconstruction, commitment loss, indices: the one forward of a step."""
-        latents, commitment_loss, indices = self.quantizer(self.encoder(image))
-        return self.decoder(latents), commitment_loss, indices
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Image -> reconstruction, the quantiser's loss terms, indices or None: the one forward of
+        a training step.
+        """
+        quantised, terms, indices = self.quantizer(self.encoder(image))
+        return self.decoder(quantised), terms, indices

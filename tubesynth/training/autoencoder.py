@@ -1,6 +1,6 @@
 """Stage 1: the VQ-VAE against a patch discriminator.
 
-Losses as published: L1 + spectral amplitude + commitment + 0.005 x least-squares GAN. The
+Losses as published: L1 + spectral amplitude + the quantiser's own + 0.005 x least-squares GAN. The
 generator's phase leaves its reconstruction in the batch, and the discriminator's phase takes it
 from there: one forward per module and step.
 """
@@ -18,6 +18,7 @@ from tubesynth.metrics.image import psnr, ssim
 from tubesynth.models.discriminator import PatchDiscriminator
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
+from tubesynth.training.codebook import CodebookUsage
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Phase, Position
 
@@ -30,10 +31,13 @@ def build_autoencoder(config: Stage1Config) -> VQVAE:
         residual_channels=tuple(model.residual_channels),
         num_residual_layers=model.num_residual_layers,
         embedding_dim=model.embedding_dim,
+        quantizer=model.quantizer,
         codebook_size=model.codebook_size,
         commitment=model.commitment,
         codebook_decay=model.codebook_decay,
         revive_after=model.revive_after,
+        fsq_levels=tuple(model.fsq_levels),
+        kl_weight=model.kl_weight,
         checkpointing=config.train.checkpointing,
     )
 
@@ -52,9 +56,16 @@ class AutoencoderStage:
         self.config, self.volumes, self.position, self.device = config, volumes, position, device
         self.autoencoder = build_autoencoder(config)
         self.discriminator = build_discriminator(config)
+        self.usage = self._codebook_usage()
         rate = config.train.learning_rate
         self.phases = [
-            Phase("autoencoder", self.autoencoder, self.generator_loss, rate),
+            Phase(
+                "autoencoder",
+                self.autoencoder,
+                self.generator_loss,
+                rate,
+                statistics=self.usage.scores if self.usage else dict,
+            ),
             Phase(
                 "discriminator",
                 self.discriminator,
@@ -68,12 +79,14 @@ class AutoencoderStage:
     def generator_loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         weights = self.config.losses
         image = batch["image"]
-        reconstruction, commitment, indices = forward(image)
+        reconstruction, quantiser_terms, indices = forward(image)
+        if self.usage:
+            self.usage.add(indices)
         batch["reconstruction"] = reconstruction.detach()
         terms = {
             "l1": weights.l1 * F.l1_loss(reconstruction.float(), image),
             "spectral": weights.spectral * spectral_loss(reconstruction, image),
-            "commitment": commitment,
+            **quantiser_terms,
         }
         if self._adversarial():
             # The raw module with frozen weights: this pass is for the generator's gradient alone.
@@ -90,6 +103,11 @@ class AutoencoderStage:
         real_scores, fake_scores = forward(pair).chunk(2)
         return {"discriminator": lsgan_discriminator_loss(real_scores, fake_scores)}
 
+    def _codebook_usage(self) -> CodebookUsage | None:
+        """A fresh count; None where latents are continuous."""
+        codes = self.autoencoder.quantizer.num_codes
+        return None if codes is None else CodebookUsage(codes, self.device)
+
     def _adversarial(self) -> bool:
         losses = self.config.losses
         return losses.adversarial > 0 and self.position.step >= losses.adversarial_from_step
@@ -99,12 +117,12 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Means over the validation cases, whole volumes: loss (l1 + spectral), psnr, ssim,
-        perplexity.
+        """Means over the validation cases, whole volumes: loss (l1 + spectral), psnr, ssim; how the
+        codes are used, where there are any.
         """
         weights = self.config.losses
         sums = dict.fromkeys(("loss", "l1", "spectral", "psnr", "ssim"), 0.0)
-        counts = torch.zeros(self.config.autoencoder.codebook_size)
+        usage = self._codebook_usage()
         cases = 0
         self.autoencoder.eval()
         for batch in self.volumes.validation_batches(self.device):
@@ -119,16 +137,12 @@ class AutoencoderStage:
             sums["loss"] += l1 + spectral
             sums["psnr"] += psnr(clipped, image, 1.0)[0]
             sums["ssim"] += ssim(clipped, image, 1.0)[0]
-            counts += torch.bincount(indices.flatten().cpu(), minlength=len(counts))
+            if usage:
+                usage.add(indices)
         self.autoencoder.train()
         *totals, number = dist.sum_over_ranks(*sums.values(), cases)
-        share = torch.tensor(dist.sum_over_ranks(*counts.tolist()), dtype=torch.float64)
-        share = share / share.sum()
-        entropy = -(share * share.clamp_min(1e-12).log()).sum()
         scores = {name: total / number for name, total in zip(sums, totals, strict=True)}
-        scores["codebook_used"] = (share > 0).double().mean().item()
-        scores["codebook_perplexity"] = entropy.exp().item()
-        return scores
+        return scores | (usage.scores() if usage else {})
 
     @torch.no_grad()
     def preview(self) -> dict:

@@ -1,8 +1,8 @@
 """Encoding the data set for stage 2: all ranks together, once, into the disk cache.
 
 An entry's key holds the case's own key, the digest of the autoencoder and the augmentation of its
-variant, so another autoencoder or another spacing never meets old latents. The quantiser is not
-run: latents are what the encoder gives.
+variant, so another autoencoder or another spacing never meets old latents. No code is looked for:
+latents are what a quantiser's `latents` makes of the encoder's output (models/quantizers/).
 """
 
 from collections.abc import Iterator

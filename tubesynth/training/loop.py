@@ -44,6 +44,9 @@ class Phase:
     loss: Callable[[nn.Module, dict], dict[str, Tensor]]
     learning_rate: float
     ema_half_life: float | None = None
+    # What is logged of it besides the losses, over the steps since it was asked last; called on
+    # every rank, the same on all.
+    statistics: Callable[[], dict[str, float]] = dict
 
     forward: nn.Module = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
@@ -277,6 +280,8 @@ def fit(
         ended = range(epoch + 1, new_epoch + 1)  # epochs that this step completed
 
         if position.step % train.log_every == 0 or done:
+            for phase in stage.phases:
+                values |= phase.statistics()
             spent = time.perf_counter() - started
             log.scalars(
                 position.step,

@@ -67,8 +67,8 @@ def _forward(config: Config, latent: AutoencoderConfig):
         autoencoder, discriminator = build_autoencoder(config), build_discriminator(config)
         image = torch.empty(batch, 1, *shape)
 
-        def run():  # the codebook adds little, and its statistics need values
-            discriminator(autoencoder.decoder(autoencoder.encoder(image)))
+        def run():  # the quantiser adds little, and a codebook's statistics need values
+            discriminator(autoencoder.decode(autoencoder.encode(image), quantise=False))
 
         return [autoencoder, discriminator], run
     from tubesynth.training.latent import build_unet

@@ -20,8 +20,7 @@ def describe_plan(config: Config, run_dir: Path) -> str:
         number = sum(parameter.numel() for parameter in module.parameters())
         lines.append(f"{name + ' parameters:':28}{number:,} ({number / 1e6:.2f} M)")
     if isinstance(config, Stage1Config):
-        model = config.autoencoder
-        lines.append(f"{'codebook:':28}{model.codebook_size} x {model.embedding_dim}")
+        lines.append(f"{'quantizer:':28}{_quantizer(config.autoencoder)}")
     factor = 2 ** len(autoencoder.channels)
     latent = [autoencoder.embedding_dim, *(n // factor for n in config.data.resolution)]
     lines.append(
@@ -30,6 +29,15 @@ def describe_plan(config: Config, run_dir: Path) -> str:
     lines.append(f"{'steps per epoch:':28}{_steps(config)}")
     lines.append(f"{'run folder:':28}{run_dir}")
     return "\n".join(lines)
+
+
+def _quantizer(model: AutoencoderConfig) -> str:
+    if model.quantizer == "ema_vq":
+        return f"ema_vq, a codebook of {model.codebook_size} x {model.embedding_dim}"
+    if model.quantizer == "fsq":
+        levels = " x ".join(map(str, model.fsq_levels))
+        return f"fsq, {math.prod(model.fsq_levels)} codes ({levels} levels)"
+    return f"kl, continuous latents (weight {model.kl_weight:g})"
 
 
 def _modules(config: Config):

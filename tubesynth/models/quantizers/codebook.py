@@ -10,33 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Distances are computed for this many (vector, code) pairs at a time: large enough for a fast
-# matrix product, small enough to stay near the processor (16 MiB, on a GPU 64 MiB).
-PAIRS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 24}
-
-
-@torch.no_grad()
-def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """(N, D) vectors, (K, D) codes -> (N,) index of the nearest code (Euclidean, first of equals).
-
-    The N x K matrix of distances is never held whole.
-    """
-    half_norm = codebook.square().sum(1) / 2
-    rows = max(1, PAIRS_AT_A_TIME.get(vectors.device.type, 1 << 22) // len(codebook))
-    indices = torch.empty(len(vectors), dtype=torch.long, device=vectors.device)
-    for start in range(0, len(vectors), rows):
-        # argmin |v - c|^2 = argmin |c|^2 / 2 - v.c
-        distance = torch.addmm(half_norm, vectors[start : start + rows], codebook.T, alpha=-1)
-        indices[start : start + rows] = distance.argmin(1)
-    return indices
+from tubesynth.models.quantizers.search import nearest_code
 
 
 class EmaQuantizer(nn.Module):
-    """Codebook of K vectors of D channels.
-
-    forward: latents (B, D, ...) -> quantised latents (straight-through gradient), commitment loss
-    (scalar, weighted by `commitment`) and the indices (B, ...).
-    """
+    """Codebook of K vectors of D channels; the encoder's output itself is the latent."""
 
     def __init__(
         self,
@@ -47,6 +25,7 @@ class EmaQuantizer(nn.Module):
         revive_after: int = 0,
     ):
         super().__init__()
+        self.in_channels, self.num_codes = embedding_dim, codebook_size
         self.commitment = commitment
         self.decay = decay
         self.revive_after = revive_after
@@ -56,21 +35,34 @@ class EmaQuantizer(nn.Module):
         self.register_buffer("unused_steps", torch.zeros(codebook_size, dtype=torch.long))
         self.register_buffer("initialised", torch.tensor(False))
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """(B, D, ...) -> nearest codes (straight-through gradient), {"commitment": weighted loss},
+        indices (B, ...). In training the codebook follows.
+        """
         # Distances cancel badly in 16 bits, so autocast stays outside.
-        with torch.autocast(latents.device.type, enabled=False):
-            latents = latents.float()
-            vectors = latents.movedim(1, -1).reshape(-1, latents.shape[1])
+        with torch.autocast(encoded.device.type, enabled=False):
+            encoded = encoded.float()
+            vectors = _as_vectors(encoded.detach())
             if self.training and not self.initialised:
-                self._initialise(vectors.detach())
-            flat_indices = nearest_code(vectors.detach(), self.codebook)
-            indices = flat_indices.view(latents.shape[0], *latents.shape[2:])
+                self._initialise(vectors)
+            flat_indices = nearest_code(vectors, self.codebook)
+            indices = flat_indices.view(encoded.shape[0], *encoded.shape[2:])
             quantised = self.lookup(indices)
             if self.training:
-                self._follow(vectors.detach(), flat_indices)
-            commitment_loss = self.commitment * F.mse_loss(latents, quantised)
+                self._follow(vectors, flat_indices)
+            terms = {"commitment": self.commitment * F.mse_loss(encoded, quantised)}
             # Straight-through: the decoder's gradient passes to the encoder as it is.
-            return latents + (quantised - latents).detach(), commitment_loss, indices
+            return encoded + (quantised - encoded).detach(), terms, indices
+
+    def latents(self, encoded: Tensor) -> Tensor:
+        """The encoder's output as it is: no code is looked for."""
+        return encoded
+
+    def quantise(self, latents: Tensor) -> Tensor:
+        """(B, D, ...) latents -> the nearest codes, in 32 bits; the codebook stays as it is."""
+        with torch.autocast(latents.device.type, enabled=False):
+            indices = nearest_code(_as_vectors(latents.float()), self.codebook)
+            return self.lookup(indices.view(latents.shape[0], *latents.shape[2:]))
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(B, ...) indices -> (B, D, ...) codes."""
@@ -126,3 +118,8 @@ class EmaQuantizer(nn.Module):
                 self.ema_sum[dead] = fresh
                 self.ema_count[dead] = 1.0
                 self.unused_steps[dead] = 0
+
+
+def _as_vectors(latents: Tensor) -> Tensor:
+    """(B, D, ...) -> (N, D)."""
+    return latents.movedim(1, -1).reshape(-1, latents.shape[1])

@@ -5,15 +5,16 @@ import torch
 import torch.multiprocessing as mp
 from conftest import free_port
 
-from tubesynth.models import quantizer
-from tubesynth.models.quantizer import EmaQuantizer, nearest_code
+from tubesynth.models.quantizers import search
+from tubesynth.models.quantizers.codebook import EmaQuantizer
+from tubesynth.models.quantizers.search import nearest_code
 
 
 def test_search_in_chunks_finds_the_codes_of_the_whole_distance_matrix(monkeypatch):
     vectors, codebook = torch.randn(1000, 8), torch.randn(300, 8)
     expected = torch.cdist(vectors.double(), codebook.double()).argmin(1)
     for pairs in (300, 4096, 1 << 22):
-        monkeypatch.setitem(quantizer.PAIRS_AT_A_TIME, "cpu", pairs)
+        monkeypatch.setitem(search.PAIRS_AT_A_TIME, "cpu", pairs)
         assert torch.equal(nearest_code(vectors, codebook), expected)
 
 
@@ -53,10 +54,10 @@ def test_the_gradient_passes_straight_through_and_commitment_pulls_to_the_code()
     layer = EmaQuantizer(4, 1, commitment=0.25).eval()
     layer.codebook.copy_(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))
     latents = torch.tensor([0.2, 2.9]).reshape(1, 1, 2).requires_grad_()
-    quantised, commitment, indices = layer(latents)
+    quantised, terms, indices = layer(latents)
     assert indices.tolist() == [[0, 3]]
     assert quantised.flatten().tolist() == [0.0, 3.0]
-    assert commitment.item() == pytest.approx(0.25 * (0.04 + 0.01) / 2)
+    assert terms["commitment"].item() == pytest.approx(0.25 * (0.04 + 0.01) / 2)
     (quantised.sum()).backward()
     assert latents.grad.flatten().tolist() == [1.0, 1.0]
 

@@ -1,0 +1,42 @@
+"""Continuous latents: a diagonal Gaussian posterior, held near N(0, 1) by a small weight.
+
+Kingma and Welling 2014 (arXiv 1312.6114), appendix B, with the slight weight of Rombach et al. 2022
+(arXiv 2112.10752, the KL-regularised autoencoders of appendix G).
+"""
+
+import torch
+from torch import Tensor, nn
+
+LOG_VARIANCE = (-30.0, 20.0)  # beyond these, exp leaves what 32 bits hold
+
+
+class GaussianPosterior(nn.Module):
+    """The encoder gives mean and log-variance; the decoder a sample in training, else the mean."""
+
+    num_codes = None
+
+    def __init__(self, embedding_dim: int, kl_weight: float = 1e-6):
+        super().__init__()
+        self.in_channels = 2 * embedding_dim
+        self.kl_weight = kl_weight
+
+    def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], None]:
+        """(B, 2 D, ...) -> (B, D, ...), {"kl": weight x nats a latent cell}, no indices.
+
+        The noise comes from torch's global generator, which the loop seeds at every step.
+        """
+        mean, log_variance = encoded.float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(*LOG_VARIANCE)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+        terms = {"kl": self.kl_weight * kl.sum(1).mean()}
+        if not self.training:
+            return mean, terms, None
+        return mean + (0.5 * log_variance).exp() * torch.randn_like(mean), terms, None
+
+    def latents(self, encoded: Tensor) -> Tensor:
+        """(B, 2 D, ...) -> the mean (B, D, ...)."""
+        return encoded.chunk(2, dim=1)[0]
+
+    def quantise(self, latents: Tensor) -> Tensor:
+        """Nothing to do: the decoder has learned to read every point near the data."""
+        return latents
