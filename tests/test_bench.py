@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tubesynth import bench
+from tubesynth.benchmarks.codebook import usual_quantiser
 from tubesynth.benchmarks.measure import PeakMemory, measure
 from tubesynth.errors import InputError
+from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.spade import one_hot
 
 KEYS = "bench case seconds spread peak_mb size device threads commit".split()
@@ -32,6 +34,30 @@ def test_every_line_is_a_json_object_with_the_promised_keys(tmp_path, capfd):
     assert lines[1]["size"] == "1 x 24x24x20 to 16x16x16"
     # int16 and uint8 voxels, and the headers of two .npy files
     assert math.isclose(lines[1]["cache_mb"], (16**3 * 3 + 256) / 1e6, abs_tol=0.005)
+
+
+def test_the_codebook_bench_compares_like_with_like(capfd):
+    bench.main("codebook --latent 8 8 8 --codes 300 --peer-vectors 256 --repeats 1".split())
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["case"] for line in lines] == ["eval", "train"]
+    for line in lines:
+        assert set(KEYS) <= line.keys() and line["peer_vectors"] == 256
+        assert line["same_indices"] == 1.0
+        ratio = (line["peer_seconds"] / 256) / (line["seconds"] / 512)
+        assert line["speedup"] == pytest.approx(ratio, rel=0.5)  # of rounded seconds
+
+
+def test_the_usual_quantiser_of_the_bench_moves_its_codes_as_ours_does():
+    ours, vectors = EmaQuantizer(8, 3, decay=0.5).train(), torch.randn(50, 3)
+    ours(vectors.T[None])  # starts from the data
+    start = ours.codebook.clone()
+    ours.ema_sum.copy_(start)
+    ours.ema_count.fill_(1.0)
+    quantised, _, indices = ours(vectors.T[None])
+    expected = usual_quantiser(vectors, start, follow=True)
+    torch.testing.assert_close(quantised[0].T, expected[0])
+    assert torch.equal(indices[0], expected[1])
+    torch.testing.assert_close(ours.codebook, expected[2])
 
 
 def test_wrong_arguments_are_one_line(tmp_path):

@@ -1,21 +1,70 @@
 """The codebook: exact search, moving averages in closed form, revival, and ranks that agree."""
 
+import time
+
 import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import free_port
+from torch import Tensor
 
-from tubesynth.models.quantizers import search
+from tubesynth.benchmarks.measure import PeakMemory
+from tubesynth.models.quantizers import codebook, search
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.quantizers.search import nearest_code
+from tubesynth.models.vqvae import VQVAE
+from tubesynth.training.codebook import CodebookUsage
 
 
-def test_search_in_chunks_finds_the_codes_of_the_whole_distance_matrix(monkeypatch):
-    vectors, codebook = torch.randn(1000, 8), torch.randn(300, 8)
-    expected = torch.cdist(vectors.double(), codebook.double()).argmin(1)
-    for pairs in (300, 4096, 1 << 22):
+@pytest.mark.parametrize("codes", [1, 5, 128, 300, 8192])
+def test_the_search_finds_what_the_whole_distance_matrix_finds(codes, monkeypatch):
+    vectors, codebook = torch.randn(500, 8), torch.randn(codes, 8)
+    distances = torch.cdist(vectors.double(), codebook.double())
+    for pairs in (1, 4096, 1 << 20):  # a vector at a time, a few, all
         monkeypatch.setitem(search.PAIRS_AT_A_TIME, "cpu", pairs)
-        assert torch.equal(nearest_code(vectors, codebook), expected)
+        found = nearest_code(vectors, codebook)
+        assert torch.equal(found, distances.argmin(1))
+
+
+def test_of_equally_near_codes_the_first_is_taken():
+    codebook = torch.full((400, 2), 9.0)
+    codebook[[77, 130, 131, 399]] = torch.tensor([1.0, 0.0])  # in three blocks, the last cut short
+    codebook[[200, 398]] = torch.tensor([-1.0, 0.0])
+    vectors = torch.tensor([[1.0, 0.0], [-3.0, 0.0], [0.0, 0.0]])
+    assert nearest_code(vectors, codebook).tolist() == [77, 200, 77]
+
+
+def test_no_vector_is_sent_beyond_the_last_code():
+    extreme = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38])
+    found = nearest_code(extreme[:, None].expand(4, 3), torch.randn(130, 3))
+    assert found.min() >= 0 and found.max() < 130
+
+
+def test_the_search_needs_little_memory():
+    vectors, codebook = torch.randn(16384, 8), torch.randn(8192, 8)  # 537 MB if whole
+    with PeakMemory() as idle:
+        time.sleep(0.05)
+    if idle.peak_mb is None:
+        pytest.skip("no /proc/self/smaps_rollup")
+    with PeakMemory() as busy:
+        nearest_code(vectors, codebook)
+    assert busy.peak_mb - idle.peak_mb < 64
+
+
+def test_only_decoding_looks_for_codes(monkeypatch):
+    calls = []
+
+    def counted(vectors, codes):
+        calls.append(len(vectors))
+        return nearest_code(vectors, codes)
+
+    monkeypatch.setattr(codebook, "nearest_code", counted)
+    net = VQVAE(2, channels=(8, 8), residual_channels=(8, 8), codebook_size=16).eval()
+    latents = net.encode(torch.rand(1, 1, 16, 16))
+    net.encode(torch.rand(1, 1, 16, 16), tile=8)
+    assert calls == []
+    net.decode(latents)
+    assert calls == [16]
 
 
 def test_a_code_is_the_moving_average_of_the_vectors_that_chose_it():
@@ -71,27 +120,90 @@ def test_a_batch_with_nan_leaves_the_codebook_finite():
     assert layer.codebook.isfinite().all() and layer.ema_sum.isfinite().all()
 
 
+def test_decoding_leaves_the_codebook_as_it_is():
+    layer = EmaQuantizer(16, 4, revive_after=1).train()
+    layer(torch.randn(1, 4, 60))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.quantise(torch.randn(1, 4, 60) + 5)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("indices", "used", "perplexity"),
+    [([3, 3, 3, 3], 0.25, 1.0), ([0, 1, 2, 3], 1.0, 4.0), ([0, 0, 0, 1], 0.5, 4 / 27**0.25)],
+)
+def test_usage_and_perplexity_in_closed_form(indices, used, perplexity):
+    usage = CodebookUsage(4, torch.device("cpu"))
+    usage.add(torch.tensor(indices).view(1, 2, 2))
+    assert usage.scores() == pytest.approx(
+        {"codebook_used": used, "codebook_perplexity": perplexity}
+    )
+    usage.add(torch.tensor([2]))  # counted anew
+    assert usage.scores()["codebook_perplexity"] == pytest.approx(1.0)
+
+
+STEPS = 5
+
+
+def _batches():
+    """(2, D, cells) of each step: one for each of two ranks; the data drifts off."""
+    random = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 4, 60, generator=random) + 3 * i for i in range(STEPS)]
+
+
+def _trained(parts, revive_after: int, start: Tensor | None):
+    """A quantiser after these batches, and how its codes were used."""
+    layer = EmaQuantizer(16, 4, decay=0.5, revive_after=revive_after).train()
+    usage = CodebookUsage(16, torch.device("cpu"))
+    if start is not None:
+        layer.codebook.copy_(start)
+        layer.ema_sum.copy_(start)
+        layer.ema_count.fill_(1.0)
+        layer.initialised.fill_(True)
+    for part in parts:
+        usage.add(layer(part)[2])
+    return {**layer.state_dict(), **usage.scores()}
+
+
+def _codes():
+    return torch.randn(16, 4, generator=torch.Generator().manual_seed(2)) * 4
+
+
 def _rank(rank, port, results):
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
-    halves = _halves()
+    parts = [batch[rank : rank + 1] for batch in _batches()]
     torch.manual_seed(rank)  # ranks draw differently, and must agree all the same
-    layer = EmaQuantizer(16, 4, decay=0.5, revive_after=2).train()
-    for half in halves:
-        layer(half[rank : rank + 1])
-    results[rank] = layer.codebook.clone()
+    results[rank, "revived"] = _trained(parts, revive_after=2, start=None)
+    results[rank, "plain"] = _trained(parts, revive_after=0, start=_codes())
     torch.distributed.destroy_process_group()
 
 
-def _halves():
-    random = torch.Generator().manual_seed(1)
-    return [torch.randn(2, 4, 60, generator=random) + 3 * i for i in range(5)]
-
-
-def test_two_ranks_hold_one_codebook():
+@pytest.fixture(scope="module")
+def two_ranks():
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(_rank, (free_port(), results), nprocs=2)
-        assert torch.equal(results[0], results[1])
-        assert results[0].isfinite().all() and results[0].std() > 0
+        return dict(results)
+
+
+def assert_equal_state(first: dict, second: dict):
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=0, rtol=0, msg=name)
+
+
+def test_two_ranks_revive_the_same_codes_to_the_same_places(two_ranks):
+    first, second = two_ranks[0, "revived"], two_ranks[1, "revived"]
+    assert_equal_state(first, second)
+    # Without revival, codes that the drifting data left behind would lie near 0.
+    left_behind = _trained(_batches(), 0, None)["codebook"].mean(1).min()
+    assert left_behind < 2 < first["codebook"].mean(1).min()
+
+
+def test_two_ranks_follow_like_one_that_sees_both_halves(two_ranks):
+    whole = _trained(_batches(), 0, _codes())
+    for rank in (0, 1):
+        for name, value in two_ranks[rank, "plain"].items():
+            torch.testing.assert_close(value, whole[name], msg=name)

@@ -3,21 +3,28 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
+from tubesynth.config import DataConfig, Stage1Config
+from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.tiling import largest_tile, run_tiled
 from tubesynth.models.vqvae import VQVAE
+from tubesynth.pipeline import Pipeline
+from tubesynth.volume.grid import Volume
 
 
-def network(dim=3, residuals=1, levels=2):
+def network(dim=3, residuals=1, levels=2, **quantizer):
     torch.manual_seed(0)
     sizes = dict(channels=(8, 12, 8)[:levels], residual_channels=(8, 8, 8)[:levels])
-    net = VQVAE(dim, num_residual_layers=residuals, codebook_size=64, **sizes).eval()
+    quantizer = quantizer or dict(codebook_size=64)
+    net = VQVAE(dim, num_residual_layers=residuals, **quantizer, **sizes).eval()
     for parameter in net.parameters():  # the silent residual branches must speak here
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
-    net.quantizer.codebook.normal_()
+    if isinstance(net.quantizer, EmaQuantizer):
+        net.quantizer.codebook.normal_()
     return net
 
 
@@ -30,6 +37,34 @@ def test_tiled_equals_whole(residuals, levels):
         torch.testing.assert_close(net.encode(image, tile=16), latents, atol=1e-5, rtol=1e-5)
         whole = net.decode(latents)
         torch.testing.assert_close(net.decode(latents, tile=16), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        dict(quantizer="ema_vq", codebook_size=64),
+        dict(quantizer="fsq", embedding_dim=3, fsq_levels=(8, 6, 5)),
+        dict(quantizer="kl", embedding_dim=3),
+    ],
+    ids=lambda settings: settings["quantizer"],
+)
+@pytest.mark.parametrize("size", [(47, 18, 29), (33, 50)])
+def test_odd_sizes_are_reconstructed_tiled_as_whole(size, quantizer, monkeypatch):
+    """Before rounding to HU. The codes of ema_vq are far apart next to what tiling changes."""
+    monkeypatch.setattr(Pipeline, "_to_volume", lambda self, image, affine: image)
+    net, dim = network(len(size), **quantizer), len(size)
+    data = DataConfig(resolution=list(size), spacing=[1.0] * dim)
+    config = Stage1Config(stage=1, dim=dim, data=data)
+    shape = size if dim == 3 else (*size, 1)
+    volume = Volume(np.random.default_rng(0).integers(-1000, 1000, shape, np.int16), np.eye(4))
+
+    def reconstructed(tile):
+        device = torch.device("cpu")
+        return Pipeline(config, net, None, None, "", device, tile=tile).reconstruct(volume)
+
+    whole = reconstructed(None)
+    assert whole.shape == (1, 1, *size) and whole.std() > 1e-3
+    torch.testing.assert_close(reconstructed(16), whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("residuals", "levels"), [(1, 2), (2, 2), (1, 3)])

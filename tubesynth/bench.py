@@ -2,10 +2,12 @@
 
     python -m tubesynth.bench data --data-dir bench --workers 0 2
     python -m tubesynth.bench evaluate --data-dir bench
+    python -m tubesynth.bench codebook
 
 data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
 that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
-scores of pairs of CTs. Each case runs in a process of its own, so that its memory is its own.
+scores of pairs of CTs. codebook: the quantiser of one volume's latents, beside the usual one. Each
+case runs in a process of its own, so that its memory is its own.
 docs/benchmarks.md says what was measured, tests/bench/ compares side by side with other libraries.
 """
 
@@ -15,12 +17,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tubesynth.benchmarks import data, evaluate
+from tubesynth.benchmarks import codebook, data, evaluate
 from tubesynth.benchmarks.measure import show
 from tubesynth.errors import InputError, run_command
 
 # Each has add_arguments, check, prepare, lines and run_case.
-BENCHES = {"data": data, "evaluate": evaluate}
+BENCHES = {"data": data, "evaluate": evaluate, "codebook": codebook}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ commands, training/ and pipeline read this.
     config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -240,26 +241,7 @@ def check(config: Config, source: str) -> None:
             len(model.channels) == len(model.residual_channels),
             "autoencoder.residual_channels: as many entries as autoencoder.channels",
         )
-        require(
-            model.codebook_size >= 2 and 0 <= model.codebook_decay < 1,
-            "autoencoder: codebook_size must be at least 2 and codebook_decay from 0 to below 1,"
-            f" got {model.codebook_size} and {model.codebook_decay}",
-        )
-        if model.quantizer == "fsq":
-            levels = model.fsq_levels
-            require(
-                len(levels) > 0 and min(levels) >= 3,
-                f"autoencoder.fsq_levels: expected numbers of at least 3, got {levels}",
-            )
-            require(
-                len(levels) == model.embedding_dim,
-                f"autoencoder.embedding_dim: {model.embedding_dim}, but autoencoder.fsq_levels"
-                f" {levels} makes {len(levels)} channels: set embedding_dim to {len(levels)}",
-            )
-        require(
-            model.kl_weight >= 0,
-            f"autoencoder.kl_weight: must not be negative, got {model.kl_weight}",
-        )
+        check_quantizer(model, require)
         factor = 2 ** len(model.channels)
         for key in ("resolution", "crop"):
             value = getattr(data, key)
@@ -291,3 +273,29 @@ def check(config: Config, source: str) -> None:
                 f"unet.head_channels: {config.unet.head_channels} does not divide the"
                 f" {config.unet.channels[level]} channels of level {level}",
             )
+
+
+def check_quantizer(model: AutoencoderConfig, require: Callable[[bool, str], None]) -> None:
+    """What the settings of a quantiser need of each other."""
+    require(
+        model.codebook_size >= 2,
+        f"autoencoder.codebook_size: must be at least 2, got {model.codebook_size}",
+    )
+    require(
+        0 <= model.codebook_decay < 1,
+        f"autoencoder.codebook_decay: expected 0 to below 1, got {model.codebook_decay}",
+    )
+    require(
+        model.kl_weight >= 0, f"autoencoder.kl_weight: a weight of 0 or more, got {model.kl_weight}"
+    )
+    if model.quantizer == "fsq":
+        levels, channels = model.fsq_levels, model.embedding_dim
+        require(
+            len(levels) > 0 and min(levels) >= 3,
+            f"autoencoder.fsq_levels: expected numbers of at least 3, got {levels}",
+        )
+        require(
+            len(levels) == channels,
+            f"autoencoder.embedding_dim: {channels}, but each of the {len(levels)} entries of"
+            f" autoencoder.fsq_levels {levels} is a channel: set embedding_dim to {len(levels)}",
+        )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tubesynth.config import (
@@ -133,9 +134,11 @@ class Pipeline:
         prepared = self.prepare_image(volume, spacing, resolution)
         unit = hu_to_unit(prepared.array.astype(np.float32), self.config.data.hu_window)
         image = self._tensor(unit)[None, None]
+        padded, crop = _pad_to_multiple(image, self.autoencoder.factor)
+        tile = self._tile_for(padded.shape[2:])
         with self._autocast():
-            out = self.autoencoder.reconstruct(image, self._tile_for(image.shape[2:]))
-        return self._to_volume(out, prepared.affine)
+            out = self.autoencoder.decode(self.autoencoder.encode(padded, tile), tile=tile)
+        return self._to_volume(out[crop], prepared.affine)
 
     def _tile_for(self, size: tuple[int, ...]) -> int | None:
         if self.tile != "auto":
@@ -246,3 +249,14 @@ class Pipeline:
         unit = unit[..., None] if self.config.dim == 2 else unit
         hu = unit_to_hu(unit, self.config.data.hu_window)
         return Volume(np.rint(hu).astype(np.int16), affine)
+
+
+def _pad_to_multiple(image: Tensor, factor: int) -> tuple[Tensor, tuple]:
+    """Edge padding at the far sides to multiples of the factor, and the crop that undoes it."""
+    sizes = image.shape[2:]
+    pads = [(-n) % factor for n in sizes]
+    crop = (slice(None), slice(None), *[slice(0, n) for n in sizes])
+    if not any(pads):
+        return image, crop
+    flat = [value for pad in reversed(pads) for value in (0, pad)]
+    return F.pad(image, flat, mode="replicate"), crop

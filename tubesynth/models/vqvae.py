@@ -9,7 +9,6 @@ import math
 from fractions import Fraction
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, run
@@ -180,17 +179,6 @@ class VQVAE(nn.Module):
             return self.decoder(latents)
         cells = max(1, tile // self.factor)
         return run_tiled(self.decoder, latents, cells, self.decoder_halo, Fraction(self.factor))
-
-    def reconstruct(self, image: Tensor, tile: int | None = None) -> Tensor:
-        """(B, 1, X, ...) of any size -> the same through encoder, quantiser and decoder.
-
-        The far sides are padded with their edge to multiples of f, and cropped back.
-        """
-        sizes = image.shape[2:]
-        pads = [value for n in reversed(sizes) for value in (0, -n % self.factor)]
-        padded = F.pad(image, pads, mode="replicate") if any(pads) else image
-        out = self.decode(self.encode(padded, tile), tile=tile)
-        return out[(..., *[slice(n) for n in sizes])]
 
     @property
     def encoder_halo(self) -> int:

@@ -1,0 +1,118 @@
+"""The quantiser of one volume's latents, against the usual one with its N x K matrices.
+
+Cases: eval (search and look-up) and train (the moving averages besides). The usual implementation
+holds all distances, makes a one-hot row of every index, and multiplies with it; where its 16 bytes
+a pair do not fit into memory, fewer vectors are given to it, and `speedup` compares the time of one
+vector. extra_mb is what the work needed beyond what the process held before.
+"""
+
+import math
+import time
+
+from tubesynth.benchmarks.measure import PeakMemory, measure, result
+from tubesynth.errors import InputError
+
+CASES = ("eval", "train")
+PEER_BYTES_PER_PAIR = 16  # distances, and one-hot rows as int64 and float32
+SHARE_OF_MEMORY = 0.9  # of what is free, for the peer
+DECAY = 0.5
+
+
+def add_arguments(parser) -> None:
+    parser.set_defaults(data_dir=None)  # random vectors: no files
+    add = parser.add_argument
+    add("--case", nargs="+", choices=CASES, default=list(CASES))
+    add("--latent", type=int, nargs=3, default=(64, 64, 32), metavar=("X", "Y", "Z"))
+    add("--codes", type=int, default=8192)
+    add("--channels", type=int, default=8)
+    add("--peer-vectors", type=int, help="vectors that the usual quantiser gets; default: that fit")
+    add("--repeats", type=int, default=3)
+
+
+def check(args) -> None:
+    if min(*args.latent, args.codes, args.channels, args.repeats, args.peer_vectors or 1) < 1:
+        raise InputError("--latent, --codes, --channels, --peer-vectors, --repeats: at least 1")
+
+
+def lines(case: str, args) -> list[None]:
+    return [None]
+
+
+def prepare(case: str, args) -> None:
+    """Nothing: vectors and codes are drawn where they are used."""
+
+
+def run_case(case: str, args, _) -> dict:
+    """Both sides, one after the other: the JSON object."""
+    import torch
+
+    from tubesynth.models.quantizers.codebook import EmaQuantizer
+    from tubesynth.runtime.memory import free_bytes
+
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    latents = torch.randn(1, args.channels, *args.latent)
+    ours = EmaQuantizer(args.codes, args.channels, decay=DECAY).train(case == "train")
+    codebook = torch.randn(args.codes, args.channels)
+
+    def restart():
+        ours.codebook.copy_(codebook)
+        ours.ema_sum.copy_(codebook)
+        ours.ema_count.fill_(1.0)
+        ours.initialised.fill_(True)
+
+    with PeakMemory() as before:
+        time.sleep(0.1)
+    measured = measure(lambda: ours(latents), args.repeats, restart)
+
+    vectors = latents.movedim(1, -1).reshape(-1, args.channels)
+    room = SHARE_OF_MEMORY * free_bytes(torch.device("cpu")) / PEER_BYTES_PER_PAIR / args.codes
+    some = vectors[: args.peer_vectors or min(len(vectors), int(room))]
+    with PeakMemory() as before_peer:
+        time.sleep(0.1)
+    peer = measure(lambda: usual_quantiser(some, codebook, case == "train"), args.repeats)
+
+    restart()
+    indices = ours(latents)[2].flatten()[: len(some)]
+    same = (indices == usual_quantiser(some, codebook, False)[1]).double().mean().item()
+    return result(
+        "codebook",
+        case,
+        measured,
+        f"{'x'.join(map(str, args.latent))} x {args.codes} codes x {args.channels}",
+        device="cpu",
+        threads=torch.get_num_threads(),
+        extra_mb=_difference(measured.peak_mb, before.peak_mb),
+        peer="one-hot",
+        peer_seconds=round(peer.seconds, 3),
+        peer_peak_mb=peer.peak_mb and round(peer.peak_mb, 1),
+        peer_extra_mb=_difference(peer.peak_mb, before_peer.peak_mb),
+        peer_vectors=len(some),
+        speedup=round(peer.seconds / len(some) / (measured.seconds / math.prod(args.latent)), 1),
+        memory_ratio=peer.peak_mb and round(measured.peak_mb / peer.peak_mb, 3),
+        peer_cpu_seconds=peer.cpu_seconds and round(peer.cpu_seconds, 3),
+        same_indices=same,
+    )
+
+
+def usual_quantiser(vectors, codebook, follow: bool):
+    """(N, D), (K, D) -> quantised (N, D), indices (N,), and the codebook moved, if it is to follow.
+
+    As van den Oord et al. 2017 is usually written down; the codebook given stays as it is.
+    """
+    import torch.nn.functional as F
+
+    squares = vectors.square().sum(1, keepdim=True) + codebook.square().sum(1)
+    distances = squares - 2 * vectors @ codebook.T
+    indices = distances.argmin(1)
+    chosen = F.one_hot(indices, len(codebook)).to(vectors.dtype)
+    quantised = chosen @ codebook
+    if follow:
+        count = DECAY + (1 - DECAY) * chosen.sum(0)
+        total = DECAY * codebook + (1 - DECAY) * chosen.T @ vectors
+        codebook = total / count[:, None]
+    return quantised, indices, codebook
+
+
+def _difference(peak_mb: float | None, before_mb: float | None) -> float | None:
+    return None if peak_mb is None or before_mb is None else round(peak_mb - before_mb, 1)
