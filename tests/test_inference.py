@@ -164,7 +164,7 @@ def test_averaged_weights_are_the_ones_that_are_sampled_from(stage_2):
     phase = torch.load(stage_2, weights_only=True)["phases"]["unet"]
     loaded = Pipeline.load(stage_2).unet.state_dict()
     name = "conv_out.weight"
-    assert torch.equal(loaded[name], phase["ema"][name])
+    assert torch.equal(loaded[name], phase["ema"][10.0][name])
     assert not torch.equal(loaded[name], phase["module"][name])
 
 

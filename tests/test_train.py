@@ -80,6 +80,7 @@ def test_a_run_leaves_what_it_promises(stage, stage_1, stage_2):
     assert [row["step"] for row in validation] == [0, 4, 8]
     assert validation[-1]["loss"] < validation[0]["loss"]
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        "best.ckpt",
         "epoch_00001.ckpt",
         "epoch_00002.ckpt",
         "last.ckpt",

@@ -10,7 +10,7 @@ commands, training/ and pipeline read this.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tubesynth.errors import InputError
 from tubesynth.strict import apply_overrides, build, read_yaml
@@ -52,11 +52,16 @@ class TrainConfig:
     accumulate: int = 1  # batches per optimiser step
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
-    ema_half_life: float | None = None  # optimiser steps; null: no averaged weights
+    channels_last: bool = False  # lay tensors out as X, Y, Z, C in memory
+    compile: bool = False  # torch.compile: minutes of waiting, then faster steps
+    # Optimiser steps; null: no averaged weights; of a list, the first is scored and sampled from.
+    ema_half_life: float | list[float] | None = None
     log_every: int = 10  # steps
     validate_every: int = 1  # epochs
     panel_every: int = 5  # epochs
+    panel_cases: int = 1  # the first of the validation cases, always with the same noise
     save_every: int = 5  # epochs; last.ckpt besides at every validation
+    best_score: str = "loss"  # of validation; decides what best.ckpt is: see BEST_SCORES
     keep: int = 2  # periodic checkpoints that stay on disk
     max_bad_steps: int = 20  # non-finite steps in a row that are skipped before the run stops
     restart: list[str] = field(
@@ -138,9 +143,14 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    # Scores of validation that may choose the best checkpoint, and which way is better.
+    BEST_SCORES: ClassVar[dict[str, Literal["min", "max"]]] = {"loss": "min"}
+
 
 @dataclass
 class Stage1Config(Config):
+    BEST_SCORES = {"loss": "min", "l1": "min", "spectral": "min", "psnr": "max", "ssim": "max"}
+
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     losses: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
@@ -162,6 +172,8 @@ class SegmenterModelConfig:
 
 @dataclass
 class SegmenterConfig(Config):
+    BEST_SCORES = {"loss": "min", "dice": "max"}
+
     stage: Literal["segmenter"]
     segmenter: SegmenterModelConfig = field(default_factory=SegmenterModelConfig)
 
@@ -188,6 +200,11 @@ def config_from_plain(content: dict, source: str) -> Config:
 def vessel_class(data: DataConfig) -> int:
     """The class index of the vessels: configured, never read off a volume."""
     return data.num_classes - 1 if data.vessel_class is None else data.vessel_class
+
+
+def half_lives(setting: float | list[float] | None) -> list[float]:
+    """train.ema_half_life as a list, empty where it is null."""
+    return setting if isinstance(setting, list) else [] if setting is None else [setting]
 
 
 def check(config: Config, source: str) -> None:
@@ -217,12 +234,30 @@ def check(config: Config, source: str) -> None:
         (data, ("batch_size",)),
         (
             train,
-            ("epochs", "accumulate", "log_every", "validate_every", "panel_every", "save_every"),
+            (
+                "epochs",
+                "accumulate",
+                "log_every",
+                "validate_every",
+                "panel_every",
+                "panel_cases",
+                "save_every",
+            ),
         ),
     ):
         for key in keys:
             name = "data" if section is data else "train"
             require(getattr(section, key) >= 1, f"{name}.{key}: must be at least 1")
+    require(
+        train.best_score in config.BEST_SCORES,
+        f"train.best_score: '{train.best_score}' is unknown: choose from"
+        f" {list(config.BEST_SCORES)}",
+    )
+    averages = half_lives(train.ema_half_life)
+    require(
+        all(steps > 0 for steps in averages) and len(set(averages)) == len(averages),
+        f"train.ema_half_life: expected numbers of steps above 0, no two alike, got {averages}",
+    )
     for item in train.restart:
         require(
             item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"

@@ -34,6 +34,7 @@ from tubesynth.models.tiling import largest_tile
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import checkpoint
+from tubesynth.runtime.ema import weights_to_use
 from tubesynth.runtime.memory import free_bytes
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.autoencoder import build_autoencoder
@@ -76,12 +77,19 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, path: str | Path, device=None, precision: str = "32", tile: int | str | None = "auto"
+        cls,
+        path: str | Path,
+        device=None,
+        precision: str = "32",
+        tile: int | str | None = "auto",
+        ema: float | None = None,
     ) -> "Pipeline":
         """From a checkpoint of stage 1 (reconstructs) or stage 2 (reconstructs and synthesises).
 
         tile: side in voxels of the pieces in which the autoencoder works, "auto" to fit the free
         memory, None for whole volumes. The result is the same to rounding.
+        ema: half-life of the averaged weights to sample from, where several were kept; default:
+        the first of train.ema_half_life.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         state = checkpoint.load(path)
@@ -99,7 +107,7 @@ class Pipeline:
         autoencoder.load_state_dict(stored["module"])
         unet = build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
         phase = state["phases"]["unet"]
-        weights = phase["ema"] or phase["module"]
+        weights = weights_to_use(phase, ema)
         unet.load_state_dict(weights)
         scale = LatentScale(**state["latent_scale"])
         digest = checkpoint.digest(weights)

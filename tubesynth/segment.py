@@ -22,10 +22,11 @@ from tubesynth.errors import InputError, run_command
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import environment
+from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, StopSignal
 from tubesynth.training.resume import find_checkpoint
-from tubesynth.training.run import run_stage
+from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage, VesselSegmenter
 from tubesynth.volume.files import find_cases, pair_cases, read_volume, write_volume
 
@@ -41,7 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     train.add_argument("--synthetic", type=Path, nargs="+", default=[], help="synthesize's folders")
     train.add_argument("--without-real", action="store_true", help="train on synthetic data alone")
     train.add_argument("--seeds", type=int, nargs="+", help="one training each; default: config's")
-    train.add_argument("--logger", default="tensorboard", choices=["tensorboard", "none"])
+    train.add_argument("--logger", default="tensorboard", choices=LOGGERS)
     train.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
     apply = commands.add_parser("apply", help="write a vessel mask for each CT of a folder")
     apply.add_argument("--model", type=Path, required=True)
@@ -65,6 +66,7 @@ def train_seeds(args) -> None:
     if args.without_real and not args.synthetic:
         raise InputError("--without-real: nothing is left to train on: give --synthetic")
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
+    require_tools(config, args.logger)
     device = dist.start()
     try:
         rows = []

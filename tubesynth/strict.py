@@ -125,8 +125,12 @@ def _convert(kind, value, source: str, key: str) -> Any:
         options = typing.get_args(kind)
         if value is None and type(None) in options:
             return None
-        (inner,) = (option for option in options if option is not type(None))
-        return _convert(inner, value, source, key)
+        inner = [option for option in options if option is not type(None)]
+        if len(inner) > 1:  # one value or a list of them: `float | list[float]`
+            listed = isinstance(value, list | tuple)
+            inner = [option for option in inner if (typing.get_origin(option) is list) == listed]
+        (kind,) = inner
+        return _convert(kind, value, source, key)
     if origin is typing.Literal:
         options = typing.get_args(kind)
         if value not in options:

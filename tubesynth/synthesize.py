@@ -46,6 +46,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resolution", type=int, nargs="+", help="voxels x y z; default: trained")
     parser.add_argument("--spacing", type=float, nargs="+", help="mm x y z; default: trained")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
+    parser.add_argument(
+        "--ema", type=float, metavar="STEPS", help="which averaged weights; default: the first kept"
+    )
     parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
     parser.add_argument(
         "--unconditional", action="store_true", help="no label maps: needs flow.label_dropout"
@@ -78,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
     device = dist.start()
     try:
-        pipeline = Pipeline.load(args.model, device, args.precision, tile_option(args.tile))
+        tile = tile_option(args.tile)
+        pipeline = Pipeline.load(args.model, device, args.precision, tile, args.ema)
         if pipeline.unet is None:
             raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 is needed")
         if args.config:

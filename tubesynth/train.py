@@ -1,12 +1,12 @@
 """Train a stage.
 
-    python -m tubesynth.train --config configs/stage_1_3d_f4.yml --gpus 1 --precision 16-mixed
-    train.epochs=100 torchrun --nproc-per-node 4 -m tubesynth.train --config
-    configs/stage_2_3d_f4_lfm_base.yml --resume auto
+    python -m tubesynth.train --config configs/stage_1_3d_f4.yml --gpus 1 train.epochs=100
+    torchrun --nproc-per-node 4 -m tubesynth.train --config configs/stage_2_3d_f4_lfm_base.yml
 
 The run goes to runs/<name of the config>/ (--run-dir): config.yml, metrics.jsonl, TensorBoard
-events, panels/ and checkpoints/last.ckpt. A run stopped by SIGTERM, SIGUSR1 or Ctrl-C saves first
-and ends with code 75.
+events (or W&B's, --logger wandb), panels/ and checkpoints/: last.ckpt, best.ckpt by
+train.best_score, epoch_*.ckpt. A run stopped by SIGTERM, SIGUSR1 or Ctrl-C saves first and ends
+with code 75.
 """
 
 import argparse
@@ -19,11 +19,12 @@ import torch
 from tubesynth.config import Config, Stage1Config, load_config
 from tubesynth.errors import InputError, run_command
 from tubesynth.runtime import dist
+from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, Stage, StopSignal
 from tubesynth.training.plan import describe_plan
 from tubesynth.training.resume import find_checkpoint
-from tubesynth.training.run import run_stage
+from tubesynth.training.run import require_tools, run_stage
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +38,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="in all, those of a resumed run included")
     parser.add_argument("--gpus", type=int, help="processes on this machine, one a GPU")
     parser.add_argument("--precision", help="32, bf16-mixed or 16-mixed")
-    parser.add_argument("--logger", default="tensorboard", choices=["tensorboard", "none"])
+    parser.add_argument("--logger", default="tensorboard", choices=LOGGERS)
     parser.add_argument(
         "--resume",
         metavar="CKPT|auto",
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         print(describe_plan(config, run_dir))
         return
+    require_tools(config, args.logger)
     resume_path = find_checkpoint(args.resume, run_dir, config)
     volumes = Volumes(
         config.data, config.dim, config.seed

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubesynth.errors import InputError
 
-FORMAT = 1
+FORMAT = 2  # 1 held a single average and no best score
 
 
 def save(state: dict, path: Path) -> None:

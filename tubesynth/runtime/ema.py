@@ -7,7 +7,9 @@ it up), so that the average forgets the random start.
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from tubesynth.errors import InputError
 
 
 class Ema:
@@ -27,3 +29,19 @@ class Ema:
         torch._foreach_lerp_(averaged, current, weight)
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)
+
+
+def weights_to_use(phase: dict, half_life: float | None = None) -> dict[str, Tensor]:
+    """Of a phase's state in a checkpoint: the average of that half-life, by default the first.
+
+    Where no averages are kept, the weights as they are.
+    """
+    averages = phase["ema"]
+    if half_life is None:
+        return next(iter(averages.values()), phase["module"])
+    if half_life not in averages:
+        kept = ", ".join(f"{steps:g}" for steps in averages) or "none"
+        raise InputError(
+            f"no average with a half-life of {half_life:g} steps in this checkpoint: it has {kept}"
+        )
+    return averages[half_life]

@@ -1,5 +1,5 @@
-"""What a run leaves behind: config.yml, environment.json, metrics.jsonl, TensorBoard events,
-panels.
+"""What a run leaves behind: config.yml, environment.json, metrics.jsonl, panels, and what a logger
+shows of it.
 
 metrics.jsonl holds one JSON object a line, {"step", "epoch", "split", names...}; rank 0 alone
 writes.
@@ -17,6 +17,7 @@ import torch
 
 import tubesynth
 from tubesynth.runtime import dist
+from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,7 +68,7 @@ class RunLog:
 
     def __init__(self, run_dir: Path, config_text: str, logger: str, resume_step: int):
         self.active = dist.is_main()
-        self.tensorboard = None
+        self.logger = None
         if not self.active:
             return
         self.run_dir = run_dir
@@ -77,9 +78,9 @@ class RunLog:
         self.metrics = run_dir / "metrics.jsonl"
         self._forget_after(resume_step)
         if logger == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(run_dir), purge_step=resume_step + 1)
+            self.logger = TensorBoard(run_dir, resume_step)
+        elif logger == "wandb":
+            self.logger = WeightsAndBiases(run_dir, config_text)
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that the run, resumed from an earlier checkpoint, will do again."""
@@ -100,9 +101,8 @@ class RunLog:
         with open(self.metrics, "a", encoding="utf-8") as file:
             line = {"step": step, "epoch": epoch, "split": split, **values}
             file.write(json.dumps(line) + "\n")
-        if self.tensorboard:
-            for name, value in values.items():
-                self.tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self.logger:
+            self.logger.scalars(step, {f"{split}/{name}": v for name, v in values.items()})
 
     def panel(self, step: int, name: str, picture: np.ndarray) -> None:
         """picture: (H, W, 3) uint8."""
@@ -111,9 +111,9 @@ class RunLog:
         from tubesynth.runtime.panels import save_png
 
         save_png(self.run_dir / "panels" / f"{name}_step{step:07d}.png", picture)
-        if self.tensorboard:
-            self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+        if self.logger:
+            self.logger.panel(step, name, picture)
 
     def close(self) -> None:
-        if self.tensorboard:
-            self.tensorboard.close()
+        if self.logger:
+            self.logger.close()

@@ -8,6 +8,7 @@ from there: one forward per module and step.
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class AutoencoderStage:
             ),
         ]
         for phase in self.phases:
-            phase.place(device, config.train.precision)
+            phase.place(device, config.train)
 
     def generator_loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         weights = self.config.losses
@@ -148,12 +149,15 @@ class AutoencoderStage:
     def preview(self) -> dict:
         if not dist.is_main():
             return {}
-        batch = self.volumes.validation_batch(0, self.device)
+        return self.volumes.previews(self.config.train.panel_cases, self._panel)
+
+    def _panel(self, index: int) -> np.ndarray:
+        batch = self.volumes.validation_batch(index, self.device)
         self.autoencoder.eval()
         reconstruction = self.autoencoder(batch["image"])[0]
         self.autoencoder.train()
         pictures = {"real": batch["image"], "reconstruction": reconstruction}
-        return {"validation": self.volumes.panel(batch, pictures)}
+        return self.volumes.panel(batch, pictures)
 
     def extra_state(self) -> dict:
         return {}

@@ -132,8 +132,9 @@ def checkpoints(plan: Plan):
     folder = _existing(Path("runs"))
     free = shutil.disk_usage(folder).free
     one, train = plan.estimate.checkpoint, plan.config.train
-    text = f"{train.keep + 1} checkpoints of about {_size(one)} in runs/; {_size(free)} free"
-    if one * (train.keep + 2) > free:
+    files = train.keep + 2  # and the last and the best one
+    text = f"{files} checkpoints of about {_size(one)} in runs/; {_size(free)} free"
+    if one * (files + 1) > free:  # one more while it is written
         yield warning(None, f"{text}; free some, lower train.keep, or give --run-dir elsewhere")
     else:
         yield info(None, text)

@@ -4,7 +4,7 @@ The loader hands out what the disk holds, int16 HU and uint8 labels; window, int
 and the [0, 1] of the model are made here, on the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,11 @@ class Volumes:
 
     def validation_batch(self, index: int, device: torch.device) -> dict:
         return to_device(collate([self.validation_set.sample(index)]), self.data, device)
+
+    def previews(self, number: int, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
+        """draw(index) for the first cases of the validation set, by the name of the panel."""
+        cases = self.validation[:number]
+        return {f"validation_{case.id}": draw(index) for index, case in enumerate(cases)}
 
     def panel(self, batch: dict, units: dict[str, Tensor]) -> np.ndarray:
         """Three planes of a one-case batch: its labels, and pictures (1, 1, X, ...) in [0, 1]."""

@@ -8,6 +8,7 @@ checkpoint.
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +62,7 @@ class LatentStage:
         self.unet = build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
         train = config.train
         phase = Phase("unet", self.unet, self.loss, train.learning_rate, train.ema_half_life)
-        phase.place(device, train.precision)
+        phase.place(device, train)
         self.phases = [phase]
 
     @property
@@ -128,12 +129,15 @@ class LatentStage:
 
     @torch.no_grad()
     def preview(self) -> dict:
-        """One validation case, always the same, from noise that is always the same."""
+        """The first validation cases, each from noise that is always the same."""
         if not dist.is_main():
             return {}
+        return self.volumes.previews(self.config.train.panel_cases, self._panel)
+
+    def _panel(self, index: int) -> np.ndarray:
         net, sampling = self.sampler_net, self.config.sampling
-        batch = self.latents.validation_batch(0)
-        random = generator(self.device, self.config.seed, "preview")
+        batch = self.latents.validation_batch(index)
+        random = generator(self.device, self.config.seed, "preview", index)
         noise = torch.randn(batch["latent"].shape, generator=random, device=self.device)
         training = net.training
         net.eval()
@@ -148,9 +152,9 @@ class LatentStage:
         )
         net.train(training)
         synthesis = self.latents.autoencoder.module.decode(self.latents.scale.restore(latents))
-        real = self.volumes.validation_batch(0, self.device)
+        real = self.volumes.validation_batch(index, self.device)
         pictures = {"real": real["image"], "synthesis": synthesis}
-        return {"validation": self.volumes.panel(real, pictures)}
+        return self.volumes.panel(real, pictures)
 
     def extra_state(self) -> dict:
         return self.latents.state()

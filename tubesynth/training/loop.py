@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from tubesynth.config import TrainConfig
+from tubesynth.config import TrainConfig, half_lives
 from tubesynth.errors import InputError, Stopped
 from tubesynth.runtime import dist
 from tubesynth.runtime.ema import Ema
 from tubesynth.runtime.log import RunLog
 from tubesynth.runtime.seeding import derive
+from tubesynth.training.best import Best
 
 AUTOCAST_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the rank of a weight
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Phase:
     module: nn.Module
     loss: Callable[[nn.Module, dict], dict[str, Tensor]]
     learning_rate: float
-    ema_half_life: float | None = None
+    ema_half_life: float | list[float] | None = None
     # What is logged of it besides the losses, over the steps since it was asked last; called on
     # every rank, the same on all.
     statistics: Callable[[], dict[str, float]] = dict
@@ -51,37 +53,52 @@ class Phase:
     forward: nn.Module = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
-    ema: Ema | None = field(init=False, default=None)
+    averages: list[Ema] = field(init=False)
 
-    def place(self, device: torch.device, precision: str) -> None:
-        """Move to the device; make what belongs to the module: wrapper, optimiser, scaler, EMA."""
+    @property
+    def ema(self) -> Ema | None:
+        """The average to score and to sample from."""
+        return self.averages[0] if self.averages else None
+
+    def place(self, device: torch.device, train: TrainConfig) -> None:
+        """Move to the device; make what belongs to the module: wrapper, optimiser, scaler, EMAs.
+
+        The raw module, which is saved, averaged and sampled from, is never compiled: its names and
+        its evaluation stay what they are, and only steps run through the compiled one.
+        """
         self.module.to(device).train()
-        self.forward = self.module
+        if train.channels_last:  # convolutions follow the layout of their weights
+            for parameter in self.module.parameters():
+                if parameter.ndim in CHANNELS_LAST:
+                    layout = CHANNELS_LAST[parameter.ndim]
+                    parameter.data = parameter.data.contiguous(memory_format=layout)
+        self.forward = torch.compile(self.module) if train.compile else self.module
         if torch.distributed.is_initialized():
             # Buffers (codebook statistics) are kept equal by the modules themselves.
             known = inspect.signature(DistributedDataParallel).parameters
             name = "forward_sync_buffers"  # since torch 2.13
             name = name if name in known else "broadcast_buffers"
             devices = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.module, device_ids=devices, **{name: False})
+            self.forward = DistributedDataParallel(
+                self.forward, device_ids=devices, **{name: False}
+            )
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(trainable, lr=self.learning_rate)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
-        if self.ema_half_life:
-            self.ema = Ema(self.module, self.ema_half_life)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "16-mixed")
+        self.averages = [Ema(self.module, steps) for steps in half_lives(self.ema_half_life)]
 
     def state(self) -> dict:
         return {
             "module": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
+            "ema": {ema.half_life: ema.module.state_dict() for ema in self.averages},
         }
 
     def load(self, state: dict, with_optimiser: bool) -> None:
         self.module.load_state_dict(state["module"])
-        if self.ema:
-            self.ema.module.load_state_dict(state["ema"] or state["module"])
+        for ema in self.averages:  # one that was not kept before starts from the weights
+            ema.module.load_state_dict(state["ema"].get(ema.half_life, state["module"]))
         if with_optimiser:
             self.optimiser.load_state_dict(state["optimiser"])
             if state["scaler"] and self.scaler.is_enabled():
@@ -157,7 +174,8 @@ class BadStepGuard:
         self.in_a_row = 0
 
     def failed(self, step: int, phase: str, terms: dict[str, float]) -> None:
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        losses = {n: value for n, value in terms.items() if n != f"{phase}_gradient_norm"}
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
         what = f"loss {', '.join(bad)} is not finite" if bad else "the gradient is not finite"
         if dist.is_main():
             tqdm.write(f"step {step}, {phase}: {what}: the step is skipped")
@@ -205,8 +223,8 @@ def optimise(
     finite = math.isfinite(norm)
     if finite:
         phase.scaler.step(phase.optimiser)
-        if phase.ema:
-            phase.ema.update(phase.module, step + 1)
+        for ema in phase.averages:
+            ema.update(phase.module, step + 1)
     elif phase.scaler.is_enabled() and all(map(math.isfinite, values.values())):
         # The scaler probes for the largest scale that does not overflow: no fault of the data.
         finite = True
@@ -218,6 +236,7 @@ def fit(
     stage: Stage,
     train: TrainConfig,
     position: Position,
+    best: Best,
     num_cases: int,
     global_batch: int,
     seed: int,
@@ -228,7 +247,8 @@ def fit(
     """Train to the end of train.epochs; returns the last validation scores.
 
     num_cases: length of an epoch in draws; global_batch: draws of all ranks in one optimiser step.
-    `save(name)` writes a checkpoint. Raises Stopped after saving when a signal came.
+    `save(name)` writes a checkpoint. A run that is new, or scored by another name than before,
+    is validated before its first step. Raises Stopped after saving when a signal came.
     """
     steps_left = math.ceil(max(0, train.epochs * num_cases - position.draw) / global_batch)
     total_steps = position.step + steps_left
@@ -236,9 +256,19 @@ def fit(
     guard = BadStepGuard(train.max_bad_steps)
     scores: dict[str, float] = {}
 
-    if position.step == 0:
+    def validate(epoch: int) -> dict[str, float]:
         scores = stage.validate()
-        log.scalars(0, 0, "validation", scores)
+        log.scalars(position.step, epoch, "validation", scores)
+        if best.improved(scores, position.step):
+            save("best")
+        if dist.is_main():  # where no bar is shown, this is what tells of progress
+            said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            so_far = f"; best {best.name} {best.value:.4g} at step {best.step}"
+            tqdm.write(f"step {position.step}/{total_steps}, validation: {said}{so_far}")
+        return scores
+
+    if best.step is None and position.step < total_steps:
+        scores = validate(position.draw // num_cases)
     bar = tqdm(
         total=total_steps,
         initial=position.step,
@@ -296,11 +326,7 @@ def fit(
             bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items()})
             started, waited = time.perf_counter(), 0.0
         if done or any(e % train.validate_every == 0 for e in ended):
-            scores = stage.validate()
-            log.scalars(position.step, new_epoch, "validation", scores)
-            if dist.is_main():  # where no bar is shown, this is what tells of progress
-                said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-                tqdm.write(f"step {position.step}/{total_steps}, validation: {said}")
+            scores = validate(new_epoch)
             save("last")
         if done or any(e % train.panel_every == 0 for e in ended):
             for name, picture in stage.preview().items():

@@ -2,7 +2,7 @@
 
 The networks are made on the meta device, which has shapes but no memory, and one forward pass is
 recorded: every tensor that autograd keeps for the backward pass is counted once. To that come
-weights, gradients and Adam's two moments (16 bytes a parameter), averaged weights (4), and the
+weights, gradients and Adam's two moments (16 bytes a parameter), averaged weights (4 each), and the
 gradients in flight. Kernels' workspaces and the allocator's waste are not known: take it as rough.
 On a CPU, stage 1 took 0.8 and stage 2 0.65 of what it says, at small sizes.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tubesynth.config import AutoencoderConfig, Config, Stage1Config
+from tubesynth.config import AutoencoderConfig, Config, Stage1Config, half_lives
 
 IN_FLIGHT = 4  # tensors of the largest size beside those that are kept: gradients, a recomputed one
 HALF = 0.6  # of the activations' bytes under autocast: norms and losses stay in 32 bits
@@ -51,7 +51,7 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
     activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
     if config.train.precision != "32":
         activations *= HALF
-    ema = 4 if config.train.ema_half_life else 0
+    ema = 4 * len(half_lives(config.train.ema_half_life))
     losses = LOSS_VOLUMES * volume if isinstance(config, Stage1Config) else 0
     total = PROGRAM + OVERHEAD * (activations + losses + (16 + ema) * parameters)
     return Estimate(int(total), (12 + ema) * parameters, parameters)

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from tubesynth.config import Config
+from tubesynth.config import RESTARTS, Config, TrainConfig
 from tubesynth.errors import InputError
 from tubesynth.runtime import checkpoint, dist
 from tubesynth.strict import to_plain
+from tubesynth.training.best import Best
 from tubesynth.training.loop import Position, Stage
 
 # Sections that decide the shapes of the weights.
@@ -67,8 +68,13 @@ def _flat(plain: dict, prefix: str = "") -> dict:
     return flat
 
 
-def resume(path: Path, stage: Stage, position: Position, config: Config, run_dir: Path) -> None:
-    """Load a checkpoint into a stage and its position, on every rank; print what carries over."""
+def resume(
+    path: Path, stage: Stage, position: Position, best: Best, config: Config, run_dir: Path
+) -> None:
+    """Load a checkpoint into a stage and its position, on every rank; print what carries over.
+
+    The best score so far is that of a run: another run, or another score, begins without.
+    """
     state = checkpoint.load(path, config.stage)
     restart = set(config.train.restart)
     if state["config"] == to_plain(config):
@@ -82,10 +88,28 @@ def resume(path: Path, stage: Stage, position: Position, config: Config, run_dir
     position.draw = 0 if "epochs" in restart else saved.draw
     position.schedule_start = saved.step if "schedule" in restart else saved.schedule_start
     stage.check_resumed(state, path)
+    if same_run and state["best"]["name"] == best.name:
+        vars(best).update(state["best"])
     if dist.is_main():
-        carried = [what for what in ("schedule", "epochs", "optimisers") if what not in restart]
-        print(
-            f"resumed {path} at step {saved.step}: weights, averages"
-            f"{', ' if carried else ''}{', '.join(carried)} carry over"
-            f"{'; anew: ' + ', '.join(sorted(restart)) if restart else ''}"
-        )
+        print(_what_carries_over(path, stage, state, best, config.train, restart))
+
+
+def _what_carries_over(
+    path: Path, stage: Stage, state: dict, best: Best, train: TrainConfig, restart: set[str]
+) -> str:
+    """One line: what goes on as it was, and what starts anew."""
+    carried, anew = ["weights"], []
+    for phase in stage.phases:
+        for ema in phase.averages:
+            known = ema.half_life in state["phases"][phase.name]["ema"]
+            (carried if known else anew).append(f"average over {ema.half_life:g} steps")
+    for what in RESTARTS:
+        said = f"schedule ({train.warmup_steps} steps of warm-up, then {train.schedule})"
+        said = said if what == "schedule" else what
+        (anew if what in restart else carried).append(said)
+    if best.step is None:
+        anew.append("best checkpoint")
+    else:
+        carried.append(f"best {best.name} {best.value:.4g} of step {best.step}")
+    text = f"resumed {path} at step {state['position']['step']}: {', '.join(carried)} carry over"
+    return text + (f"; anew: {', '.join(anew)}" if anew else "")

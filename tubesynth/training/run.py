@@ -4,11 +4,21 @@ from pathlib import Path
 
 from tubesynth.config import Config
 from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.log import RunLog
+from tubesynth.runtime.loggers import require_logger
 from tubesynth.strict import dump, to_plain
+from tubesynth.training.best import Best
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, Stage, StopSignal, fit
 from tubesynth.training.resume import resume
+
+
+def require_tools(config: Config, logger: str) -> None:
+    """InputError where this machine lacks what the run will ask for; before anything is encoded."""
+    require_logger(logger)
+    if config.train.compile:
+        require_compiler()
 
 
 def run_stage(
@@ -22,8 +32,10 @@ def run_stage(
     stop: StopSignal,
 ) -> dict[str, float]:
     """Train a stage on every rank; the last validation scores. Rank 0 writes and reports."""
+    score = config.train.best_score
+    best = Best(score, config.BEST_SCORES[score])
     if resume_path:
-        resume(resume_path, stage, position, config, run_dir)
+        resume(resume_path, stage, position, best, config, run_dir)
     checkpoints = run_dir / "checkpoints"
     log = RunLog(run_dir, dump(config), logger, position.step)
 
@@ -33,6 +45,7 @@ def run_stage(
         state = {
             "config": to_plain(config),
             "position": vars(position).copy(),
+            "best": vars(best).copy(),
             "phases": {phase.name: phase.state() for phase in stage.phases},
             **stage.extra_state(),
         }
@@ -46,6 +59,7 @@ def run_stage(
             stage,
             config.train,
             position,
+            best,
             num_cases,
             global_batch,
             config.seed,
@@ -59,4 +73,7 @@ def run_stage(
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         last = checkpoints / "last.ckpt"
         print(f"done: {last} (step {position.step}; {shown or 'nothing was left to do'})")
+        if best.step is not None:
+            top = checkpoints / "best.ckpt"
+            print(f"best: {top} (step {best.step}; {best.name} {best.value:.4f})")
     return scores

@@ -17,6 +17,7 @@ from tubesynth.losses import dice_loss
 from tubesynth.metrics.overlap import centreline_overlap, dice
 from tubesynth.models.segmenter import SegmentationUNet
 from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime.ema import weights_to_use
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Phase
 from tubesynth.volume.grid import Volume
@@ -44,7 +45,7 @@ class VesselSegmenter:
         config = config_from_plain(state["config"], str(path))
         net = build_segmenter(config)
         phase = state["phases"]["segmenter"]
-        net.load_state_dict(phase["ema"] or phase["module"])
+        net.load_state_dict(weights_to_use(phase))
         return cls(config, net, device)
 
     @torch.no_grad()
@@ -71,7 +72,7 @@ class SegmentationStage:
         phase = Phase(
             "segmenter", self.segmenter, self.loss, train.learning_rate, train.ema_half_life
         )
-        phase.place(device, train.precision)
+        phase.place(device, train)
         self.phases = [phase]
 
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
@@ -111,15 +112,18 @@ class SegmentationStage:
         mean = total / count if count else float("nan")
         return {"loss": 1 - mean, "dice": mean}
 
+    @torch.no_grad()
     def preview(self) -> dict:
         if not dist.is_main():
             return {}
-        batch = self.volumes.validation_batch(0, self.device)
+        return self.volumes.previews(self.config.train.panel_cases, self._panel)
+
+    def _panel(self, index: int) -> np.ndarray:
+        batch = self.volumes.validation_batch(index, self.device)
         self.segmenter.eval()
-        with torch.no_grad():
-            found = self.segmenter(batch["image"]).sigmoid()
+        found = self.segmenter(batch["image"]).sigmoid()
         self.segmenter.train()
-        return {"validation": self.volumes.panel(batch, {"real": batch["image"], "found": found})}
+        return self.volumes.panel(batch, {"real": batch["image"], "found": found})
 
     def extra_state(self) -> dict:
         return {}

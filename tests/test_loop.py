@@ -1,0 +1,306 @@
+"""The loop and its phases on small networks: what one step does, and what a run keeps."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise, repeat
+
+import pytest
+import torch
+from torch import nn
+
+from tubesynth.config import TrainConfig, load_config
+from tubesynth.errors import InputError
+from tubesynth.runtime.ema import Ema, weights_to_use
+from tubesynth.runtime.log import RunLog
+from tubesynth.runtime.seeding import generator
+from tubesynth.training.best import Best
+from tubesynth.training.inputs import Volumes
+from tubesynth.training.loop import Phase, Position, StopSignal, fit, optimise
+
+CPU = torch.device("cpu")
+PLAIN = TrainConfig(epochs=6, learning_rate=1e-2, schedule="constant", log_every=1, panel_every=100)
+
+
+def square_loss(forward, batch):
+    return {"square": (forward(batch["x"]) - batch["y"]).square().mean()}
+
+
+def linear_phase(name="net", loss=square_loss, train=PLAIN, **kwargs) -> Phase:
+    torch.manual_seed(0)
+    phase = Phase(name, nn.Linear(3, 1), loss, train.learning_rate, **kwargs)
+    phase.place(CPU, train)
+    return phase
+
+
+def batch_of(draw: int, size: int = 2) -> dict:
+    random = generator(CPU, "toy", draw)
+    x = torch.randn(size, 3, generator=random)
+    return {"x": x, "y": x.sum(1, keepdim=True), "draw": draw}
+
+
+class Toy:
+    """A stage of given phases, whose validation scores are written beforehand."""
+
+    shown = ()
+
+    def __init__(self, *phases, scores):
+        self.phases, self.scores = list(phases), iter(scores)
+
+    def batches(self, draw, end_draw):
+        return (batch_of(d) for d in range(draw, end_draw))
+
+    def validate(self):
+        return next(self.scores)
+
+    def preview(self):
+        return {}
+
+
+def run(stage, folder, best=None, position=None, train=PLAIN) -> list[tuple[str, int]]:
+    """One case an epoch, so that a step is an epoch; the checkpoints (name, step) as written."""
+    position, saved = position or Position(), []
+    fit(
+        stage,
+        train,
+        position,
+        best or Best("loss", "min"),
+        num_cases=1,
+        global_batch=1,
+        seed=0,
+        log=RunLog(folder, "", "none", position.step),
+        save=lambda name: saved.append((name, position.step)),
+        stop=StopSignal(),
+    )
+    return saved
+
+
+def weights(phase: Phase) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in phase.module.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "steps"), [("loss", "min", [0, 1, 4]), ("psnr", "max", [0, 2, 3])]
+)
+def test_the_best_checkpoint_is_written_when_its_score_improves(name, mode, steps, tmp_path):
+    losses = [3.0, 2.0, 2.0, math.nan, 1.0, 5.0, 4.0]
+    psnrs = [20.0, 19.0, 21.0, 22.0, math.nan, 22.0, 5.0]
+    scores = [{"loss": a, "psnr": b} for a, b in zip(losses, psnrs, strict=True)]
+    best = Best(name, mode)
+    saved = run(Toy(linear_phase(), scores=scores), tmp_path, best)
+    assert [step for kind, step in saved if kind == "best"] == steps
+    assert best == Best(name, mode, {"loss": 1.0, "psnr": 22.0}[name], steps[-1])
+
+
+def test_the_best_so_far_outlives_a_restart(tmp_path):
+    """A run that goes on at step 3 with a best of 1.0 asks for less, and validates nothing anew."""
+    scores = [{"loss": 1.5}, {"loss": 0.5}, {"loss": 0.7}]
+    best = Best("loss", "min", 1.0, 2)
+    saved = run(Toy(linear_phase(), scores=scores), tmp_path, best, Position(step=3, draw=3))
+    assert [step for kind, step in saved if kind == "best"] == [5]
+
+
+def test_an_absent_score_is_refused_before_the_first_step(tmp_path):
+    phase = linear_phase()
+    before = weights(phase)
+    with pytest.raises(InputError, match=r"train.best_score: .*no 'dice'.*'loss'"):
+        run(Toy(phase, scores=[{"loss": 1.0}]), tmp_path, Best("dice", "max"))
+    assert torch.equal(weights(phase), before)
+
+
+def test_accumulated_batches_are_one_larger_batch():
+    halves, whole = linear_phase(), linear_phase()
+    parts = [batch_of(0), batch_of(1)]
+    both = {key: torch.cat([part[key] for part in parts]) for key in ("x", "y")}
+    terms, _ = optimise(halves, parts, 0, PLAIN)
+    expected, _ = optimise(whole, [both], 0, PLAIN)
+    assert terms["square"] == pytest.approx(expected["square"])
+    torch.testing.assert_close(weights(halves), weights(whole))
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    free, clipped = linear_phase(), linear_phase()
+    norm = optimise(free, [batch_of(0)], 0, PLAIN)[0]["net_gradient_norm"]
+    limit = norm / 4
+    terms, _ = optimise(clipped, [batch_of(0)], 0, replace(PLAIN, gradient_clip=limit))
+    assert terms["net_gradient_norm"] == pytest.approx(norm)  # logged as it was
+    left = torch.cat([p.grad.flatten() for p in clipped.module.parameters()])
+    assert left.norm().item() == pytest.approx(limit, rel=1e-4)
+
+
+def test_each_optimiser_has_a_scaler_of_its_own():
+    """In fp16 one whose gradient overflows halves its scale and waits; the other does neither."""
+    train = replace(PLAIN, precision="16-mixed")
+
+    def scaled(factor):
+        return lambda forward, batch: {"scaled": factor * forward(batch["x"]).float().mean()}
+
+    calm = linear_phase("calm", scaled(1e-2), train)
+    wild = linear_phase("wild", scaled(1e2), train)
+    before = weights(wild)
+    scale = calm.scaler.get_scale()
+    for phase in (calm, wild):
+        _, finite = optimise(phase, [batch_of(0)], 0, train)
+        assert finite  # a probe of the scaler, no bad step
+    assert calm.scaler.get_scale() == scale and wild.scaler.get_scale() == scale / 2
+    assert not torch.equal(weights(calm), before) and torch.equal(weights(wild), before)
+    for step in range(1, 20):
+        optimise(wild, [batch_of(0)], step, train)
+    assert not torch.equal(weights(wild), before)  # the scale that fits was found
+
+
+def poisoned(draws):
+    """A loss whose second term is NaN for these draws."""
+
+    def loss(forward, batch):
+        bad = math.nan if batch["draw"] in draws else 0.0
+        return {**square_loss(forward, batch), "second": bad * forward.weight.sum()}
+
+    return loss
+
+
+def test_a_non_finite_step_changes_nothing_and_the_next_ones_go_on(tmp_path, capsys):
+    phase = linear_phase(loss=poisoned({2, 3}), ema_half_life=10)
+    seen = []
+
+    def validate():
+        state = phase.state()
+        moments = [m for each in state["optimiser"]["state"].values() for m in each.values()]
+        tensors = [*state["module"].values(), *state["ema"][10].values(), *moments]
+        seen.append([tensor.tolist() for tensor in tensors])
+        return {"loss": 1.0}
+
+    stage = Toy(phase, scores=())
+    stage.validate = validate
+    run(stage, tmp_path, train=replace(PLAIN, max_bad_steps=2))
+    same = [before == after for before, after in pairwise(seen)]
+    assert same == [False, False, True, True, False, False]
+    assert phase.optimiser.state_dict()["state"][0]["step"] == 4
+    assert "step 2, net: loss second is not finite: the step is skipped" in capsys.readouterr().out
+
+
+def test_too_many_non_finite_steps_stop_the_run_with_step_and_loss(tmp_path):
+    phase = linear_phase(loss=poisoned({1, 2, 3, 4, 5}))
+    stage = Toy(phase, scores=repeat({"loss": 1.0}))
+    with pytest.raises(
+        InputError, match="step 3, net: loss second is not finite, 3 steps in a row"
+    ):
+        run(stage, tmp_path, train=replace(PLAIN, max_bad_steps=2))
+    assert weights(phase).isfinite().all()
+
+
+def test_an_average_has_halved_its_distance_after_a_half_life():
+    module, ema = nn.Linear(2, 1, bias=False), None
+    nn.init.zeros_(module.weight)
+    ema = Ema(module, half_life=8)
+    nn.init.ones_(module.weight)
+    for step in range(80, 88):  # from 10 half-lives on it is no longer cut
+        ema.update(module, step)
+    torch.testing.assert_close(ema.module.weight, torch.full((1, 2), 0.5))
+
+
+def test_several_averages_are_kept_each_by_its_half_life():
+    phase = linear_phase(ema_half_life=[2.0, 50.0])
+    alone = {steps: linear_phase(ema_half_life=steps) for steps in (2.0, 50.0)}
+    for step in range(30):
+        for each in (phase, *alone.values()):
+            optimise(each, [batch_of(step)], step, PLAIN)
+    state = phase.state()
+    assert list(state["ema"]) == [2.0, 50.0]
+    for steps, each in alone.items():
+        torch.testing.assert_close(state["ema"][steps], each.state()["ema"][steps], atol=0, rtol=0)
+        assert weights_to_use(state, steps) is state["ema"][steps]
+    assert not torch.equal(state["ema"][2.0]["weight"], state["ema"][50.0]["weight"])
+    assert weights_to_use(state) is state["ema"][2.0] and phase.ema.half_life == 2.0
+    with pytest.raises(InputError, match="half-life of 7 steps.*2, 50"):
+        weights_to_use(state, 7.0)
+    bare = linear_phase().state()
+    assert weights_to_use(bare) is bare["module"]
+
+    other = linear_phase(ema_half_life=[50.0, 9.0])  # one known, one new
+    other.load(state, with_optimiser=True)
+    loaded = other.state()["ema"]
+    assert torch.equal(loaded[50.0]["weight"], state["ema"][50.0]["weight"])
+    assert torch.equal(loaded[9.0]["weight"], state["module"]["weight"])
+
+
+def stage_of(number: int, workplace, *overrides):
+    config = load_config(workplace / f"s{number}.yml", list(overrides))
+    volumes = Volumes(config.data, config.dim, config.seed)
+    torch.manual_seed(config.seed)
+    if number == 1:
+        from tubesynth.training.autoencoder import AutoencoderStage as Stage
+    else:
+        from tubesynth.training.latent import LatentStage as Stage
+    return Stage(config, volumes, Position(), CPU)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_step_is_one_forward_of_each_wrapper(number, workplace, stage_1):
+    """A second forward before the backward pass would break the synchronisation of gradients."""
+    stage = stage_of(number, workplace)
+    calls = []
+    for phase in stage.phases:
+
+        def counted(*args, phase=phase, forward=phase.forward, **kwargs):
+            calls.append(phase.name)
+            return forward(*args, **kwargs)
+
+        phase.forward = counted
+    batch = next(stage.batches(0, 1))
+    for phase in stage.phases:
+        optimise(phase, [batch], 0, stage.config.train)
+    assert calls == [phase.name for phase in stage.phases]
+
+
+def after_two_steps(number: int, workplace, *overrides):
+    stage = stage_of(number, workplace, *overrides)
+    batches = stage.batches(0, 2)
+    for step in range(2):
+        torch.manual_seed(step)
+        batch = next(batches)
+        for phase in stage.phases:
+            optimise(phase, [batch], step, stage.config.train)
+    return stage
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_channels_last_is_another_layout_of_the_same_training(number, workplace, stage_1):
+    plain = after_two_steps(number, workplace)
+    other = after_two_steps(number, workplace, "train.channels_last=true")
+    for a, b in zip(plain.phases, other.phases, strict=True):
+        laid_out = [p for p in b.module.parameters() if p.ndim == 5 and min(p.shape[1:3]) > 1]
+        assert laid_out
+        assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
+        torch.testing.assert_close(a.state()["module"], b.state()["module"], atol=1e-4, rtol=1e-3)
+        state = a.state()  # and a checkpoint of the one goes on in the other
+        b.load(state, with_optimiser=True)
+        torch.testing.assert_close(b.state()["module"], state["module"], atol=0, rtol=0)
+        assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_compiled_stage_trains_as_it_does_without(number, workplace, stage_1, monkeypatch):
+    """Traced as torch.compile traces it, run op by op: the graphs alone change nothing."""
+    compiled, compiler = [], torch.compile
+
+    def traced(module):
+        compiled.append(module)
+        return compiler(module, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    plain = after_two_steps(number, workplace)
+    assert not compiled
+    other = after_two_steps(number, workplace, "train.compile=true")
+    assert compiled == [phase.module for phase in other.phases]
+    for a, b in zip(plain.phases, other.phases, strict=True):
+        torch.testing.assert_close(a.state(), b.state(), atol=1e-6, rtol=1e-5)  # names and values
+
+
+def test_a_gradient_that_overflows_alone_is_not_called_a_loss(tmp_path):
+    def steep(forward, batch):
+        x = forward(batch["x"])
+        return {"root": (x - x.detach()).abs().sqrt().sum()}  # finite, its slope is not
+
+    stage = Toy(linear_phase(loss=steep), scores=repeat({"loss": 1.0}))
+    with pytest.raises(InputError, match="step 0, net: the gradient is not finite"):
+        run(stage, tmp_path, train=replace(PLAIN, max_bad_steps=0))
