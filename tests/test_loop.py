@@ -10,6 +10,7 @@ from torch import nn
 
 from tubesynth.config import TrainConfig, load_config
 from tubesynth.errors import InputError
+from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.ema import Ema, weights_to_use
 from tubesynth.runtime.log import RunLog
 from tubesynth.runtime.seeding import generator
@@ -304,3 +305,17 @@ def test_a_gradient_that_overflows_alone_is_not_called_a_loss(tmp_path):
     stage = Toy(linear_phase(loss=steep), scores=repeat({"loss": 1.0}))
     with pytest.raises(InputError, match="step 0, net: the gradient is not finite"):
         run(stage, tmp_path, train=replace(PLAIN, max_bad_steps=0))
+
+
+@pytest.mark.slow
+def test_a_compiled_phase_agrees_with_the_plain_one():
+    """With kernels that are really built, where there is a compiler to build them."""
+    try:
+        require_compiler()
+    except InputError as missing:
+        pytest.skip(str(missing))
+    plain, built = linear_phase(), linear_phase(train=replace(PLAIN, compile=True))
+    for step in range(2):
+        optimise(plain, [batch_of(step)], step, PLAIN)
+        optimise(built, [batch_of(step)], step, PLAIN)
+    torch.testing.assert_close(plain.state(), built.state(), atol=1e-6, rtol=1e-5)

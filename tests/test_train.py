@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from tubesynth.config import STAGES, load_config
 from tubesynth.errors import InputError
 from tubesynth.train import main
+from tubesynth.training.inputs import Volumes
+from tubesynth.training.latent import LatentStage
+from tubesynth.training.loop import Position
 from tubesynth.volume.files import read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
@@ -85,9 +90,10 @@ def test_a_run_leaves_what_it_promises(stage, stage_1, stage_2):
         "epoch_00002.ckpt",
         "last.ckpt",
     ]
-    (panel,) = (run_dir / "panels").glob("*.png")
+    (panel,) = (run_dir / "panels").glob("validation_*_step0000008.png")
     assert panel.stat().st_size > 10_000
     state = checkpoint_of(run_dir)
+    assert state["best"] == dict(name="loss", mode="min", value=validation[-1]["loss"], step=8)
     assert state["position"] == dict(step=8, draw=8, schedule_start=0, started_from=None)
     assert state["config"]["stage"] == stage
 
@@ -145,18 +151,22 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace, stage_2, tmp_path):
-    """A real kill -9 in the middle, then the same command again."""
+    """A real kill -9 at a random step, then the same command again."""
+    step = random.randrange(1, STEPS)
+    print(f"killed at step {step}")  # shown where the test fails
     command = [sys.executable, "-m", "tubesynth.train", "--config", str(workplace / "s2.yml")]
     command += ["--run-dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    half = tmp_path / "checkpoints" / "epoch_00001.ckpt"
-    deadline = time.monotonic() + 120
-    while not half.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    reached = f'{{"step": {step}, '
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and reached in metrics.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.005)
     process.kill()
     process.wait()
-    assert half.exists()
+    assert reached in metrics.read_text(encoding="utf-8")
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert_same_state(checkpoint_of(stage_2.parent.parent), checkpoint_of(tmp_path))
@@ -212,10 +222,14 @@ def test_phase_two_carries_weights_and_restarts_its_schedule(stage_1, workplace,
         ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "3"]
         + ["--resume", str(stage_1), "data.crop=null", "train.restart=[schedule]"]
     )
-    printed = capsys.readouterr().out
-    assert "anew: schedule" in printed and "optimisers" in printed
+    (printed,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("resumed")]
+    assert printed.endswith(
+        "at step 8: weights, epochs, optimisers carry over; anew:"
+        " schedule (2 steps of warm-up, then cosine), best checkpoint"
+    )
     state = checkpoint_of(tmp_path)
     assert state["position"] == dict(step=12, draw=12, schedule_start=8, started_from=str(stage_1))
+    assert lines(tmp_path, "validation")[0]["step"] == 8  # the weights that it begins with
     first = lines(tmp_path, "training")[0]
     assert first["step"] == 9
     assert first["learning_rate"] == pytest.approx(5e-4 / 2)  # the first of two warm-up steps
@@ -246,6 +260,8 @@ def test_bad_input_is_refused_by_name(workplace, stage_1, stage_2, tmp_path):
     line = refused("--config", s1, *fresh, "--resume", stage_2)
     assert "stage-2 checkpoint" in line
     assert "--stage 2" in refused("--config", s1, *fresh, "--stage", "2")
+    assert "['loss'" in refused("--config", s1, *fresh, "train.best_score=pnsr")
+    assert "['loss']" in refused("--config", s2, *fresh, "train.best_score=psnr")
     line = refused("--config", s1, "--run-dir", workplace / "s1", "seed=4")
     assert "holds another run already (seed: 3 there, 4 now)" in line
     line = refused("--config", s1, *fresh, "--resume", stage_1, "autoencoder.codebook_size=64")
@@ -308,3 +324,51 @@ def test_a_dry_run_shows_the_plan_of_the_published_configs(capsys, tmp_path):
     main(["--config", str(configs / "stage_2_3d_f4_lfm_base.yml"), "--dry-run", "--epochs", "7"])
     text = capsys.readouterr().out
     assert "(238.89 M)" in text and "8 x 64 x 64 x 32" in text and "epochs: 7" in text
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_every_score_that_may_choose_the_best_is_one_of_validation(stage, stage_1, stage_2):
+    run_dir = (stage_1 if stage == 1 else stage_2).parent.parent
+    given = lines(run_dir, "validation")[0]
+    assert STAGES[stage].BEST_SCORES.keys() <= given.keys()
+
+
+def test_the_best_so_far_survives_a_resume(workplace, stage_1, tmp_path):
+    """The best score of a run that goes on is the run's, even where it is not improved again."""
+    config, options = workplace / "s1.yml", ["--run-dir", str(tmp_path), "train.best_score=psnr"]
+    main(["--config", str(config), *options])
+    checkpoints = tmp_path / "checkpoints"
+    best = (checkpoints / "best.ckpt").read_bytes()
+    value = max(row["psnr"] for row in lines(tmp_path, "validation"))
+    assert checkpoint_of(tmp_path, "best")["best"]["value"] == value
+    state = checkpoint_of(tmp_path)
+    state["best"]["value"] = 99.0
+    torch.save(state, checkpoints / "last.ckpt")
+    main(["--config", str(config), *options, "--resume", "auto", "train.epochs=3"])
+    assert checkpoint_of(tmp_path)["best"]["value"] == 99.0
+    assert (checkpoints / "best.ckpt").read_bytes() == best
+
+
+def test_panels_are_of_fixed_cases_from_fixed_noise(workplace, stage_1, stage_2):
+    config = load_config(workplace / "s2.yml", ["train.panel_cases=9"])
+    volumes = Volumes(config.data, config.dim, config.seed)
+    stage = LatentStage(config, volumes, Position(), torch.device("cpu"))
+    stage.phases[0].load(checkpoint_of(stage_2.parent.parent)["phases"]["unet"], False)
+    torch.manual_seed(1)
+    first = stage.preview()
+    torch.manual_seed(2)
+    again = stage.preview()
+    assert list(first) == [f"validation_{case.id}" for case in volumes.validation]  # all there are
+    assert len(first) == 2
+    for name, picture in first.items():
+        assert np.array_equal(picture, again[name])
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_line(workplace, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = refused(
+        "--config", workplace / "s1.yml", "--run-dir", tmp_path / "run", "train.compile=true"
+    )
+    assert "train.compile" in line and "no-such-compiler" in line
+    assert not (tmp_path / "run").exists()
