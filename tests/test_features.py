@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from tubesynth.errors import InputError
 from tubesynth.metrics.features import FEATURE_NAMES, radiomic_features
 from tubesynth.metrics.pretrained import PretrainedFeatures, load_features
-from tubesynth.metrics.pretrained_layers import InceptionV3, ResNet50
+from tubesynth.models.pretrained_layers import InceptionV3, ResNet50
 
 
 def unit(hu):
@@ -139,7 +139,7 @@ def test_inception_layouts_are_told_apart(tmp_path):
 
 def test_wrong_weights_are_refused_in_one_line(resnet, tmp_path):
     path = tmp_path / "w.pt"
-    with pytest.raises(InputError, match="no such weights file.*default features"):
+    with pytest.raises(InputError, match="no such weights file.*without trained weights"):
         load_features(path)
     path.write_bytes(b"not weights")
     with pytest.raises(InputError, match="not a file of plain weights"):

@@ -69,6 +69,8 @@ class TrainConfig:
     )  # on --resume with another config: see RESTARTS
 
 
+PERCEPTUAL_LEAST_SIDE = 31  # voxels: AlexNet's last pooling needs them
+
 # What a run may start anew although it resumes another run's weights.
 RESTARTS = ("schedule", "epochs", "optimisers")
 
@@ -86,6 +88,7 @@ class AutoencoderConfig:
     revive_after: int = 20  # unused steps after which a code is drawn anew from the data; 0: never
     fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # one a channel
     kl_weight: float = 1e-6  # times nats a latent cell
+    vessel_mask_in_decoder: bool = False  # reconstructing then needs the label map too
 
 
 @dataclass
@@ -97,10 +100,22 @@ class DiscriminatorConfig:
 
 @dataclass
 class AutoencoderLossConfig:
+    """Weights of the terms (0: not computed), and how they are made."""
+
     l1: float = 1.0
+    l2: float = 0.0
+    vessel_weight: float = 1.0  # of a voxel near a vessel in l1 and l2, others 1; 1: even
+    vessel_margin_mm: float = 1.5  # "near": within this of the mask, at least one voxel
     spectral: float = 1.0
     adversarial: float = 0.005
     adversarial_from_step: int = 0
+    adversarial_objective: Literal["lsgan", "hinge"] = "lsgan"
+    adversarial_weighting: Literal["fixed", "adaptive"] = "fixed"  # adaptive: Esser 2021, eq. 7
+    feature_matching: float = 0.0  # on the discriminator's features, while it is trained
+    perceptual: float = 0.0  # needs perceptual_files
+    perceptual_files: list[str] = field(default_factory=list)  # see models/perceptual.py
+    perceptual_slices: int = 8  # of each plane and volume in a step
+    perceptual_slicing: Literal["random", "even"] = "random"
 
 
 @dataclass
@@ -277,6 +292,7 @@ def check(config: Config, source: str) -> None:
             "autoencoder.residual_channels: as many entries as autoencoder.channels",
         )
         check_quantizer(model, require)
+        check_losses(config, require)
         factor = 2 ** len(model.channels)
         for key in ("resolution", "crop"):
             value = getattr(data, key)
@@ -334,3 +350,36 @@ def check_quantizer(model: AutoencoderConfig, require: Callable[[bool, str], Non
             f"autoencoder.embedding_dim: {channels}, but each of the {len(levels)} entries of"
             f" autoencoder.fsq_levels {levels} is a channel: set embedding_dim to {len(levels)}",
         )
+
+
+def check_losses(config: Stage1Config, require: Callable[[bool, str], None]) -> None:
+    """What the losses of stage 1 need of each other and of the data."""
+    losses, data = config.losses, config.data
+    for key in ("l1", "l2", "spectral", "adversarial", "feature_matching", "perceptual"):
+        value = getattr(losses, key)
+        require(value >= 0, f"losses.{key}: a weight of 0 or more, got {value}")
+    require(losses.l1 + losses.l2 > 0, "losses.l1: 0, and so is losses.l2: set one of them")
+    require(
+        losses.vessel_weight > 0,
+        f"losses.vessel_weight: must be above 0, got {losses.vessel_weight}",
+    )
+    require(
+        losses.vessel_margin_mm >= 0,
+        f"losses.vessel_margin_mm: a length in mm, got {losses.vessel_margin_mm}",
+    )
+    require(
+        losses.feature_matching == 0 or losses.adversarial > 0,
+        "losses.feature_matching: needs the discriminator: set losses.adversarial above 0",
+    )
+    require(
+        losses.perceptual == 0 or len(losses.perceptual_files) > 0,
+        "losses.perceptual_files: name LPIPS's or RadImageNet's weights, or set losses.perceptual=0"
+        " and use losses.feature_matching, which needs none",
+    )
+    require(losses.perceptual_slices >= 1, "losses.perceptual_slices: must be at least 1")
+    smallest = min(data.crop or data.resolution)
+    require(
+        losses.perceptual == 0 or smallest >= PERCEPTUAL_LEAST_SIDE,
+        f"losses.perceptual: slices need {PERCEPTUAL_LEAST_SIDE} voxels a side, data.crop or"
+        f" data.resolution has {smallest}",
+    )

@@ -26,6 +26,7 @@ from tubesynth.config import (
     SamplingConfig,
     Stage2Config,
     config_from_plain,
+    vessel_class,
 )
 from tubesynth.errors import InputError
 from tubesynth.generative.ode import solve
@@ -137,16 +138,36 @@ class Pipeline:
         return resample_labels(labels, shape, affine)
 
     @torch.no_grad()
-    def reconstruct(self, volume: Volume, spacing=None, resolution=None) -> Volume:
-        """CT (HU) -> autoencoder -> CT (int16 HU) on the model's grid in the CT's own world."""
+    def reconstruct(
+        self, volume: Volume, spacing=None, resolution=None, labels: Volume | None = None
+    ) -> Volume:
+        """CT (HU) -> autoencoder -> CT (int16 HU) on the model's grid in the CT's own world.
+
+        labels: the CT's label map, for an autoencoder whose decoder takes the vessel mask.
+        """
+        net = self.autoencoder
+        if net.vessel_mask and labels is None:
+            raise InputError(
+                "trained with autoencoder.vessel_mask_in_decoder: give the CT's label"
+                " map (reconstruct: --labels DIR)"
+            )
         prepared = self.prepare_image(volume, spacing, resolution)
         unit = hu_to_unit(prepared.array.astype(np.float32), self.config.data.hu_window)
-        image = self._tensor(unit)[None, None]
-        padded, crop = _pad_to_multiple(image, self.autoencoder.factor)
+        padded, crop = _pad_to_multiple(self._tensor(unit)[None, None], net.factor)
+        vessels = None
+        if net.vessel_mask:
+            check_labels(labels.array, self.config.data.num_classes, "label map")
+            on_grid = resample_labels(labels, prepared.shape, prepared.affine)
+            label, _ = _pad_to_multiple(self._tensor(on_grid.array)[None, None].float(), net.factor)
+            vessels = self._vessels(label[:, 0])
         tile = self._tile_for(padded.shape[2:])
         with self._autocast():
-            out = self.autoencoder.decode(self.autoencoder.encode(padded, tile), tile=tile)
+            out = net.decode(net.encode(padded, tile), tile=tile, vessels=vessels)
         return self._to_volume(out[crop], prepared.affine)
+
+    def _vessels(self, label: Tensor) -> Tensor:
+        """Labels (B, X, ...) -> (B, X, ...) bool."""
+        return label == vessel_class(self.config.data)
 
     def _tile_for(self, size: tuple[int, ...]) -> int | None:
         if self.tile != "auto":
@@ -207,7 +228,8 @@ class Pipeline:
 
         def decode(latents: Tensor) -> Volume:
             tile = self._tile_for(label.shape[1:])
-            image = self.autoencoder.decode(self.scale.restore(latents), tile=tile)
+            restored = self.scale.restore(latents)
+            image = self.autoencoder.decode(restored, tile=tile, vessels=self._vessels(label))
             return self._to_volume(image, prepared.affine)
 
         with self._autocast():

@@ -15,7 +15,7 @@ from tubesynth.errors import InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.stream import Job, run_jobs, tile_option
-from tubesynth.volume.files import find_cases, read_volume
+from tubesynth.volume.files import find_cases, read_labels, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_image
 
@@ -27,12 +27,35 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input-dir", type=Path, required=True, help="folder of CT volumes")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of stage 1 or 2")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="folder of the CTs' label maps, if the decoder takes vessel masks",
+    )
     parser.add_argument("--resolution", type=int, nargs="+", help="voxels x y z; default: trained")
     parser.add_argument("--spacing", type=float, nargs="+", help="mm x y z; default: trained")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
     parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
     parser.add_argument("--original-grid", action="store_true", help="write on the input's grid")
     return parser.parse_args(argv)
+
+
+def label_maps(args: argparse.Namespace, pipeline: Pipeline, cases: dict) -> dict[str, Path]:
+    """The label map of every case; {} for a model that takes none."""
+    if not pipeline.autoencoder.vessel_mask:
+        if args.labels:
+            raise InputError(f"--labels {args.labels}: {args.model} takes none: leave it out")
+        return {}
+    if args.labels is None:
+        raise InputError(
+            f"--labels: missing: the decoder of {args.model} takes the vessel mask: give the folder"
+            " of the CTs' label maps"
+        )
+    labels = find_cases(args.labels)
+    for case in cases:
+        if case not in labels:
+            raise InputError(f"--labels {args.labels}: no label map of case {case}: add it")
+    return labels
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         pipeline = Pipeline.load(args.model, device, args.precision, tile_option(args.tile))
         data = pipeline.config.data
+        labels = label_maps(args, pipeline, cases)
         settings = {
             "model_digest": pipeline.digest,
             "resolution": list(args.resolution or data.resolution),
@@ -51,11 +75,14 @@ def main(argv: list[str] | None = None) -> None:
             "original_grid": args.original_grid,
             "precision": args.precision,
         }
+        if labels:
+            settings["labels"] = str(args.labels)
         jobs = [Job(case, path, settings) for case, path in cases.items()]
 
         def make(job: Job) -> tuple[Volume, dict]:
             image = read_volume(job.source)
-            result = pipeline.reconstruct(image, settings["spacing"], settings["resolution"])
+            label = read_labels(labels[job.name]) if labels else None
+            result = pipeline.reconstruct(image, settings["spacing"], settings["resolution"], label)
             if args.original_grid:
                 fill = data.hu_window[0]
                 result = resample_image(result, image.shape, image.affine, fill=fill)

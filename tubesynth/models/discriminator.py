@@ -34,3 +34,12 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.layers(image)
+
+    def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What every layer but the last hears, after its activation, and the scores."""
+        kept, x = [], image
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                kept.append(x)
+        return kept, x

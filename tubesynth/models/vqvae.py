@@ -9,6 +9,7 @@ import math
 from fractions import Fraction
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, run
@@ -53,11 +54,23 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, embedding_dim, x, ...) -> (B, out, f x, ...)."""
+    """(B, embedding_dim, x, ...) -> (B, out, f x, ...).
 
-    def __init__(self, dim, out_channels, channels, residual_channels, num_residual, embedding_dim):
+    mask_channels: further channels of the input that a decoder with a vessel mask has.
+    """
+
+    def __init__(
+        self,
+        dim,
+        out_channels,
+        channels,
+        residual_channels,
+        num_residual,
+        embedding_dim,
+        mask_channels=0,
+    ):
         super().__init__()
-        blocks = [conv(dim, embedding_dim, channels[-1])]
+        blocks = [conv(dim, embedding_dim + mask_channels, channels[-1])]
         widths = [out_channels, *channels]
         for level in reversed(range(len(channels))):
             width, hidden = channels[level], residual_channels[level]
@@ -89,6 +102,15 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.conv_out.weight)
 
 
+def space_to_depth(mask: Tensor, factor: int) -> Tensor:
+    """(B, X, ...) -> (B, f ** dim, X / f, ...): the f ** dim voxels of each cell as channels."""
+    dim = mask.ndim - 1
+    cells = [part for n in mask.shape[1:] for part in (n // factor, factor)]
+    split = mask.reshape(len(mask), *cells)
+    outer, inner = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)
+    return split.permute(0, *inner, *outer).flatten(1, dim)
+
+
 class Quantizer(Protocol):
     """What VQVAE asks of models/quantizers/."""
 
@@ -112,6 +134,9 @@ class VQVAE(nn.Module):
 
     quantizer: ema_vq (codebook_size, commitment, codebook_decay, revive_after), fsq (fsq_levels, as
     many as embedding_dim) or kl (kl_weight).
+    vessel_mask: the decoder is told where the vessels are, by the mask (B, X, ...) bool at the
+    image's resolution. It comes in with the latents, as f ** dim channels of a cell: not a voxel of
+    a thin vessel is lost, and nothing runs at full resolution for it.
     """
 
     def __init__(
@@ -129,8 +154,10 @@ class VQVAE(nn.Module):
         fsq_levels: tuple[int, ...] = (8, 8, 8, 6, 5),
         kl_weight: float = 1e-6,
         checkpointing: bool = False,
+        vessel_mask: bool = False,
     ):
         super().__init__()
+        self.vessel_mask = vessel_mask
         self.levels, self.num_residual = len(channels), num_residual_layers
         # Encoding or decoding without gradients holds about four maps of the widest level.
         widest = max(width / 2 ** (dim * (i + 1)) for i, width in enumerate(channels))
@@ -149,12 +176,18 @@ class VQVAE(nn.Module):
             )
         sizes = (channels, residual_channels, num_residual_layers)
         self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)
-        self.decoder = Decoder(dim, 1, *sizes, embedding_dim)
+        mask_channels = self.factor**dim if vessel_mask else 0
+        self.decoder = Decoder(dim, 1, *sizes, embedding_dim, mask_channels)
         self.encoder.recompute = self.decoder.recompute = checkpointing
         self.apply(_initialise)
-        last = self.decoder.blocks[-1]
+        last = self.last_layer
         nn.init.normal_(last.weight, std=0.01)  # start from an even grey, not from noise
         nn.init.constant_(last.bias, 0.35)
+        if vessel_mask:  # start as the autoencoder that hears no mask
+            first = self.decoder.blocks[0].weight
+            with torch.no_grad():
+                first.mul_(math.sqrt(first.shape[1] / embedding_dim))
+                first[:, embedding_dim:] = 0
 
     def encode(self, image: Tensor, tile: int | None = None) -> Tensor:
         """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); no code is looked for.
@@ -168,17 +201,37 @@ class VQVAE(nn.Module):
             encoded = run_tiled(self.encoder, image, tile, self.encoder_halo, scale)
         return self.quantizer.latents(encoded)
 
-    def decode(self, latents: Tensor, quantise: bool = True, tile: int | None = None) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        quantise: bool = True,
+        tile: int | None = None,
+        vessels: Tensor | None = None,
+    ) -> Tensor:
         """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the quantiser.
 
         tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
+        vessels: (B, f x, ...) bool, for a decoder with a vessel mask; others do not look at it.
         """
         if quantise:
             latents = self.quantizer.quantise(latents)
+        latents = self._with_vessels(latents, vessels)
         if tile is None:
             return self.decoder(latents)
         cells = max(1, tile // self.factor)
         return run_tiled(self.decoder, latents, cells, self.decoder_halo, Fraction(self.factor))
+
+    def _with_vessels(self, latents: Tensor, vessels: Tensor | None) -> Tensor:
+        """(B, D, x, ...) -> what the decoder takes: f ** dim channels more with a vessel mask."""
+        if not self.vessel_mask:
+            return latents
+        assert vessels is not None, "this decoder takes a vessel mask"
+        return torch.cat([latents, space_to_depth(vessels, self.factor).to(latents.dtype)], 1)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution whose output is the image."""
+        return self.decoder.blocks[-1]
 
     @property
     def encoder_halo(self) -> int:
@@ -200,9 +253,11 @@ class VQVAE(nn.Module):
             reach = reach // 2 + 1 + 2 * self.num_residual
         return reach + 1
 
-    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Image -> reconstruction, the quantiser's loss terms, indices or None: the one forward of
-        a training step.
+    def forward(
+        self, image: Tensor, vessels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Image (and vessel mask, see decode) -> reconstruction, the quantiser's loss terms, and
+        indices or None: the one forward of a training step.
         """
         quantised, terms, indices = self.quantizer(self.encoder(image))
-        return self.decoder(quantised), terms, indices
+        return self.decoder(self._with_vessels(quantised, vessels)), terms, indices

@@ -79,6 +79,15 @@ def sum_over_ranks(*values: float) -> list[float]:
     return packed.tolist()
 
 
+def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's mean over all ranks, on every rank."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def gather_rows(rows: list[dict]) -> list[dict]:
     """The rows of all ranks, on every rank, in the order of the ranks."""
     if not dist.is_initialized():

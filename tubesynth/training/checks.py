@@ -248,6 +248,8 @@ def _leaves(content: dict, prefix: str = ""):
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield from ((prefix + key, one) for one in value)
         else:
             yield f"{prefix}{key}", value
 

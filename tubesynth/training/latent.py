@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tubesynth.config import Stage2Config
+from tubesynth.config import Stage2Config, vessel_class
 from tubesynth.generative.flow import matching_loss
 from tubesynth.generative.ode import solve
 from tubesynth.models.unet import UNet
@@ -151,7 +151,9 @@ class LatentStage:
             sampling.rtol,
         )
         net.train(training)
-        synthesis = self.latents.autoencoder.module.decode(self.latents.scale.restore(latents))
+        vessels = batch["label"] == vessel_class(self.config.data)
+        autoencoder = self.latents.autoencoder.module
+        synthesis = autoencoder.decode(self.latents.scale.restore(latents), vessels=vessels)
         real = self.volumes.validation_batch(index, self.device)
         pictures = {"real": real["image"], "synthesis": synthesis}
         return self.volumes.panel(real, pictures)

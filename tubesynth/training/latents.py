@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tubesynth.config import Stage1Config, Stage2Config, config_from_plain
+from tubesynth.config import Stage1Config, Stage2Config, config_from_plain, vessel_class
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
@@ -43,6 +43,13 @@ class FrozenAutoencoder:
                 f"{path}: trained with data.hu_window {theirs.hu_window} and dim {self.config.dim},"
                 f" this config has {mine.hu_window} and {config.dim}: make them equal"
             )
+        if self.config.autoencoder.vessel_mask_in_decoder:
+            classes = [vessel_class(data) for data in (mine, theirs)]
+            if classes[0] != classes[1]:
+                raise InputError(
+                    f"{path}: its decoder takes the mask of data.vessel_class {classes[1]}, here it"
+                    f" is {classes[0]}: make them equal"
+                )
         self.plain_config = state["config"]
         weights = state["phases"]["autoencoder"]["module"]
         self.digest = checkpoint.digest(weights)

@@ -66,9 +66,11 @@ def _forward(config: Config, latent: AutoencoderConfig):
 
         autoencoder, discriminator = build_autoencoder(config), build_discriminator(config)
         image = torch.empty(batch, 1, *shape)
+        vessels = torch.empty(batch, *shape, dtype=torch.bool)
 
         def run():  # the quantiser adds little, and a codebook's statistics need values
-            discriminator(autoencoder.decode(autoencoder.encode(image), quantise=False))
+            latents = autoencoder.encode(image)
+            discriminator(autoencoder.decode(latents, quantise=False, vessels=vessels))
 
         return [autoencoder, discriminator], run
     from tubesynth.training.latent import build_unet

@@ -1,4 +1,5 @@
-"""ResNet-50 (He et al. 2016) and Inception-v3 (Szegedy et al. 2016) up to their 2048 averages.
+"""ResNet-50 (He et al. 2016) and Inception-v3 (Szegedy et al. 2016) up to their 2048 averages, and
+the convolutions of AlexNet (Krizhevsky 2014, arXiv 1404.5997).
 
 Names are those of torchvision's state dicts, so published weights load by name. Input is
 (N, 3, H, W), output (N, 2048). CHILDREN numbers the children as a list of them does.
@@ -9,6 +10,32 @@ import torch.nn.functional as F
 from torch import nn
 
 FID_CLASSES = 1008  # of the TensorFlow network that the FID was defined with
+
+
+class AlexNet(nn.Module):
+    """(N, 3, H, W), both at least 31 -> the five maps after each convolution's ReLU."""
+
+    widths = (64, 192, 384, 256, 256)
+
+    def __init__(self):
+        super().__init__()
+        a, b, c, d, e = self.widths
+        pool = nn.MaxPool2d(3, 2)
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, a, 11, 4, 2), nn.ReLU(), pool),
+            *(nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), pool),
+            *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(d, e, 3, padding=1), nn.ReLU()),
+        )
+
+    def forward(self, x):
+        maps = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                maps.append(x)
+        return maps
 
 
 class Bottleneck(nn.Module):
@@ -52,10 +79,13 @@ class ResNet50(nn.Module):
                 inputs = 4 * width
             self.add_module(f"layer{i}", nn.Sequential(*layer))
 
-    def forward(self, x):
+    def maps(self, x):
+        """(N, 3, H, W) -> (N, 2048, ceil(H / 32), ceil(W / 32)): what the averages are of."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean((2, 3))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward(self, x):
+        return self.maps(x).mean((2, 3))
 
 
 class Unit(nn.Module):

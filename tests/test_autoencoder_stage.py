@@ -1,0 +1,252 @@
+"""Stage 1 with every switch on: trained, resumed bit for bit, weighted, reconstructed, refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_perceptual import CONVOLUTIONS, WIDTHS
+from test_train import assert_same_state, checkpoint_of, lines, run_command
+
+from tubesynth import reconstruct, synthesize, train
+from tubesynth.config import load_config
+from tubesynth.errors import InputError
+from tubesynth.models.vqvae import VQVAE, space_to_depth
+from tubesynth.pipeline import Pipeline
+from tubesynth.training.autoencoder import AutoencoderStage
+from tubesynth.training.inputs import Volumes
+from tubesynth.training.loop import Position
+from tubesynth.volume.files import find_cases, read_labels, read_volume
+
+SWITCHES = [
+    "data.crop=[32,32,24]",
+    "losses.l2=0.5",
+    "losses.vessel_weight=10",
+    "losses.adversarial=0.1",
+    "losses.adversarial_objective=hinge",
+    "losses.adversarial_weighting=adaptive",
+    "losses.feature_matching=0.1",
+    "autoencoder.vessel_mask_in_decoder=true",
+]
+
+
+@pytest.fixture(scope="module")
+def lpips(tmp_path_factory) -> list[str]:
+    """The switch for LPIPS with random weights of the published layout in one file."""
+    torch.manual_seed(0)
+    kernels = ((11, 3), (5, 64), (3, 192), (3, 384), (3, 256))
+    state = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(WIDTHS)}
+    for index, width, (kernel, inputs) in zip(CONVOLUTIONS, WIDTHS, kernels, strict=True):
+        weight = torch.randn(width, inputs, kernel, kernel) / (inputs * kernel**2) ** 0.5
+        state |= {f"features.{index}.weight": weight, f"features.{index}.bias": torch.zeros(width)}
+    path = tmp_path_factory.mktemp("weights") / "lpips.pth"
+    torch.save(state, path)
+    sizes = ["data.resolution=[32,32,32]", "data.crop=[32,32,32]"]
+    return [*sizes, "losses.perceptual=0.01", f"losses.perceptual_files=[{path}]"]
+
+
+@pytest.fixture(scope="module")
+def all_on(workplace, lpips, tmp_path_factory) -> Path:
+    """A run of two epochs with every switch on and checkpointing."""
+    run_dir = tmp_path_factory.mktemp("all_on")
+    train.main(arguments(workplace, run_dir, *lpips))
+    return run_dir
+
+
+def arguments(workplace, run_dir, *more) -> list[str]:
+    options = [*SWITCHES, "train.checkpointing=true", *more]
+    return ["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir), *options]
+
+
+def test_every_term_is_trained_and_the_vessels_are_scored(all_on):
+    rows, validation = lines(all_on, "training"), lines(all_on, "validation")
+    terms = {"l1", "l2", "spectral", "commitment", "perceptual", "feature_matching", "generator"}
+    assert terms <= rows[-1].keys() and all(np.isfinite(rows[-1][term]) for term in terms)
+    assert validation[-1]["loss"] < validation[0]["loss"]
+    first, last = validation[0], validation[-1]
+    assert last["vessel_mae_hu"] < first["vessel_mae_hu"]
+    assert last["vessel_psnr"] > first["vessel_psnr"]
+    assert {"vessel_contrast_kept", "vessel_psnr_1.5to3mm"} <= last.keys()
+
+
+def test_a_resumed_run_with_every_switch_on_is_the_uninterrupted_one(
+    all_on, workplace, lpips, tmp_path
+):
+    half = all_on / "checkpoints" / "epoch_00001.ckpt"
+    train.main(arguments(workplace, tmp_path, *lpips, "--resume", str(half)))
+    finished = checkpoint_of(tmp_path)
+    finished["position"]["started_from"] = None
+    assert_same_state(checkpoint_of(all_on), finished)
+
+
+def test_the_adaptive_weight_is_that_of_gradients_taken_apart(workplace):
+    """Two backward passes of their own through the whole model, instead of one at its end."""
+    stage = make_stage(workplace, "losses.adversarial_weighting=adaptive", "losses.adversarial=0.3")
+    batch = next(stage.batches(0, 4))
+    last = stage.autoencoder.last_layer.weight
+    stage.autoencoder.eval()  # the codebook stays as it is between the passes
+
+    def gradient(loss) -> torch.Tensor:
+        image = batch["image"]
+        reconstruction = stage.autoencoder(image)[0]
+        stage.autoencoder.zero_grad()
+        loss(reconstruction, image).backward()
+        return last.grad.clone()
+
+    def generator(reconstruction, image):
+        return (stage.discriminator(reconstruction) - 1).square().mean()
+
+    def others(reconstruction, image):
+        spectra = [
+            torch.fft.fftn(x, dim=(2, 3, 4), norm="ortho").abs() for x in (reconstruction, image)
+        ]
+        return (reconstruction - image).abs().mean() + (spectra[0] - spectra[1]).square().mean()
+
+    with torch.no_grad():
+        value = generator(stage.autoencoder(batch["image"])[0], None)
+    expected = 0.3 * value * gradient(others).norm() / (gradient(generator).norm() + 1e-6)
+    found = stage.generator_loss(stage.autoencoder, batch)["generator"]
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-7)
+
+
+def make_stage(workplace, *overrides) -> AutoencoderStage:
+    config = load_config(workplace / "s1.yml", list(overrides))
+    volumes = Volumes(config.data, config.dim, config.seed)
+    torch.manual_seed(0)
+    return AutoencoderStage(config, volumes, Position(), torch.device("cpu"))
+
+
+def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):
+    """At 5.5 mm a voxel the margin is one voxel: the six neighbours."""
+    from scipy.ndimage import binary_dilation
+
+    stage = make_stage(workplace, "losses.vessel_weight=5", "data.crop=null", "losses.spectral=0")
+    batch = next(stage.batches(0, 1))
+    reconstruction = torch.rand(batch["image"].shape)
+    error = (reconstruction - batch["image"]).abs()[0, 0].numpy()
+    near = binary_dilation(batch["label"][0].numpy() == 8)
+    assert 0 < near.mean() < 0.2
+    weight = np.where(near, 5.0, 1.0)
+    found = stage.reconstruction_terms(reconstruction, batch)["l1"].item()
+    assert found == pytest.approx(np.average(error, weights=weight), rel=1e-5)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_mask_comes_to_the_decoder_voxel_by_voxel(dim):
+    mask = torch.rand(2, *(8, 12, 4)[:dim]) < 0.3
+    cells = space_to_depth(mask, 4)
+    assert cells.shape == (2, 4**dim, *(2, 3, 1)[:dim])
+    if dim == 2:
+        for channel in range(16):
+            x, y = divmod(channel, 4)
+            assert torch.equal(cells[:, channel], mask[:, x::4, y::4])
+    else:
+        assert torch.equal(cells[:, 16 * 3 + 4 * 1 + 2], mask[:, 3::4, 1::4, 2::4])
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_decoder_with_a_mask_starts_deaf_and_tiles_like_the_whole(dim):
+    torch.manual_seed(0)
+    sizes = dict(channels=(4, 8), residual_channels=(4, 8), num_residual_layers=1, codebook_size=16)
+    net = VQVAE(dim, **sizes, vessel_mask=True).eval()
+    latents = torch.randn(1, 8, *(6, 5, 7)[:dim])
+    mask = torch.rand(1, *(4 * n for n in latents.shape[2:])) < 0.2
+    deaf = [net.decode(latents, vessels=m) for m in (mask, ~mask)]
+    assert torch.equal(*deaf)
+    with torch.no_grad():
+        net.decoder.blocks[0].weight.normal_(0, 0.1)
+    whole = net.decode(latents, vessels=mask)
+    assert not torch.allclose(whole, net.decode(latents, vessels=~mask), atol=1e-3)
+    tiled = net.decode(latents, tile=8, vessels=mask)
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_reconstructing_with_a_vessel_mask_needs_the_label_maps(all_on, workplace, tmp_path):
+    validation = workplace / "data" / "validation"
+    model = all_on / "checkpoints" / "last.ckpt"
+    common = ["--model", str(model), "--input-dir", str(validation / "images")]
+    common += ["--output-dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="--labels: missing"):
+        reconstruct.main(common)
+    with pytest.raises(InputError, match="vessel_mask_in_decoder"):
+        image = next(iter(find_cases(validation / "images").values()))
+        Pipeline.load(model).reconstruct(read_volume(image))
+    (tmp_path / "few").mkdir()
+    labels = find_cases(validation / "labels")
+    name, path = next(iter(labels.items()))
+    (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="no label map of case"):
+        reconstruct.main([*common, "--labels", str(tmp_path / "few")])
+    reconstruct.main([*common, "--labels", str(validation / "labels")])
+    assert len(find_cases(tmp_path / "out")) == len(labels)
+    # the same as through the Python API, with the tiles that do not change it
+    pipeline = Pipeline.load(model, tile=8)
+    image = read_volume(find_cases(validation / "images")[name])
+    made = pipeline.reconstruct(image, labels=read_labels(path))
+    written = read_volume(find_cases(tmp_path / "out")[name])
+    assert np.abs(made.array.astype(int) - written.array).max() <= 1
+    record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
+    assert record["settings"]["labels"] == str(validation / "labels")
+
+
+def test_labels_for_a_model_that_takes_none_are_refused(stage_1, workplace, tmp_path):
+    validation = workplace / "data" / "validation"
+    options = ["--input-dir", str(validation / "images"), "--labels", str(validation / "labels")]
+    with pytest.raises(InputError, match="--labels .* takes none"):
+        reconstruct.main(["--model", str(stage_1), "--output-dir", str(tmp_path), *options])
+
+
+def test_stage_two_on_a_decoder_with_a_mask_trains_and_synthesises(all_on, workplace, tmp_path):
+    last = all_on / "checkpoints" / "last.ckpt"
+    options = [f"latents.autoencoder={last}", "data.resolution=[32,32,32]", "train.epochs=1"]
+    run_dir = tmp_path / "s2"
+    options += ["train.panel_every=1"]
+    train.main(["--config", str(workplace / "s2.yml"), "--run-dir", str(run_dir), *options])
+    model, out = run_dir / "checkpoints" / "last.ckpt", tmp_path / "out"
+    labels = workplace / "data" / "validation" / "labels"
+    common = ["--model", str(model), "--output-dir", str(out)]
+    synthesize.main([*common, "--input-dir", str(labels), "--steps", "1"])
+    assert len(find_cases(out)) == 2
+
+
+def test_two_ranks_balance_the_adversarial_loss_by_one_weight(workplace, tmp_path):
+    """DDP with checkpointing: replicas stay equal, or the loop's checks of the gradient would not."""
+    result = run_command(
+        "tubesynth.train",
+        *arguments(workplace, tmp_path, "train.epochs=1"),
+        processes=2,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert np.isfinite(lines(tmp_path, "training")[-1]["generator"])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_every_switch_works_in_mixed_precision(precision, workplace, lpips, tmp_path):
+    train.main(
+        [*arguments(workplace, tmp_path, *lpips, "train.epochs=2"), "--precision", precision]
+    )
+    validation = lines(tmp_path, "validation")
+    assert validation[-1]["loss"] < validation[0]["loss"]
+    assert lines(tmp_path, "training")[-1]["generator"] != 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["losses.l1=0"], "losses.l1: 0, and so is losses.l2"),
+        (["losses.feature_matching=1", "losses.adversarial=0"], "set losses.adversarial above 0"),
+        (["losses.perceptual=1"], "losses.perceptual_files: name"),
+        (
+            ["losses.perceptual=1", "losses.perceptual_files=[a]"],
+            "data.crop or data.resolution has 16",
+        ),
+        (["losses.vessel_weight=0"], "losses.vessel_weight: must be above 0"),
+        (["losses.spectral=-1"], "losses.spectral: a weight of 0 or more, got -1"),
+        (["losses.adversarial_objective=wgan"], "losses.adversarial_objective"),
+    ],
+)
+def test_contradicting_losses_are_refused_by_name(workplace, overrides, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(workplace / "s1.yml", overrides)
+    assert "\n" not in str(caught.value)
