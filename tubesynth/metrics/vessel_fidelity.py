@@ -19,6 +19,7 @@ from tubesynth.volume.grid import Volume, centred_affine
 from tubesynth.volume.vessels import VesselTokens, extract_tokens
 
 MARGIN_MM = 1.5
+LEAST_CONTRAST_HU = 20.0  # of the real CTs; of less, a share would be one of noise
 REAL, MADE = "contrast_hu_real", "contrast_hu_made"
 
 
@@ -74,7 +75,7 @@ def vessel_fidelity(
 def mean_fidelity(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Rows of vessel_fidelity -> means over the cases that have a value, and contrast_kept.
 
-    A calibre, or a contrast of real CTs above 0, that occurs in no case has no key.
+    What no case has, and a share of a contrast below LEAST_CONTRAST_HU, has no key.
     """
     names = {name for row in rows for name in row}
     means = {}
@@ -85,6 +86,6 @@ def mean_fidelity(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     scores = {k: v for k, v in means.items() if not k.startswith((REAL, MADE))}
     for name in means:
         suffix = name.removeprefix(REAL)
-        if name.startswith(REAL) and means[name] > 0 and MADE + suffix in means:
+        if name.startswith(REAL) and means[name] >= LEAST_CONTRAST_HU and MADE + suffix in means:
             scores[f"vessel_contrast_kept{suffix}"] = means[MADE + suffix] / means[name]
     return scores
