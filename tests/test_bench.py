@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tubesynth import bench
+from tubesynth.benchmarks.autoencoder import recorded_convolutions, training_step
 from tubesynth.benchmarks.codebook import usual_quantiser
 from tubesynth.benchmarks.measure import PeakMemory, measure
 from tubesynth.errors import InputError
@@ -58,6 +59,31 @@ def test_the_usual_quantiser_of_the_bench_moves_its_codes_as_ours_does():
     torch.testing.assert_close(quantised[0].T, expected[0])
     assert torch.equal(indices[0], expected[1])
     torch.testing.assert_close(ours.codebook, expected[2])
+
+
+def test_a_step_of_stage_1_and_its_convolutions_are_measured(capfd):
+    narrow = ["autoencoder.channels=[4,4]", "autoencoder.residual_channels=[4,4]"]
+    narrow += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
+    sizes = ["--crop", "16", "16", "16", "--repeats", "1"]
+    bench.main(["autoencoder", *sizes, "--set", *narrow])
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["case"] for line in lines] == ["step", "convolutions"]
+    assert all(set(KEYS) <= line.keys() and line["size"] == "1 x 16x16x16" for line in lines)
+
+
+def test_every_convolution_of_a_step_is_counted_as_it_is_used():
+    args = bench.parse(["autoencoder", "--crop", "16", "16", "16"])
+    args.overrides = ["autoencoder.channels=[4]", "autoencoder.residual_channels=[4]"]
+    args.overrides += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
+    step, stage = training_step(args)
+    calls = recorded_convolutions(stage, step)
+    # autoencoder: down, 2 x 2 residual, out; in, 2 x 2 residual, up; discriminator: 4 layers, twice
+    assert len(calls) == 6 + 6 + 4 + 4
+    asked = [(for_input, for_weights) for *_, for_input, for_weights in calls]
+    assert asked[0] == (False, True) and asked[1:12] == [(True, True)] * 11
+    assert asked[12:16] == [(True, False)] * 4  # the generator's pass through the discriminator
+    assert asked[16:] == [(False, True)] + [(True, True)] * 3
+    assert [shape[0] for _, shape, *_ in calls] == [1] * 16 + [2] * 4
 
 
 def test_wrong_arguments_are_one_line(tmp_path):

@@ -2,13 +2,15 @@
 
     python -m tubesynth.bench data --data-dir bench --workers 0 2
     python -m tubesynth.bench evaluate --data-dir bench
+    python -m tubesynth.bench autoencoder --crop 64 64 64
     python -m tubesynth.bench codebook
 
 data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
 that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
-scores of pairs of CTs. codebook: the quantiser of one volume's latents, beside the usual one. Each
-case runs in a process of its own, so that its memory is its own.
-docs/benchmarks.md says what was measured, tests/bench/ compares side by side with other libraries.
+scores of pairs of CTs. autoencoder: a training step of stage 1, and its convolutions alone.
+codebook: the quantiser of one volume's latents, beside the usual one. Each case runs in a process
+of its own, so that its memory is its own. docs/benchmarks.md says what was measured, tests/bench/
+compares side by side with other libraries.
 """
 
 import argparse
@@ -17,12 +19,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tubesynth.benchmarks import codebook, data, evaluate
+from tubesynth.benchmarks import autoencoder, codebook, data, evaluate
 from tubesynth.benchmarks.measure import show
 from tubesynth.errors import InputError, run_command
 
 # Each has add_arguments, check, prepare, lines and run_case.
-BENCHES = {"data": data, "evaluate": evaluate, "codebook": codebook}
+BENCHES = {"data": data, "evaluate": evaluate, "autoencoder": autoencoder, "codebook": codebook}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     bench = BENCHES[args.bench]
     bench.check(args)
     with tempfile.TemporaryDirectory(prefix="tubesynth-bench-") as temporary:
-        args.data_dir = Path(args.data_dir or temporary)
+        args.data_dir = Path(getattr(args, "data_dir", None) or temporary)
         for case in args.case:
             bench.prepare(case, args)
             for line in bench.lines(case, args):

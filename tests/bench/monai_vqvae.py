@@ -1,0 +1,81 @@
+"""Side by side with MONAI: a training step of stage 1, and how far it is from its convolutions.
+
+    .venv/bin/python tests/bench/monai_vqvae.py --peer-python monai_env/bin/python --crop 64 64 64
+
+Same widths, losses, crop and cores, in turns (the environment is that of monai_data.py). LPIPS is
+on neither side, since its weights would have to be there. Prints one JSON object: seconds are those
+of our step, convolution_seconds those of its convolutions alone, over_convolutions their ratio.
+--set reaches our side only; --precision and --device both.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from monai_data import cpu, middle, run, spread
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    args = parse()
+    both = ["--crop", *args.crop, "--batch", args.batch, "--repeats", args.repeats]
+    both += ["--device", args.device]
+    settings = [f"train.precision='{args.precision}'", *args.overrides]
+    ours = [sys.executable, "-m", "tubesynth.bench", "autoencoder", *both, "--set", *settings]
+    peer = [args.peer_python, "-W", "ignore", HERE / "monai_vqvae_step.py", *both]
+    peer += ["--precision", args.precision]
+    steps, bare, theirs = [], [], []
+    for _ in range(args.rounds):
+        step, convolutions = run(ours)
+        steps.append(step)
+        bare.append(convolutions)
+        theirs += run(peer)
+    print(json.dumps(compare(steps, bare, theirs)))
+
+
+def compare(steps: list[dict], bare: list[dict], theirs: list[dict]) -> dict:
+    """One line of the medians over rounds."""
+    memory, peer_memory = (
+        statistics.median(x["peak_mb"] for x in side) for side in (steps, theirs)
+    )
+    return {
+        **steps[0],
+        "seconds": middle(steps),
+        "spread": spread(steps),
+        "cpu_seconds": cpu(steps),
+        "peak_mb": memory,
+        "rounds": len(steps),
+        "load": max(line["load"] for line in [*steps, *bare, *theirs]),
+        "convolution_seconds": middle(bare),
+        "convolution_cpu_seconds": cpu(bare),
+        "over_convolutions": round(middle(steps) / middle(bare), 2),
+        "peer": "MONAI VQVAE and PatchDiscriminator",
+        "peer_seconds": middle(theirs),
+        "peer_spread": spread(theirs),
+        "peer_cpu_seconds": cpu(theirs),
+        "peer_peak_mb": peer_memory,
+        "speedup": round(middle(theirs) / middle(steps), 2),
+        "cpu_ratio": round(cpu(theirs) / cpu(steps), 2),
+        "memory_ratio": round(memory / peer_memory, 2),
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--peer-python", required=True, help="python of an environment with monai")
+    add("--crop", type=int, nargs=3, default=(64, 64, 64), metavar=("X", "Y", "Z"))
+    add("--batch", type=int, default=1)
+    add("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
+    add("--device", default="cpu")
+    add("--rounds", type=int, default=3, help="turns of both sides")
+    add("--repeats", type=int, default=5, help="timed steps in a turn")
+    add("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
