@@ -1,0 +1,111 @@
+"""Attention bias by distance, -d^2 / (2 (s r)^2), as a scalar product of a few channels.
+
+d is the distance of a voxel at q from a token at p, r the token's radius, s a scale a head. With
+a = 1 / (2 (s r)^2) the bias is -a |q|^2 + 2 a q.p - a |p|^2: factors of the query, (|q|^2, q, 1),
+times factors of the key, (-a, 2 a p, -a |p|^2). As further channels of query and key they ride
+through fused attention, and nothing of size voxels x tokens is ever stored.
+
+The sum cancels: at 90 mm from the centre a radius of 0.5 mm has terms of 30,000, where a bias of a
+few is left, and 16 bits hold three digits. So a factor goes into several channels, a high part and
+what it leaves, 14 in all: |q|^2 and -a |p|^2 in three parts, -a and 2 a p in two. Voxels lie on a
+lattice, q = cell * index with an index that 16 bits hold exactly, so cell goes to the key's side
+and q needs one part only. The last factor is made of the others as they are stored: their rounding
+then only moves the token, by a thousandth of a millimetre.
+"""
+
+import torch
+from torch import Tensor
+
+ONE = 16.0  # the query's constant, and 1 / that of |q|^2: nothing overflows in 16 bits
+MASKED = -4096.0  # times ONE: far below any score, and finite in 16 bits
+EXTENT_MM = 256.0  # high parts are made for voxels and tokens within this of the centre
+LARGEST_SIDE = 256  # voxels; the index of a larger lattice would not be exact in bf16
+# Digits of a high part. In 32 bits products of two and their sum over a voxel's and a token's five
+# factors are exact, so that what cancels leaves no error; they are summed first.
+BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 12, torch.float64: 12}
+
+
+def bias_channels(dim: int) -> int:
+    """14 in three dimensions, 12 in two."""
+    return 2 * dim + 8
+
+
+def lattice(size: tuple[int, ...], device=None) -> Tensor:
+    """(N, dim) float64: the index of every voxel, counted from the middle of the grid."""
+    axes = [torch.arange(n, dtype=torch.float64, device=device) - (n - 1) / 2 for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+def query_channels(size: tuple[int, ...], cell_mm: Tensor, dtype: torch.dtype) -> Tensor:
+    """The voxels of a grid with cells of cell_mm (B, dim) -> (B, N, channels)."""
+    assert max(size) <= LARGEST_SIDE, f"attention over {size}: at most {LARGEST_SIDE} a side"
+    index = lattice(size, cell_mm.device)
+    square = (index * cell_mm.double()[:, None]).square().sum(-1, keepdim=True) / ONE
+    index = index.expand(len(square), -1, -1)
+    one = torch.full_like(square, ONE)
+    high, middle, low = _split(square, square.new_tensor(EXTENT_MM**2 / ONE), 3, dtype)
+    first = [high, index, one]
+    return torch.cat([*first, *first, middle, middle, low, one], dim=-1).to(dtype)
+
+
+def key_channels(
+    position_mm: Tensor,
+    radius_mm: Tensor,
+    scale: Tensor,
+    mask: Tensor,
+    cell_mm: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Tokens -> (B, heads, T, channels); differentiable in the scale.
+
+    position_mm (B, T, dim) from the middle of the grid, radius_mm (B, T), scale (heads,) positive,
+    mask (B, T): False is no token and gets no attention; cell_mm (B, dim) as the queries have it.
+    """
+    cell = cell_mm.double()[:, None, None]  # (B, 1, 1, dim)
+    width_mm = scale.double()[:, None] * radius_mm.double()[:, None]
+    a = (0.5 / width_mm.square())[..., None]  # (B, heads, T, 1)
+    power = torch.exp2(torch.frexp(a.detach()).exponent.double())  # the next power of two
+    cell_power = torch.exp2(torch.frexp(cell).exponent.double())
+    product = 2 * a * cell * position_mm.double()[:, None]
+    a_parts = _split(-ONE * a, ONE * power, 2, dtype)
+    product_parts = _split(product, 2 * EXTENT_MM * cell_power * power, 2, dtype)
+    a = sum(a_parts) / -ONE
+    at = sum(product_parts) / (2 * a * cell)  # where the token is now
+    square = (-a * at.square().sum(-1, keepdim=True)) / ONE
+    square_parts = _split(square, EXTENT_MM**2 / ONE * power, 3, dtype)
+    channels = torch.cat(
+        [
+            *(a_parts[0], product_parts[0], square_parts[0]),
+            *(a_parts[1], product_parts[1], square_parts[1]),
+            *(a_parts[0], a_parts[1], a_parts[0], square_parts[2]),
+        ],
+        dim=-1,
+    )
+    masked = channels.new_tensor([ONE * MASKED])
+    nothing = constant_channels(masked, cell.shape[-1], dtype)[0]
+    return torch.where(mask[:, None, :, None], channels.to(dtype), nothing)
+
+
+def constant_channels(bias: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """A key with the same bias (heads,) for every voxel -> (heads, channels)."""
+    value = bias.double()[:, None] / ONE
+    high, middle, low = _split(value, torch.ones_like(value), 3, dtype)
+    nothing = value.new_zeros(len(bias), dim + 1)
+    channels = [nothing, high, nothing, middle, nothing[:, :3], low]
+    return torch.cat(channels, dim=-1).to(dtype)
+
+
+def _split(x: Tensor, bound: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
+    """float64 x -> float64 parts that dtype holds exactly; their sum is x, rounded.
+
+    All but the last are whole multiples of a power of two, which the bound (one itself) decides.
+    The gradient goes through the last.
+    """
+    unit, rest, parts = bound.double() * 2.0 ** -BITS[dtype], x, []
+    for _ in range(count - 1):
+        high = (torch.round(rest.detach() / unit) * unit).to(dtype).double()
+        parts.append(high)
+        rest = rest - high
+        unit = unit * 2.0 ** -(BITS[dtype] + 1)
+    rounding = rest.detach().to(dtype).double() - rest.detach()
+    return [*parts, rest + rounding]

@@ -1,0 +1,138 @@
+"""Cross-attention from voxels to vessel tokens, biased by distance in units of the vessel's radius.
+
+The bias is -d^2 / (2 (s r)^2) with a learned scale s a head (distance_bias.py says how it passes
+through the fused kernels). One more key, the null token, has the same learned bias everywhere: a
+voxel far from all vessels attends to it, and so does every voxel of a case without vessels.
+
+The bias takes its channels from a head's query and key, which keep their width: a head of 64 is
+what the kernels are fastest at, where 78 would be run as 96. Values have the whole head.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubesynth.models.blocks import group_norm, zero_init
+from tubesynth.models.distance_bias import (
+    MASKED,
+    ONE,
+    bias_channels,
+    constant_channels,
+    key_channels,
+    lattice,
+    query_channels,
+)
+from tubesynth.models.vessel_tokens import EncodedTokens, position_channels, position_features
+
+# First scales of the heads, from a vessel and its wall to its surroundings: a cell of 6 mm is many
+# radii wide, and at a scale of 1 it would not see a thin vessel off its middle.
+NARROWEST, WIDEST = 2.0, 16.0
+# A product with fewer columns than some ten is summed in another order on a CPU, and the bias would
+# lose in 32 bits what its channels are laid out to keep: 3e-4 of a score instead of 1e-5.
+LEAST_TOKENS = 31
+
+
+@dataclass(frozen=True)
+class VesselMemory:
+    """What one layer needs of the tokens; time does not change it, so a sampler makes it once.
+
+    query_position (B, N, heads * content) is added to the voxels' queries, query_bias (B, N, bias)
+    goes before them. key, value (B, heads, T + 1, head): the tokens, then the null token.
+    """
+
+    query_position: Tensor
+    query_bias: Tensor
+    key: Tensor
+    value: Tensor
+
+    def rows(self, index: Tensor) -> "VesselMemory":
+        """The cases of an index (B',) into the batch."""
+        return VesselMemory(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+class VesselAttention(nn.Module):
+    """(B, C, X, ...) -> the same shape; the residual branch is silent at initialisation.
+
+    distance=False leaves the bias out, for comparison: tokens count alike wherever they are.
+    """
+
+    def __init__(
+        self, dim: int, channels: int, head_channels: int, token_channels: int, distance: bool
+    ):
+        super().__init__()
+        self.dim, self.distance = dim, distance
+        self.num_heads = heads = channels // head_channels
+        self.content = head_channels - (bias_channels(dim) if distance else 1)
+        assert channels % head_channels == 0 and self.content > 0
+        self.norm = group_norm(channels)
+        self.to_query = nn.Linear(channels, heads * self.content)
+        self.position_to_query = nn.Linear(position_channels(dim), heads * self.content, bias=False)
+        self.to_key = nn.Linear(token_channels, heads * self.content)
+        self.to_value = nn.Linear(token_channels, channels)
+        self.null_key = nn.Parameter(torch.zeros(heads, self.content))
+        self.null_value = nn.Parameter(torch.zeros(heads, head_channels))
+        self.null_bias = nn.Parameter(torch.zeros(heads))
+        if distance:
+            share = (torch.arange(heads) + 0.5) / heads
+            self.log_scale = nn.Parameter(
+                math.log(NARROWEST) + share * math.log(WIDEST / NARROWEST)
+            )
+        self.to_out = zero_init(nn.Linear(channels, channels))
+
+    @property
+    def scale(self) -> Tensor:
+        """s of each head, in radii."""
+        return self.log_scale.exp()
+
+    def memory(self, tokens: EncodedTokens, size: tuple[int, ...], cell_mm: Tensor) -> VesselMemory:
+        """For voxels of a grid of cells of cell_mm (B, dim), its middle at the tokens' origin."""
+        tokens = tokens.padded(LEAST_TOKENS)
+        batch = len(cell_mm)
+        voxels_mm = lattice(size, cell_mm.device) * cell_mm.double()[:, None]
+        query_position = self.position_to_query(position_features(voxels_mm))
+        # Scores are not scaled by the kernel: the bias must stay as it is.
+        key = self._heads(self.to_key(tokens.features)) / math.sqrt(self.content)
+        value = self._heads(self.to_value(tokens.features))
+        dtype = key.dtype
+        if self.distance:
+            query_bias = query_channels(size, cell_mm, dtype)
+            key_bias = key_channels(
+                tokens.position_mm, tokens.radius_mm, self.scale, tokens.mask, cell_mm, dtype
+            )
+            null_bias = constant_channels(self.null_bias, self.dim, dtype)
+        else:
+            query_bias = key.new_full((batch, len(query_position[0]), 1), ONE)
+            key_bias = (MASKED * ~tokens.mask).to(dtype)[:, None, :, None]
+            key_bias = key_bias.expand(-1, self.num_heads, -1, -1)
+            null_bias = (self.null_bias / ONE).to(dtype)[:, None]
+        null_key = torch.cat([null_bias, self.null_key.to(dtype)], dim=-1)
+        return VesselMemory(
+            query_position,
+            query_bias,
+            self._with_null(torch.cat([key_bias, key], dim=-1), null_key),
+            self._with_null(value, self.null_value.to(dtype)),
+        )
+
+    def forward(self, x: Tensor, memory: VesselMemory) -> Tensor:
+        batch, channels = x.shape[:2]
+        voxels = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        query = self._heads(self.to_query(voxels) + memory.query_position)
+        assert query.dtype == memory.key.dtype, "make the memory in the precision it is used in"
+        # The bias first: its large terms must cancel before others join the sum.
+        query_bias = memory.query_bias[:, None].expand(-1, self.num_heads, -1, -1)
+        query = torch.cat([query_bias, query], dim=-1)
+        attended = F.scaled_dot_product_attention(query, memory.key, memory.value, scale=1.0)
+        attended = self.to_out(attended.transpose(1, 2).flatten(2))
+        return x + attended.transpose(1, 2).reshape(batch, channels, *x.shape[2:])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, heads * c) -> (B, heads, N, c)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    @staticmethod
+    def _with_null(x: Tensor, null: Tensor) -> Tensor:
+        """(B, heads, T, c) and the null token's (heads, c) -> (B, heads, T + 1, c)."""
+        return torch.cat([x, null[:, None].expand(len(x), -1, -1, -1)], dim=2)

@@ -1,0 +1,92 @@
+"""Vessel tokens as features: what a network sees of the points of a centreline.
+
+Positions and distances are in mm and enter as sines and cosines of fixed wavelengths in mm, so a
+token means the same at any resolution. Encoded once a sample; every layer projects its own keys and
+values from the result.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubesynth.models.blocks import sinusoidal
+
+LONGEST_MM = 512.0  # wavelengths of positions: this, halved down to 4 mm
+WAVELENGTHS = 8
+ROOT_DISTANCE_CHANNELS = 32
+THINNEST_MM = 0.25  # radii below it are taken as this: no data has them, and a bias divides by r
+
+Tokens = dict[str, Tensor]  # the fields of volume.vessels.VesselTokens, padded, and their mask
+
+
+@dataclass(frozen=True)
+class EncodedTokens:
+    """features (B, T, C), position_mm (B, T, dim), radius_mm (B, T), mask (B, T): True is one."""
+
+    features: Tensor
+    position_mm: Tensor
+    radius_mm: Tensor
+    mask: Tensor
+
+    def padded(self, least: int) -> "EncodedTokens":
+        """At least so many, the further ones masked."""
+        lack = max(0, least - self.mask.shape[1])
+        return EncodedTokens(
+            F.pad(self.features, (0, 0, 0, lack)),
+            F.pad(self.position_mm, (0, 0, 0, lack)),
+            F.pad(self.radius_mm, (0, lack), value=1.0),
+            F.pad(self.mask, (0, lack), value=False),
+        )
+
+
+class TokenEncoder(nn.Module):
+    """Position, log radius, tangent and distance from the root -> channels."""
+
+    def __init__(self, dim: int, channels: int):
+        super().__init__()
+        self.dim = dim
+        width = position_channels(dim) + 1 + dim + ROOT_DISTANCE_CHANNELS
+        self.layers = nn.Sequential(
+            nn.Linear(width, channels),
+            nn.SiLU(),
+            nn.Linear(channels, channels),
+            nn.LayerNorm(channels),
+        )
+
+    def forward(self, tokens: Tokens, keep: Tensor | None = None) -> EncodedTokens:
+        """keep (B,) in {0, 1}: zero leaves a case without tokens."""
+        position = tokens["position_mm"][..., : self.dim]
+        radius = tokens["radius_mm"].clamp_min(THINNEST_MM)
+        distance = tokens["root_distance_mm"]
+        root = sinusoidal(distance.flatten(), ROOT_DISTANCE_CHANNELS)
+        features = [
+            position_features(position),
+            radius.log()[..., None],
+            tokens["tangent"][..., : self.dim],
+            root.unflatten(0, distance.shape),
+        ]
+        mask = tokens["mask"]
+        if keep is not None:
+            mask = mask & keep.bool()[:, None]
+        return EncodedTokens(self.layers(torch.cat(features, dim=-1)), position, radius, mask)
+
+
+def position_channels(dim: int) -> int:
+    return 2 * WAVELENGTHS * dim
+
+
+def position_features(position_mm: Tensor) -> Tensor:
+    """(..., dim) mm -> (..., 16 dim): sines and cosines, wavelengths from 512 mm down to 4 mm."""
+    octaves = torch.arange(WAVELENGTHS, device=position_mm.device, dtype=torch.float32)
+    angles = position_mm.float()[..., None] * (2 * math.pi / LONGEST_MM * 2**octaves)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def no_tokens(batch: int, device) -> Tokens:
+    """The tokens of cases that have none."""
+    shapes = {"position_mm": (3,), "radius_mm": (), "tangent": (3,), "root_distance_mm": ()}
+    empty = {name: torch.zeros(batch, 0, *rest, device=device) for name, rest in shapes.items()}
+    return {**empty, "mask": torch.zeros(batch, 0, dtype=torch.bool, device=device)}
