@@ -4,11 +4,14 @@
     python -m tubesynth.bench evaluate --data-dir bench
     python -m tubesynth.bench autoencoder --crop 64 64 64
     python -m tubesynth.bench codebook
+    python -m tubesynth.bench vessel_attention
+    python -m tubesynth.bench sample --config configs/stage_2_3d_f4_lfm_crossattn.yml --device cuda
 
 data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
 that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
 scores of pairs of CTs. autoencoder: a training step of stage 1, and its convolutions alone.
-codebook: the quantiser of one volume's latents, beside the usual one. Each case runs in a process
+codebook: the quantiser of one volume's latents, beside the usual one. vessel_attention: what the
+distance bias costs. sample: what conditions that are prepared once save. Each case runs in a process
 of its own, so that its memory is its own. docs/benchmarks.md says what was measured, tests/bench/
 compares side by side with other libraries.
 """
@@ -19,12 +22,19 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tubesynth.benchmarks import autoencoder, codebook, data, evaluate
+from tubesynth.benchmarks import autoencoder, codebook, data, evaluate, sample, vessel_attention
 from tubesynth.benchmarks.measure import show
 from tubesynth.errors import InputError, run_command
 
 # Each has add_arguments, check, prepare, lines and run_case.
-BENCHES = {"data": data, "evaluate": evaluate, "autoencoder": autoencoder, "codebook": codebook}
+BENCHES = {
+    "data": data,
+    "evaluate": evaluate,
+    "autoencoder": autoencoder,
+    "codebook": codebook,
+    "vessel_attention": vessel_attention,
+    "sample": sample,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -42,17 +42,23 @@ class Measurement:
         return (max(self.times) - min(self.times)) / self.seconds
 
 
-def measure(work: Callable[[], None], repeats: int, before: Callable[[], None] | None = None):
-    """The Measurement of work(), which leaves nothing running; once untimed first, to warm up.
+def measure(
+    work: Callable[[], None],
+    repeats: int,
+    before: Callable[[], None] | None = None,
+    warm_up: bool = True,
+):
+    """The Measurement of work(), which leaves nothing running; once untimed first, to warm up and
+    to see its memory, unless that has been done.
 
     before() runs ahead of each work() and is not timed.
     """
-    times, cpu_times = [], []
-    for number in range(repeats + 1):
+    times, cpu_times, memory = [], [], PeakMemory()
+    for number in range(0 if warm_up else 1, repeats + 1):
         if before:
             before()
         if number == 0:
-            with PeakMemory() as memory:
+            with memory:
                 work()
             continue
         cpu, start = _cpu_seconds(), time.perf_counter()

@@ -1,0 +1,97 @@
+"""An evaluation of the latent generator, its conditions prepared once a sample or at every step.
+
+The network of a config with weights as they are drawn, one case with labels, tokens and fields.
+Cases:
+  conditional  one row
+  guided       three rows: both conditions, the label map alone, none
+seconds are those of an evaluation that finds its conditions prepared; the peer prepares them again,
+as a network without that seam must.
+"""
+
+from pathlib import Path
+
+from tubesynth.errors import InputError
+
+CASES = ("conditional", "guided")
+ROWS = {"conditional": [(1, 1)], "guided": [(1, 1), (1, 0), (0, 0)]}  # label, vessels kept
+FACTOR, LATENT_CHANNELS = 4, 8  # of the published autoencoder
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add("--case", nargs="+", choices=CASES, default=list(CASES))
+    add("--config", type=Path, default=Path("configs/demo/stage_2_crossattn.yml"), help="stage 2")
+    add("--resolution", type=int, nargs="+", help="voxels; default: the config's")
+    add("--tokens", type=int, default=500)
+    add("--precision", choices=("32", "bf16-mixed", "16-mixed"), default="32")
+    add("--repeats", type=int, default=5, help="timed turns of both")
+    add("--device", default="cpu", help="cpu or cuda")
+
+
+def check(args) -> None:
+    from tubesynth.benchmarks.turns import device_of
+
+    for key in ("tokens", "repeats"):
+        if getattr(args, key) < 1:
+            raise InputError(f"--{key} {getattr(args, key)}: must be at least 1")
+    if any(n % FACTOR for n in args.resolution or ()):
+        raise InputError(f"--resolution {args.resolution}: must be multiples of {FACTOR}")
+    device_of(args.device)
+
+
+def lines(case: str, args) -> list[None]:
+    return [None]
+
+
+def prepare(case: str, args) -> None:
+    """Nothing: weights and conditions are drawn."""
+
+
+def run_case(case: str, args, line: None) -> dict:
+    import torch
+
+    from tubesynth.benchmarks.turns import compared, device_of, in_turns
+    from tubesynth.config import load_config
+    from tubesynth.models.conditions import Conditions
+    from tubesynth.training.latent import build_unet
+    from tubesynth.training.loop import AUTOCAST_DTYPE
+
+    device, config = device_of(args.device), load_config(args.config)
+    if config.stage != 2:
+        raise InputError(f"{args.config}: for stage {config.stage}, where one of stage 2 is needed")
+    torch.manual_seed(0)
+    net = build_unet(config, LATENT_CHANNELS, FACTOR).to(device).eval().requires_grad_(False)
+    shape = tuple(args.resolution or config.data.resolution)
+    size, rows = tuple(n // FACTOR for n in shape), len(ROWS[case])
+    spacing = torch.tensor(config.data.spacing, device=device).expand(rows, -1)
+    keep_label, keep_vessels = torch.tensor(ROWS[case], device=device).float().unbind(1)
+    extent_mm = spacing[0] * torch.tensor(shape, device=device)
+    position = torch.zeros(rows, args.tokens, 3, device=device)
+    position[..., : len(shape)] = extent_mm * (torch.rand(args.tokens, len(shape)) - 0.5).to(device)
+    ones = torch.ones(rows, args.tokens, device=device)
+    tokens = {"position_mm": position, "radius_mm": ones, "tangent": torch.zeros_like(position)}
+    tokens |= {"root_distance_mm": ones, "mask": ones.bool()}
+    labels = torch.randint(0, config.data.num_classes, (1, *shape), dtype=torch.uint8)
+    labels = labels.to(device).expand(rows, *shape)
+    fields = torch.randn(rows, 2, *size, device=device)
+    conditions = Conditions(labels, tokens, fields, keep_label, keep_vessels)
+    x = torch.randn(rows, LATENT_CHANNELS, *size, device=device)
+    t = torch.full((rows,), 0.5, device=device)
+
+    dtype = AUTOCAST_DTYPE.get(args.precision)
+    with torch.no_grad(), torch.autocast(device.type, dtype, dtype is not None):
+        prepared = net.prepare(conditions, size, spacing)
+        works = [lambda: net(x, t, spacing, prepared), lambda: net(x, t, spacing, conditions)]
+        once, every = in_turns(works, args.repeats, device)
+    return compared(
+        "sample",
+        case,
+        once,
+        "conditions prepared at every step",
+        every,
+        f"{rows} x {'x'.join(map(str, shape))}, {args.tokens} tokens",
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        precision=args.precision,
+        config=str(args.config),
+        saved_seconds=round(every.seconds - once.seconds, 4),
+    )

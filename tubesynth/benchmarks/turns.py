@@ -1,0 +1,69 @@
+"""Two ways to do the same work, timed in turns in one process: a busy machine slows both alike.
+
+Memory is what the process holds at its peak, or on a GPU what torch has allocated there; each way
+is run once more for it, by itself.
+"""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from tubesynth.benchmarks.measure import Measurement, measure, result
+from tubesynth.errors import InputError
+
+
+def device_of(name: str) -> torch.device:
+    if name != "cpu" and (name != "cuda" or not torch.cuda.is_available()):
+        raise InputError(f"--device {name}: not there; take cpu")
+    return torch.device(name)
+
+
+def in_turns(works: list[Callable[[], None]], repeats: int, device: torch.device):
+    """The Measurement of every work; each turn runs all of them once."""
+
+    def finished(work):
+        def run():
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    works = [finished(work) for work in works]
+    peaks = [_peak_mb(work, device) for work in works]
+    turns = [[measure(work, 1, warm_up=False) for work in works] for _ in range(repeats)]
+    return [
+        Measurement(
+            [turn[i].times[0] for turn in turns], [turn[i].cpu_times[0] for turn in turns], peak
+        )
+        for i, peak in enumerate(peaks)
+    ]
+
+
+def _peak_mb(work: Callable[[], None], device: torch.device) -> float | None:
+    work()  # what it sets up once is not its peak
+    if device.type != "cuda":
+        return measure(work, 0).peak_mb
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() / 1e6
+
+
+def compared(
+    bench: str, case: str, ours: Measurement, peer: str, theirs: Measurement, size: str, **more
+) -> dict:
+    """The JSON object of one line; speedup and memory_ratio are theirs / ours.
+
+    The median of each turn's own ratio moves less than the ratio of medians.
+    """
+    speedups = [b / a for a, b in zip(ours.times, theirs.times, strict=True)]
+    return {
+        **result(bench, case, ours, size, threads=torch.get_num_threads(), **more),
+        "peer": peer,
+        "peer_seconds": round(theirs.seconds, 4),
+        "peer_peak_mb": theirs.peak_mb and round(theirs.peak_mb, 1),
+        "speedup": round(statistics.median(speedups), 3),
+        "memory_ratio": ours.peak_mb and round(theirs.peak_mb / ours.peak_mb, 3),
+        "peer_cpu_seconds": theirs.cpu_seconds and round(theirs.cpu_seconds, 3),
+    }
