@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tubesynth.models.conditions import Conditions
 from tubesynth.models.discriminator import PatchDiscriminator
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
@@ -35,7 +36,7 @@ def small_unet(dim=3, **kwargs):
 def inputs(dim=3, size=8, batch=2):
     x = torch.randn(batch, 4, *[size] * dim)
     labels = torch.randint(0, 3, (batch, *[4 * size] * dim), dtype=torch.uint8)
-    return x, torch.rand(batch), torch.full((batch, dim), 0.7), labels
+    return x, torch.rand(batch), torch.full((batch, dim), 0.7), Conditions(labels)
 
 
 def test_sizes_are_the_published_ones():
@@ -94,54 +95,56 @@ def test_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize("dim", [2, 3])
 def test_the_unet_listens_to_time_spacing_and_labels(dim):
     net = small_unet(dim).eval()
-    x, t, spacing, labels = inputs(dim)
-    out = net(x, t, spacing, labels)
+    x, t, spacing, given = inputs(dim)
+    out = net(x, t, spacing, given)
     assert out.shape == x.shape
     for other in (
-        net(x, t + 0.1, spacing, labels),
-        net(x, t, spacing * 1.5, labels),
-        net(x, t, spacing, (labels + 1) % 3),
+        net(x, t + 0.1, spacing, given),
+        net(x, t, spacing * 1.5, given),
+        net(x, t, spacing, Conditions((given.labels + 1) % 3)),
     ):
         assert (other - out).abs().max() > 1e-4
 
 
 def test_conditions_computed_once_give_the_same_output():
     net = small_unet().eval()
-    x, t, spacing, labels = inputs()
-    conditions = net.conditions(labels, None, x.shape[2:])
-    assert torch.equal(net(x, t, spacing, labels), net(x, t, spacing, conditions=conditions))
+    x, t, spacing, given = inputs()
+    prepared = net.prepare(given, x.shape[2:], spacing)
+    assert torch.equal(net(x, t, spacing, given), net(x, t, spacing, prepared))
 
 
 def test_a_dropped_label_is_the_same_whatever_the_label():
     net = small_unet().eval()
-    x, t, spacing, labels = inputs()
-    drop = torch.zeros(2)
-    one = net(x, t, spacing, labels, drop)
-    other = net(x, t, spacing, (labels + 1) % 3, drop)
+    x, t, spacing, given = inputs()
+    labels, drop = given.labels, torch.zeros(2)
+    one = net(x, t, spacing, Conditions(labels, keep_label=drop))
+    other = net(x, t, spacing, Conditions((labels + 1) % 3, keep_label=drop))
     assert torch.equal(one, other)
-    kept = net(x, t, spacing, labels, torch.tensor([1.0, 0.0]))
+    kept = net(x, t, spacing, Conditions(labels, keep_label=torch.tensor([1.0, 0.0])))
     torch.testing.assert_close(kept[1], one[1])
-    torch.testing.assert_close(kept[0], net(x, t, spacing, labels)[0])
+    torch.testing.assert_close(kept[0], net(x, t, spacing, given)[0])
 
 
 def test_a_batch_is_its_cases_one_by_one():
     net = small_unet().eval()
-    x, t, spacing, labels = inputs(batch=3)
-    together = net(x, t, spacing, labels)
+    x, t, spacing, given = inputs(batch=3)
+    together = net(x, t, spacing, given)
     for i in range(3):
-        alone = net(x[i : i + 1], t[i : i + 1], spacing[i : i + 1], labels[i : i + 1])
-        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+        row = slice(i, i + 1)
+        alone = net(x[row], t[row], spacing[row], Conditions(given.labels[row]))
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_odd_sizes_pass_through_the_unet():
     net = small_unet(channels=(16, 16, 16)).eval()
     x = torch.randn(1, 4, 7, 5, 6)
     labels = torch.zeros(1, 28, 20, 24, dtype=torch.uint8)
-    assert net(x, torch.rand(1), torch.ones(1, 3), labels).shape == x.shape
+    assert net(x, torch.rand(1), torch.ones(1, 3), Conditions(labels)).shape == x.shape
 
 
 def test_at_initialisation_the_unet_is_silent():
     net = UNet(channels=(32, 32), attention_levels=(1,), label_channels=(8, 8, 8), spade_hidden=8)
     labels = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
-    out = net(torch.randn(1, 8, 4, 4, 4), torch.rand(1), torch.ones(1, 3), labels)
+    x = torch.randn(1, 8, 4, 4, 4)
+    out = net(x, torch.rand(1), torch.ones(1, 3), Conditions(labels))
     assert out.abs().max() == 0

@@ -11,9 +11,9 @@ data: the loader, from phantoms that are made in the folder first (or in a tempo
 that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
 scores of pairs of CTs. autoencoder: a training step of stage 1, and its convolutions alone.
 codebook: the quantiser of one volume's latents, beside the usual one. vessel_attention: what the
-distance bias costs. sample: what conditions that are prepared once save. Each case runs in a process
-of its own, so that its memory is its own. docs/benchmarks.md says what was measured, tests/bench/
-compares side by side with other libraries.
+distance bias costs. sample: what conditions that are prepared once save. Each case runs in a
+process of its own, so that its memory is its own. docs/benchmarks.md says what was measured,
+tests/bench/ compares side by side with other libraries.
 """
 
 import argparse

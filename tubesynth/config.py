@@ -133,13 +133,21 @@ class UNetConfig:
     label_channels: list[int] = field(default_factory=lambda: [32, 64, 128])
     spade_hidden: int = 128
     dropout: float = 0.0
+    # Cross-attention to the vessel tokens: plain, or biased by distance in units of the radius.
+    vessel_attention: Literal["off", "plain", "distance"] = "off"
+    vessel_levels: list[int] | None = None  # null: those of attention_levels
+    vessel_channels: int = 256  # of an encoded token
+    vessel_fields: bool = False  # distance and radius fields of the vessels join the label map
 
 
 @dataclass
 class FlowConfig:
     sigma_min: float = 1e-5
     loss: Literal["l1", "l2"] = "l1"
-    label_dropout: float = 0.0  # share of draws trained without the label map (for guidance)
+    # Shares of draws, on their own, that are trained without a condition (for guidance). The label
+    # map is one, its vessel class included; tokens and vessel fields together are the other.
+    label_dropout: float = 0.0
+    vessel_dropout: float = 0.0
 
 
 @dataclass
@@ -148,6 +156,7 @@ class SamplingConfig:
     steps: int = 10  # fixed-step solvers
     atol: float = 1e-4  # dopri5
     rtol: float = 1e-2
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # flow times
 
 
 @dataclass
@@ -215,6 +224,18 @@ def config_from_plain(content: dict, source: str) -> Config:
 def vessel_class(data: DataConfig) -> int:
     """The class index of the vessels: configured, never read off a volume."""
     return data.num_classes - 1 if data.vessel_class is None else data.vessel_class
+
+
+def vessel_levels(unet: UNetConfig) -> list[int]:
+    """The levels of the U-Net with cross-attention to the vessel tokens."""
+    if unet.vessel_attention == "off":
+        return []
+    return unet.attention_levels if unet.vessel_levels is None else unet.vessel_levels
+
+
+def uses_vessels(unet: UNetConfig) -> bool:
+    """Whether the U-Net takes the vessel condition in any form."""
+    return unet.vessel_attention != "off" or unet.vessel_fields
 
 
 def half_lives(setting: float | list[float] | None) -> list[float]:
@@ -313,17 +334,44 @@ def check(config: Config, source: str) -> None:
             data.crop is None, "data.crop: stage 2 trains on whole volumes: remove it or set null"
         )
         require(config.latents.variants >= 1, "latents.variants: must be at least 1")
-        levels = len(config.unet.channels)
-        for level in config.unet.attention_levels:
+        check_unet(config, require)
+
+
+def check_unet(config: Stage2Config, require: Callable[[bool, str], None]) -> None:
+    """What the U-Net of stage 2, its conditions and its guidance need of each other."""
+    unet, levels = config.unet, len(config.unet.channels)
+    for key, found in (
+        ("attention_levels", unet.attention_levels),
+        ("vessel_levels", vessel_levels(unet)),
+    ):
+        for level in found:
             require(
                 0 <= level < levels,
-                f"unet.attention_levels: level {level} does not exist (levels 0 to {levels - 1})",
+                f"unet.{key}: level {level} does not exist (levels 0 to {levels - 1})",
             )
             require(
-                config.unet.channels[level] % config.unet.head_channels == 0,
-                f"unet.head_channels: {config.unet.head_channels} does not divide the"
-                f" {config.unet.channels[level]} channels of level {level}",
+                unet.channels[level] % unet.head_channels == 0,
+                f"unet.head_channels: {unet.head_channels} does not divide the"
+                f" {unet.channels[level]} channels of level {level}",
             )
+    require(
+        unet.vessel_attention != "distance" or unet.head_channels > 14,
+        f"unet.head_channels: {unet.head_channels} leaves nothing beside the 14 channels of the"
+        " distance bias: take at least 16, 32 to 64 are usual",
+    )
+    require(
+        not uses_vessels(unet) or config.data.token_step_mm is not None,
+        "data.token_step_mm: not set, but unet.vessel_attention or unet.vessel_fields needs"
+        " vessel tokens: give the length between two of them in mm, e.g. 1.0",
+    )
+    for key in ("label_dropout", "vessel_dropout"):
+        value = getattr(config.flow, key)
+        require(0 <= value < 1, f"flow.{key}: a share below 1, got {value}")
+    interval = config.sampling.guidance_interval
+    require(
+        len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
+        f"sampling.guidance_interval: expected [low, high] within 0 and 1, got {interval}",
+    )
 
 
 def check_quantizer(model: AutoencoderConfig, require: Callable[[bool, str], None]) -> None:

@@ -26,10 +26,15 @@ from tubesynth.config import (
     SamplingConfig,
     Stage2Config,
     config_from_plain,
+    uses_vessels,
     vessel_class,
 )
+from tubesynth.data.dataset import pad_tokens
+from tubesynth.data.tokens import latent_fields, vessel_token_source
 from tubesynth.errors import InputError
+from tubesynth.generative.guidance import guided, sides
 from tubesynth.generative.ode import solve
+from tubesynth.models.conditions import Conditions
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.tiling import largest_tile
 from tubesynth.models.unet import UNet
@@ -45,6 +50,7 @@ from tubesynth.volume.files import check_labels
 from tubesynth.volume.grid import Volume, centred_affine
 from tubesynth.volume.intensity import hu_to_unit, unit_to_hu
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
+from tubesynth.volume.vessels import VesselTokens
 
 
 @dataclass
@@ -180,8 +186,8 @@ class Pipeline:
     def synthesize(self, labels: Volume | None, seed: int = 0, **options) -> Volume:
         """Label map -> new CT (int16 HU) on the model's grid in the labels' own world.
 
-        None instead of labels: an unconditional sample, where the model allows it. Options are
-        those of `sample`. The same seed gives the same volume.
+        None instead of labels: a sample without them, where the model allows it. Options are those
+        of `sample`, vessels among them. The same seed gives the same volume.
         """
         return self.sample(labels, generator(torch.device("cpu"), seed), **options).volume
 
@@ -191,7 +197,9 @@ class Pipeline:
         labels: Volume | None,
         random: torch.Generator,
         sampling: SamplingConfig | None = None,
+        vessels: VesselTokens | None = None,
         guidance_label: float = 1.0,
+        guidance_vessel: float = 1.0,
         spacing=None,
         resolution=None,
         callback: Callable[[float, Volume], None] | None = None,
@@ -200,15 +208,33 @@ class Pipeline:
         """Like `synthesize`, with the cost. `changes`: fields of SamplingConfig (solver, steps,
         ...).
 
-        guidance_label: 1 is the conditional model; above it, classifier-free guidance (Ho and
-        Salimans 2022) for a model that was trained with label dropout.
+        vessels: in mm from the middle of the label map; by default the model's vessel class is
+        traced in the label map. A map without vessels is a case without vessels.
+        guidance_*: 1 is the conditional model; other weights are guidance (generative/guidance.py),
+        for a model that was trained with that condition dropped. 0 leaves the condition out.
         """
         if self.unet is None:
             raise InputError("a stage-1 checkpoint cannot synthesise: give a stage-2 checkpoint")
-        if (labels is None or guidance_label != 1.0) and self.config.flow.label_dropout == 0:
+        takes_vessels = uses_vessels(self.config.unet)
+        if vessels is not None and not takes_vessels:
             raise InputError(
-                "this model was trained without flow.label_dropout, so it has no unconditional"
-                " side: give labels, and leave guidance at 1"
+                "this model was trained without vessels (unet.vessel_attention, vessel_fields):"
+                " give labels alone"
+            )
+        has_vessels = takes_vessels and not (labels is None and vessels is None)
+        weights = sides(
+            None if labels is None else guidance_label, guidance_vessel if has_vessels else None
+        )
+        flow = self.config.flow
+        if flow.label_dropout == 0 and not all(side.label for side in weights):
+            raise InputError(
+                "this model was trained without flow.label_dropout, so it has no side without"
+                " labels: give labels, and leave --guidance-label at 1"
+            )
+        if takes_vessels and flow.vessel_dropout == 0 and not all(s.vessels for s in weights):
+            raise InputError(
+                "this model was trained without flow.vessel_dropout, so it has no side without"
+                " vessels: leave --guidance-label and --guidance-vessel at 1"
             )
         prepared = self._blank(spacing, resolution) if labels is None else labels
         prepared = self.prepare_labels(prepared, spacing, resolution)
@@ -225,6 +251,11 @@ class Pipeline:
         spacing_mm = torch.tensor(prepared.spacing[: self.config.dim], dtype=torch.float32)
         spacing_mm = spacing_mm[None].to(self.device)
         sampling = replace(sampling or self.config.sampling, **changes)
+        tokens = fields = None
+        if has_vessels:
+            vessels = self._trace(prepared) if vessels is None else vessels
+            tokens, fields = self._vessel_tensors(vessels, prepared)
+        conditions = Conditions(label, tokens, fields)
 
         def decode(latents: Tensor) -> Volume:
             tile = self._tile_for(label.shape[1:])
@@ -234,7 +265,7 @@ class Pipeline:
 
         with self._autocast():
             latents, evaluations = solve(
-                self._velocity(label, size, spacing_mm, 0.0 if labels is None else guidance_label),
+                self._velocity(conditions, size, spacing_mm, weights, sampling.guidance_interval),
                 noise.to(self.device),
                 sampling.solver,
                 sampling.steps,
@@ -256,23 +287,54 @@ class Pipeline:
         array = array[..., 0] if self.config.dim == 2 else array
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-    def _velocity(self, label: Tensor, size, spacing_mm: Tensor, guidance: float):
-        """The guided velocity; everything that the labels alone decide is computed here, once."""
-        if guidance in (0.0, 1.0):  # one side alone
-            keep = None if guidance else torch.zeros(1, device=self.device)
-            conditions = self.unet.conditions(label, keep, size)
-            return lambda x, t: self.unet(x, t, spacing_mm, conditions=conditions).float()
-        # Row 0 knows the labels, row 1 does not: one forward for both.
-        keep = torch.tensor([1.0, 0.0], device=self.device)
-        conditions = self.unet.conditions(label.expand(2, *label.shape[1:]), keep, size)
-        both = spacing_mm.expand(2, -1)
+    def _trace(self, labels: Volume) -> VesselTokens:
+        """The tokens of a label map on the model's grid, as training has them."""
+        data = self.config.data
+        if data.token_step_mm is None:
+            raise InputError("data.token_step_mm: not set, but this model takes vessel tokens")
+        source = vessel_token_source(vessel_class(data), data.token_step_mm)
+        return VesselTokens(**source.extract(labels.array, labels.affine))
 
-        def velocity(x, t):
-            out = self.unet(x.expand(2, *x.shape[1:]), t.expand(2), both, conditions=conditions)
-            with_label, without = out.float().chunk(2)
-            return without + guidance * (with_label - without)
+    def _vessel_tensors(self, vessels: VesselTokens, labels: Volume) -> tuple[dict, Tensor]:
+        """Padded tokens and the vessel fields (1, 2, x, ...), both of one case."""
+        tokens = {k: v.to(self.device) for k, v in pad_tokens([vars(vessels)]).items()}
+        fields = latent_fields(vessels, labels.shape, labels.spacing, self.autoencoder.factor)
+        fields = fields[..., 0] if self.config.dim == 2 else fields
+        return tokens, torch.from_numpy(fields)[None].to(self.device)
 
-        return velocity
+    def _velocity(self, conditions: Conditions, size, spacing_mm: Tensor, weights, interval):
+        """The guided velocity of one case; what time does not change is computed here, once."""
+        count = len(weights)
+
+        def repeated(x: Tensor) -> Tensor:
+            return x.expand(count, *x.shape[1:])
+
+        def flags(name: str) -> Tensor:
+            kept = [float(getattr(side, name)) for side in weights]
+            return torch.tensor(kept, device=self.device)
+
+        tokens, fields = conditions.tokens, conditions.fields
+        prepared = self.unet.prepare(
+            Conditions(
+                repeated(conditions.labels),
+                tokens and {name: repeated(values) for name, values in tokens.items()},
+                None if fields is None else repeated(fields),
+                flags("label"),
+                flags("vessels"),
+            ),
+            size,
+            repeated(spacing_mm),
+        )
+
+        def network(x, t):
+            return self.unet(x, t, repeated(spacing_mm), prepared).float()
+
+        whole = prepared.rows(torch.tensor([0], device=self.device)) if count > 1 else prepared
+
+        def conditional(x, t):
+            return self.unet(x, t, spacing_mm, whole).float()
+
+        return guided(network, [side.weight for side in weights], conditional, tuple(interval))
 
     def _to_volume(self, image: Tensor, affine: np.ndarray) -> Volume:
         unit = image[0, 0].float().clamp(0, 1).cpu().numpy()

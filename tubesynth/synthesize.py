@@ -42,7 +42,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--latent-mode", help="must agree with the checkpoint")
     parser.add_argument("--solver", choices=SOLVERS)
     parser.add_argument("--steps", type=int, help="steps of a fixed-step solver")
-    parser.add_argument("--guidance-label", type=float, default=1.0)
+    for condition in ("label", "vessel"):
+        text = f"weight of the {condition} condition: 1 as trained, above 1 stronger, 0 without"
+        parser.add_argument(f"--guidance-{condition}", type=float, default=1.0, help=text)
     parser.add_argument("--resolution", type=int, nargs="+", help="voxels x y z; default: trained")
     parser.add_argument("--spacing", type=float, nargs="+", help="mm x y z; default: trained")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
@@ -104,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
             "seed": args.seed,
             "sampling": vars(sampling).copy(),
             "guidance_label": args.guidance_label,
+            "guidance_vessel": args.guidance_vessel,
             "resolution": list(args.resolution or data.resolution),
             "spacing": list(args.spacing or data.spacing),
             "precision": args.precision,
@@ -135,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
                 guidance_label=args.guidance_label,
+                guidance_vessel=args.guidance_vessel,
                 spacing=settings["spacing"],
                 resolution=settings["resolution"],
                 callback=write_state if args.save_process else None,

@@ -3,8 +3,8 @@ number.
 
 A case may be stored in several variants, each encoded from another augmentation of image and label;
 a draw takes one of them. A sample is dict(case, draw, latent float16 (C, x, y, z) as the encoder
-gave it, label uint8 (X, Y, Z), spacing float32 (3,) mm, and the vessel tokens by name where they
-were extracted).
+gave it, label uint8 (X, Y, Z), spacing float32 (3,) mm, and where vessel tokens were extracted
+these by name, and drawn as fields float16 (2, x, y, z)).
 """
 
 import numpy as np
@@ -49,6 +49,8 @@ class LatentDataset:
             "label": arrays["label"],
             "spacing": np.array(entry.meta["spacing"], dtype=np.float32),
         }
+        if "fields" in arrays:
+            sample["fields"] = arrays["fields"]
         if "tokens" in arrays:
             sample["tokens"] = vars(VesselTokens.from_array(arrays["tokens"]))
         return sample

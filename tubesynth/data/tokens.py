@@ -1,12 +1,16 @@
-"""Vessel tokens as the data sets and the cache take them: extracted from a label map, by name."""
+"""Vessel tokens as the data sets and the cache take them: extracted from a label map, by name; and
+the same tokens drawn as fields on the grid of the latents.
+"""
 
 from functools import partial
 
 import numpy as np
 
 from tubesynth.data.volumes import TokenSource
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, vessel_fields
 
 FORMAT = 1  # raise it when the same label map would give other tokens
+FIELD_REACH_CELLS = 3.0  # distances further from a vessel's wall are as good as none
 
 
 def vessel_token_source(vessel_class: int, step_mm: float) -> TokenSource:
@@ -17,6 +21,17 @@ def vessel_token_source(vessel_class: int, step_mm: float) -> TokenSource:
 
 def _extract(labels: np.ndarray, affine: np.ndarray, vessel_class: int, step_mm: float) -> dict:
     """Labels (X, Y, Z) -> the arrays of VesselTokens by name, each (N, ...)."""
-    from tubesynth.volume.vessels import extract_tokens
-
     return dict(vars(extract_tokens(np.asarray(labels) == vessel_class, affine, step_mm)))
+
+
+def latent_fields(tokens: VesselTokens, shape, spacing, factor: int) -> np.ndarray:
+    """(2, x, y, z) float32 for latents of a volume of shape (3,) voxels and spacing (3,) mm: signed
+    distance to the vessels and their radius, in cells (the geometric mean of a cell's sides).
+
+    An axis of one voxel, as pictures have it, stays one.
+    """
+    step = np.where(np.asarray(shape) > 1, factor, 1)
+    sides_mm = np.asarray(spacing) * step
+    cell_mm = float(np.prod(sides_mm[step > 1]) ** (1 / max(1, (step > 1).sum())))
+    grid = tuple(int(n) for n in np.asarray(shape) // step)
+    return vessel_fields(tokens, grid, sides_mm, FIELD_REACH_CELLS * cell_mm) / cell_mm

@@ -29,6 +29,7 @@ class LabelEncoder(nn.Module):
         super().__init__()
         self.dim = dim
         self.num_classes = num_classes
+        self.channels = channels[-1]
         halvings = factor.bit_length() - 1
         assert 2**halvings == factor and halvings < len(channels)
         layers, width = [], num_classes
@@ -44,6 +45,23 @@ class LabelEncoder(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         dtype = self.layers[0].weight.dtype
         return self.layers(one_hot(labels, self.num_classes, dtype))
+
+
+class FieldEncoder(nn.Module):
+    """Vessel fields (B, 2, X, ...) at latent resolution -> features (B, channels, X, ...).
+
+    They are drawn at the resolution that they steer: the distance at the middle of a cell says
+    where in the cell, or beside it, a vessel thinner than the cell runs.
+    """
+
+    def __init__(self, dim: int, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv(dim, 2, channels), nn.SiLU(), conv(dim, channels, channels)
+        )
+
+    def forward(self, fields: Tensor) -> Tensor:
+        return self.layers(fields)
 
 
 class Spade(nn.Module):

@@ -1,9 +1,9 @@
 """The latent U-Net: one network for every condition, in two or three dimensions.
 
 Residual blocks with time and spacing embedding, self-attention at the coarse levels (Ho et al.
-2020; Rombach et al. 2022), and in the decoder SPADE on the label map. What the conditions alone
-decide is computed by `conditions` and may be handed in again: a sampler does that work once, not at
-every step.
+2020; Rombach et al. 2022), cross-attention to the vessel tokens, and in the decoder SPADE on the
+label map and on the vessels' distance and radius fields. What the conditions alone decide is made
+by `prepare` and may be handed in again: a sampler does that work once, not at every step.
 """
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from tubesynth.models.attention import SelfAttention
 from tubesynth.models.blocks import conv, group_norm, run, sinusoidal, zero_init
-from tubesynth.models.spade import LabelEncoder, Spade
+from tubesynth.models.conditions import Conditions, Prepared
+from tubesynth.models.spade import FieldEncoder, LabelEncoder, Spade
+from tubesynth.models.vessel_attention import VesselAttention
+from tubesynth.models.vessel_tokens import TokenEncoder, no_tokens
 
 
 class ResBlock(nn.Module):
@@ -54,8 +57,10 @@ class Upsample(nn.Module):
 
 
 class UNet(nn.Module):
-    """x (B, C, X, ...), t (B,) in [0, 1], spacing (B, dim) mm, labels (B, fX, ...) -> (B, C, X,
-    ...).
+    """x (B, C, X, ...), t (B,) in [0, 1], spacing (B, dim) mm of the image -> (B, C, X, ...).
+
+    vessel_attention: off, plain (no bias) or distance, after self-attention in the levels of
+    vessel_levels; vessel_fields: SPADE takes the rasterised vessels too.
     """
 
     def __init__(
@@ -72,6 +77,10 @@ class UNet(nn.Module):
         spade_hidden: int = 128,
         dropout: float = 0.0,
         checkpointing: bool = False,
+        vessel_attention: str = "off",
+        vessel_levels: tuple[int, ...] = (),
+        vessel_channels: int = 256,
+        vessel_fields: bool = False,
     ):
         super().__init__()
         self.recompute = checkpointing
@@ -85,7 +94,12 @@ class UNet(nn.Module):
         self.embed_spacing = nn.Sequential(
             nn.Linear(dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
         )
+        self.label_factor = label_factor
         self.label_encoder = LabelEncoder(dim, num_classes, label_channels, label_factor)
+        self.field_encoder = FieldEncoder(dim, label_channels[-1]) if vessel_fields else None
+        self.token_encoder = None
+        if vessel_attention != "off":
+            self.token_encoder = TokenEncoder(dim, vessel_channels)
         spade = (label_channels[-1], spade_hidden)
 
         def res_block(cin, cout, **kwargs):
@@ -93,6 +107,12 @@ class UNet(nn.Module):
 
         def attention(level, width):
             return SelfAttention(width, head_channels) if level in attention_levels else None
+
+        def cross_attention(level, width):
+            if vessel_attention == "off" or level not in vessel_levels:
+                return None
+            biased = vessel_attention == "distance"
+            return VesselAttention(dim, width, head_channels, vessel_channels, biased)
 
         self.conv_in = conv(dim, in_channels, channels[0])
         self.down = nn.ModuleList()
@@ -102,6 +122,8 @@ class UNet(nn.Module):
                 block = nn.ModuleDict({"res": res_block(width, level_width)})
                 if attn := attention(level, level_width):
                     block["attention"] = attn
+                if cross := cross_attention(level, level_width):
+                    block["vessels"] = cross
                 self.down.append(block)
                 width = level_width
                 skip_widths.append(width)
@@ -111,6 +133,7 @@ class UNet(nn.Module):
 
         self.middle_in = res_block(width, width)
         self.middle_attention = SelfAttention(width, head_channels)
+        self.middle_vessels = cross_attention(len(channels) - 1, width)
         self.middle_out = res_block(width, width)
 
         self.up = nn.ModuleList()
@@ -121,6 +144,8 @@ class UNet(nn.Module):
                 )
                 if attn := attention(level, level_width):
                     block["attention"] = attn
+                if cross := cross_attention(level, level_width):
+                    block["vessels"] = cross
                 if level > 0 and i == num_res_blocks:
                     block["grow"] = Upsample(dim, level_width)
                 self.up.append(block)
@@ -129,62 +154,92 @@ class UNet(nn.Module):
         self.conv_out = zero_init(conv(dim, width, in_channels))
         self.act = nn.SiLU()
 
-    def conditions(self, labels: Tensor, keep_label: Tensor | None, latent_size) -> list:
-        """Scale and shift maps of every decoder block, from labels alone.
+    def prepare(self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor) -> Prepared:
+        """Everything that time does not change, for latents of a size and images of a spacing."""
+        sizes = [tuple(size)]  # of every level
+        for _ in range(sum("shrink" in block for block in self.down)):
+            sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+        tokens = None
+        if self.token_encoder:
+            given = conditions.tokens or no_tokens(len(spacing), spacing.device)
+            tokens = self.token_encoder(given, conditions.keep_vessels)
 
-        labels (B, fX, ...) uint8; keep_label (B,) in {0, 1}: zero makes a case unconditional.
-        """
-        features = self.label_encoder(labels)
-        if keep_label is not None:
-            features = features * keep_label.reshape(-1, *[1] * (features.ndim - 1))
-        size, sizes = tuple(latent_size), []
+        def memory(attention: VesselAttention, level: int):
+            # A coarse cell is the share of the grid that resizing gives it, on odd sizes too.
+            shares = [n * self.label_factor / m for n, m in zip(size, sizes[level], strict=True)]
+            cell_mm = spacing * spacing.new_tensor(shares)
+            return attention.memory(tokens, sizes[level], cell_mm)
+
+        level, encoder_vessels = 0, []
         for block in self.down:
-            if "shrink" in block:
-                sizes.append(size)
-                size = tuple((n + 1) // 2 for n in size)
-        modulations = []
+            level += "shrink" in block
+            encoder_vessels.append(memory(block["vessels"], level) if "vessels" in block else None)
+        middle = memory(self.middle_vessels, level) if self.middle_vessels else None
+        features = self._label_features(conditions, sizes[0], spacing)
+        spade, decoder_vessels = [], []
         for block in self.up:
-            modulations.append(block["res"].modulations(features, size))
-            if "grow" in block:
-                size = sizes.pop()
-        return modulations
+            spade.append(block["res"].modulations(features, sizes[level]))
+            decoder_vessels.append(memory(block["vessels"], level) if "vessels" in block else None)
+            level -= "grow" in block
+        return Prepared(spade, encoder_vessels, middle, decoder_vessels)
+
+    def _label_features(self, conditions: Conditions, size, spacing: Tensor) -> Tensor:
+        """(B, label_channels[-1], *size): of labels and fields; zero is the missing condition."""
+
+        def kept(features: Tensor, keep: Tensor | None) -> Tensor:
+            if keep is None:
+                return features
+            return features * keep.reshape(-1, *[1] * (features.ndim - 1))
+
+        features = spacing.new_zeros(len(spacing), self.label_encoder.channels, *size)
+        if conditions.labels is not None:
+            labels = self.label_encoder(conditions.labels)
+            features = features + kept(labels, conditions.keep_label)
+        if self.field_encoder and conditions.fields is not None:
+            fields = self.field_encoder(conditions.fields)
+            features = features + kept(fields, conditions.keep_vessels)
+        return features
 
     def forward(
         self,
         x: Tensor,
         t: Tensor,
         spacing: Tensor,
-        labels: Tensor | None = None,
-        keep_label: Tensor | None = None,
-        conditions: list | None = None,
+        conditions: Conditions | Prepared | None = None,
     ) -> Tensor:
-        if conditions is None:
-            conditions = self.conditions(labels, keep_label, x.shape[2:])
+        """conditions: of the cases, or what `prepare` has made of them; None: none at all."""
+        if not isinstance(conditions, Prepared):
+            conditions = self.prepare(conditions or Conditions(), x.shape[2:], spacing)
         embedding = self.embed_time(sinusoidal(1000 * t, self.time_channels))
         embedding = embedding + self.embed_spacing(torch.log(spacing.float()))
 
         h = self.conv_in(x)
         skips = [h]
-        for block in self.down:
+        for block, vessels in zip(self.down, conditions.encoder_vessels, strict=True):
             if "shrink" in block:
                 h = block["shrink"](h)
             else:
-                h = self._run(block, h, embedding)
+                h = self._run(block, h, embedding, vessels)
             skips.append(h)
 
         h = run(self.middle_in, h, embedding, recompute=self.recompute)
         h = run(self.middle_attention, h, recompute=self.recompute)
+        if self.middle_vessels:
+            h = run(self.middle_vessels, h, conditions.middle_vessels, recompute=self.recompute)
         h = run(self.middle_out, h, embedding, recompute=self.recompute)
 
-        for block, modulations in zip(self.up, conditions, strict=True):
+        decoder = zip(self.up, conditions.spade, conditions.decoder_vessels, strict=True)
+        for block, modulations, vessels in decoder:
             h = torch.cat([h, skips.pop()], dim=1)
-            h = self._run(block, h, embedding, modulations)
+            h = self._run(block, h, embedding, vessels, modulations)
             if "grow" in block:
                 h = block["grow"](h, skips[-1].shape[2:])
         return self.conv_out(self.act(self.norm_out(h)))
 
-    def _run(self, block: nn.ModuleDict, h: Tensor, embedding: Tensor, modulations=None) -> Tensor:
+    def _run(self, block, h: Tensor, embedding: Tensor, vessels, modulations=None) -> Tensor:
         h = run(block["res"], h, embedding, modulations, recompute=self.recompute)
         if "attention" in block:
             h = run(block["attention"], h, recompute=self.recompute)
+        if "vessels" in block:
+            h = run(block["vessels"], h, vessels, recompute=self.recompute)
         return h

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tubesynth.config import Stage2Config, vessel_class
+from tubesynth.config import Stage2Config, vessel_class, vessel_levels
 from tubesynth.generative.flow import matching_loss
 from tubesynth.generative.ode import solve
+from tubesynth.models.conditions import Conditions
 from tubesynth.models.unet import UNet
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
@@ -41,6 +42,17 @@ def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
         spade_hidden=settings.spade_hidden,
         dropout=settings.dropout,
         checkpointing=config.train.checkpointing,
+        vessel_attention=settings.vessel_attention,
+        vessel_levels=tuple(vessel_levels(settings)),
+        vessel_channels=settings.vessel_channels,
+        vessel_fields=settings.vessel_fields,
+    )
+
+
+def conditions_of(batch: dict, keep_label=None, keep_vessels=None) -> Conditions:
+    """The conditions of a batch; keep_* (B,) in {0, 1} drops some of them, None none."""
+    return Conditions(
+        batch["label"], batch.get("tokens"), batch.get("fields"), keep_label, keep_vessels
     )
 
 
@@ -74,9 +86,10 @@ class LatentStage:
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         data = batch["latent"]
         noise, t, keep_label = self._draws(data, batch["draw"])
+        conditions = conditions_of(batch, keep_label, self._keep_vessels(batch["draw"]))
 
         def velocity(x_t, t):
-            return forward(x_t, t, batch["spacing"], batch["label"], keep_label)
+            return forward(x_t, t, batch["spacing"], conditions)
 
         flow = self.config.flow
         per_case = matching_loss(velocity, data, noise, t, flow.sigma_min, flow.loss)
@@ -93,6 +106,12 @@ class LatentStage:
             kept.append((u >= self.config.flow.label_dropout).float())
         return torch.stack(noise), torch.stack(times), torch.stack(kept)
 
+    def _keep_vessels(self, draws: list[int]) -> Tensor:
+        """(B,) in {0, 1}, keyed by draw and independent of whether the label map is kept."""
+        randoms = [generator(self.device, self.config.seed, "vessels", draw) for draw in draws]
+        values = [torch.rand((), generator=random, device=self.device) for random in randoms]
+        return (torch.stack(values) >= self.config.flow.vessel_dropout).float()
+
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
         return self.latents.batches(draw, end_draw)
 
@@ -107,7 +126,7 @@ class LatentStage:
             random = generator(self.device, self.config.seed, "validation", index)
             data = batch["latent"]
             noise = torch.randn(data.shape, generator=random, device=self.device)
-            conditions = net.conditions(batch["label"], None, data.shape[2:])
+            conditions = net.prepare(conditions_of(batch), data.shape[2:], batch["spacing"])
             for time in VALIDATION_TIMES:
                 t = torch.full((len(data),), time, device=self.device)
                 total += (
@@ -141,7 +160,7 @@ class LatentStage:
         noise = torch.randn(batch["latent"].shape, generator=random, device=self.device)
         training = net.training
         net.eval()
-        conditions = net.conditions(batch["label"], None, noise.shape[2:])
+        conditions = net.prepare(conditions_of(batch), noise.shape[2:], batch["spacing"])
         latents, _ = solve(
             lambda x, t: net(x, t, batch["spacing"], conditions=conditions),
             noise,

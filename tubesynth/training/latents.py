@@ -16,6 +16,7 @@ from tubesynth.config import Stage1Config, Stage2Config, config_from_plain, vess
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
+from tubesynth.data.tokens import latent_fields
 from tubesynth.data.volumes import LATENTS, volume_key
 from tubesynth.errors import InputError
 from tubesynth.models.scale import LatentScale
@@ -26,7 +27,7 @@ from tubesynth.training.autoencoder import build_autoencoder
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
 from tubesynth.volume.vessels import VesselTokens
 
-FORMAT = 1  # raise it when the same case and autoencoder would give other latents
+FORMAT = 2  # raise it when the same case and autoencoder would give other latents
 
 
 class FrozenAutoencoder:
@@ -133,7 +134,11 @@ class Latents:
             "moments": torch.stack([m.double() for m in moments]).numpy(),
         }
         if "tokens" in sample:
-            arrays["tokens"] = VesselTokens(**sample["tokens"]).to_array()
+            tokens = VesselTokens(**sample["tokens"])
+            arrays["tokens"] = tokens.to_array()
+            shape = (*sample["label"].shape, 1)[:3]  # a picture is a volume of one slice
+            fields = latent_fields(tokens, shape, sample["spacing"], self.autoencoder.module.factor)
+            arrays["fields"] = fields.reshape(2, *latent.shape[1:]).astype(np.float16)
         return arrays, {"spacing": sample["spacing"].tolist()}
 
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
@@ -160,6 +165,8 @@ class Latents:
         }
         if "draw" in batch:
             moved["draw"] = batch["draw"].tolist()
+        if "fields" in batch:
+            moved["fields"] = batch["fields"].to(self.device, non_blocking=True).float()
         if "tokens" in batch:
             moved["tokens"] = {
                 name: values.to(self.device, non_blocking=True)

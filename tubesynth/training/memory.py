@@ -18,6 +18,7 @@ IN_FLIGHT = 4  # tensors of the largest size beside those that are kept: gradien
 HALF = 0.6  # of the activations' bytes under autocast: norms and losses stay in 32 bits
 OVERHEAD = 1.3  # workspaces, fragmentation
 LOSS_VOLUMES = 12  # float images: differences, spectra, amplitudes and their gradients
+TOKENS = 1000  # vessel tokens of a case, where they are used
 PROGRAM = 500e6  # Python, torch, the device's context
 
 
@@ -73,6 +74,7 @@ def _forward(config: Config, latent: AutoencoderConfig):
             discriminator(autoencoder.decode(latents, quantise=False, vessels=vessels))
 
         return [autoencoder, discriminator], run
+    from tubesynth.models.conditions import Conditions
     from tubesynth.training.latent import build_unet
 
     factor = 2 ** len(latent.channels)
@@ -80,7 +82,17 @@ def _forward(config: Config, latent: AutoencoderConfig):
     x = torch.empty(batch, latent.embedding_dim, *(n // factor for n in shape))
     labels = torch.empty(batch, *shape, dtype=torch.uint8)
 
+    tokens = {
+        "position_mm": torch.empty(batch, TOKENS, 3),
+        "radius_mm": torch.empty(batch, TOKENS),
+        "tangent": torch.empty(batch, TOKENS, 3),
+        "root_distance_mm": torch.empty(batch, TOKENS),
+        "mask": torch.empty(batch, TOKENS, dtype=torch.bool),
+    }
+    fields = torch.empty(batch, 2, *x.shape[2:])
+    conditions = Conditions(labels, tokens, fields, torch.empty(batch), torch.empty(batch))
+
     def run():
-        unet(x, torch.empty(batch), torch.empty(batch, config.dim), labels, torch.empty(batch))
+        unet(x, torch.empty(batch), torch.empty(batch, config.dim), conditions)
 
     return [unet], run

@@ -1,0 +1,360 @@
+"""The U-Net with vessels: every combination of conditions; a small model from data to volume."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from tubesynth import synthesize
+from tubesynth.config import load_config
+from tubesynth.data.dataset import pad_tokens
+from tubesynth.data.tokens import latent_fields
+from tubesynth.errors import InputError
+from tubesynth.models.conditions import Conditions
+from tubesynth.models.unet import UNet
+from tubesynth.pipeline import Pipeline
+from tubesynth.train import main
+from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.vessels import VesselTokens
+
+SPACING = 3.0
+
+
+def small_unet(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        in_channels=4,
+        channels=(32, 32),
+        num_res_blocks=1,
+        attention_levels=(1,),
+        head_channels=32,
+        num_classes=3,
+        label_channels=(8, 8, 16),
+        spade_hidden=8,
+        vessel_attention="distance",
+        vessel_levels=(0, 1),
+        vessel_channels=16,
+        vessel_fields=True,
+    )
+    net = UNet(**{**settings, **changes}).eval()
+    with torch.no_grad():  # zero-initialised branches would hide every dependence
+        for parameter in net.parameters():
+            if parameter.abs().max() == 0:
+                parameter.normal_(0, 0.05)
+    return net
+
+
+def line_of_tokens(count: int, seed: int = 0) -> VesselTokens:
+    """A straight vessel through the middle."""
+    random = np.random.default_rng(seed)
+    direction = random.normal(size=3)
+    direction /= np.linalg.norm(direction)
+    along = np.arange(count) - (count - 1) / 2
+    return VesselTokens(
+        (along[:, None] * direction).astype(np.float32),
+        np.full(count, 1.2, np.float32),
+        np.tile(direction.astype(np.float32), (count, 1)),
+        np.zeros(count, np.int32),
+        (along + count / 2).astype(np.float32),
+    )
+
+
+def case_inputs(counts=(20, 9), size=8):
+    """x, t, spacing and the conditions of a batch with as many tokens as said."""
+    random = torch.Generator().manual_seed(3)
+    batch, vessels = len(counts), [line_of_tokens(n, i) for i, n in enumerate(counts)]
+    shape = (4 * size,) * 3
+    fields = [latent_fields(v, shape, (SPACING,) * 3, 4) for v in vessels]
+    conditions = Conditions(
+        torch.randint(0, 3, (batch, *shape), dtype=torch.uint8, generator=random),
+        pad_tokens([vars(v) for v in vessels]),
+        torch.from_numpy(np.stack(fields)),
+    )
+    x = torch.randn(batch, 4, size, size, size, generator=random)
+    return x, torch.rand(batch, generator=random), torch.full((batch, 3), SPACING), conditions
+
+
+def with_changes(conditions: Conditions, **changes) -> Conditions:
+    return Conditions(**{**vars(conditions), **changes})
+
+
+def rows_of(conditions: Conditions, rows: slice) -> Conditions:
+    return Conditions(
+        conditions.labels[rows],
+        {name: values[rows] for name, values in conditions.tokens.items()},
+        conditions.fields[rows],
+    )
+
+
+@torch.no_grad()
+def test_every_condition_matters_and_every_combination_runs():
+    net = small_unet()
+    x, t, spacing, full = case_inputs()
+    out = {}
+    for labels in (True, False):
+        for tokens in (True, False):
+            for fields in (True, False):
+                given = Conditions(
+                    full.labels if labels else None,
+                    full.tokens if tokens else None,
+                    full.fields if fields else None,
+                )
+                out[labels, tokens, fields] = net(x, t, spacing, given)
+    every = list(out.values())
+    for i, one in enumerate(every):
+        for other in every[:i]:
+            assert (one - other).abs().max() > 1e-4
+    assert torch.equal(out[False, False, False], net(x, t, spacing))
+
+
+@torch.no_grad()
+def test_conditions_prepared_once_are_bit_for_bit_those_of_every_step():
+    net = small_unet()
+    x, t, spacing, full = case_inputs()
+    prepared = net.prepare(full, x.shape[2:], spacing)
+    whole = net(x, t, spacing, full)
+    assert torch.equal(whole, net(x, t, spacing, prepared))
+    second = net(x[1:], t[1:], spacing[1:], prepared.rows(torch.tensor([1])))
+    torch.testing.assert_close(second, whole[1:], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_batch_with_unequal_tokens_is_its_cases_one_by_one():
+    net = small_unet()
+    x, t, spacing, full = case_inputs((0, 30, 4))
+    together = net(x, t, spacing, full)
+    for i, count in enumerate((0, 30, 4)):
+        row = slice(i, i + 1)
+        alone = rows_of(full, row)
+        cut = {name: values[:, : max(count, 1)] for name, values in alone.tokens.items()}
+        one = net(x[row], t[row], spacing[row], with_changes(alone, tokens=cut))
+        torch.testing.assert_close(together[row], one, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_dropped_conditions_are_missing_ones():
+    net = small_unet()
+    x, t, spacing, full = case_inputs()
+    keep, drop = torch.ones(2), torch.zeros(2)
+    for dropped, missing in (
+        (dict(keep_label=drop, keep_vessels=keep), Conditions(None, full.tokens, full.fields)),
+        (dict(keep_label=keep, keep_vessels=drop), Conditions(full.labels)),
+        (dict(keep_label=drop, keep_vessels=drop), Conditions()),
+    ):
+        found = net(x, t, spacing, with_changes(full, **dropped))
+        torch.testing.assert_close(found, net(x, t, spacing, missing), atol=1e-5, rtol=1e-4)
+    mixed = net(x, t, spacing, with_changes(full, keep_vessels=torch.tensor([1.0, 0.0])))
+    torch.testing.assert_close(mixed[0], net(x, t, spacing, full)[0], atol=1e-5, rtol=1e-4)
+    alone = net(x, t, spacing, Conditions(full.labels))[1]
+    torch.testing.assert_close(mixed[1], alone, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_two_samples_from_one_noise_are_equal_where_the_network_has_dropout():
+    net = small_unet(dropout=0.5)
+    x, t, spacing, full = case_inputs()
+    assert torch.equal(net(x, t, spacing, full), net(x, t, spacing, full))
+
+
+@pytest.mark.parametrize("size", [(7, 5, 6), (12, 8, 4)])
+@torch.no_grad()
+def test_tokens_are_found_where_they_are_at_every_size(size):
+    """A token in the middle of a voxel's cell draws that voxel's attention, on every level."""
+    net = small_unet(channels=(32, 32, 32), vessel_levels=(0, 1, 2))
+    spacing = torch.tensor([[2.0, 3.0, 4.0]])
+    extent_mm = torch.tensor(size) * 4 * spacing[0]
+    coarse = tuple((n + 1) // 2 for n in size)
+    for grid in (size, coarse):
+        voxel = tuple(n - 1 for n in grid)
+        # the share of the extent that resizing between levels gives the voxel
+        share = torch.tensor([(i + 0.5) / n - 0.5 for i, n in zip(voxel, grid, strict=True)])
+        tokens = pad_tokens([vars(line_of_tokens(1))])
+        tokens["position_mm"][:] = share * extent_mm
+        prepared = net.prepare(Conditions(tokens=tokens), size, spacing)
+        memory = prepared.decoder_vessels[-1] if grid == size else prepared.encoder_vessels[2]
+        bias = memory.query_bias[0].float() @ memory.key[0, 0, 0, :14].float()
+        assert bias.argmax() == np.ravel_multi_index(voxel, grid)
+        assert bias.max().abs() < 1e-4
+
+
+def test_training_gives_every_parameter_of_the_vessels_a_gradient():
+    net = small_unet(checkpointing=True).train()
+    x, t, spacing, full = case_inputs()
+    net(x, t, spacing, full).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_pictures_take_vessels_too():
+    net = small_unet(dim=2)
+    x, spacing = torch.randn(1, 4, 8, 8), torch.full((1, 2), SPACING)
+    vessels = line_of_tokens(12)
+    fields = latent_fields(vessels, (32, 32, 1), (SPACING, SPACING, 1.0), 4)
+    assert fields.shape == (2, 8, 8, 1)
+    conditions = Conditions(
+        tokens=pad_tokens([vars(vessels)]), fields=torch.from_numpy(fields[..., 0])[None]
+    )
+    with torch.no_grad():
+        out = net(x, torch.rand(1), spacing, conditions)
+        assert (out - net(x, torch.rand(1), spacing)).abs().max() > 1e-4
+
+
+def test_a_vessel_thinner_than_a_cell_shows_in_the_fields():
+    """0.5 mm through cells of 12 mm, off their middles: distance in cells as geometry has it."""
+    tokens = line_of_tokens(40)
+    at = np.zeros((40, 3), np.float32)
+    at[:, 0], at[:, 1] = np.arange(40) - 19.5, 2.0
+    tokens = VesselTokens(at, np.full(40, 0.5, np.float32), *list(vars(tokens).values())[2:])
+    distance, radius = latent_fields(tokens, (32, 32, 32), (3.0, 3.0, 3.0), 4)
+    assert distance.shape == (8, 8, 8)
+    # cells' middles lie at -6 and +6 mm: 4 and 8 mm from the vessel in y, 6 mm in z
+    near, far = np.hypot(4, 6) - 0.5, np.hypot(8, 6) - 0.5
+    np.testing.assert_allclose(distance[4, 4, 4], near / 12, atol=1e-5)
+    np.testing.assert_allclose(distance[4, 3, 4], far / 12, atol=1e-5)
+    np.testing.assert_allclose(radius[4, 4, 4], 0.5 / 12, atol=1e-5)
+
+
+VESSELS = [
+    "data.token_step_mm=4.0",
+    "unet.head_channels=16",
+    "unet.vessel_attention=distance",
+    "unet.vessel_channels=16",
+    "unet.vessel_levels=[0,1]",
+    "unet.vessel_fields=true",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(workplace, stage_1, tmp_path_factory):
+    """last.ckpt of a stage-2 run with vessels, both conditions dropped now and then."""
+    run_dir = tmp_path_factory.mktemp("vessels")
+    options = ["flow.label_dropout=0.2", "flow.vessel_dropout=0.2", "data.batch_size=2"]
+    config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(run_dir)]
+    main([*config, *VESSELS, *options])
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
+def pipeline(trained):
+    """Eight steps teach zero-initialised ends next to nothing: they are drawn instead."""
+    loaded = Pipeline.load(trained)
+    torch.manual_seed(0)
+    for name, parameter in loaded.unet.named_parameters():
+        if name.startswith(("label_encoder", "field_encoder")) or "vessels.to_out" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def labels(workplace):
+    return read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
+
+
+def test_batches_hold_tokens_and_the_fields_drawn_from_them(workplace, stage_1):
+    from tubesynth.training.inputs import Volumes
+    from tubesynth.training.latents import Latents
+
+    config = load_config(workplace / "s2.yml", [*VESSELS, "data.batch_size=2"])
+    latents = Latents(config, Volumes(config.data, 3, config.seed), torch.device("cpu"))
+    (batch, *_) = latents.batches(0, 2)
+    assert batch["fields"].shape == (2, 2, 8, 8, 6)
+    for i in range(2):
+        count = int(batch["tokens"]["mask"][i].sum())
+        names = ("position_mm", "radius_mm", "tangent", "branch", "root_distance_mm")
+        tokens = VesselTokens(*(batch["tokens"][name][i, :count].numpy() for name in names))
+        exact = latent_fields(tokens, (32, 32, 24), (5.5, 5.5, 5.5), 4)
+        assert np.abs(batch["fields"][i].numpy() - exact).max() < 2e-3  # 16 bits
+
+
+def test_the_same_seed_is_the_same_volume_and_vessels_change_it(pipeline, labels):
+    first = pipeline.synthesize(labels, seed=3)
+    assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3).array)
+    given = pipeline._trace(pipeline.prepare_labels(labels))
+    assert len(given) > 0
+    assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3, vessels=given).array)
+    none = VesselTokens.from_array(np.zeros((0, 9)))
+    without = pipeline.synthesize(labels, seed=3, vessels=none)
+    assert not np.array_equal(first.array, without.array)
+
+
+def test_a_label_map_without_vessels_is_synthesised(pipeline, labels):
+    bare = Volume(np.where(labels.array == 8, 0, labels.array).astype(np.uint8), labels.affine)
+    assert pipeline.synthesize(bare, seed=3).array.std() > 0
+
+
+def test_guided_samples_follow_the_formula(pipeline, labels):
+    """One Euler step from one noise: latents are linear in the velocity, so the sum shows there."""
+    seen = {}
+
+    def latents(w_l, w_v, **changes):
+        def keep(latents, tile=None, quantise=True):
+            seen["latents"] = latents
+            return torch.zeros(1, 1, *(4 * n for n in latents.shape[2:]))
+
+        pipeline.autoencoder.decode = keep
+        pipeline.synthesize(
+            labels,
+            seed=3,
+            guidance_label=w_l,
+            guidance_vessel=w_v,
+            **{"solver": "euler", "steps": 1, **changes},
+        )
+        return seen["latents"]
+
+    both, label, none = latents(1, 1), latents(1, 0), latents(0, 0)
+    assert (both - label).abs().max() > 1e-3 and (label - none).abs().max() > 1e-3
+    for w_l, w_v in ((2.0, 3.0), (3.0, 3.0), (1.0, 2.5), (0.0, 1.0)):
+        expected = none + w_l * (label - none) + w_v * (both - label)
+        torch.testing.assert_close(latents(w_l, w_v), expected, atol=1e-3, rtol=1e-3)
+    later = latents(2.0, 3.0, guidance_interval=[0.5, 1.0])  # the only step is at 0
+    torch.testing.assert_close(later, both, atol=1e-5, rtol=1e-5)
+
+
+def test_another_size_than_trained_is_sampled(pipeline, labels):
+    sample = pipeline.synthesize(labels, seed=3, resolution=(40, 24, 28), spacing=(5.0, 6.0, 5.5))
+    assert sample.shape == (40, 24, 28) and sample.array.std() > 0
+
+
+def test_the_command_takes_both_weights(trained, workplace, tmp_path):
+    folder = workplace / "data" / "validation" / "labels"
+    options = ["--model", str(trained), "--input-dir", str(folder), "--output-dir", str(tmp_path)]
+    synthesize.main([*options, "--guidance-label", "2", "--guidance-vessel", "3", "--steps", "1"])
+    assert len(list(tmp_path.glob("*.img.nii.gz"))) == 2
+    for path in tmp_path.glob("*.img.nii.gz"):
+        assert read_volume(path).shape == (32, 32, 24)
+
+
+def test_sides_that_were_not_trained_are_refused(pipeline, labels, stage_2):
+    pipeline.config.flow.vessel_dropout = 0.0
+    assert pipeline.synthesize(labels, steps=1).shape == (32, 32, 24)
+    for options in (dict(guidance_vessel=2.0), dict(guidance_label=2.0)):
+        with pytest.raises(InputError, match="flow.vessel_dropout"):
+            pipeline.synthesize(labels, **options)
+    pipeline.config.flow.label_dropout = 0.0
+    with pytest.raises(InputError, match="flow.label_dropout"):
+        pipeline.synthesize(None)
+    with pytest.raises(InputError, match="trained without vessels"):
+        Pipeline.load(stage_2).synthesize(labels, vessels=line_of_tokens(5))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("data.token_step_mm=null", "data.token_step_mm"),
+        ("unet.vessel_levels=[3]", "unet.vessel_levels: level 3"),
+        ("unet.head_channels=8", "14 channels"),
+        ("flow.vessel_dropout=1.5", "flow.vessel_dropout"),
+        ("sampling.guidance_interval=[0.6,0.2]", "sampling.guidance_interval"),
+        ("unet.vessel_attention=near", "unet.vessel_attention"),
+    ],
+)
+def test_wrong_values_are_named(workplace, change, named):
+    with pytest.raises(InputError, match=named.replace("[", r"\[")):
+        load_config(workplace / "s2.yml", [*VESSELS, change])
+
+
+@pytest.mark.parametrize("name", ["stage_2_3d_f4_lfm_crossattn.yml", "demo/stage_2_crossattn.yml"])
+def test_the_configs_with_vessels_can_be_planned(name, capsys):
+    main(["--config", str(REPOSITORY / "configs" / name), "--dry-run"])
+    assert "vessel_attention: distance" in capsys.readouterr().out
