@@ -13,7 +13,7 @@ validation=demo/data/validation
 
 step "1/7  A procedural data set of coronary CT angiograms"
 python -m tubesynth.phantom --output-dir demo/data --cases 40 --validation-fraction 0.1 --seed 1 \
-    --resolution 80 80 56 --spacing 1.85 1.85 2.1 --workers "$(python -c 'import os; print(os.cpu_count())')"
+    --resolution 64 64 48 --spacing 2.1 2.1 2.3 --workers "$(python -c 'import os; print(os.cpu_count())')"
 
 step "2/7  Stage 1, phase 1: the autoencoder on random crops"
 python -m tubesynth.train --stage 1 --config configs/demo/stage_1_crops.yml --run-dir $runs/stage_1_crops
