@@ -1,6 +1,7 @@
 """Stage 1 with every switch on: trained, resumed bit for bit, weighted, reconstructed, refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -211,15 +212,18 @@ def test_stage_two_on_a_decoder_with_a_mask_trains_and_synthesises(all_on, workp
     assert len(find_cases(out)) == 2
 
 
-def test_the_gradient_of_the_last_layer_is_taken_under_ddp_and_checkpointing(workplace, tmp_path):
-    result = run_command(
-        "tubesynth.train",
-        *arguments(workplace, tmp_path, "train.epochs=1"),
-        processes=2,
-    )
+def test_two_ranks_train_with_every_switch_and_one_validation_case(workplace, tmp_path):
+    """Gradients of the last layer under DDP and checkpointing; a rank without a case to validate."""
+    shutil.copytree(workplace / "data", tmp_path / "data")
+    for kind in ("images", "labels"):
+        _, path = sorted(find_cases(tmp_path / "data" / "validation" / kind).items())[0]
+        path.unlink()
+    options = [f"data.root={tmp_path / 'data'}", "train.epochs=1"]
+    run_dir = tmp_path / "run"
+    result = run_command("tubesynth.train", *arguments(workplace, run_dir, *options), processes=2)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert np.isfinite(lines(tmp_path, "training")[-1]["generator"])
-    validation = lines(tmp_path, "validation")
+    assert np.isfinite(lines(run_dir, "training")[-1]["generator"])
+    validation = lines(run_dir, "validation")
     assert validation[-1]["loss"] < validation[0]["loss"]
 
 
@@ -244,6 +248,10 @@ def test_every_switch_works_in_mixed_precision(precision, workplace, lpips, tmp_
             "data.crop or data.resolution has 16",
         ),
         (["losses.vessel_weight=0"], "losses.vessel_weight: must be above 0"),
+        (
+            ["losses.adversarial_weighting=adaptive", "train.compile=true"],
+            "losses.adversarial_weighting: adaptive .* train.compile=false",
+        ),
         (["losses.spectral=-1"], "losses.spectral: a weight of 0 or more, got -1"),
         (["losses.adversarial_objective=wgan"], "losses.adversarial_objective"),
     ],

@@ -424,6 +424,11 @@ def check_losses(config: Stage1Config, require: Callable[[bool, str], None]) -> 
         "losses.perceptual_files: name LPIPS's or RadImageNet's weights, or set losses.perceptual=0"
         " and use losses.feature_matching, which needs none",
     )
+    require(
+        losses.adversarial_weighting == "fixed" or not config.train.compile,
+        "losses.adversarial_weighting: adaptive goes through the graph more than once, which a"
+        " compiled one does not allow: set fixed, or train.compile=false",
+    )
     require(losses.perceptual_slices >= 1, "losses.perceptual_slices: must be at least 1")
     smallest = min(data.crop or data.resolution)
     require(

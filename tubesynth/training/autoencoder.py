@@ -192,7 +192,10 @@ class AutoencoderStage:
         ssim; how the codes are used, where there are any; and what metrics/vessel_fidelity.py finds
         near the vessels.
         """
-        sums: dict[str, float] = dict.fromkeys(("loss", "psnr", "ssim"), 0.0)
+        weights = self.config.losses
+        terms = [name for name in ("l1", "l2", "spectral") if getattr(weights, name)]
+        # Fixed before the first case: a rank may have none, and sums what the others sum.
+        sums = dict.fromkeys(("loss", *terms, "psnr", "ssim"), 0.0)
         rows = []
         usage = self._codebook_usage()
         cases = 0
@@ -202,7 +205,7 @@ class AutoencoderStage:
             cases += 1
             reconstruction, _, indices = self.autoencoder(image, self.vessels(batch))
             for name, term in self.reconstruction_terms(reconstruction, batch).items():
-                sums[name] = sums.get(name, 0.0) + term.item()
+                sums[name] += term.item()
                 sums["loss"] += term.item()
             clipped = reconstruction.clamp(0, 1)
             sums["psnr"] += psnr(clipped, image, 1.0)[0]
