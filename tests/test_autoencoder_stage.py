@@ -213,7 +213,7 @@ def test_stage_two_on_a_decoder_with_a_mask_trains_and_synthesises(all_on, workp
 
 
 def test_two_ranks_train_with_every_switch_and_one_validation_case(workplace, tmp_path):
-    """Gradients of the last layer under DDP and checkpointing; a rank without a case to validate."""
+    """Gradients of the last layer, under DDP and checkpointing; a rank with nothing to validate."""
     shutil.copytree(workplace / "data", tmp_path / "data")
     for kind in ("images", "labels"):
         _, path = sorted(find_cases(tmp_path / "data" / "validation" / kind).items())[0]

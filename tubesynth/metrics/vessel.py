@@ -34,6 +34,8 @@ def centreline_scores(
     lumen = sample_hu(ct, position)
     inside = np.isfinite(lumen)
     scores = {"centreline_covered": float(inside.mean())}
+    if not inside.any():
+        return scores
     position, tangent, radius, lumen = (x[inside] for x in (position, tangent, radius, lumen))
     contrast = lumen - shell_hu(ct, position, tangent, radius)
     low, high = lumen_range

@@ -60,6 +60,7 @@ class LatentStage:
     """Stage 2 as the loop sees it."""
 
     shown = ("velocity",)
+    told = ("loss",)
 
     def __init__(
         self,

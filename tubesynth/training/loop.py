@@ -110,6 +110,7 @@ class Stage(Protocol):
 
     phases: list[Phase]
     shown: tuple[str, ...]  # loss terms on the progress bar
+    told: tuple[str, ...]  # validation scores on the terminal; all of them go to the log
 
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
         """This rank's batches, on the device, for the global draws in [draw, end_draw)."""
@@ -262,7 +263,7 @@ def fit(
         if best.improved(scores, position.step):
             save("best")
         if dist.is_main():  # where no bar is shown, this is what tells of progress
-            said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            said = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k in stage.told)
             so_far = f"; best {best.name} {best.value:.4g} at step {best.step}"
             tqdm.write(f"step {position.step}/{total_steps}, validation: {said}{so_far}")
         return scores
@@ -276,7 +277,7 @@ def fit(
         dynamic_ncols=True,
         disable=None if dist.is_main() else True,
     )
-    started, waited = time.perf_counter(), 0.0
+    steps, spent, waited = 0, 0.0, 0.0  # since the last line of the log, validation left out
     while position.step < total_steps:
         step, epoch = position.step, position.draw // num_cases
         torch.manual_seed(derive(seed, "step", dist.rank(), step))
@@ -302,6 +303,8 @@ def fit(
         else:
             guard.passed()
 
+        steps += 1
+        spent += time.perf_counter() - asked
         position.step += 1
         position.draw += global_batch
         bar.update()
@@ -312,19 +315,18 @@ def fit(
         if position.step % train.log_every == 0 or done:
             for phase in stage.phases:
                 values |= phase.statistics()
-            spent = time.perf_counter() - started
             log.scalars(
                 position.step,
                 epoch,
                 "training",
-                values | {"seconds_per_step": spent / train.log_every, "waiting": waited / spent},
+                values | {"seconds_per_step": spent / steps, "waiting": waited / spent},
             )
             shown = {k: v for k, v in values.items() if k in stage.shown}
             bar.set_description(
                 f"epoch {min(epoch + 1, train.epochs)}/{train.epochs}", refresh=False
             )
             bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items()})
-            started, waited = time.perf_counter(), 0.0
+            steps, spent, waited = 0, 0.0, 0.0
         if done or any(e % train.validate_every == 0 for e in ended):
             scores = validate(new_epoch)
             save("last")

@@ -63,6 +63,7 @@ class SegmentationStage:
     """The segmenter as the loop sees it."""
 
     shown = ("dice_loss", "cross_entropy")
+    told = ("loss", "dice")
 
     def __init__(self, config: SegmenterConfig, volumes: Volumes, device: torch.device):
         self.config, self.volumes, self.device = config, volumes, device
