@@ -13,6 +13,9 @@ from tubesynth.strict import dump, read_yaml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yml"))
 
+DDIM = "stage: 2\nlatent_mode: diffusion\nsampling: {solver: ddim}\n"
+DDIM_LEADING = DDIM.replace("ddim}", "ddim, timesteps: leading}")
+
 
 def write(tmp_path, text):
     path = tmp_path / "c.yml"
@@ -79,6 +82,23 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 2\ntrain: {panel_cases: 0}\n", "train.panel_cases"),
         ("stage: 2\ndata: {crop: [64, 64, 64]}\n", "data.crop"),
         ("stage: 2\nunet: {head_channels: 48}\n", "unet.head_channels"),
+        ("stage: 2\nflow: {coupling: optimal_transport}\n", "data.batch_size"),
+        ("stage: 2\nflow: {vessel_weight: 0}\n", "flow.vessel_weight"),
+        ("stage: 2\nflow: {label_dropout: 2}\n", "flow.label_dropout"),
+        ("stage: 2\nflow: {time_std: 0}\n", "flow.time_std"),
+        ("stage: 2\nflow: {sigma_min: 1}\n", "flow.sigma_min"),
+        ("stage: 2\nsampling: {solver: ddim}\n", "sampling.solver"),
+        ("stage: 2\nsampling: {solver: rk5}\n", "sampling.solver"),
+        ("stage: 2\nsampling: {steps: 0}\n", "sampling.steps"),
+        ("stage: 2\nsampling: {shift: 0}\n", "sampling.shift"),
+        ("stage: 2\nsampling: {solver: heun, time_grid: [0, 0.6, 0.4, 1]}\n", "rising times"),
+        ("stage: 2\nsampling: {time_grid: [0, 1]}\n", "sampling.time_grid: dopri5"),
+        ("stage: 2\nlatent_mode: diffusion\n", "sampling.solver: dopri5"),
+        (DDIM + "diffusion: {zero_terminal_snr: true}\n", "diffusion.prediction=v"),
+        (DDIM + "diffusion: {beta_end: 1e-4}\n", "diffusion.beta_start"),
+        (DDIM + "diffusion: {num_timesteps: 4}\n", "diffusion.num_timesteps, 4"),
+        (DDIM + "diffusion: {vessel_weight: -1}\n", "diffusion.vessel_weight"),
+        (DDIM_LEADING + "diffusion: {zero_terminal_snr: true, prediction: v}\n", "trailing"),
         ("- a list\n", "top level"),
         ("stage: [\n", "not valid YAML"),
     ],

@@ -171,7 +171,7 @@ def test_averaged_weights_are_the_ones_that_are_sampled_from(stage_2):
 def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_path):
     labels = workplace / "data" / "validation" / "labels"
     out = ["--output-dir", tmp_path / "out"]
-    with pytest.raises(InputError, match="one of stage 2 is needed"):
+    with pytest.raises(InputError, match="one of stage 2 or 3 is needed"):
         run(synthesize, "--model", stage_1, "--input-dir", labels, *out)
     with pytest.raises(InputError, match="no such checkpoint"):
         run(reconstruct, "--model", tmp_path / "none.ckpt", "--input-dir", labels, *out)

@@ -64,3 +64,50 @@ def test_callback_sees_every_step_up_to_the_end():
     seen = []
     solve(decay, torch.ones(1, 1), "heun", steps=4, callback=lambda t, x: seen.append(t))
     assert seen == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_shifted_and_a_given_grid_are_walked_along():
+    times = []
+    solve(decay, torch.ones(1, 1), "euler", 2, shift=3.0, callback=lambda t, x: times.append(t))
+    assert times == pytest.approx([0.25, 1.0])
+    grid, times = [0, 0.1, 0.7, 1], []
+    end, evaluations = solve(
+        decay, torch.ones(1, 1), "heun", 99, times=grid, callback=lambda t, x: times.append(t)
+    )
+    assert times == grid[1:] and evaluations == 6
+
+
+def test_each_order_of_a_solver_is_exact_for_polynomials_of_time():
+    """A solver of order p integrates t^(p - 1) exactly in any step, on an uneven grid too."""
+    for solver, order in ORDER.items():
+        end, _ = solve(
+            lambda x, t, n=order: torch.ones_like(x) * t.double().reshape(-1, 1) ** (n - 1),
+            torch.zeros(1, 1, dtype=torch.float64),
+            solver,
+            times=[0, 0.3, 1],
+        )
+        assert end.item() == pytest.approx(1 / order, rel=1e-6)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
+def test_dopri5_follows_scipy_on_a_nonlinear_problem(tolerance):
+    """Van der Pol's oscillator, ten times faster; the reference at a hundredth of the tolerance."""
+
+    def derivative(x, y):
+        return 10 * y, 10 * (3 * (1 - x * x) * y - x)
+
+    def velocity(state, t):
+        return torch.stack(derivative(state[:, 0], state[:, 1]), dim=1)
+
+    def solved(rtol):
+        return solve_ivp(
+            lambda t, s: derivative(*s), (0, 1), [2.0, 0.0], method="RK45", rtol=rtol, atol=rtol
+        )
+
+    start = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    end, evaluations = solve(velocity, start, "dopri5", atol=tolerance, rtol=tolerance)
+    reference, peer = solved(tolerance / 100), solved(tolerance)
+    error = np.abs(end[0].numpy() - reference.y[:, -1]).max()
+    peer_error = np.abs(peer.y[:, -1] - reference.y[:, -1]).max()
+    assert error < max(3 * peer_error, 10 * tolerance)
+    assert evaluations == pytest.approx(peer.nfev, rel=0.15)

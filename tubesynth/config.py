@@ -10,7 +10,7 @@ commands, training/ and pipeline read this.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from tubesynth.errors import InputError
 from tubesynth.strict import apply_overrides, build, read_yaml
@@ -70,6 +70,10 @@ class TrainConfig:
 
 
 PERCEPTUAL_LEAST_SIDE = 31  # voxels: AlexNet's last pooling needs them
+
+FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+DiffusionSampler = Literal["ddpm", "ddim"]
+FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
 
 # What a run may start anew although it resumes another run's weights.
 RESTARTS = ("schedule", "epochs", "optimisers")
@@ -141,22 +145,49 @@ class UNetConfig:
 
 
 @dataclass
-class FlowConfig:
-    sigma_min: float = 1e-5
+class ObjectiveConfig:
+    """What flow and diffusion share."""
+
     loss: Literal["l1", "l2"] = "l1"
     # Shares of draws, on their own, that are trained without a condition (for guidance). The label
     # map is one, its vessel class included; tokens and vessel fields together are the other.
     label_dropout: float = 0.0
     vessel_dropout: float = 0.0
+    vessel_weight: float = 1.0  # of latent cells that hold a vessel, to 1 (published: 10)
+
+
+@dataclass
+class FlowConfig(ObjectiveConfig):
+    sigma_min: float = 1e-5
+    time_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    time_mean: float = 0.0  # of logit(t), for logit_normal; below 0: more of the noisy times
+    time_std: float = 1.0
+    time_shift: float = 1.0  # sqrt of the ratio of cells to those that 1 is right for
+    coupling: Literal["independent", "optimal_transport"] = "independent"  # noise to case
+
+
+@dataclass
+class DiffusionConfig(ObjectiveConfig):
+    loss: Literal["l1", "l2"] = "l2"
+    num_timesteps: int = 1000
+    schedule: Literal["scaled_linear", "cosine"] = "scaled_linear"
+    beta_start: float = 0.0015  # scaled_linear
+    beta_end: float = 0.0195
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    zero_terminal_snr: bool = False  # the last timestep is pure noise, as sampling starts from
 
 
 @dataclass
 class SamplingConfig:
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = "dopri5"
-    steps: int = 10  # fixed-step solvers
+    solver: Literal[FlowSolver, DiffusionSampler] = "dopri5"
+    steps: int = 10  # all but dopri5
+    time_grid: list[float] | None = None  # of a fixed-step solver, 0 to 1; null: steps and shift
+    shift: float = 1.0  # above 1: shorter steps near the noise
     atol: float = 1e-4  # dopri5
     rtol: float = 1e-2
-    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # flow times
+    eta: float = 0.0  # ddim: 0 adds no noise, 1 as much as ddpm
+    timesteps: Literal["trailing", "leading"] = "trailing"  # which of them ddpm and ddim visit
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of times t
 
 
 @dataclass
@@ -182,11 +213,30 @@ class Stage1Config(Config):
 
 @dataclass
 class Stage2Config(Config):
-    latent_mode: Literal["flow"] = "flow"
+    latent_mode: Literal["flow", "diffusion"] = "flow"
     latents: LatentConfig = field(default_factory=LatentConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    @property
+    def objective(self) -> FlowConfig | DiffusionConfig:
+        """The section that latent_mode names."""
+        return self.flow if self.latent_mode == "flow" else self.diffusion
+
+
+@dataclass
+class ControlConfig:
+    base: str | None = None  # stage-2 checkpoint, which stays as it is
+    condition: Literal["label", "vessel"] = "label"  # the whole label map, or its vessels alone
+
+
+@dataclass
+class Stage3Config(Stage2Config):
+    """unet, latent_mode and what belongs to it are those of control.base."""
+
+    control: ControlConfig = field(default_factory=ControlConfig)
 
 
 @dataclass
@@ -202,7 +252,7 @@ class SegmenterConfig(Config):
     segmenter: SegmenterModelConfig = field(default_factory=SegmenterModelConfig)
 
 
-STAGES = {1: Stage1Config, 2: Stage2Config, "segmenter": SegmenterConfig}
+STAGES = {1: Stage1Config, 2: Stage2Config, 3: Stage3Config, "segmenter": SegmenterConfig}
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -335,10 +385,12 @@ def check(config: Config, source: str) -> None:
         )
         require(config.latents.variants >= 1, "latents.variants: must be at least 1")
         check_unet(config, require)
+        check_objective(config, require)
+        check_sampling(config, config.sampling, source)
 
 
 def check_unet(config: Stage2Config, require: Callable[[bool, str], None]) -> None:
-    """What the U-Net of stage 2, its conditions and its guidance need of each other."""
+    """What the U-Net of stage 2 and its conditions need of each other."""
     unet, levels = config.unet, len(config.unet.channels)
     for key, found in (
         ("attention_levels", unet.attention_levels),
@@ -364,13 +416,90 @@ def check_unet(config: Stage2Config, require: Callable[[bool, str], None]) -> No
         "data.token_step_mm: not set, but unet.vessel_attention or unet.vessel_fields needs"
         " vessel tokens: give the length between two of them in mm, e.g. 1.0",
     )
+
+
+def check_objective(config: Stage2Config, require: Callable[[bool, str], None]) -> None:
+    """What the settings of flow or diffusion need of each other and of the data."""
+    mode, flow, diffusion = config.latent_mode, config.flow, config.diffusion
+    shared = config.objective
     for key in ("label_dropout", "vessel_dropout"):
-        value = getattr(config.flow, key)
-        require(0 <= value < 1, f"flow.{key}: a share below 1, got {value}")
-    interval = config.sampling.guidance_interval
+        value = getattr(shared, key)
+        require(0 <= value < 1, f"{mode}.{key}: a share below 1, got {value}")
+    require(
+        shared.vessel_weight > 0,
+        f"{mode}.vessel_weight: {shared.vessel_weight} must be above 0 (1: no weighting)",
+    )
+    if mode == "flow":
+        require(0 <= flow.sigma_min < 1, f"flow.sigma_min: {flow.sigma_min} is not in [0, 1)")
+        for key in ("time_std", "time_shift"):
+            require(getattr(flow, key) > 0, f"flow.{key}: must be above 0")
+        require(
+            flow.coupling == "independent" or config.data.batch_size > 1,
+            "flow.coupling: optimal_transport permutes the noise within a batch, and"
+            " data.batch_size is 1: raise it, or set flow.coupling=independent",
+        )
+        return
+    count, first, last = diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end
+    require(count >= 2, f"diffusion.num_timesteps: {count} is fewer than 2")
+    require(
+        0 < first <= last < 1,
+        f"diffusion.beta_start, beta_end: expected 0 < start <= end < 1, got {first} and {last}",
+    )
+    require(
+        not (diffusion.zero_terminal_snr and diffusion.prediction == "epsilon"),
+        "diffusion.prediction: with zero_terminal_snr the last timestep holds no signal, and"
+        " epsilon says nothing about it: set diffusion.prediction=v",
+    )
+
+
+def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) -> None:
+    """InputError where a way to sample does not fit the model, with key, value and remedy."""
+
+    def require(condition: bool, message: str):
+        if not condition:
+            raise InputError(f"{source}: {message}")
+
+    solver, grid = sampling.solver, sampling.time_grid
+    if config.latent_mode == "diffusion":
+        fitting, count = DIFFUSION_SAMPLERS, config.diffusion.num_timesteps
+    else:
+        fitting, count = FLOW_SOLVERS, None
+    require(
+        solver in fitting,
+        f"sampling.solver: {solver} cannot sample a {config.latent_mode} model: choose from"
+        f" {', '.join(fitting)}",
+    )
+    require(sampling.steps >= 1, f"sampling.steps: {sampling.steps} must be at least 1")
+    require(sampling.shift > 0, f"sampling.shift: {sampling.shift} must be above 0")
+    for key in ("atol", "rtol"):
+        require(getattr(sampling, key) > 0, f"sampling.{key}: must be above 0")
+    if grid is not None:
+        rising = all(a < b for a, b in zip(grid[:-1], grid[1:], strict=True))
+        require(
+            len(grid) >= 2 and grid[0] == 0 and grid[-1] == 1 and rising,
+            f"sampling.time_grid: expected rising times from 0 to 1, got {grid}",
+        )
+        require(
+            solver in FLOW_SOLVERS and solver != "dopri5",
+            f"sampling.time_grid: {solver} chooses its own times: set it to null, or a fixed-step"
+            " solver",
+        )
+    interval = sampling.guidance_interval
     require(
         len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
         f"sampling.guidance_interval: expected [low, high] within 0 and 1, got {interval}",
+    )
+    if count is None:
+        return
+    require(
+        sampling.steps <= count,
+        f"sampling.steps: {sampling.steps} are more than diffusion.num_timesteps, {count}",
+    )
+    require(0 <= sampling.eta <= 1, f"sampling.eta: {sampling.eta} is not in [0, 1]")
+    require(
+        sampling.timesteps == "trailing" or not config.diffusion.zero_terminal_snr,
+        "sampling.timesteps: leading never visits the last timestep, which zero_terminal_snr made"
+        " the one to start from: set sampling.timesteps=trailing",
     )
 
 

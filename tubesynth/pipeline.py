@@ -7,8 +7,8 @@
     write_volume("new.img.nii.gz", pipeline.synthesize(read_labels("1.label.nii.gz"), seed=0),
     "int16")
 
-A stage-2 checkpoint holds the autoencoder that made its latents, so one file is all there is to
-carry.
+A checkpoint of stage 2 or 3 holds the autoencoder that made its latents, and one of stage 3 its
+base model too, so one file is all there is to carry.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from tubesynth.config import (
     Config,
     SamplingConfig,
     Stage2Config,
+    check_sampling,
     config_from_plain,
     uses_vessels,
     vessel_class,
@@ -33,8 +34,8 @@ from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields, vessel_token_source
 from tubesynth.errors import InputError
 from tubesynth.generative.guidance import guided, sides
-from tubesynth.generative.ode import solve
 from tubesynth.models.conditions import Conditions
+from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.tiling import largest_tile
 from tubesynth.models.unet import UNet
@@ -44,7 +45,8 @@ from tubesynth.runtime.ema import weights_to_use
 from tubesynth.runtime.memory import free_bytes
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.autoencoder import build_autoencoder
-from tubesynth.training.latent import build_unet
+from tubesynth.training.control import build_network
+from tubesynth.training.latent import build_objective
 from tubesynth.training.loop import AUTOCAST_DTYPE
 from tubesynth.volume.files import check_labels
 from tubesynth.volume.grid import Volume, centred_affine
@@ -69,7 +71,7 @@ class Pipeline:
         self,
         config: Config,
         autoencoder: VQVAE,
-        unet: UNet | None,
+        unet: UNet | ControlledUNet | None,
         scale: LatentScale | None,
         digest: str,
         device: torch.device,
@@ -91,7 +93,7 @@ class Pipeline:
         tile: int | str | None = "auto",
         ema: float | None = None,
     ) -> "Pipeline":
-        """From a checkpoint of stage 1 (reconstructs) or stage 2 (reconstructs and synthesises).
+        """From a checkpoint of stage 1 (reconstructs), 2 or 3 (reconstructs and synthesises).
 
         tile: side in voxels of the pieces in which the autoencoder works, "auto" to fit the free
         memory, None for whole volumes. The result is the same to rounding.
@@ -112,7 +114,7 @@ class Pipeline:
         stored = state["autoencoder"]
         autoencoder = build_autoencoder(config_from_plain(stored["config"], str(path)))
         autoencoder.load_state_dict(stored["module"])
-        unet = build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
+        unet = build_network(config, autoencoder.embedding_dim, autoencoder.factor)
         phase = state["phases"]["unet"]
         weights = weights_to_use(phase, ema)
         unet.load_state_dict(weights)
@@ -200,6 +202,7 @@ class Pipeline:
         vessels: VesselTokens | None = None,
         guidance_label: float = 1.0,
         guidance_vessel: float = 1.0,
+        control_scale: float = 1.0,
         spacing=None,
         resolution=None,
         callback: Callable[[float, Volume], None] | None = None,
@@ -212,10 +215,22 @@ class Pipeline:
         traced in the label map. A map without vessels is a case without vessels.
         guidance_*: 1 is the conditional model; other weights are guidance (generative/guidance.py),
         for a model that was trained with that condition dropped. 0 leaves the condition out.
+        control_scale: of what the ControlNet of a stage-3 model says; 0 is the base model.
         """
         if self.unet is None:
-            raise InputError("a stage-1 checkpoint cannot synthesise: give a stage-2 checkpoint")
-        takes_vessels = uses_vessels(self.config.unet)
+            raise InputError("a stage-1 checkpoint cannot synthesise: give one of stage 2 or 3")
+        if isinstance(self.unet, ControlledUNet):
+            self.unet.scale = control_scale
+        elif control_scale != 1.0:
+            raise InputError(
+                f"control scale {control_scale}: this model has no ControlNet (stage 3)"
+            )
+        config = self.config
+        if "steps" in changes:
+            changes = {"time_grid": None, **changes}  # a grid that is given says its own number
+        sampling = replace(sampling or config.sampling, **changes)
+        check_sampling(config, sampling, "this model")
+        takes_vessels = uses_vessels(config.unet)
         if vessels is not None and not takes_vessels:
             raise InputError(
                 "this model was trained without vessels (unet.vessel_attention, vessel_fields):"
@@ -225,15 +240,15 @@ class Pipeline:
         weights = sides(
             None if labels is None else guidance_label, guidance_vessel if has_vessels else None
         )
-        flow = self.config.flow
-        if flow.label_dropout == 0 and not all(side.label for side in weights):
+        mode, objective = config.latent_mode, config.objective
+        if objective.label_dropout == 0 and not all(side.label for side in weights):
             raise InputError(
-                "this model was trained without flow.label_dropout, so it has no side without"
+                f"this model was trained without {mode}.label_dropout, so it has no side without"
                 " labels: give labels, and leave --guidance-label at 1"
             )
-        if takes_vessels and flow.vessel_dropout == 0 and not all(s.vessels for s in weights):
+        if takes_vessels and objective.vessel_dropout == 0 and not all(s.vessels for s in weights):
             raise InputError(
-                "this model was trained without flow.vessel_dropout, so it has no side without"
+                f"this model was trained without {mode}.vessel_dropout, so it has no side without"
                 " vessels: leave --guidance-label and --guidance-vessel at 1"
             )
         prepared = self._blank(spacing, resolution) if labels is None else labels
@@ -250,7 +265,6 @@ class Pipeline:
         noise = torch.randn((1, self.autoencoder.embedding_dim, *size), generator=random)
         spacing_mm = torch.tensor(prepared.spacing[: self.config.dim], dtype=torch.float32)
         spacing_mm = spacing_mm[None].to(self.device)
-        sampling = replace(sampling or self.config.sampling, **changes)
         tokens = fields = None
         if has_vessels:
             vessels = self._trace(prepared) if vessels is None else vessels
@@ -264,13 +278,11 @@ class Pipeline:
             return self._to_volume(image, prepared.affine)
 
         with self._autocast():
-            latents, evaluations = solve(
+            latents, evaluations = build_objective(config).sample(
                 self._velocity(conditions, size, spacing_mm, weights, sampling.guidance_interval),
                 noise.to(self.device),
-                sampling.solver,
-                sampling.steps,
-                sampling.atol,
-                sampling.rtol,
+                sampling,
+                random,
                 (lambda t, x: callback(t, decode(x))) if callback else None,
             )
             return Sample(decode(latents), prepared, evaluations)

@@ -26,7 +26,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--input-dir", type=Path, required=True, help="folder of CT volumes")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of stage 1 or 2")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of any stage")
     parser.add_argument(
         "--labels",
         type=Path,

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubesynth.config import load_config
+from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, load_config
 from tubesynth.errors import InputError, run_command
-from tubesynth.generative.ode import SOLVERS
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
@@ -32,7 +31,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m tubesynth.synthesize", description="Make CTs from label maps."
     )
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of stage 2")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of stage 2 or 3")
     parser.add_argument(
         "--input-dir", type=Path, help="folder of label maps; default: the validation labels"
     )
@@ -40,11 +39,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-samples", type=int, default=1, help="volumes per label map")
     parser.add_argument("--config", help="a config to take data and sampling from, if not the own")
     parser.add_argument("--latent-mode", help="must agree with the checkpoint")
-    parser.add_argument("--solver", choices=SOLVERS)
-    parser.add_argument("--steps", type=int, help="steps of a fixed-step solver")
+    parser.add_argument("--solver", choices=[*FLOW_SOLVERS, *DIFFUSION_SAMPLERS])
+    parser.add_argument("--steps", type=int, help="steps of the solver, but dopri5")
     for condition in ("label", "vessel"):
         text = f"weight of the {condition} condition: 1 as trained, above 1 stronger, 0 without"
         parser.add_argument(f"--guidance-{condition}", type=float, default=1.0, help=text)
+    parser.add_argument(
+        "--control-scale", type=float, default=1.0, help="of a stage-3 model's ControlNet"
+    )
     parser.add_argument("--resolution", type=int, nargs="+", help="voxels x y z; default: trained")
     parser.add_argument("--spacing", type=float, nargs="+", help="mm x y z; default: trained")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
@@ -53,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
     parser.add_argument(
-        "--unconditional", action="store_true", help="no label maps: needs flow.label_dropout"
+        "--unconditional", action="store_true", help="no label maps: needs label_dropout"
     )
     parser.add_argument(
         "--save-process", action="store_true", help="write the state after every solver step too"
@@ -86,11 +88,16 @@ def main(argv: list[str] | None = None) -> None:
         tile = tile_option(args.tile)
         pipeline = Pipeline.load(args.model, device, args.precision, tile, args.ema)
         if pipeline.unet is None:
-            raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 is needed")
+            raise InputError(
+                f"{args.model}: a stage-1 checkpoint, where one of stage 2 or 3 is needed"
+            )
         if args.config:
             given = load_config(args.config)
             if given.stage != pipeline.config.stage:
-                raise InputError(f"{args.config}: for stage {given.stage}, the model is of stage 2")
+                raise InputError(
+                    f"{args.config}: for stage {given.stage}, the model is of stage"
+                    f" {pipeline.config.stage}"
+                )
             pipeline.config.data, pipeline.config.sampling = given.data, given.sampling
         config = pipeline.config
         if args.latent_mode not in (None, config.latent_mode):
@@ -99,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         sampling = config.sampling
         sampling.solver = args.solver or sampling.solver
-        sampling.steps = args.steps or sampling.steps
+        if args.steps:
+            sampling.steps, sampling.time_grid = args.steps, None
         data = config.data
         settings = {
             "model_digest": pipeline.digest,
@@ -112,6 +120,8 @@ def main(argv: list[str] | None = None) -> None:
             "precision": args.precision,
             "label_map": args.label_map,
         }
+        if config.stage == 3 or args.control_scale != 1.0:
+            settings["control_scale"] = args.control_scale
         if args.unconditional:
             cases = {"unconditional": None}
         else:
@@ -139,6 +149,7 @@ def main(argv: list[str] | None = None) -> None:
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
                 guidance_label=args.guidance_label,
                 guidance_vessel=args.guidance_vessel,
+                control_scale=args.control_scale,
                 spacing=settings["spacing"],
                 resolution=settings["resolution"],
                 callback=write_state if args.save_process else None,

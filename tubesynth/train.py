@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.config import Config, Stage1Config, load_config
+from tubesynth.config import Config, Stage1Config, Stage3Config, load_config
 from tubesynth.errors import InputError, run_command
 from tubesynth.runtime import dist
 from tubesynth.runtime.loggers import LOGGERS
@@ -44,7 +44,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CKPT|auto",
         help="start from a checkpoint, or go on with the run's own last one, if any",
     )
-    parser.add_argument("--latent-mode", help="flow: must agree with the config")
+    parser.add_argument("--latent-mode", help="flow or diffusion")
     parser.add_argument("--gradient-clip", type=float, nargs="?", const=1.0, help="default 1.0")
     parser.add_argument(
         "--preprocess", action="store_true", help="only build the disk cache, then stop"
@@ -83,6 +83,10 @@ def make_stage(config: Config, volumes: Volumes, position: Position, device) -> 
         from tubesynth.training.autoencoder import AutoencoderStage
 
         return AutoencoderStage(config, volumes, position, device)
+    if isinstance(config, Stage3Config):
+        from tubesynth.training.control import ControlStage
+
+        return ControlStage(config, volumes, position, device)
     from tubesynth.training.latent import LatentStage
 
     return LatentStage(config, volumes, position, device)

@@ -5,9 +5,15 @@ velocity to be learned is x_1 - (1 - sigma_min) x_0 (eq. 23). The network is any
 velocity(x_t, t).
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from tubesynth.generative.coupling import couple
+from tubesynth.generative.objective import Network, Sampling, mean_error
+from tubesynth.generative.ode import solve
+from tubesynth.generative.times import logit_normal, shift_times
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
@@ -23,18 +29,55 @@ def path(noise: Tensor, data: Tensor, t: Tensor, sigma_min: float) -> tuple[Tens
     return x_t, velocity
 
 
-def matching_loss(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    data: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    sigma_min: float,
-    norm: str = "l1",
-) -> Tensor:
-    """Mean l1 or l2 distance between the network's velocity and that of the path: (B,), a case
-    each.
-    """
-    x_t, target = path(noise, data, t, sigma_min)
-    error = velocity(x_t, t).float() - target
-    error = error.abs() if norm == "l1" else error.square()
-    return error.flatten(1).mean(1)
+@dataclass(frozen=True)
+class FlowMatching:
+    """An Objective (objective.py). time_mean and time_std: of the logit-normal density."""
+
+    sigma_min: float = 1e-5
+    norm: str = "l1"
+    time_sampling: str = "uniform"  # or logit_normal
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    time_shift: float = 1.0
+    coupling: str = "independent"  # or optimal_transport
+    target = "velocity"
+
+    def times(self, u: Tensor) -> Tensor:
+        if self.time_sampling == "logit_normal":
+            u = logit_normal(u, self.time_mean, self.time_std)
+        return shift_times(u, self.time_shift)
+
+    def pair(self, noise: Tensor, data: Tensor) -> Tensor:
+        return couple(noise, data) if self.coupling == "optimal_transport" else noise
+
+    def loss(
+        self,
+        velocity: Network,
+        data: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        x_t, target = path(noise, data, t, self.sigma_min)
+        return mean_error(velocity(x_t, t), target, self.norm, weight)
+
+    def sample(
+        self,
+        velocity: Network,
+        noise: Tensor,
+        sampling: Sampling,
+        random: torch.Generator,
+        callback=None,
+    ) -> tuple[Tensor, int]:
+        """The flow adds no noise on the way: random is not used."""
+        return solve(
+            velocity,
+            noise,
+            sampling.solver,
+            sampling.steps,
+            sampling.atol,
+            sampling.rtol,
+            callback,
+            times=sampling.time_grid,
+            shift=sampling.shift,
+        )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tubesynth.generative.times import time_grid
+
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
 
 
@@ -56,7 +58,6 @@ DOPRI5_FOURTH = (
     187 / 2100,
     1 / 40,
 )
-SOLVERS = (*FIXED, "dopri5")
 
 
 def _combine(x: Tensor, step: float, weights, stages: list[Tensor]) -> Tensor:
@@ -139,9 +140,13 @@ def solve(
     atol: float = 1e-4,
     rtol: float = 1e-2,
     callback: Callable[[float, Tensor], None] | None = None,
+    times: list[float] | None = None,
+    shift: float = 1.0,
 ) -> tuple[Tensor, int]:
-    """The state at t = 1 and the number of evaluations; `callback(t, x)` sees every step."""
+    """The state at t = 1 and the number of evaluations; `callback(t, x)` sees every step.
+
+    A fixed-step solver goes along `times`, or where there are none along time_grid(steps, shift).
+    """
     if solver == "dopri5":
         return solve_dopri5(velocity, x, atol, rtol, callback)
-    times = [i / steps for i in range(steps + 1)]
-    return solve_fixed(velocity, x, times, solver, callback)
+    return solve_fixed(velocity, x, times or time_grid(steps, shift), solver, callback)

@@ -16,6 +16,7 @@ from tubesynth.config import (
     Config,
     Stage1Config,
     Stage2Config,
+    Stage3Config,
     config_from_plain,
 )
 from tubesynth.data.examine.findings import error, info, warning
@@ -64,14 +65,16 @@ def weights(plan: Plan):
     config = plan.config
     if isinstance(config, Stage2Config) and config.latents.autoencoder is None:
         yield error(None, "latents.autoencoder: not set; give the path of a stage-1 checkpoint")
+    if isinstance(config, Stage3Config) and config.control.base is None:
+        yield error(None, "control.base: not set; give the path of a stage-2 checkpoint")
     for key, value in _leaves(to_plain(config)):
         if key not in STAGE_OF and not (isinstance(value, str) and value.endswith(WEIGHTS)):
             continue
         if value is None:
             continue
         if not Path(value).is_file():
-            remedy = "train stage 1 first, or correct the path"
-            remedy = remedy if STAGE_OF.get(key) == 1 else "correct the path"
+            first = f"train stage {STAGE_OF[key]} first, or " if key in STAGE_OF else ""
+            remedy = f"{first}correct the path"
             yield error(None, f"{key}: {value} does not exist; {remedy}")
         elif key in STAGE_OF:
             try:

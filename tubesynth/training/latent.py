@@ -1,4 +1,5 @@
-"""Stage 2: flow matching in the latents of a frozen autoencoder, conditioned on the label map.
+"""Stage 2: flow matching or diffusion in the latents of a frozen autoencoder, conditioned on the
+label map.
 
 Latents are encoded by all ranks together before training starts, and kept in the disk cache under
 the digest of the autoencoder; their mean and standard deviation per channel travel in the
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tubesynth.config import Stage2Config, vessel_class, vessel_levels
-from tubesynth.generative.flow import matching_loss
-from tubesynth.generative.ode import solve
+from tubesynth.generative.diffusion import Diffusion
+from tubesynth.generative.flow import FlowMatching
+from tubesynth.generative.objective import Network, Objective, vessel_weight
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.unet import UNet
 from tubesynth.runtime import dist
@@ -56,10 +58,33 @@ def conditions_of(batch: dict, keep_label=None, keep_vessels=None) -> Conditions
     )
 
 
+def build_objective(config: Stage2Config) -> Objective:
+    if config.latent_mode == "flow":
+        flow = config.flow
+        return FlowMatching(
+            flow.sigma_min,
+            flow.loss,
+            flow.time_sampling,
+            flow.time_mean,
+            flow.time_std,
+            flow.time_shift,
+            flow.coupling,
+        )
+    diffusion = config.diffusion
+    return Diffusion(
+        diffusion.schedule,
+        diffusion.num_timesteps,
+        diffusion.beta_start,
+        diffusion.beta_end,
+        diffusion.prediction,
+        diffusion.zero_terminal_snr,
+        diffusion.loss,
+    )
+
+
 class LatentStage:
     """Stage 2 as the loop sees it."""
 
-    shown = ("velocity",)
     told = ("loss",)
 
     def __init__(
@@ -72,14 +97,19 @@ class LatentStage:
         self.config, self.volumes, self.position, self.device = config, volumes, position, device
         self.latents = Latents(config, volumes, device)
         autoencoder = self.latents.autoencoder.module
-        self.unet = build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
+        self.objective = build_objective(config)
+        self.shown = (self.objective.target,)
+        self.unet = self.build_network(autoencoder.embedding_dim, autoencoder.factor)
         train = config.train
         phase = Phase("unet", self.unet, self.loss, train.learning_rate, train.ema_half_life)
         phase.place(device, train)
         self.phases = [phase]
 
+    def build_network(self, latent_channels: int, factor: int) -> nn.Module:
+        return build_unet(self.config, latent_channels, factor)
+
     @property
-    def sampler_net(self) -> UNet:
+    def sampler_net(self) -> nn.Module:
         """The network to sample from: averaged weights where they are kept."""
         ema = self.phases[0].ema
         return ema.module if ema else self.unet
@@ -87,39 +117,48 @@ class LatentStage:
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         data = batch["latent"]
         noise, t, keep_label = self._draws(data, batch["draw"])
+        noise = self.objective.pair(noise, data)
+
         conditions = conditions_of(batch, keep_label, self._keep_vessels(batch["draw"]))
 
-        def velocity(x_t, t):
+        def network(x_t, t):
             return forward(x_t, t, batch["spacing"], conditions)
 
-        flow = self.config.flow
-        per_case = matching_loss(velocity, data, noise, t, flow.sigma_min, flow.loss)
-        return {"velocity": per_case.mean()}
+        per_case = self.objective.loss(network, data, noise, t, self._weight(batch["label"]))
+        return {self.objective.target: per_case.mean()}
 
     def _draws(self, data: Tensor, draws: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Noise, time and kept conditions, keyed by draw: the same for any number of ranks."""
-        noise, times, kept = [], [], []
+        noise, uniform, kept = [], [], []
         for draw in draws:
             random = generator(self.device, self.config.seed, "flow", draw)
             noise.append(torch.randn(data.shape[1:], generator=random, device=self.device))
-            t, u = torch.rand(2, generator=random, device=self.device)
-            times.append(t)
-            kept.append((u >= self.config.flow.label_dropout).float())
-        return torch.stack(noise), torch.stack(times), torch.stack(kept)
+            time, keep = torch.rand(2, generator=random, device=self.device)
+            uniform.append(time)
+            kept.append((keep >= self.config.objective.label_dropout).float())
+        return torch.stack(noise), self.objective.times(torch.stack(uniform)), torch.stack(kept)
 
     def _keep_vessels(self, draws: list[int]) -> Tensor:
         """(B,) in {0, 1}, keyed by draw and independent of whether the label map is kept."""
         randoms = [generator(self.device, self.config.seed, "vessels", draw) for draw in draws]
         values = [torch.rand((), generator=random, device=self.device) for random in randoms]
-        return (torch.stack(values) >= self.config.flow.vessel_dropout).float()
+        return (torch.stack(values) >= self.config.objective.vessel_dropout).float()
+
+    def _weight(self, labels: Tensor) -> Tensor | None:
+        """(B, 1, X, ...) of mean 1, heavier on vessels; None where all cells weigh the same."""
+        weight = self.config.objective.vessel_weight
+        if weight == 1:
+            return None
+        factor = self.latents.autoencoder.module.factor
+        return vessel_weight(labels, vessel_class(self.config.data), factor, weight)
 
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
         return self.latents.batches(draw, end_draw)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean velocity loss over validation cases and times, of the weights to sample from."""
-        flow, net = self.config.flow, self.sampler_net
+        """Mean loss over validation cases and times, of the weights to sample from."""
+        net = self.sampler_net
         total, count = 0.0, 0
         training = net.training
         net.eval()
@@ -127,25 +166,20 @@ class LatentStage:
             random = generator(self.device, self.config.seed, "validation", index)
             data = batch["latent"]
             noise = torch.randn(data.shape, generator=random, device=self.device)
-            conditions = net.prepare(conditions_of(batch), data.shape[2:], batch["spacing"])
+            network = self._conditioned(net, batch)
+            weight = self._weight(batch["label"])
             for time in VALIDATION_TIMES:
                 t = torch.full((len(data),), time, device=self.device)
-                total += (
-                    matching_loss(
-                        lambda x, t, b=batch, c=conditions: net(x, t, b["spacing"], conditions=c),
-                        data,
-                        noise,
-                        t,
-                        flow.sigma_min,
-                        flow.loss,
-                    )
-                    .mean()
-                    .item()
-                )
+                total += self.objective.loss(network, data, noise, t, weight).mean().item()
                 count += 1
         net.train(training)
         total, count = dist.sum_over_ranks(total, count)
         return {"loss": total / count}
+
+    def _conditioned(self, net: nn.Module, batch: dict) -> Network:
+        """The network with a batch's conditions, computed once."""
+        conditions = net.prepare(conditions_of(batch), batch["latent"].shape[2:], batch["spacing"])
+        return lambda x, t: net(x, t, batch["spacing"], conditions)
 
     @torch.no_grad()
     def preview(self) -> dict:
@@ -155,21 +189,14 @@ class LatentStage:
         return self.volumes.previews(self.config.train.panel_cases, self._panel)
 
     def _panel(self, index: int) -> np.ndarray:
-        net, sampling = self.sampler_net, self.config.sampling
+        net = self.sampler_net
         batch = self.latents.validation_batch(index)
         random = generator(self.device, self.config.seed, "preview", index)
         noise = torch.randn(batch["latent"].shape, generator=random, device=self.device)
         training = net.training
         net.eval()
-        conditions = net.prepare(conditions_of(batch), noise.shape[2:], batch["spacing"])
-        latents, _ = solve(
-            lambda x, t: net(x, t, batch["spacing"], conditions=conditions),
-            noise,
-            sampling.solver,
-            sampling.steps,
-            sampling.atol,
-            sampling.rtol,
-        )
+        network = self._conditioned(net, batch)
+        latents, _ = self.objective.sample(network, noise, self.config.sampling, random)
         net.train(training)
         vessels = batch["label"] == vessel_class(self.config.data)
         autoencoder = self.latents.autoencoder.module

@@ -2,9 +2,10 @@
 
 The networks are made on the meta device, which has shapes but no memory, and one forward pass is
 recorded: every tensor that autograd keeps for the backward pass is counted once. To that come
-weights, gradients and Adam's two moments (16 bytes a parameter), averaged weights (4 each), and the
-gradients in flight. Kernels' workspaces and the allocator's waste are not known: take it as rough.
-On a CPU, stage 1 took 0.8 and stage 2 0.65 of what it says, at small sizes.
+weights, gradients and Adam's two moments (16 bytes a parameter; 4 of a frozen one), averaged
+weights (4 each), and the gradients in flight. Kernels' workspaces and the allocator's waste are not
+known: take it as rough. On a CPU, stage 1 took 0.8 and stage 2 0.65 of what it says, at small
+sizes.
 """
 
 import math
@@ -44,9 +45,11 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
         modules, forward = _forward(config, autoencoder or AutoencoderConfig())
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             forward()
-    weights = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
-    sizes = [size for key, (_, size) in kept.items() if key not in weights]
-    parameters = sum(p.numel() for module in modules for p in module.parameters())
+    own = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
+    sizes = [size for key, (_, size) in kept.items() if key not in own]
+    parameters = [p for module in modules for p in module.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trained
     data = config.data
     volume = 4 * data.batch_size * math.prod(data.crop or data.resolution)
     activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
@@ -54,8 +57,9 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
         activations *= HALF
     ema = 4 * len(half_lives(config.train.ema_half_life))
     losses = LOSS_VOLUMES * volume if isinstance(config, Stage1Config) else 0
-    total = PROGRAM + OVERHEAD * (activations + losses + (16 + ema) * parameters)
-    return Estimate(int(total), (12 + ema) * parameters, parameters)
+    weights = (16 + ema) * trained + 4 * frozen
+    total = PROGRAM + OVERHEAD * (activations + losses + weights)
+    return Estimate(int(total), (12 + ema) * trained + 4 * frozen, trained + frozen)
 
 
 def _forward(config: Config, latent: AutoencoderConfig):
@@ -75,10 +79,10 @@ def _forward(config: Config, latent: AutoencoderConfig):
 
         return [autoencoder, discriminator], run
     from tubesynth.models.conditions import Conditions
-    from tubesynth.training.latent import build_unet
+    from tubesynth.training.control import build_network
 
     factor = 2 ** len(latent.channels)
-    unet = build_unet(config, latent.embedding_dim, factor)
+    unet = build_network(config, latent.embedding_dim, factor)
     x = torch.empty(batch, latent.embedding_dim, *(n // factor for n in shape))
     labels = torch.empty(batch, *shape, dtype=torch.uint8)
 

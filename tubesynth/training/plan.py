@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.config import AutoencoderConfig, Config, Stage1Config, Stage2Config
+from tubesynth.config import AutoencoderConfig, Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.errors import InputError
 from tubesynth.runtime import checkpoint
 from tubesynth.strict import dump
@@ -27,6 +27,10 @@ def describe_plan(config: Config, run_dir: Path) -> str:
         f"{'latent shape (C, X, Y, Z):':28}{' x '.join(map(str, latent))} (f{factor}){note}"
     )
     lines.append(f"{'steps per epoch:':28}{_steps(config)}")
+    if isinstance(config, Stage3Config):
+        base = config.control.base
+        missing = "" if base and Path(base).is_file() else " does not exist yet"
+        lines.append(f"{'control.base:':28}{base}{missing}")
     lines.append(f"{'run folder:':28}{run_dir}")
     return "\n".join(lines)
 
@@ -52,7 +56,7 @@ def _modules(config: Config):
             }
             return modules, config.autoencoder, ""
         assert isinstance(config, Stage2Config)
-        from tubesynth.training.latent import build_unet
+        from tubesynth.training.control import build_network
 
         path, note = config.latents.autoencoder, ""
         sizes = AutoencoderConfig()
@@ -61,8 +65,10 @@ def _modules(config: Config):
             sizes = AutoencoderConfig(**stored)
         else:
             note = f"; {path} does not exist yet: published sizes assumed"
-        unet = build_unet(config, sizes.embedding_dim, 2 ** len(sizes.channels))
-        return {"unet": unet}, sizes, note
+        network = build_network(config, sizes.embedding_dim, 2 ** len(sizes.channels))
+        if not isinstance(config, Stage3Config):
+            return {"unet": network}, sizes, note
+        return {"frozen unet": network.base, "controlnet": network.controlnet}, sizes, note
 
 
 def _steps(config: Config) -> str:

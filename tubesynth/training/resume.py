@@ -9,8 +9,16 @@ from tubesynth.strict import to_plain
 from tubesynth.training.best import Best
 from tubesynth.training.loop import Position, Stage
 
-# Sections that decide the shapes of the weights.
-MODEL_SECTIONS = ("dim", "autoencoder", "discriminator", "unet", "segmenter")
+# What decides the shapes of the weights, and what they mean.
+MODEL_SECTIONS = (
+    "dim",
+    "latent_mode",
+    "autoencoder",
+    "discriminator",
+    "unet",
+    "control",
+    "segmenter",
+)
 
 
 def find_checkpoint(wanted: str | None, run_dir: Path, config: Config) -> Path | None:

@@ -1,0 +1,264 @@
+"""ControlNet: silent at initialisation, bit for bit; trained on a base that stays as it is; one
+file samples.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tubesynth import synthesize, train
+from tubesynth.errors import InputError
+from tubesynth.models.conditions import Conditions
+from tubesynth.models.controlnet import ControlledUNet, ControlNet
+from tubesynth.models.unet import UNet
+from tubesynth.pipeline import Pipeline
+from tubesynth.runtime.ema import weights_to_use
+from tubesynth.volume.files import find_cases, read_labels
+
+SIZES = dict(
+    in_channels=4, channels=(16, 32), num_res_blocks=1, attention_levels=(1,), head_channels=16
+)
+LABELS = dict(num_classes=3, label_channels=(8, 8, 16), label_factor=4)
+
+
+def networks(dim=3, vessel_class=None, dropout=0.0):
+    """A base without silent branches, and a fresh ControlNet on it."""
+    torch.manual_seed(0)
+    base = UNet(dim, spade_hidden=8, dropout=dropout, **SIZES, **LABELS)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            if parameter.abs().max() == 0:
+                parameter.normal_(0, 0.05)
+    classes = LABELS | {"num_classes": 3 if vessel_class is None else 2}
+    controlnet = ControlNet(dim, dropout=dropout, **SIZES, **classes)
+    controlnet.copy_from(base)
+    return base, ControlledUNet(base, controlnet, vessel_class).eval()
+
+
+def inputs(dim=3, size=8):
+    x = torch.randn(2, 4, *[size] * dim)
+    labels = torch.randint(0, 3, (2, *[4 * size] * dim), dtype=torch.uint8)
+    return x, torch.rand(2), torch.full((2, dim), 0.7), Conditions(labels)
+
+
+def awaken(controlled):
+    """As after training: what began at zero is not zero."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in controlled.controlnet.parameters():
+            if parameter.abs().max() == 0:
+                parameter.normal_(0, 0.2)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_at_initialisation_the_output_is_the_bases_bit_for_bit(dim, dtype):
+    base, controlled = networks(dim)
+    case = inputs(dim, size=7)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        assert torch.equal(controlled(*case), base(*case))
+    assert base(*case).abs().max() > 0.01
+
+
+def test_the_copy_has_the_bases_encoder_and_is_not_the_base():
+    base, controlled = networks()
+    copied = controlled.controlnet.state_dict()
+    weights = base.state_dict()
+    shared = [name for name in copied if name in weights]
+    assert {name.split(".")[0] for name in shared} >= {"conv_in", "down", "middle_out"}
+    for name in shared:
+        assert torch.equal(copied[name], weights[name])
+        assert copied[name].data_ptr() != weights[name].data_ptr()
+
+
+def test_the_scale_goes_from_the_base_to_the_full_control():
+    base, controlled = networks()
+    awaken(controlled)
+    case = inputs()
+    full = controlled(*case)
+    assert (full - base(*case)).abs().max() > 0.01
+    controlled.scale = 0.0
+    assert torch.equal(controlled(*case), base(*case))
+    controlled.scale = 1.0
+    assert torch.equal(controlled(*case), full)
+
+
+def test_a_dropped_label_leaves_the_base_alone():
+    base, controlled = networks()
+    awaken(controlled)
+    x, t, spacing, given = inputs()
+    given = Conditions(given.labels, keep_label=torch.tensor([0.0, 1.0]))
+    out, alone = controlled(x, t, spacing, given), base(x, t, spacing, given)
+    assert torch.equal(out[0], alone[0]) and not torch.equal(out[1], alone[1])
+    assert torch.equal(controlled(x, t, spacing), base(x, t, spacing))
+
+
+def test_a_control_of_vessels_sees_nothing_else():
+    base, controlled = networks(vessel_class=2)
+    awaken(controlled)
+    x, t, spacing, given = inputs()
+    labels = given.labels
+    others = torch.where(labels == 2, labels, 1 - labels.clamp_max(1))  # 0 and 1 swapped
+    assert not torch.equal(labels, others)
+
+    def features(of):
+        return controlled.prepare(Conditions(of), x.shape[2:], spacing).features
+
+    assert torch.equal(features(labels), features(others))
+    assert not torch.equal(features(labels), features((labels + 1) % 3))
+
+
+def test_conditions_made_once_serve_every_time_and_row():
+    _, controlled = networks()
+    awaken(controlled)
+    x, t, spacing, given = inputs()
+    given = Conditions(given.labels, keep_label=torch.tensor([0.0, 1.0]))
+    prepared = controlled.prepare(given, x.shape[2:], spacing)
+    out = controlled(x, t, spacing, given)
+    assert torch.equal(out, controlled(x, t, spacing, prepared))
+    row = controlled(x[1:], t[1:], spacing[1:], prepared.rows(torch.tensor([1])))
+    torch.testing.assert_close(row, out[1:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_copy_attends_to_the_vessels_as_the_base_does():
+    vessels = dict(vessel_attention="distance", vessel_levels=(1,), vessel_channels=16)
+    sizes = {**SIZES, "head_channels": 32, **vessels}
+    torch.manual_seed(0)
+    base = UNet(3, spade_hidden=8, **sizes, **LABELS)
+    torch.nn.init.normal_(base.conv_out.weight)
+    controlnet = ControlNet(3, **sizes, **LABELS)
+    controlnet.copy_from(base)
+    controlled = ControlledUNet(base, controlnet, None).eval()
+    x, t, spacing, given = inputs()
+    tokens = {
+        "position_mm": 5 * torch.randn(2, 7, 3),
+        "radius_mm": torch.rand(2, 7) + 0.5,
+        "tangent": torch.nn.functional.normalize(torch.randn(2, 7, 3), dim=2),
+        "root_distance_mm": 10 * torch.rand(2, 7),
+        "mask": torch.arange(7)[None] < torch.tensor([[7], [3]]),
+    }
+    given = Conditions(given.labels, tokens)
+    assert torch.equal(controlled(x, t, spacing, given), base(x, t, spacing, given))
+    awaken(controlled)
+
+    def residuals(conditions):
+        prepared = controlled.prepare(conditions, x.shape[2:], spacing)
+        return controlled.controlnet(x, t, spacing, prepared.features, prepared.control)
+
+    elsewhere = {**tokens, "position_mm": -tokens["position_mm"]}
+    here, there = residuals(given), residuals(Conditions(given.labels, elsewhere))
+    assert not torch.equal(here[-1], there[-1])
+
+
+def test_a_step_moves_the_control_and_never_the_base():
+    base, controlled = networks(dropout=0.5)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    controlled.train()
+    assert controlled.controlnet.training and not base.training
+    trainable = [p for p in controlled.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trainable, lr=1.0)
+    case = inputs()
+    losses = []
+    for _ in range(3):
+        loss = (controlled(*case) - 1).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    # First the zero convolutions, then through them the copy, then the encoder of the control.
+    assert all(p.grad.abs().max() > 0 for p in controlled.controlnet.to_residuals.parameters())
+    assert controlled.controlnet.control_encoder.layers[-1].weight.grad.abs().max() > 0
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    assert all(p.grad is None for p in base.parameters())
+
+
+@pytest.fixture(scope="module")
+def stage_3(workplace, stage_2):
+    """last.ckpt of a stage-3 run of eight steps on stage_2."""
+    text = (workplace / "s2.yml").read_text(encoding="utf-8").replace("stage: 2", "stage: 3")
+    text += f"control: {{base: {stage_2}}}\n"
+    (workplace / "s3.yml").write_text(text.replace("learning_rate: 1e-3", "learning_rate: 1e-2"))
+    train.main(["--config", str(workplace / "s3.yml"), "--run-dir", str(workplace / "s3")])
+    return workplace / "s3" / "checkpoints" / "last.ckpt"
+
+
+def validation_losses(checkpoint):
+    text = (checkpoint.parent.parent / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = map(json.loads, text.splitlines())
+    return [row["loss"] for row in rows if row["split"] == "validation"]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_training_starts_at_the_bases_loss_and_keeps_its_weights(stage_2, stage_3):
+    losses = validation_losses(stage_3)
+    assert losses[0] == validation_losses(stage_2)[-1]
+    assert losses[-1] < losses[0]
+    averaged, base = (weights_to_use(load(path)["phases"]["unet"]) for path in (stage_3, stage_2))
+    for name, value in base.items():
+        assert torch.equal(averaged[f"base.{name}"], value)
+    assert list((stage_3.parent.parent / "panels").glob("*.png"))
+
+
+def test_one_copy_of_the_base_is_written(stage_2, stage_3):
+    phase = load(stage_3)["phases"]["unet"]
+    name = "base.conv_in.weight"
+    assert weights_to_use(phase)[name].data_ptr() == phase["module"][name].data_ptr()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(workplace, stage_3, tmp_path):
+    half = stage_3.parent / "epoch_00001.ckpt"
+    config = str(workplace / "s3.yml")
+    train.main(["--config", config, "--run-dir", str(tmp_path), "--resume", str(half)])
+    again = load(tmp_path / "checkpoints" / "last.ckpt")["phases"]["unet"]
+    done = load(stage_3)["phases"]["unet"]
+    for weights, others in (
+        (done["module"], again["module"]),
+        (weights_to_use(done), weights_to_use(again)),
+    ):
+        assert all(torch.equal(others[name], value) for name, value in weights.items())
+
+
+def test_one_file_samples_with_a_scale_and_guidance(workplace, stage_2, stage_3, tmp_path):
+    labels = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
+    base, controlled = Pipeline.load(stage_2), Pipeline.load(stage_3)
+    alone = base.synthesize(labels, seed=1).array
+    assert np.array_equal(controlled.synthesize(labels, seed=1, control_scale=0.0).array, alone)
+    full = controlled.synthesize(labels, seed=1)
+    assert not np.array_equal(full.array, alone)
+    assert np.array_equal(controlled.synthesize(labels, seed=1).array, full.array)
+    guided = controlled.synthesize(labels, seed=1, guidance_label=3.0)
+    assert not np.array_equal(guided.array, full.array)
+    blank = controlled.synthesize(None, seed=1).array  # no labels, no control
+    assert np.array_equal(blank, base.synthesize(None, seed=1).array)
+    with pytest.raises(InputError, match="no ControlNet"):
+        base.synthesize(labels, control_scale=0.5)
+
+    common = ["--model", str(stage_3), "--control-scale", "0.5", "--output-dir", str(tmp_path)]
+    synthesize.main(common)
+    record = json.loads(sorted(tmp_path.glob("*.json"))[0].read_text(encoding="utf-8"))
+    assert record["settings"]["control_scale"] == 0.5
+
+
+def refused(*arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        train.main([str(argument) for argument in arguments])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_base_that_does_not_fit_is_refused_by_name(workplace, stage_1, stage_3, tmp_path):
+    config = ["--config", workplace / "s3.yml", "--run-dir", tmp_path / "run"]
+    assert "control.base: not set" in refused(*config, "control.base=null")
+    assert "none.ckpt" in refused(*config, "control.base=none.ckpt")
+    assert "one of stage 2 is needed" in refused(*config, f"control.base={stage_1}")
+    line = refused(*config, "unet.channels=[16, 24]")
+    assert "control.base" in line and "unet.channels [16, 16]" in line and "make them equal" in line
+    line = refused(*config, "latent_mode=diffusion", "sampling.solver=ddim")
+    assert "latent_mode flow" in line
+    assert "flow.sigma_min" in refused(*config, "flow.sigma_min=0.1")

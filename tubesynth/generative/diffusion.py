@@ -1,0 +1,139 @@
+"""Denoising diffusion in discrete time: schedules, what is predicted, ancestral and DDIM sampling.
+
+Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM, arXiv 2010.02502), Nichol and Dhariwal 2021 (cosine),
+Salimans and Ho 2022 (v), Lin et al. 2024 (zero terminal SNR, trailing steps, arXiv 2305.08891).
+Timestep k = 0 .. T - 1 has x = sqrt(alpha_bar_k) x_0 + sqrt(1 - alpha_bar_k) eps, the state after
+k + 1 noising steps. As everywhere in this project t = 0 is noise and t = 1 is data, so the network
+is told t = 1 - (k + 1) / T, and its time embedding gets 1000 t.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tubesynth.generative.flow import expand
+from tubesynth.generative.objective import Network, Sampling, mean_error
+
+
+def scaled_linear(num_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
+    """alpha_bar (T,) float64: the betas' square roots are evenly spaced (Rombach et al. 2022)."""
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
+    return torch.cumprod(1 - roots.square(), 0)
+
+
+def cosine(num_timesteps: int) -> Tensor:
+    """alpha_bar (T,) float64 (Nichol and Dhariwal 2021, eq. 17; betas at most 0.999)."""
+    u = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
+    f = torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
+    return torch.cumprod((f[1:] / f[:-1]).clamp_min(1 - 0.999), 0)
+
+
+def zero_terminal(alpha_bar: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha_bar) so that the last step is pure noise and the first stays (Lin
+    et al. 2024, algorithm 1).
+    """
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
+
+
+def spaced(num_timesteps: int, steps: int, spacing: str) -> list[int]:
+    """Timesteps to visit, descending (Lin et al. 2024, section 3.3).
+
+    trailing begins at the last timestep, the one a sample's pure noise belongs to; leading, the
+    spacing of the DDIM paper's code, ends at timestep 0 and begins short of the last one.
+    """
+    if spacing == "trailing":
+        return [round(num_timesteps - i * num_timesteps / steps) - 1 for i in range(steps)]
+    return [i * (num_timesteps // steps) for i in reversed(range(steps))]
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """An Objective (objective.py). prediction: epsilon, or v = sqrt(ab) eps - sqrt(1 - ab) x_0."""
+
+    schedule: str = "scaled_linear"  # or cosine
+    num_timesteps: int = 1000
+    beta_start: float = 0.0015  # of scaled_linear
+    beta_end: float = 0.0195
+    prediction: str = "epsilon"
+    zero_terminal_snr: bool = False
+    norm: str = "l2"
+
+    @property
+    def target(self) -> str:
+        return self.prediction
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """(T,) float64: the share of signal in the variance at each timestep."""
+        if self.schedule == "cosine":
+            alpha_bar = cosine(self.num_timesteps)
+        else:
+            alpha_bar = scaled_linear(self.num_timesteps, self.beta_start, self.beta_end)
+        return zero_terminal(alpha_bar) if self.zero_terminal_snr else alpha_bar
+
+    def time_of(self, timestep):
+        """k -> t, for a tensor or a number."""
+        return 1 - (timestep + 1) / self.num_timesteps
+
+    def timestep_of(self, t: Tensor) -> Tensor:
+        """t (B,) in [0, 1) -> the nearest k (B,)."""
+        k = torch.round((1 - t.double()) * self.num_timesteps).long() - 1
+        return k.clamp(0, self.num_timesteps - 1)
+
+    def times(self, u: Tensor) -> Tensor:
+        """Every timestep alike: (B,) uniform numbers in [0, 1) -> (B,) times."""
+        return self.time_of(torch.floor(u * self.num_timesteps).clamp_max(self.num_timesteps - 1))
+
+    def pair(self, noise: Tensor, data: Tensor) -> Tensor:
+        return noise
+
+    def loss(
+        self, network: Network, data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        k = self.timestep_of(t)
+        alpha_bar = self.alpha_bar.to(data.device)[k]
+        signal = expand(alpha_bar.sqrt().to(data.dtype), data)
+        sigma = expand((1 - alpha_bar).sqrt().to(data.dtype), data)
+        x_t = signal * data + sigma * noise
+        target = noise if self.prediction == "epsilon" else signal * noise - sigma * data
+        return mean_error(network(x_t, self.time_of(k).to(t.dtype)), target, self.norm, weight)
+
+    def split(self, x: Tensor, prediction: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor]:
+        """The data x_0 and the noise that the network's prediction at x stands for."""
+        signal, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        if self.prediction == "epsilon":
+            return (x - sigma * prediction) / signal, prediction
+        return signal * x - sigma * prediction, sigma * x + signal * prediction
+
+    def sample(
+        self,
+        network: Network,
+        noise: Tensor,
+        sampling: Sampling,
+        random: torch.Generator,
+        callback=None,
+    ) -> tuple[Tensor, int]:
+        """Steps of Song et al. 2021, eq. 12 and 16: eta = 0 is DDIM, eta = 1 is the ancestral
+        sampling of DDPM with the posterior's own variance, on any subset of the timesteps.
+        """
+        eta = 1.0 if sampling.solver == "ddpm" else sampling.eta
+        visited = spaced(self.num_timesteps, sampling.steps, sampling.timesteps)
+        levels = [*self.alpha_bar[visited].tolist(), 1.0]  # after the last step there is no noise
+        x = noise
+        for i, k in enumerate(visited):
+            t = torch.full((len(x),), self.time_of(k), device=x.device, dtype=torch.float32)
+            now, after = levels[i], levels[i + 1]
+            data, eps = self.split(x, network(x, t).float(), now)
+            variance = eta**2 * (1 - after) / (1 - now) * (1 - now / after)
+            x = math.sqrt(after) * data + math.sqrt(1 - after - variance) * eps
+            if variance > 0:
+                fresh = torch.randn(x.shape, generator=random, device=random.device)
+                x = x + math.sqrt(variance) * fresh.to(x.device)
+            if callback:
+                last = i == len(visited) - 1
+                callback(1.0 if last else self.time_of(visited[i + 1]), x)
+        return x, len(visited)

@@ -1,0 +1,28 @@
+"""Where on the way from noise (t = 0) to data (t = 1) a flow is trained, and where a solver stops.
+
+Esser et al. 2024 (arXiv 2403.03206), section 3.1 and eq. 23, mirrored: their t = 1 is noise.
+"""
+
+import torch
+from torch import Tensor
+
+
+def logit_normal(u: Tensor, mean: float, std: float) -> Tensor:
+    """Quantile function of the logit-normal density: uniform u in [0, 1) -> t with
+    logit(t) ~ N(mean, std). A negative mean favours noise, a positive one data.
+    """
+    return torch.sigmoid(mean + std * torch.special.ndtri(u))
+
+
+def shift_times(t, shift: float):
+    """t / (t + shift (1 - t)), for a tensor or a number: shift above 1 moves times towards noise.
+
+    A latent of m cells has as much signal left at the shifted time as one of n cells at t, for
+    shift = sqrt(m / n): many cells drown in noise later, since neighbours tell the same.
+    """
+    return t / (t + shift * (1 - t))
+
+
+def time_grid(steps: int, shift: float = 1.0) -> list[float]:
+    """steps + 1 times from 0 to 1, evenly spaced and then shifted."""
+    return [shift_times(i / steps, shift) for i in range(steps + 1)]
