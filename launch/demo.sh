@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole job in small: phantoms, stage 1 in two phases, stage 2, reconstruction, synthesis, scores and pictures.
 #   bash launch/demo.sh            everything goes to demo/; a second run reuses what is there
-# 10 to 14 minutes on 2 CPU cores once .venv is made, faster on a GPU.
+# About 8 minutes on 2 free CPU cores once .venv is made, faster on a GPU.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 # Waiting threads sleep instead of spinning: on two busy cores spinning costs a step several times over.

@@ -68,6 +68,8 @@ def config_of(args: argparse.Namespace) -> Config:
         if flag is not None:
             overrides.append(f"{key}='{flag}'" if isinstance(flag, str) else f"{key}={flag}")
     config = load_config(args.config, overrides)
+    if config.stage == "segmenter":
+        raise InputError(f"{args.config}: of the segmenter: python -m tubesynth.segment trains it")
     for name in ("stage", "dim"):
         wanted = getattr(args, name)
         if wanted is not None and wanted != getattr(config, name):
