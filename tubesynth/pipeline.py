@@ -33,7 +33,7 @@ from tubesynth.config import (
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields, vessel_token_source
 from tubesynth.errors import InputError
-from tubesynth.generative.guidance import guided, sides
+from tubesynth.generative.guidance import Side, guided, sides
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.scale import LatentScale
@@ -230,27 +230,16 @@ class Pipeline:
             changes = {"time_grid": None, **changes}  # a grid that is given says its own number
         sampling = replace(sampling or config.sampling, **changes)
         check_sampling(config, sampling, "this model")
-        takes_vessels = uses_vessels(config.unet)
-        if vessels is not None and not takes_vessels:
+        has_vessels = uses_vessels(config.unet) and not (labels is None and vessels is None)
+        if vessels is not None and not has_vessels:
             raise InputError(
                 "this model was trained without vessels (unet.vessel_attention, vessel_fields):"
                 " give labels alone"
             )
-        has_vessels = takes_vessels and not (labels is None and vessels is None)
         weights = sides(
             None if labels is None else guidance_label, guidance_vessel if has_vessels else None
         )
-        mode, objective = config.latent_mode, config.objective
-        if objective.label_dropout == 0 and not all(side.label for side in weights):
-            raise InputError(
-                f"this model was trained without {mode}.label_dropout, so it has no side without"
-                " labels: give labels, and leave --guidance-label at 1"
-            )
-        if takes_vessels and objective.vessel_dropout == 0 and not all(s.vessels for s in weights):
-            raise InputError(
-                f"this model was trained without {mode}.vessel_dropout, so it has no side without"
-                " vessels: leave --guidance-label and --guidance-vessel at 1"
-            )
+        self._check_sides(weights)
         prepared = self._blank(spacing, resolution) if labels is None else labels
         prepared = self.prepare_labels(prepared, spacing, resolution)
         factor = self.autoencoder.factor
@@ -286,6 +275,22 @@ class Pipeline:
                 (lambda t, x: callback(t, decode(x))) if callback else None,
             )
             return Sample(decode(latents), prepared, evaluations)
+
+    def _check_sides(self, weights: list[Side]) -> None:
+        """InputError where a side leaves out a condition that the model never had to do without."""
+        mode, objective = self.config.latent_mode, self.config.objective
+        if objective.label_dropout == 0 and not all(side.label for side in weights):
+            raise InputError(
+                f"this model was trained without {mode}.label_dropout, so it has no side without"
+                " labels: give labels, and leave --guidance-label at 1"
+            )
+        if not uses_vessels(self.config.unet):
+            return
+        if objective.vessel_dropout == 0 and not all(side.vessels for side in weights):
+            raise InputError(
+                f"this model was trained without {mode}.vessel_dropout, so it has no side without"
+                " vessels: leave --guidance-label and --guidance-vessel at 1"
+            )
 
     def _blank(self, spacing, resolution) -> Volume:
         data = self.config.data
