@@ -1,9 +1,8 @@
 """The tables of docs/results.md: what each choice does, with the same steps, data and seeds.
 
-    python -m tubesynth.phantom --output-dir bench/slabs --cases 60 --validation-fraction 0.2 \\
-        --seed 11 --resolution 80 80 28 --spacing 1.4 1.4 1.4
-    python tests/bench/ablations.py stage-1 --data bench/slabs --output-dir bench/stage_1
-    python tests/bench/ablations.py stage-2 --data bench/slabs --output-dir bench/stage_2 \\
+    python tests/bench/coronary_boxes.py --output-dir bench/boxes
+    python tests/bench/ablations.py stage-1 --data bench/boxes --output-dir bench/stage_1
+    python tests/bench/ablations.py stage-2 --data bench/boxes --output-dir bench/stage_2 \\
         --autoencoder bench/stage_1/kl_weighted_seed0/checkpoints/last.ckpt --seeds 0 1
 
 Runs go through the commands that users have, --jobs at a time with one thread each; what is there
