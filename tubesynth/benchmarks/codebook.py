@@ -14,7 +14,7 @@ from tubesynth.errors import InputError
 
 CASES = ("eval", "train")
 PEER_BYTES_PER_PAIR = 16  # distances, and one-hot rows as int64 and float32
-SHARE_OF_MEMORY = 0.9  # of what is free, for the peer
+SHARE_OF_MEMORY = 0.6  # of what is free, for the peer: its result comes on top
 DECAY = 0.5
 
 
