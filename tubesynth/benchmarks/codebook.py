@@ -19,7 +19,6 @@ DECAY = 0.5
 
 
 def add_arguments(parser) -> None:
-    parser.set_defaults(data_dir=None)  # random vectors: no files
     add = parser.add_argument
     add("--case", nargs="+", choices=CASES, default=list(CASES))
     add("--latent", type=int, nargs=3, default=(64, 64, 32), metavar=("X", "Y", "Z"))
@@ -102,8 +101,9 @@ def usual_quantiser(vectors, codebook, follow: bool):
     """
     import torch.nn.functional as F
 
-    squares = vectors.square().sum(1, keepdim=True) + codebook.square().sum(1)
-    distances = squares - 2 * vectors @ codebook.T
+    distances = (
+        vectors.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * vectors @ codebook.T
+    )
     indices = distances.argmin(1)
     chosen = F.one_hot(indices, len(codebook)).to(vectors.dtype)
     quantised = chosen @ codebook
