@@ -53,7 +53,7 @@ class TrainConfig:
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
     channels_last: bool = False  # lay tensors out as X, Y, Z, C in memory
-    compile: bool = False  # torch.compile: minutes of waiting, then faster steps
+    compile: bool = False  # torch.compile for steps: they agree with the others to rounding
     # Optimiser steps; null: no averaged weights; of a list, the first is scored and sampled from.
     ema_half_life: float | list[float] | None = None
     log_every: int = 10  # steps
