@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from tubesynth import bench
 from tubesynth.benchmarks.autoencoder import recorded_convolutions, training_step
@@ -84,6 +85,21 @@ def test_every_convolution_of_a_step_is_counted_as_it_is_used():
     assert asked[12:16] == [(True, False)] * 4  # the generator's pass through the discriminator
     assert asked[16:] == [(False, True)] + [(True, True)] * 3
     assert [shape[0] for _, shape, *_ in calls] == [1] * 16 + [2] * 4
+
+
+def test_the_vessel_benches_say_both_sides(capfd):
+    tiny = "--size 6 6 4 --tokens 20 --channels 32 --head-channels 32 --repeats 2".split()
+    bench.main(["vessel_attention", *tiny])
+    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
+    tiny = "--resolution 16 16 16 --tokens 20 --repeats 2 --case guided".split()
+    bench.main(["sample", *config, *tiny])
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["case"] for line in lines] == ["forward", "training", "guided"]
+    for line in lines:
+        assert {*KEYS, "peer", "peer_seconds", "speedup", "memory_ratio"} <= line.keys()
+        assert line["repeats"] == 2 and line["seconds"] > 0 and line["peer_seconds"] > 0
+    difference = lines[2]["peer_seconds"] - lines[2]["seconds"]
+    assert math.isclose(lines[2]["saved_seconds"], difference, abs_tol=2e-4)
 
 
 def test_wrong_arguments_are_one_line(tmp_path):

@@ -178,10 +178,13 @@ def test_tokens_are_found_where_they_are_at_every_size(size):
         assert bias.max().abs() < 1e-4
 
 
-def test_training_gives_every_parameter_of_the_vessels_a_gradient():
+@pytest.mark.parametrize("half", [False, True])
+def test_training_gives_every_parameter_a_gradient(half):
     net = small_unet(checkpointing=True).train()
     x, t, spacing, full = case_inputs()
-    net(x, t, spacing, full).square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        out = net(x, t, spacing, full)
+    out.float().square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -288,7 +291,7 @@ def test_guided_samples_follow_the_formula(pipeline, labels):
     seen = {}
 
     def latents(w_l, w_v, **changes):
-        def keep(latents, tile=None, quantise=True):
+        def keep(latents, **_):
             seen["latents"] = latents
             return torch.zeros(1, 1, *(4 * n for n in latents.shape[2:]))
 
@@ -336,6 +339,8 @@ def test_sides_that_were_not_trained_are_refused(pipeline, labels, stage_2):
         pipeline.synthesize(None)
     with pytest.raises(InputError, match="trained without vessels"):
         Pipeline.load(stage_2).synthesize(labels, vessels=line_of_tokens(5))
+    with pytest.raises(InputError, match="leave --guidance-vessel at 1"):
+        Pipeline.load(stage_2).synthesize(labels, guidance_vessel=2.0)
 
 
 @pytest.mark.parametrize(

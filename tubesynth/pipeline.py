@@ -231,15 +231,15 @@ class Pipeline:
         sampling = replace(sampling or config.sampling, **changes)
         check_sampling(config, sampling, "this model")
         has_vessels = uses_vessels(config.unet) and not (labels is None and vessels is None)
-        if vessels is not None and not has_vessels:
+        if not uses_vessels(config.unet) and (vessels is not None or guidance_vessel != 1.0):
             raise InputError(
                 "this model was trained without vessels (unet.vessel_attention, vessel_fields):"
-                " give labels alone"
+                " give labels alone, and leave --guidance-vessel at 1"
             )
-        weights = sides(
+        parts = sides(
             None if labels is None else guidance_label, guidance_vessel if has_vessels else None
         )
-        self._check_sides(weights)
+        self._check_sides(parts)
         prepared = self._blank(spacing, resolution) if labels is None else labels
         prepared = self.prepare_labels(prepared, spacing, resolution)
         factor = self.autoencoder.factor
@@ -268,7 +268,7 @@ class Pipeline:
 
         with self._autocast():
             latents, evaluations = build_objective(config).sample(
-                self._velocity(conditions, size, spacing_mm, weights, sampling.guidance_interval),
+                self._velocity(conditions, size, spacing_mm, parts, sampling.guidance_interval),
                 noise.to(self.device),
                 sampling,
                 random,
@@ -276,17 +276,17 @@ class Pipeline:
             )
             return Sample(decode(latents), prepared, evaluations)
 
-    def _check_sides(self, weights: list[Side]) -> None:
+    def _check_sides(self, parts: list[Side]) -> None:
         """InputError where a side leaves out a condition that the model never had to do without."""
         mode, objective = self.config.latent_mode, self.config.objective
-        if objective.label_dropout == 0 and not all(side.label for side in weights):
+        if objective.label_dropout == 0 and not all(side.label for side in parts):
             raise InputError(
                 f"this model was trained without {mode}.label_dropout, so it has no side without"
                 " labels: give labels, and leave --guidance-label at 1"
             )
         if not uses_vessels(self.config.unet):
             return
-        if objective.vessel_dropout == 0 and not all(side.vessels for side in weights):
+        if objective.vessel_dropout == 0 and not all(side.vessels for side in parts):
             raise InputError(
                 f"this model was trained without {mode}.vessel_dropout, so it has no side without"
                 " vessels: leave --guidance-label and --guidance-vessel at 1"
@@ -319,39 +319,23 @@ class Pipeline:
         fields = fields[..., 0] if self.config.dim == 2 else fields
         return tokens, torch.from_numpy(fields)[None].to(self.device)
 
-    def _velocity(self, conditions: Conditions, size, spacing_mm: Tensor, weights, interval):
+    def _velocity(
+        self, conditions: Conditions, size, spacing_mm: Tensor, parts: list[Side], interval
+    ):
         """The guided velocity of one case; what time does not change is computed here, once."""
-        count = len(weights)
-
-        def repeated(x: Tensor) -> Tensor:
-            return x.expand(count, *x.shape[1:])
-
-        def flags(name: str) -> Tensor:
-            kept = [float(getattr(side, name)) for side in weights]
-            return torch.tensor(kept, device=self.device)
-
-        tokens, fields = conditions.tokens, conditions.fields
-        prepared = self.unet.prepare(
-            Conditions(
-                repeated(conditions.labels),
-                tokens and {name: repeated(values) for name, values in tokens.items()},
-                None if fields is None else repeated(fields),
-                flags("label"),
-                flags("vessels"),
-            ),
-            size,
-            repeated(spacing_mm),
-        )
+        count = len(parts)
+        kept = torch.tensor([[side.label, side.vessels] for side in parts], device=self.device)
+        told = conditions.told(*kept.float().unbind(1))
+        prepared = self.unet.prepare(told, size, spacing_mm.expand(count, -1))
+        fullest = prepared.rows(torch.tensor([0], device=self.device))
 
         def network(x, t):
-            return self.unet(x, t, repeated(spacing_mm), prepared).float()
-
-        whole = prepared.rows(torch.tensor([0], device=self.device)) if count > 1 else prepared
+            return self.unet(x, t, spacing_mm.expand(count, -1), prepared).float()
 
         def conditional(x, t):
-            return self.unet(x, t, spacing_mm, whole).float()
+            return self.unet(x, t, spacing_mm, fullest).float()
 
-        return guided(network, [side.weight for side in weights], conditional, tuple(interval))
+        return guided(network, [side.weight for side in parts], conditional, tuple(interval))
 
     def _to_volume(self, image: Tensor, affine: np.ndarray) -> Volume:
         unit = image[0, 0].float().clamp(0, 1).cpu().numpy()

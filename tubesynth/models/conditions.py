@@ -25,6 +25,16 @@ class Conditions:
     keep_label: Tensor | None = None
     keep_vessels: Tensor | None = None
 
+    def told(self, keep_label: Tensor, keep_vessels: Tensor) -> "Conditions":
+        """One case as a batch, each row told of the conditions that are kept there."""
+
+        def repeated(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.expand(len(keep_label), *x.shape[1:])
+
+        tokens = self.tokens and {name: repeated(values) for name, values in self.tokens.items()}
+        fields = repeated(self.fields)
+        return Conditions(repeated(self.labels), tokens, fields, keep_label, keep_vessels)
+
 
 @dataclass(frozen=True)
 class Prepared:
