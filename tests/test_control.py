@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from tubesynth import synthesize, train
 from tubesynth.errors import InputError
@@ -262,3 +263,11 @@ def test_a_base_that_does_not_fit_is_refused_by_name(workplace, stage_1, stage_3
     line = refused(*config, "latent_mode=diffusion", "sampling.solver=ddim")
     assert "latent_mode flow" in line
     assert "flow.sigma_min" in refused(*config, "flow.sigma_min=0.1")
+
+
+def test_a_dry_run_says_what_is_frozen_and_what_is_missing(capsys):
+    config = str(REPOSITORY / "configs" / "stage_3_3d_f4_controlnet.yml")
+    train.main(["--config", config, "--dry-run", "--stage", "3"])
+    text = capsys.readouterr().out
+    assert "(238.89 M)" in text and "(70.45 M)" in text
+    assert "stage_2_3d_f4_lfm_base/checkpoints/last.ckpt does not exist yet" in text
