@@ -265,10 +265,26 @@ def after_two_steps(number: int, workplace, *overrides):
     return stage
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_channels_last_is_another_layout_of_the_same_training(number, workplace, stage_1):
-    plain = after_two_steps(number, workplace)
-    other = after_two_steps(number, workplace, "train.channels_last=true")
+VESSELS = (
+    "data.token_step_mm=4",
+    "unet.vessel_attention=distance",
+    "unet.vessel_fields=true",
+    "unet.head_channels=16",
+)
+VARIANTS = [
+    pytest.param(1, (), id="codebook"),
+    pytest.param(1, ("autoencoder.quantizer=kl",), id="kl"),
+    pytest.param(2, (), id="labels"),
+    pytest.param(2, VESSELS, id="vessels"),
+]
+
+
+@pytest.mark.parametrize(("number", "overrides"), VARIANTS)
+def test_channels_last_is_another_layout_of_the_same_training(
+    number, overrides, workplace, stage_1
+):
+    plain = after_two_steps(number, workplace, *overrides)
+    other = after_two_steps(number, workplace, *overrides, "train.channels_last=true")
     for a, b in zip(plain.phases, other.phases, strict=True):
         laid_out = [p for p in b.module.parameters() if p.ndim == 5 and min(p.shape[1:3]) > 1]
         assert laid_out
@@ -280,8 +296,10 @@ def test_channels_last_is_another_layout_of_the_same_training(number, workplace,
         assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_compiled_stage_trains_as_it_does_without(number, workplace, stage_1, monkeypatch):
+@pytest.mark.parametrize(("number", "overrides"), VARIANTS)
+def test_a_compiled_stage_trains_as_it_does_without(
+    number, overrides, workplace, stage_1, monkeypatch
+):
     """Traced as torch.compile traces it, run op by op: the graphs alone change nothing."""
     compiled, compiler = [], torch.compile
 
@@ -290,9 +308,9 @@ def test_a_compiled_stage_trains_as_it_does_without(number, workplace, stage_1, 
         return compiler(module, backend="eager")
 
     monkeypatch.setattr(torch, "compile", traced)
-    plain = after_two_steps(number, workplace)
+    plain = after_two_steps(number, workplace, *overrides)
     assert not compiled
-    other = after_two_steps(number, workplace, "train.compile=true")
+    other = after_two_steps(number, workplace, *overrides, "train.compile=true")
     assert compiled == [phase.module for phase in other.phases]
     for a, b in zip(plain.phases, other.phases, strict=True):
         torch.testing.assert_close(a.state(), b.state(), atol=1e-6, rtol=1e-5)  # names and values
