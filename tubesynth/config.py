@@ -52,7 +52,7 @@ class TrainConfig:
     accumulate: int = 1  # batches per optimiser step
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
-    channels_last: bool = False  # in memory as X, Y, Z, C: faster convolutions
+    channels_last: bool = False  # in memory as X, Y, Z, C: faster on some machines
     compile: bool = False  # torch.compile for steps: they agree with the others to rounding
     # Optimiser steps; null: no averaged weights; of a list, the first is scored and sampled from.
     ema_half_life: float | list[float] | None = None

@@ -258,7 +258,8 @@ def fit(
     scores: dict[str, float] = {}
 
     def validate(epoch: int) -> dict[str, float]:
-        scores = stage.validate()
+        # Plain numbers: checkpoints hold nothing else, and a metric may give NumPy's.
+        scores = {name: float(value) for name, value in stage.validate().items()}
         log.scalars(position.step, epoch, "validation", scores)
         if best.improved(scores, position.step):
             save("best")
