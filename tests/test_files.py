@@ -1,6 +1,7 @@
 """Every format and every way a file can be broken: what is read, and the one line that refuses."""
 
 import gzip
+import locale
 import struct
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def test_itk_formats_have_the_world_coordinates_of_the_same_nifti(tmp_path, suff
 
 
 def write_dicom(folder, positions, series="1.2.3", slope=(1, -1024), tilt=0.0):
+    before = locale.setlocale(locale.LC_ALL)
     folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -128,6 +130,8 @@ def write_dicom(folder, positions, series="1.2.3", slope=(1, -1024), tilt=0.0):
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{series}-{i:03}.dcm"))
         writer.Execute(image)
+    # Writing DICOM leaves the process in the C locale, where text is ASCII.
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def test_dicom_folder_reads_in_hu_with_positions_as_spacing_whatever_the_file_order(tmp_path):
