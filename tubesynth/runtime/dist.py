@@ -6,6 +6,7 @@ Collectives run on all ranks or on none; files are written by rank 0.
 import datetime
 import os
 import signal
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -66,6 +67,10 @@ def start() -> torch.device:
 
 def stop() -> None:
     if dist.is_initialized():
+        if sys.exc_info()[0] is None:
+            # Ranks end together: gloo may abort one whose peer closes its connections first. After
+            # an error nobody waits: the others may be gone.
+            dist.barrier()
         dist.destroy_process_group()
 
 
