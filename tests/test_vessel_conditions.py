@@ -204,17 +204,18 @@ def test_pictures_take_vessels_too():
 
 
 def test_a_vessel_thinner_than_a_cell_shows_in_the_fields():
-    """0.5 mm through cells of 12 mm, off their middles: distance in cells as geometry has it."""
+    """0.5 mm through cells of 12 mm, off their middles: closeness as geometry has it."""
     tokens = line_of_tokens(40)
     at = np.zeros((40, 3), np.float32)
     at[:, 0], at[:, 1] = np.arange(40) - 19.5, 2.0
     tokens = VesselTokens(at, np.full(40, 0.5, np.float32), *list(vars(tokens).values())[2:])
-    distance, radius = latent_fields(tokens, (32, 32, 32), (3.0, 3.0, 3.0), 4)
-    assert distance.shape == (8, 8, 8)
+    closeness, radius = latent_fields(tokens, (32, 32, 32), (3.0, 3.0, 3.0), 4)
+    assert closeness.shape == (8, 8, 8)
     # cells' middles lie at -6 and +6 mm: 4 and 8 mm from the vessel in y, 6 mm in z
     near, far = np.hypot(4, 6) - 0.5, np.hypot(8, 6) - 0.5
-    np.testing.assert_allclose(distance[4, 4, 4], near / 12, atol=1e-5)
-    np.testing.assert_allclose(distance[4, 3, 4], far / 12, atol=1e-5)
+    np.testing.assert_allclose(closeness[4, 4, 4], 1 - near / 36, atol=1e-5)
+    np.testing.assert_allclose(closeness[4, 3, 4], 1 - far / 36, atol=1e-5)
+    assert (closeness[4, 0, 0], radius[4, 0, 0]) == (0, 0)  # out of reach
     np.testing.assert_allclose(radius[4, 4, 4], 0.5 / 12, atol=1e-5)
 
 

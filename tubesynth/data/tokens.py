@@ -10,7 +10,7 @@ from tubesynth.data.volumes import TokenSource
 from tubesynth.volume.vessels import VesselTokens, extract_tokens, vessel_fields
 
 FORMAT = 1  # raise it when the same label map would give other tokens
-FIELD_REACH_CELLS = 3.0  # distances further from a vessel's wall are as good as none
+FIELD_REACH_CELLS = 3.0  # further from a vessel's wall is as good as none
 
 
 def vessel_token_source(vessel_class: int, step_mm: float) -> TokenSource:
@@ -25,13 +25,17 @@ def _extract(labels: np.ndarray, affine: np.ndarray, vessel_class: int, step_mm:
 
 
 def latent_fields(tokens: VesselTokens, shape, spacing, factor: int) -> np.ndarray:
-    """(2, x, y, z) float32 for latents of a volume of shape (3,) voxels and spacing (3,) mm: signed
-    distance to the vessels and their radius, in cells (the geometric mean of a cell's sides).
+    """(2, x, y, z) float32 for latents of a volume of shape (3,) voxels and spacing (3,) mm:
+    closeness to the nearest vessel, and its radius in cells (the geometric mean of a cell's sides).
 
-    An axis of one voxel, as pictures have it, stays one.
+    Closeness is 1 on the vessel's wall, more inside it, and falls to 0 within FIELD_REACH_CELLS, so
+    that both fields are 0 wherever no vessel is near. An axis of one voxel, as pictures have it,
+    stays one.
     """
     step = np.where(np.asarray(shape) > 1, factor, 1)
     sides_mm = np.asarray(spacing) * step
     cell_mm = float(np.prod(sides_mm[step > 1]) ** (1 / max(1, (step > 1).sum())))
     grid = tuple(int(n) for n in np.asarray(shape) // step)
-    return vessel_fields(tokens, grid, sides_mm, FIELD_REACH_CELLS * cell_mm) / cell_mm
+    reach_mm = FIELD_REACH_CELLS * cell_mm
+    distance, radius = vessel_fields(tokens, grid, sides_mm, reach_mm)
+    return np.stack([1 - distance / reach_mm, radius / cell_mm])

@@ -26,6 +26,20 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
+def he_init(module: nn.Module) -> None:
+    """He et al. 2015 for ReLU, of one convolution; for `Module.apply`.
+
+    Where nothing normalises between layers, PyTorch's default lets the signal fade with depth.
+    """
+    if isinstance(module, nn.modules.conv._ConvNd):
+        transposed = isinstance(module, tuple(CONV_TRANSPOSE.values()))
+        # An output voxel of a transposed convolution is met by kernel / stride of the taps.
+        taps = math.prod(module.kernel_size) / (math.prod(module.stride) if transposed else 1)
+        nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
     """GroupNorm of up to 32 groups of at least four channels each (as EDM has it)."""
     groups = math.gcd(32, max(1, channels // 4))

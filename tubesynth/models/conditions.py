@@ -16,7 +16,8 @@ from tubesynth.models.vessel_tokens import Tokens
 @dataclass(frozen=True)
 class Conditions:
     """labels (B, fX, ...) uint8 class indices; tokens, padded, with their mask; fields
-    (B, 2, X, ...) signed distance and radius in latent cells; keep_* (B,) in {0, 1}, None: all.
+    (B, 2, X, ...) closeness and radius of the vessels, as data/tokens.py draws them;
+    keep_* (B,) in {0, 1}, None: all.
     """
 
     labels: Tensor | None = None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV, conv, group_norm
+from tubesynth.models.blocks import CONV, conv, group_norm, he_init
 
 POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -40,7 +40,7 @@ class LabelEncoder(nn.Module):
             layers += [CONV[dim](width, level_width, padding=1, **kernel), nn.SiLU()]
             width = level_width
         layers.append(conv(dim, width, channels[-1]))
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers).apply(he_init)
 
     def forward(self, labels: Tensor) -> Tensor:
         dtype = self.layers[0].weight.dtype
@@ -50,15 +50,18 @@ class LabelEncoder(nn.Module):
 class FieldEncoder(nn.Module):
     """Vessel fields (B, 2, X, ...) at latent resolution -> features (B, channels, X, ...).
 
-    They are drawn at the resolution that they steer: the distance at the middle of a cell says
-    where in the cell, or beside it, a vessel thinner than the cell runs.
+    They are drawn at the resolution that they steer: the closeness at the middle of a cell says
+    where in the cell, or beside it, a vessel thinner than the cell runs. Without biases, since
+    where both fields are 0 there is nothing to add to what the label map says.
     """
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            conv(dim, 2, channels), nn.SiLU(), conv(dim, channels, channels)
-        )
+            conv(dim, 2, channels, bias=False),
+            nn.SiLU(),
+            conv(dim, channels, channels, bias=False),
+        ).apply(he_init)
 
     def forward(self, fields: Tensor) -> Tensor:
         return self.layers(fields)
@@ -74,7 +77,7 @@ class Spade(nn.Module):
         super().__init__()
         self.dim = dim
         self.norm = group_norm(channels, affine=False)
-        self.shared = nn.Sequential(conv(dim, label_channels, hidden), nn.ReLU())
+        self.shared = nn.Sequential(conv(dim, label_channels, hidden), nn.ReLU()).apply(he_init)
         self.to_scale_shift = conv(dim, hidden, 2 * channels)
 
     def modulation(self, label_features: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, run
+from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, he_init, run
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
 from tubesynth.models.quantizers.gaussian import GaussianPosterior
@@ -87,17 +87,12 @@ class Decoder(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 for ReLU, and silent residual branches.
+    """As ReLU needs it, and silent residual branches.
 
-    Without a normalisation anywhere, PyTorch's default lets the signal fade with depth: codes
-    collapse to one and hundreds of steps go by before the decoder hears anything.
+    With PyTorch's default, codes collapse to one and hundreds of steps go by before the decoder
+    hears anything.
     """
-    if isinstance(module, nn.modules.conv._ConvNd):
-        transposed = isinstance(module, tuple(CONV_TRANSPOSE.values()))
-        # An output voxel of a transposed convolution is met by kernel / stride of the taps.
-        taps = math.prod(module.kernel_size) / (math.prod(module.stride) if transposed else 1)
-        nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
-        nn.init.zeros_(module.bias)
+    he_init(module)
     if isinstance(module, ResidualUnit):
         nn.init.zeros_(module.conv_out.weight)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubesynth.errors import InputError
 
-FORMAT = 2  # 1 held a single average and no best score
+FORMAT = 3  # 1: a single average, no best score; 2: vessel fields as distances
 
 
 def save(state: dict, path: Path) -> None:

@@ -27,7 +27,7 @@ from tubesynth.training.autoencoder import build_autoencoder
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
 from tubesynth.volume.vessels import VesselTokens
 
-FORMAT = 2  # raise it when the same case and autoencoder would give other latents
+FORMAT = 3  # raise it when the same case and autoencoder would give other latents
 
 
 class FrozenAutoencoder:
