@@ -85,7 +85,8 @@ def main() -> None:
         folder = args.output_dir / f"{name}_seed{seed}"
         result = folder / "scores.json"
         if not result.is_file():
-            scores = score(args, folder, [*table.variants[name], f"seed={seed}"])
+            overrides = [*table.variants[name], *args.overrides, f"seed={seed}"]
+            scores = score(args, folder, overrides)
             result.write_text(json.dumps(scores, indent=1), encoding="utf-8")
         return name, json.loads(result.read_text(encoding="utf-8"))
 
@@ -165,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--autoencoder", type=Path, help="stage-2: checkpoint of stage 1")
     parser.add_argument("--variants", nargs="+", help="default: all")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2)
     return parser.parse_args()
