@@ -11,7 +11,7 @@ from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of, lines, run_command
 
 from tubesynth import reconstruct, synthesize, train
-from tubesynth.config import load_config
+from tubesynth.config_loading import load_config
 from tubesynth.errors import InputError
 from tubesynth.models.vqvae import VQVAE, space_to_depth
 from tubesynth.pipeline import Pipeline

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tubesynth import cache
-from tubesynth.config import load_config
+from tubesynth.config_loading import load_config
 from tubesynth.data.store import Store
 from tubesynth.errors import InputError
 from tubesynth.runtime import checkpoint

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tubesynth.config import config_from_plain, load_config, vessel_class
+from tubesynth.config import vessel_class
+from tubesynth.config_loading import config_from_plain, load_config
 from tubesynth.errors import InputError
+from tubesynth.models.distance_bias import bias_channels
 from tubesynth.strict import dump, read_yaml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yml"))
@@ -56,6 +58,7 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
     ("text", "key"),
     [
         ("stage: 7\n", "stage"),
+        ("stage: [1]\n", "stage"),
         ("stage: 1\ndata: {resolution: [64, 64]}\n", "data.resolution"),
         ("stage: 1\ndata: {resolution: [66, 64, 64]}\n", "data.resolution"),
         ("stage: 1\ndata: {hu_window: [100, -100]}\n", "data.hu_window"),
@@ -82,6 +85,7 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 2\ntrain: {panel_cases: 0}\n", "train.panel_cases"),
         ("stage: 2\ndata: {crop: [64, 64, 64]}\n", "data.crop"),
         ("stage: 2\nunet: {head_channels: 48}\n", "unet.head_channels"),
+        ("stage: 2\nunet: {head_channels: 0}\n", "unet.head_channels"),
         ("stage: 2\nflow: {coupling: optimal_transport}\n", "data.batch_size"),
         ("stage: 2\nflow: {vessel_weight: 0}\n", "flow.vessel_weight"),
         ("stage: 2\nflow: {label_dropout: 2}\n", "flow.label_dropout"),
@@ -105,6 +109,22 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
 )
 def test_wrong_values_are_named_by_key(tmp_path, text, key):
     assert key in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_head_must_have_channels_beside_those_of_the_distance_bias(dim, tmp_path):
+    text = "stage: 2\nunet: {attention_levels: [0], vessel_attention: distance}\n"
+    path = write(tmp_path, text)
+    size = [f"dim={dim}", f"data.resolution={[64] * dim}", f"data.spacing={[1.0] * dim}"]
+
+    def load(head):
+        heads = [f"unet.head_channels={head}", f"unet.channels=[{4 * head}]"]
+        return load_config(path, [*size, *heads, "data.token_step_mm=1.0"])
+
+    taken = bias_channels(dim)
+    assert load(taken + 1).unet.head_channels == taken + 1
+    with pytest.raises(InputError, match=f"unet.head_channels: {taken} .* the {taken} channels"):
+        load(taken)
 
 
 def test_a_malformed_override_is_refused(tmp_path):

@@ -10,16 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tubesynth"
 BOTTOM = {"errors"}
+CONFIG = {"config", "config_loading"}
 FIVE = {"volume", "models", "generative", "losses", "runtime"}
 MAY_IMPORT = {
     "errors": set(),
     "strict": BOTTOM,
-    "config": BOTTOM | {"strict"},
+    "config": BOTTOM,
+    "config_checks": BOTTOM | {"config"},
+    "config_loading": BOTTOM | {"strict", "config", "config_checks"},
     **{part: BOTTOM | {part} for part in FIVE},
     "data": BOTTOM | FIVE | {"data"},
     "metrics": BOTTOM | FIVE | {"metrics"},
     "report": BOTTOM | FIVE | {"metrics", "report"},
-    "training": BOTTOM | FIVE | {"data", "metrics", "config", "strict", "training"},
+    "training": BOTTOM | FIVE | CONFIG | {"data", "metrics", "strict", "training"},
 }
 LOSSES_AND_MODELS_KNOW_NO_PROCESS = {"models", "losses", "generative", "volume"}
 

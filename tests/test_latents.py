@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config import load_config
+from tubesynth.config_loading import load_config
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.volumes import LATENTS
 from tubesynth.errors import InputError

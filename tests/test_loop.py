@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tubesynth.config import TrainConfig, load_config
+from tubesynth.config import TrainConfig
+from tubesynth.config_loading import load_config
 from tubesynth.errors import InputError
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.ema import Ema, weights_to_use

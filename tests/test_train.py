@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config import STAGES, load_config
+from tubesynth.config import STAGES
+from tubesynth.config_loading import load_config
 from tubesynth.errors import InputError
 from tubesynth.train import main
 from tubesynth.training.inputs import Volumes

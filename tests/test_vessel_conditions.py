@@ -6,7 +6,7 @@ import torch
 from conftest import REPOSITORY
 
 from tubesynth import synthesize
-from tubesynth.config import load_config
+from tubesynth.config_loading import load_config
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields
 from tubesynth.errors import InputError

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tubesynth.config import load_config
+from tubesynth.config_loading import load_config
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, volume_key
 from tubesynth.errors import InputError, run_command

@@ -1,19 +1,18 @@
 """The configuration of a run: one dataclass a section, with every default in sight.
 
-A YAML file names what differs from the defaults; `section.key=value` on the command line goes on
-top. strict.py checks keys and types, `check` below checks the values against each other. Only
-commands, training/ and pipeline read this.
-
-    config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
+A YAML file names what differs from the defaults (config_loading.py); whether values fit each other
+is asked by config_checks.py. Only commands, training/ and pipeline read this.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-from tubesynth.errors import InputError
-from tubesynth.strict import apply_overrides, build, read_yaml
+FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+DiffusionSampler = Literal["ddpm", "ddim"]
+FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
+
+# What a run may start anew although it resumes another run's weights.
+RESTARTS = ("schedule", "epochs", "optimisers")
 
 
 @dataclass
@@ -64,19 +63,8 @@ class TrainConfig:
     best_score: str = "loss"  # of validation; decides what best.ckpt is: see BEST_SCORES
     keep: int = 2  # periodic checkpoints that stay on disk
     max_bad_steps: int = 20  # non-finite steps in a row that are skipped before the run stops
-    restart: list[str] = field(
-        default_factory=list
-    )  # on --resume with another config: see RESTARTS
-
-
-PERCEPTUAL_LEAST_SIDE = 31  # voxels: AlexNet's last pooling needs them
-
-FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
-DiffusionSampler = Literal["ddpm", "ddim"]
-FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
-
-# What a run may start anew although it resumes another run's weights.
-RESTARTS = ("schedule", "epochs", "optimisers")
+    # What starts anew on --resume with another config: some of RESTARTS.
+    restart: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -261,22 +249,6 @@ class SegmenterConfig(Config):
 STAGES = {1: Stage1Config, 2: Stage2Config, 3: Stage3Config, "segmenter": SegmenterConfig}
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """Read, override, type and check a config; InputError names file and key."""
-    content = apply_overrides(read_yaml(path), list(overrides))
-    return config_from_plain(content, str(path))
-
-
-def config_from_plain(content: dict, source: str) -> Config:
-    """A checked config from nested plain values (a YAML file, or a checkpoint)."""
-    stage = content.get("stage")
-    if stage not in STAGES:
-        raise InputError(f"{source}: stage: expected one of {list(STAGES)}, got {stage!r}")
-    config = build(STAGES[stage], content, source)
-    check(config, source)
-    return config
-
-
 def vessel_class(data: DataConfig) -> int:
     """The class index of the vessels: configured, never read off a volume."""
     return data.num_classes - 1 if data.vessel_class is None else data.vessel_class
@@ -297,277 +269,3 @@ def uses_vessels(unet: UNetConfig) -> bool:
 def half_lives(setting: float | list[float] | None) -> list[float]:
     """train.ema_half_life as a list, empty where it is null."""
     return setting if isinstance(setting, list) else [] if setting is None else [setting]
-
-
-def check(config: Config, source: str) -> None:
-    """InputError where values contradict each other, with key, value and remedy."""
-
-    def require(condition: bool, message: str):
-        if not condition:
-            raise InputError(f"{source}: {message}")
-
-    data, train = config.data, config.train
-    require(config.dim in (2, 3), f"dim: expected 2 or 3, got {config.dim}")
-    for key in ("resolution", "spacing", "crop"):
-        value = getattr(data, key)
-        if value is not None:
-            require(
-                len(value) == config.dim and min(value) > 0,
-                f"data.{key}: expected {config.dim} positive numbers (the dim), got {value}",
-            )
-    low, high = data.hu_window if len(data.hu_window) == 2 else (0, 0)
-    require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")
-    require(data.num_classes >= 2, f"data.num_classes: expected at least 2, got {data.num_classes}")
-    require(
-        0 < vessel_class(data) < data.num_classes,
-        f"data.vessel_class: {data.vessel_class} is not a foreground class of {data.num_classes}",
-    )
-    for section, keys in (
-        (data, ("batch_size",)),
-        (
-            train,
-            (
-                "epochs",
-                "accumulate",
-                "log_every",
-                "validate_every",
-                "panel_every",
-                "panel_cases",
-                "save_every",
-            ),
-        ),
-    ):
-        for key in keys:
-            name = "data" if section is data else "train"
-            require(getattr(section, key) >= 1, f"{name}.{key}: must be at least 1")
-    require(
-        train.best_score in config.BEST_SCORES,
-        f"train.best_score: '{train.best_score}' is unknown: choose from"
-        f" {list(config.BEST_SCORES)}",
-    )
-    averages = half_lives(train.ema_half_life)
-    require(
-        all(steps > 0 for steps in averages) and len(set(averages)) == len(averages),
-        f"train.ema_half_life: expected numbers of steps above 0, no two alike, got {averages}",
-    )
-    for item in train.restart:
-        require(
-            item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"
-        )
-    require(
-        data.token_step_mm is None or data.token_step_mm > 0,
-        f"data.token_step_mm: expected a length in mm, got {data.token_step_mm}",
-    )
-    for key in ("flip", "rotate90", "intensity"):
-        value = getattr(data.augment, key)
-        require(0 <= value <= 1, f"data.augment.{key}: a probability, got {value}")
-
-    if isinstance(config, Stage1Config):
-        model = config.autoencoder
-        require(
-            len(model.channels) == len(model.residual_channels),
-            "autoencoder.residual_channels: as many entries as autoencoder.channels",
-        )
-        check_quantizer(model, require)
-        check_losses(config, require)
-        factor = 2 ** len(model.channels)
-        for key in ("resolution", "crop"):
-            value = getattr(data, key)
-            require(
-                value is None or all(n % factor == 0 for n in value),
-                f"data.{key}: {value} must be multiples of {factor} (the f of the autoencoder)",
-            )
-    if isinstance(config, SegmenterConfig):
-        factor = 2 ** (len(config.segmenter.channels) - 1)
-        for key in ("resolution", "crop"):
-            value = getattr(data, key)
-            require(
-                value is None or all(n % factor == 0 for n in value),
-                f"data.{key}: {value} must be multiples of {factor} (segmenter.channels)",
-            )
-    if isinstance(config, Stage2Config):
-        require(
-            data.crop is None, "data.crop: stage 2 trains on whole volumes: remove it or set null"
-        )
-        require(config.latents.variants >= 1, "latents.variants: must be at least 1")
-        check_unet(config, require)
-        check_objective(config, require)
-        check_sampling(config, config.sampling, source)
-
-
-def check_unet(config: Stage2Config, require: Callable[[bool, str], None]) -> None:
-    """What the U-Net of stage 2 and its conditions need of each other."""
-    unet, levels = config.unet, len(config.unet.channels)
-    for key, found in (
-        ("attention_levels", unet.attention_levels),
-        ("vessel_levels", vessel_levels(unet)),
-    ):
-        for level in found:
-            require(
-                0 <= level < levels,
-                f"unet.{key}: level {level} does not exist (levels 0 to {levels - 1})",
-            )
-            require(
-                unet.channels[level] % unet.head_channels == 0,
-                f"unet.head_channels: {unet.head_channels} does not divide the"
-                f" {unet.channels[level]} channels of level {level}",
-            )
-    require(
-        unet.vessel_attention != "distance" or unet.head_channels > 14,
-        f"unet.head_channels: {unet.head_channels} leaves nothing beside the 14 channels of the"
-        " distance bias: take at least 16, 32 to 64 are usual",
-    )
-    require(
-        not uses_vessels(unet) or config.data.token_step_mm is not None,
-        "data.token_step_mm: not set, but unet.vessel_attention or unet.vessel_fields needs"
-        " vessel tokens: give the length between two of them in mm, e.g. 1.0",
-    )
-
-
-def check_objective(config: Stage2Config, require: Callable[[bool, str], None]) -> None:
-    """What the settings of flow or diffusion need of each other and of the data."""
-    mode, flow, diffusion = config.latent_mode, config.flow, config.diffusion
-    shared = config.objective
-    for key in ("label_dropout", "vessel_dropout"):
-        value = getattr(shared, key)
-        require(0 <= value < 1, f"{mode}.{key}: a share below 1, got {value}")
-    require(
-        shared.vessel_weight > 0,
-        f"{mode}.vessel_weight: {shared.vessel_weight} must be above 0 (1: no weighting)",
-    )
-    if mode == "flow":
-        require(0 <= flow.sigma_min < 1, f"flow.sigma_min: {flow.sigma_min} is not in [0, 1)")
-        for key in ("time_std", "time_shift"):
-            require(getattr(flow, key) > 0, f"flow.{key}: must be above 0")
-        require(
-            flow.coupling == "independent" or config.data.batch_size > 1,
-            "flow.coupling: optimal_transport permutes the noise within a batch, and"
-            " data.batch_size is 1: raise it, or set flow.coupling=independent",
-        )
-        return
-    count, first, last = diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end
-    require(count >= 2, f"diffusion.num_timesteps: {count} is fewer than 2")
-    require(
-        0 < first <= last < 1,
-        f"diffusion.beta_start, beta_end: expected 0 < start <= end < 1, got {first} and {last}",
-    )
-    require(
-        not (diffusion.zero_terminal_snr and diffusion.prediction == "epsilon"),
-        "diffusion.prediction: with zero_terminal_snr the last timestep holds no signal, and"
-        " epsilon says nothing about it: set diffusion.prediction=v",
-    )
-
-
-def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) -> None:
-    """InputError where a way to sample does not fit the model, with key, value and remedy."""
-
-    def require(condition: bool, message: str):
-        if not condition:
-            raise InputError(f"{source}: {message}")
-
-    solver, grid = sampling.solver, sampling.time_grid
-    if config.latent_mode == "diffusion":
-        fitting, count = DIFFUSION_SAMPLERS, config.diffusion.num_timesteps
-    else:
-        fitting, count = FLOW_SOLVERS, None
-    require(
-        solver in fitting,
-        f"sampling.solver: {solver} cannot sample a {config.latent_mode} model: choose from"
-        f" {', '.join(fitting)}",
-    )
-    require(sampling.steps >= 1, f"sampling.steps: {sampling.steps} must be at least 1")
-    require(sampling.shift > 0, f"sampling.shift: {sampling.shift} must be above 0")
-    for key in ("atol", "rtol"):
-        require(getattr(sampling, key) > 0, f"sampling.{key}: must be above 0")
-    if grid is not None:
-        rising = all(a < b for a, b in zip(grid[:-1], grid[1:], strict=True))
-        require(
-            len(grid) >= 2 and grid[0] == 0 and grid[-1] == 1 and rising,
-            f"sampling.time_grid: expected rising times from 0 to 1, got {grid}",
-        )
-        require(
-            solver in FLOW_SOLVERS and solver != "dopri5",
-            f"sampling.time_grid: {solver} chooses its own times: set it to null, or a fixed-step"
-            " solver",
-        )
-    interval = sampling.guidance_interval
-    require(
-        len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
-        f"sampling.guidance_interval: expected [low, high] within 0 and 1, got {interval}",
-    )
-    if count is None:
-        return
-    require(
-        sampling.steps <= count,
-        f"sampling.steps: {sampling.steps} are more than diffusion.num_timesteps, {count}",
-    )
-    require(0 <= sampling.eta <= 1, f"sampling.eta: {sampling.eta} is not in [0, 1]")
-    require(
-        sampling.timesteps == "trailing" or not config.diffusion.zero_terminal_snr,
-        "sampling.timesteps: leading never visits the last timestep, which zero_terminal_snr made"
-        " the one to start from: set sampling.timesteps=trailing",
-    )
-
-
-def check_quantizer(model: AutoencoderConfig, require: Callable[[bool, str], None]) -> None:
-    """What the settings of a quantiser need of each other."""
-    require(
-        model.codebook_size >= 2,
-        f"autoencoder.codebook_size: must be at least 2, got {model.codebook_size}",
-    )
-    require(
-        0 <= model.codebook_decay < 1,
-        f"autoencoder.codebook_decay: expected 0 to below 1, got {model.codebook_decay}",
-    )
-    require(
-        model.kl_weight >= 0, f"autoencoder.kl_weight: a weight of 0 or more, got {model.kl_weight}"
-    )
-    if model.quantizer == "fsq":
-        levels, channels = model.fsq_levels, model.embedding_dim
-        require(
-            len(levels) > 0 and min(levels) >= 3,
-            f"autoencoder.fsq_levels: expected numbers of at least 3, got {levels}",
-        )
-        require(
-            len(levels) == channels,
-            f"autoencoder.embedding_dim: {channels}, but each of the {len(levels)} entries of"
-            f" autoencoder.fsq_levels {levels} is a channel: set embedding_dim to {len(levels)}",
-        )
-
-
-def check_losses(config: Stage1Config, require: Callable[[bool, str], None]) -> None:
-    """What the losses of stage 1 need of each other and of the data."""
-    losses, data = config.losses, config.data
-    for key in ("l1", "l2", "spectral", "adversarial", "feature_matching", "perceptual"):
-        value = getattr(losses, key)
-        require(value >= 0, f"losses.{key}: a weight of 0 or more, got {value}")
-    require(losses.l1 + losses.l2 > 0, "losses.l1: 0, and so is losses.l2: set one of them")
-    require(
-        losses.vessel_weight > 0,
-        f"losses.vessel_weight: must be above 0, got {losses.vessel_weight}",
-    )
-    require(
-        losses.vessel_margin_mm >= 0,
-        f"losses.vessel_margin_mm: a length in mm, got {losses.vessel_margin_mm}",
-    )
-    require(
-        losses.feature_matching == 0 or losses.adversarial > 0,
-        "losses.feature_matching: needs the discriminator: set losses.adversarial above 0",
-    )
-    require(
-        losses.perceptual == 0 or len(losses.perceptual_files) > 0,
-        "losses.perceptual_files: name LPIPS's or RadImageNet's weights, or set losses.perceptual=0"
-        " and use losses.feature_matching, which needs none",
-    )
-    require(
-        losses.adversarial_weighting == "fixed" or not config.train.compile,
-        "losses.adversarial_weighting: adaptive goes through the graph more than once, which a"
-        " compiled one does not allow: set fixed, or train.compile=false",
-    )
-    require(losses.perceptual_slices >= 1, "losses.perceptual_slices: must be at least 1")
-    smallest = min(data.crop or data.resolution)
-    require(
-        losses.perceptual == 0 or smallest >= PERCEPTUAL_LEAST_SIDE,
-        f"losses.perceptual: slices need {PERCEPTUAL_LEAST_SIDE} voxels a side, data.crop or"
-        f" data.resolution has {smallest}",
-    )

@@ -17,7 +17,8 @@ import textwrap
 from itertools import groupby
 from pathlib import Path
 
-from tubesynth.config import Config, DataConfig, load_config, vessel_class
+from tubesynth.config import Config, DataConfig, vessel_class
+from tubesynth.config_loading import load_config
 from tubesynth.data.examine.case_rules import CASE_RULES
 from tubesynth.data.examine.facts import Expected, measure
 from tubesynth.data.examine.findings import Finding, ask, by_level

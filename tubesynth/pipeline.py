@@ -21,15 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubesynth.config import (
-    Config,
-    SamplingConfig,
-    Stage2Config,
-    check_sampling,
-    config_from_plain,
-    uses_vessels,
-    vessel_class,
-)
+from tubesynth.config import Config, SamplingConfig, Stage2Config, uses_vessels, vessel_class
+from tubesynth.config_checks import check_sampling
+from tubesynth.config_loading import config_from_plain
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields, vessel_token_source
 from tubesynth.errors import InputError

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tubesynth.config import SegmenterConfig, load_config
+from tubesynth.config import SegmenterConfig
+from tubesynth.config_loading import load_config
 from tubesynth.errors import InputError, run_command
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, load_config
+from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS
+from tubesynth.config_loading import load_config
 from tubesynth.errors import InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist

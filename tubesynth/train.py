@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.config import Config, Stage1Config, Stage3Config, load_config
+from tubesynth.config import Config, Stage1Config, Stage3Config
+from tubesynth.config_loading import load_config
 from tubesynth.errors import InputError, run_command
 from tubesynth.runtime import dist
 from tubesynth.runtime.loggers import LOGGERS

@@ -46,7 +46,7 @@ def prepare(case: str, args) -> None:
 
 def config_of(args):
     """Published sizes and losses that need no weights, with --set on top."""
-    from tubesynth.config import config_from_plain
+    from tubesynth.config_loading import config_from_plain
     from tubesynth.strict import apply_overrides
 
     data = {"crop": list(args.crop)}

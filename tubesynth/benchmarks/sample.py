@@ -51,7 +51,7 @@ def run_case(case: str, args, line: None) -> dict:
     import torch
 
     from tubesynth.benchmarks.turns import compared, device_of, in_turns
-    from tubesynth.config import load_config
+    from tubesynth.config_loading import load_config
     from tubesynth.models.conditions import Conditions
     from tubesynth.training.latent import build_unet
     from tubesynth.training.loop import AUTOCAST_DTYPE

@@ -11,14 +11,8 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.config import (
-    AutoencoderConfig,
-    Config,
-    Stage1Config,
-    Stage2Config,
-    Stage3Config,
-    config_from_plain,
-)
+from tubesynth.config import AutoencoderConfig, Config, Stage1Config, Stage2Config, Stage3Config
+from tubesynth.config_loading import config_from_plain
 from tubesynth.data.examine.findings import error, info, warning
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.layout import Part

@@ -9,13 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tubesynth.config import (
-    Stage2Config,
-    Stage3Config,
-    config_from_plain,
-    vessel_class,
-    vessel_levels,
-)
+from tubesynth.config import Stage2Config, Stage3Config, vessel_class, vessel_levels
+from tubesynth.config_loading import config_from_plain
 from tubesynth.errors import InputError
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
 from tubesynth.models.unet import UNet

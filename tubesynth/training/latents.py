@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tubesynth.config import Stage1Config, Stage2Config, config_from_plain, vessel_class
+from tubesynth.config import Stage1Config, Stage2Config, vessel_class
+from tubesynth.config_loading import config_from_plain
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.config import SegmenterConfig, config_from_plain, vessel_class
+from tubesynth.config import SegmenterConfig, vessel_class
+from tubesynth.config_loading import config_from_plain
 from tubesynth.losses import dice_loss
 from tubesynth.metrics.overlap import centreline_overlap, dice
 from tubesynth.models.segmenter import SegmentationUNet
