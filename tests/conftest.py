@@ -12,8 +12,7 @@ torch.set_num_threads(1)  # many small operations: threads cost more than they g
 REPOSITORY = Path(__file__).parent.parent
 REAL_CT = Path(os.environ.get("TUBESYNTH_REAL_CT", REPOSITORY.parent / "shared" / "real"))
 
-STAGE_1 = """
-stage: 1
+DATA = """
 seed: 3
 data:
   root: {data}
@@ -21,8 +20,8 @@ data:
   resolution: [32, 32, 24]
   spacing: [5.5, 5.5, 5.5]
   num_workers: 0
-  crop: [16, 16, 16]
-  augment: {{flip: 0.5, intensity: 0.5}}
+"""
+AUTOENCODER = """
 autoencoder:
   channels: [8, 8]
   residual_channels: [8, 8]
@@ -31,7 +30,26 @@ autoencoder:
   codebook_size: 32
   codebook_decay: 0.9
 discriminator: {{channels: 4, num_layers: 1}}
-losses: {{adversarial: 0.0005}}
+"""
+UNET = """
+latents: {{autoencoder: {autoencoder}}}
+unet:
+  channels: [16, 16]
+  num_res_blocks: 1
+  attention_levels: [1]
+  head_channels: 8
+  label_channels: [8, 8, 8]
+  spade_hidden: 8
+sampling: {{solver: heun, steps: 2}}
+"""
+
+STAGE_1 = f"""
+stage: 1
+{DATA}
+  crop: [16, 16, 16]
+  augment: {{{{flip: 0.5, intensity: 0.5}}}}
+{AUTOENCODER}
+losses: {{{{adversarial: 0.0005}}}}
 train:
   epochs: 2
   learning_rate: 5e-4
@@ -41,25 +59,11 @@ train:
   save_every: 1
 """
 
-STAGE_2 = """
+STAGE_2 = f"""
 stage: 2
-seed: 3
-data:
-  root: {data}
-  cache_dir: {cache}
-  resolution: [32, 32, 24]
-  spacing: [5.5, 5.5, 5.5]
-  num_workers: 0
-latents: {{autoencoder: {autoencoder}}}
-unet:
-  channels: [16, 16]
-  num_res_blocks: 1
-  attention_levels: [1]
-  head_channels: 8
-  label_channels: [8, 8, 8]
-  spade_hidden: 8
-flow: {{label_dropout: 0.1}}
-sampling: {{solver: heun, steps: 2}}
+{DATA}
+{UNET}
+flow: {{{{label_dropout: 0.1}}}}
 train:
   epochs: 2
   learning_rate: 1e-3

@@ -67,23 +67,25 @@ def test_only_decoding_looks_for_codes(monkeypatch):
     assert calls == [16]
 
 
-def test_a_code_is_the_moving_average_of_the_vectors_that_chose_it():
+def codes_at_0_and_10() -> EmaQuantizer:
+    """A decay of a half, and a count of 1 for each of the two codes."""
     layer = EmaQuantizer(2, 1, decay=0.5).train()
     layer.codebook.copy_(torch.tensor([[0.0], [10.0]]))
     layer.ema_sum.copy_(layer.codebook)
     layer.ema_count.fill_(1.0)
     layer.initialised.fill_(True)
+    return layer
+
+
+def test_a_code_is_the_moving_average_of_the_vectors_that_chose_it():
+    layer = codes_at_0_and_10()
     layer(torch.tensor([1.0, 3.0, 9.0]).reshape(1, 1, 3))
     # code 0: sum 0 -> (0 + 4) / 2 = 2, count 1 -> (1 + 2) / 2; code 1: (10 + 9) / 2 over 1
     torch.testing.assert_close(layer.codebook, torch.tensor([[2 / 1.5], [9.5]]))
 
 
 def test_an_unused_code_stays_where_it_is():
-    layer = EmaQuantizer(2, 1, decay=0.5).train()
-    layer.codebook.copy_(torch.tensor([[0.0], [10.0]]))
-    layer.ema_sum.copy_(layer.codebook)
-    layer.ema_count.fill_(1.0)
-    layer.initialised.fill_(True)
+    layer = codes_at_0_and_10()
     for _ in range(200):
         layer(torch.zeros(1, 1, 4))
     assert layer.codebook[1].item() == pytest.approx(10.0, rel=1e-4)

@@ -8,56 +8,38 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from networks import ENCODER, LABELS, awaken, labelled_inputs, small_unet
 
 from tubesynth import synthesize, train
 from tubesynth.errors import InputError
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
-from tubesynth.models.unet import UNet
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.ema import weights_to_use
 from tubesynth.volume.files import find_cases, read_labels
 
-SIZES = dict(
-    in_channels=4, channels=(16, 32), num_res_blocks=1, attention_levels=(1,), head_channels=16
-)
-LABELS = dict(num_classes=3, label_channels=(8, 8, 16), label_factor=4)
-
 
 def networks(dim=3, vessel_class=None, dropout=0.0):
     """A base without silent branches, and a fresh ControlNet on it."""
-    torch.manual_seed(0)
-    base = UNet(dim, spade_hidden=8, dropout=dropout, **SIZES, **LABELS)
-    with torch.no_grad():
-        for parameter in base.parameters():
-            if parameter.abs().max() == 0:
-                parameter.normal_(0, 0.05)
+    base = small_unet(dim, dropout=dropout)
     classes = LABELS | {"num_classes": 3 if vessel_class is None else 2}
-    controlnet = ControlNet(dim, dropout=dropout, **SIZES, **classes)
+    controlnet = ControlNet(dim, dropout=dropout, **ENCODER, **classes)
     controlnet.copy_from(base)
     return base, ControlledUNet(base, controlnet, vessel_class).eval()
 
 
-def inputs(dim=3, size=8):
-    x = torch.randn(2, 4, *[size] * dim)
-    labels = torch.randint(0, 3, (2, *[4 * size] * dim), dtype=torch.uint8)
-    return x, torch.rand(2), torch.full((2, dim), 0.7), Conditions(labels)
-
-
-def awaken(controlled):
-    """As after training: what began at zero is not zero."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in controlled.controlnet.parameters():
-            if parameter.abs().max() == 0:
-                parameter.normal_(0, 0.2)
+def trained_networks(vessel_class=None):
+    """The same with a control that says something."""
+    base, controlled = networks(vessel_class=vessel_class)
+    awaken(controlled.controlnet, 0.2)
+    return base, controlled
 
 
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_at_initialisation_the_output_is_the_bases_bit_for_bit(dim, dtype):
     base, controlled = networks(dim)
-    case = inputs(dim, size=7)
+    case = labelled_inputs(dim, size=7)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         assert torch.equal(controlled(*case), base(*case))
     assert base(*case).abs().max() > 0.01
@@ -75,9 +57,8 @@ def test_the_copy_has_the_bases_encoder_and_is_not_the_base():
 
 
 def test_the_scale_goes_from_the_base_to_the_full_control():
-    base, controlled = networks()
-    awaken(controlled)
-    case = inputs()
+    base, controlled = trained_networks()
+    case = labelled_inputs()
     full = controlled(*case)
     assert (full - base(*case)).abs().max() > 0.01
     controlled.scale = 0.0
@@ -87,9 +68,8 @@ def test_the_scale_goes_from_the_base_to_the_full_control():
 
 
 def test_a_dropped_label_leaves_the_base_alone():
-    base, controlled = networks()
-    awaken(controlled)
-    x, t, spacing, given = inputs()
+    base, controlled = trained_networks()
+    x, t, spacing, given = labelled_inputs()
     given = Conditions(given.labels, keep_label=torch.tensor([0.0, 1.0]))
     out, alone = controlled(x, t, spacing, given), base(x, t, spacing, given)
     assert torch.equal(out[0], alone[0]) and not torch.equal(out[1], alone[1])
@@ -97,9 +77,8 @@ def test_a_dropped_label_leaves_the_base_alone():
 
 
 def test_a_control_of_vessels_sees_nothing_else():
-    base, controlled = networks(vessel_class=2)
-    awaken(controlled)
-    x, t, spacing, given = inputs()
+    base, controlled = trained_networks(vessel_class=2)
+    x, t, spacing, given = labelled_inputs()
     labels = given.labels
     others = torch.where(labels == 2, labels, 1 - labels.clamp_max(1))  # 0 and 1 swapped
     assert not torch.equal(labels, others)
@@ -112,9 +91,8 @@ def test_a_control_of_vessels_sees_nothing_else():
 
 
 def test_conditions_made_once_serve_every_time_and_row():
-    _, controlled = networks()
-    awaken(controlled)
-    x, t, spacing, given = inputs()
+    _, controlled = trained_networks()
+    x, t, spacing, given = labelled_inputs()
     given = Conditions(given.labels, keep_label=torch.tensor([0.0, 1.0]))
     prepared = controlled.prepare(given, x.shape[2:], spacing)
     out = controlled(x, t, spacing, given)
@@ -125,14 +103,12 @@ def test_conditions_made_once_serve_every_time_and_row():
 
 def test_the_copy_attends_to_the_vessels_as_the_base_does():
     vessels = dict(vessel_attention="distance", vessel_levels=(1,), vessel_channels=16)
-    sizes = {**SIZES, "head_channels": 32, **vessels}
-    torch.manual_seed(0)
-    base = UNet(3, spade_hidden=8, **sizes, **LABELS)
-    torch.nn.init.normal_(base.conv_out.weight)
+    sizes = {**ENCODER, "head_channels": 32, **vessels}
+    base = small_unet(**sizes)
     controlnet = ControlNet(3, **sizes, **LABELS)
     controlnet.copy_from(base)
     controlled = ControlledUNet(base, controlnet, None).eval()
-    x, t, spacing, given = inputs()
+    x, t, spacing, given = labelled_inputs()
     tokens = {
         "position_mm": 5 * torch.randn(2, 7, 3),
         "radius_mm": torch.rand(2, 7) + 0.5,
@@ -142,7 +118,7 @@ def test_the_copy_attends_to_the_vessels_as_the_base_does():
     }
     given = Conditions(given.labels, tokens)
     assert torch.equal(controlled(x, t, spacing, given), base(x, t, spacing, given))
-    awaken(controlled)
+    awaken(controlled.controlnet, 0.2)
 
     def residuals(conditions):
         prepared = controlled.prepare(conditions, x.shape[2:], spacing)
@@ -160,7 +136,7 @@ def test_a_step_moves_the_control_and_never_the_base():
     assert controlled.controlnet.training and not base.training
     trainable = [p for p in controlled.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(trainable, lr=1.0)
-    case = inputs()
+    case = labelled_inputs()
     losses = []
     for _ in range(3):
         loss = (controlled(*case) - 1).square().mean()

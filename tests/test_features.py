@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from networks import radimagenet_layout
 from scipy.ndimage import gaussian_filter
 
 from tubesynth.errors import InputError
@@ -106,12 +107,7 @@ def resnet():
 
 
 def test_the_radimagenet_layout_loads_into_the_same_network(resnet, tmp_path):
-    index = {name: i for i, name in ResNet50.CHILDREN.items()}
-    state = {}
-    for name, value in resnet.state_dict().items():
-        child, rest = name.split(".", 1)
-        state[f"backbone.{index[child]}.{rest}"] = value
-    torch.save(state, tmp_path / "ResNet50.pt")
+    torch.save(radimagenet_layout(resnet), tmp_path / "ResNet50.pt")
     features = load_features(tmp_path / "ResNet50.pt")
     slices = torch.rand(2, 1, 50, 40)
     resized = torch.nn.functional.interpolate(slices, (224, 224), mode="bilinear")

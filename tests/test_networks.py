@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import labelled_inputs, small_unet
 
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.discriminator import PatchDiscriminator
@@ -11,32 +12,6 @@ from tubesynth.models.vqvae import VQVAE
 
 def number(module):
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def small_unet(dim=3, **kwargs):
-    torch.manual_seed(0)
-    settings = dict(
-        in_channels=4,
-        channels=(16, 32),
-        num_res_blocks=1,
-        attention_levels=(1,),
-        head_channels=16,
-        num_classes=3,
-        label_channels=(8, 8, 16),
-        spade_hidden=8,
-    )
-    net = UNet(dim=dim, **{**settings, **kwargs})
-    with torch.no_grad():  # zero-initialised branches would hide every dependence
-        for parameter in net.parameters():
-            if parameter.abs().max() == 0:
-                parameter.normal_(0, 0.05)
-    return net
-
-
-def inputs(dim=3, size=8, batch=2):
-    x = torch.randn(batch, 4, *[size] * dim)
-    labels = torch.randint(0, 3, (batch, *[4 * size] * dim), dtype=torch.uint8)
-    return x, torch.rand(batch), torch.full((batch, dim), 0.7), Conditions(labels)
 
 
 def test_sizes_are_the_published_ones():
@@ -83,9 +58,9 @@ def test_checkpointing_changes_no_gradient():
         assert torch.equal(plain, recomputed)
 
     def unet_gradients(checkpointing):
-        net = small_unet(checkpointing=checkpointing)
+        net = small_unet(checkpointing=checkpointing).train()
         torch.manual_seed(1)
-        net(*inputs()).square().mean().backward()
+        net(*labelled_inputs()).square().mean().backward()
         return [parameter.grad for parameter in net.parameters()]
 
     for plain, recomputed in zip(unet_gradients(False), unet_gradients(True), strict=True):
@@ -94,8 +69,8 @@ def test_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_the_unet_listens_to_time_spacing_and_labels(dim):
-    net = small_unet(dim).eval()
-    x, t, spacing, given = inputs(dim)
+    net = small_unet(dim)
+    x, t, spacing, given = labelled_inputs(dim)
     out = net(x, t, spacing, given)
     assert out.shape == x.shape
     for other in (
@@ -107,15 +82,15 @@ def test_the_unet_listens_to_time_spacing_and_labels(dim):
 
 
 def test_conditions_computed_once_give_the_same_output():
-    net = small_unet().eval()
-    x, t, spacing, given = inputs()
+    net = small_unet()
+    x, t, spacing, given = labelled_inputs()
     prepared = net.prepare(given, x.shape[2:], spacing)
     assert torch.equal(net(x, t, spacing, given), net(x, t, spacing, prepared))
 
 
 def test_a_dropped_label_is_the_same_whatever_the_label():
-    net = small_unet().eval()
-    x, t, spacing, given = inputs()
+    net = small_unet()
+    x, t, spacing, given = labelled_inputs()
     labels, drop = given.labels, torch.zeros(2)
     one = net(x, t, spacing, Conditions(labels, keep_label=drop))
     other = net(x, t, spacing, Conditions((labels + 1) % 3, keep_label=drop))
@@ -126,8 +101,8 @@ def test_a_dropped_label_is_the_same_whatever_the_label():
 
 
 def test_a_batch_is_its_cases_one_by_one():
-    net = small_unet().eval()
-    x, t, spacing, given = inputs(batch=3)
+    net = small_unet()
+    x, t, spacing, given = labelled_inputs(batch=3)
     together = net(x, t, spacing, given)
     for i in range(3):
         row = slice(i, i + 1)
@@ -136,7 +111,7 @@ def test_a_batch_is_its_cases_one_by_one():
 
 
 def test_odd_sizes_pass_through_the_unet():
-    net = small_unet(channels=(16, 16, 16)).eval()
+    net = small_unet(channels=(16, 16, 16))
     x = torch.randn(1, 4, 7, 5, 6)
     labels = torch.zeros(1, 28, 20, 24, dtype=torch.uint8)
     assert net(x, torch.rand(1), torch.ones(1, 3), Conditions(labels)).shape == x.shape

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import radimagenet_layout
 
 from tubesynth.config import AutoencoderLossConfig
 from tubesynth.errors import InputError
@@ -96,12 +97,7 @@ def test_features_that_are_all_0_have_a_finite_gradient(lpips_files, alexnet):
 def test_radimagenets_resnet_compares_its_last_maps(tmp_path):
     torch.manual_seed(0)
     network = ResNet50().eval()
-    index = {name: i for i, name in ResNet50.CHILDREN.items()}
-    state = {}
-    for name, value in network.state_dict().items():
-        child, rest = name.split(".", 1)
-        state[f"backbone.{index[child]}.{rest}"] = value
-    torch.save(state, tmp_path / "ResNet50.pt")
+    torch.save(radimagenet_layout(network), tmp_path / "ResNet50.pt")
     distance = load_perceptual([str(tmp_path / "ResNet50.pt")])
     image, reference = torch.rand(2, 2, 1, 64, 40)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from conftest import AUTOENCODER, UNET
 from PIL import Image
 
 from tubesynth import reconstruct, synthesize, train
@@ -19,36 +20,10 @@ data:
   num_classes: 3
   num_workers: 0
 """
-STAGE_1 = (
-    DATA
-    + """
-stage: 1
-autoencoder:
-  channels: [8, 8]
-  residual_channels: [8, 8]
-  num_residual_layers: 1
-  embedding_dim: 4
-  codebook_size: 32
-discriminator: {{channels: 4, num_layers: 1}}
-train: {{epochs: 10, learning_rate: 3e-3, log_every: 5, validate_every: 5}}
-"""
-)
-STAGE_2 = (
-    DATA
-    + """
-stage: 2
-latents: {{autoencoder: {root}/s1/checkpoints/last.ckpt}}
-unet:
-  channels: [16, 16]
-  num_res_blocks: 1
-  attention_levels: [1]
-  head_channels: 8
-  label_channels: [8, 8, 8]
-  spade_hidden: 8
-sampling: {{solver: heun, steps: 2}}
-train: {{epochs: 10, learning_rate: 1e-3, log_every: 5, validate_every: 5}}
-"""
-)
+TRAIN = {
+    1: "train: {{epochs: 10, learning_rate: 3e-3, log_every: 5, validate_every: 5}}",
+    2: "train: {{epochs: 10, learning_rate: 1e-3, log_every: 5, validate_every: 5}}",
+}
 
 
 def write_discs(root):
@@ -73,8 +48,10 @@ def losses(run_dir):
 
 def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path):
     write_discs(tmp_path)
-    for stage, text in ((1, STAGE_1), (2, STAGE_2)):
-        (tmp_path / f"s{stage}.yml").write_text(text.format(root=tmp_path))
+    model = tmp_path / "s1" / "checkpoints" / "last.ckpt"
+    for stage, network in ((1, AUTOENCODER), (2, UNET)):
+        text = f"stage: {stage}\n{DATA}{network}{TRAIN[stage]}"
+        (tmp_path / f"s{stage}.yml").write_text(text.format(root=tmp_path, autoencoder=model))
         options = ["--dim", "2", "--stage", str(stage), "--run-dir", str(tmp_path / f"s{stage}")]
         train.main(["--config", str(tmp_path / f"s{stage}.yml"), *options])
         found = losses(tmp_path / f"s{stage}")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from networks import small_unet
 
 from tubesynth import synthesize
 from tubesynth.config_loading import load_config
@@ -11,7 +12,6 @@ from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields
 from tubesynth.errors import InputError
 from tubesynth.models.conditions import Conditions
-from tubesynth.models.unet import UNet
 from tubesynth.pipeline import Pipeline
 from tubesynth.train import main
 from tubesynth.volume.files import find_cases, read_labels, read_volume
@@ -21,28 +21,11 @@ from tubesynth.volume.vessels import VesselTokens
 SPACING = 3.0
 
 
-def small_unet(**changes):
-    torch.manual_seed(0)
-    settings = dict(
-        in_channels=4,
-        channels=(32, 32),
-        num_res_blocks=1,
-        attention_levels=(1,),
-        head_channels=32,
-        num_classes=3,
-        label_channels=(8, 8, 16),
-        spade_hidden=8,
-        vessel_attention="distance",
-        vessel_levels=(0, 1),
-        vessel_channels=16,
-        vessel_fields=True,
-    )
-    net = UNet(**{**settings, **changes}).eval()
-    with torch.no_grad():  # zero-initialised branches would hide every dependence
-        for parameter in net.parameters():
-            if parameter.abs().max() == 0:
-                parameter.normal_(0, 0.05)
-    return net
+def vessel_unet(dim=3, **changes):
+    """Attends to the vessels on both levels and takes their fields."""
+    vessels = dict(vessel_attention="distance", vessel_levels=(0, 1), vessel_channels=16)
+    settings = dict(channels=(32, 32), head_channels=32, vessel_fields=True, **vessels)
+    return small_unet(dim, **{**settings, **changes})
 
 
 def line_of_tokens(count: int, seed: int = 0) -> VesselTokens:
@@ -89,7 +72,7 @@ def rows_of(conditions: Conditions, rows: slice) -> Conditions:
 
 @torch.no_grad()
 def test_every_condition_matters_and_every_combination_runs():
-    net = small_unet()
+    net = vessel_unet()
     x, t, spacing, full = case_inputs()
     out = {}
     for labels in (True, False):
@@ -110,7 +93,7 @@ def test_every_condition_matters_and_every_combination_runs():
 
 @torch.no_grad()
 def test_conditions_prepared_once_are_bit_for_bit_those_of_every_step():
-    net = small_unet()
+    net = vessel_unet()
     x, t, spacing, full = case_inputs()
     prepared = net.prepare(full, x.shape[2:], spacing)
     whole = net(x, t, spacing, full)
@@ -121,7 +104,7 @@ def test_conditions_prepared_once_are_bit_for_bit_those_of_every_step():
 
 @torch.no_grad()
 def test_a_batch_with_unequal_tokens_is_its_cases_one_by_one():
-    net = small_unet()
+    net = vessel_unet()
     x, t, spacing, full = case_inputs((0, 30, 4))
     together = net(x, t, spacing, full)
     for i, count in enumerate((0, 30, 4)):
@@ -134,7 +117,7 @@ def test_a_batch_with_unequal_tokens_is_its_cases_one_by_one():
 
 @torch.no_grad()
 def test_dropped_conditions_are_missing_ones():
-    net = small_unet()
+    net = vessel_unet()
     x, t, spacing, full = case_inputs()
     keep, drop = torch.ones(2), torch.zeros(2)
     for dropped, missing in (
@@ -152,7 +135,7 @@ def test_dropped_conditions_are_missing_ones():
 
 @torch.no_grad()
 def test_two_samples_from_one_noise_are_equal_where_the_network_has_dropout():
-    net = small_unet(dropout=0.5)
+    net = vessel_unet(dropout=0.5)
     x, t, spacing, full = case_inputs()
     assert torch.equal(net(x, t, spacing, full), net(x, t, spacing, full))
 
@@ -161,7 +144,7 @@ def test_two_samples_from_one_noise_are_equal_where_the_network_has_dropout():
 @torch.no_grad()
 def test_tokens_are_found_where_they_are_at_every_size(size):
     """A token in the middle of a voxel's cell draws that voxel's attention, on every level."""
-    net = small_unet(channels=(32, 32, 32), vessel_levels=(0, 1, 2))
+    net = vessel_unet(channels=(32, 32, 32), vessel_levels=(0, 1, 2))
     spacing = torch.tensor([[2.0, 3.0, 4.0]])
     extent_mm = torch.tensor(size) * 4 * spacing[0]
     coarse = tuple((n + 1) // 2 for n in size)
@@ -180,7 +163,7 @@ def test_tokens_are_found_where_they_are_at_every_size(size):
 
 @pytest.mark.parametrize("half", [False, True])
 def test_training_gives_every_parameter_a_gradient(half):
-    net = small_unet(checkpointing=True).train()
+    net = vessel_unet(checkpointing=True).train()
     x, t, spacing, full = case_inputs()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         out = net(x, t, spacing, full)
@@ -190,7 +173,7 @@ def test_training_gives_every_parameter_a_gradient(half):
 
 
 def test_pictures_take_vessels_too():
-    net = small_unet(dim=2)
+    net = vessel_unet(dim=2)
     x, spacing = torch.randn(1, 4, 8, 8), torch.full((1, 2), SPACING)
     vessels = line_of_tokens(12)
     fields = latent_fields(vessels, (32, 32, 1), (SPACING, SPACING, 1.0), 4)
