@@ -109,6 +109,13 @@ def test_wrong_arguments_are_one_line(tmp_path):
         bench.main(["data", *TINY, "--repeats", "0"])
     with pytest.raises(InputError, match="--case"):
         bench.main(["data", "--case", "nothing"])
+    with pytest.raises(InputError, match="--latent"):
+        bench.main("codebook --latent 0 8 8".split())
+    with pytest.raises(InputError, match="--device"):
+        bench.main("vessel_attention --device gpu".split())
+    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
+    with pytest.raises(InputError, match="--resolution"):
+        bench.main(["sample", *config, "--resolution", "30", "32", "32"])
 
 
 def test_seconds_are_the_median_of_the_repeats_and_the_warm_up_does_not_count():

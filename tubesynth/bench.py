@@ -18,35 +18,50 @@ tests/bench/ compares side by side with other libraries.
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 from tubesynth.benchmarks import autoencoder, codebook, data, evaluate, sample, vessel_attention
 from tubesynth.benchmarks.measure import show
 from tubesynth.errors import InputError, run_command
 
-# Each has add_arguments, check, prepare, lines and run_case.
+
+class Bench(NamedTuple):
+    """A file of benchmarks/, which has CASES, add_arguments, check and run_case.
+
+    prepare: makes ahead of a case what is not measured; lines: what run_case is given for each line
+    of a case, besides the case and the arguments.
+    """
+
+    module: ModuleType
+    prepare: Callable[[str, argparse.Namespace], None] = lambda case, args: None
+    lines: Callable[[str, argparse.Namespace], list[tuple]] = lambda case, args: [()]
+
+
 BENCHES = {
-    "data": data,
-    "evaluate": evaluate,
-    "autoencoder": autoencoder,
-    "codebook": codebook,
-    "vessel_attention": vessel_attention,
-    "sample": sample,
+    "data": Bench(data, data.prepare, data.lines),
+    "evaluate": Bench(evaluate, evaluate.prepare, evaluate.lines),
+    "autoencoder": Bench(autoencoder),
+    "codebook": Bench(codebook),
+    "vessel_attention": Bench(vessel_attention),
+    "sample": Bench(sample),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     bench = BENCHES[args.bench]
-    bench.check(args)
+    bench.module.check(args)
     with tempfile.TemporaryDirectory(prefix="tubesynth-bench-") as temporary:
         args.data_dir = Path(getattr(args, "data_dir", None) or temporary)
         for case in args.case:
             bench.prepare(case, args)
             for line in bench.lines(case, args):
-                show(in_fresh_process(bench.run_case, case, args, line))
+                show(in_fresh_process(bench.module.run_case, case, args, *line))
 
 
 def in_fresh_process(function, *arguments):
@@ -63,8 +78,13 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m tubesynth.bench", description=__doc__.splitlines()[0])
     benches = parser.add_subparsers(dest="bench", required=True)
-    for name, bench in BENCHES.items():
-        bench.add_arguments(benches.add_parser(name, help=bench.__doc__.splitlines()[0]))
+    for name, (module, *_) in BENCHES.items():
+        text, raw = module.__doc__, argparse.RawDescriptionHelpFormatter
+        one = benches.add_parser(
+            name, help=text.splitlines()[0], description=text, formatter_class=raw
+        )
+        one.add_argument("--case", nargs="+", choices=module.CASES, default=list(module.CASES))
+        module.add_arguments(one)
     return parser.parse_args(argv)
 
 

@@ -8,40 +8,25 @@ The batch is random: what is measured is the step, not the loader. --set takes w
 e.g. train.checkpointing=true losses.vessel_weight=10.
 """
 
-from tubesynth.benchmarks.measure import measure, result
-from tubesynth.errors import InputError
+from tubesynth.benchmarks.measure import result
+from tubesynth.benchmarks.options import add_device, add_repeats, check_options
 
 CASES = ("step", "convolutions")
 
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    add("--case", nargs="+", choices=CASES, default=list(CASES))
     add("--crop", type=int, nargs="+", default=(64, 64, 64), help="voxels a side")
     add("--batch", type=int, default=1)
-    add("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
-    add("--repeats", type=int, default=5, help="timed steps, after one to warm up")
-    add("--device", default="cpu", help="cpu or cuda")
+    text = "settings on top of the published ones"
+    add("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help=text)
+    add_repeats(parser, 5, "steps")
+    add_device(parser)
 
 
 def check(args) -> None:
-    for key in ("batch", "repeats"):
-        if getattr(args, key) < 1:
-            raise InputError(f"--{key} {getattr(args, key)}: must be at least 1")
-    if args.device != "cpu":
-        import torch
-
-        if args.device != "cuda" or not torch.cuda.is_available():
-            raise InputError(f"--device {args.device}: not there; take cpu")
+    check_options(args, "batch", "repeats")
     config_of(args)
-
-
-def lines(case: str, args) -> list[None]:
-    return [None]
-
-
-def prepare(case: str, args) -> None:
-    """Nothing: weights and batch are made where they are used."""
 
 
 def config_of(args):
@@ -56,36 +41,26 @@ def config_of(args):
     return config_from_plain(apply_overrides(plain, args.overrides), "--set")
 
 
-def run_case(case: str, args, _) -> dict:
+def run_case(case: str, args) -> dict:
     """One case, measured: its JSON object."""
     import torch
 
+    from tubesynth.benchmarks.turns import device_name, device_of, in_turns
+
+    device = device_of(args.device)
     step, stage = training_step(args)
     if case == "convolutions":
         step = bare(recorded_convolutions(stage, step))
-    cuda = args.device == "cuda"
-
-    def work():
-        step()
-        if cuda:
-            torch.cuda.synchronize()
-
-    work()  # allocations, autotuning; the codebook takes its first codes
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    measured = measure(work, args.repeats)
-    line = result(
+    (measured,) = in_turns([step], args.repeats, device)
+    return result(
         "autoencoder",
         case,
         measured,
         f"{args.batch} x {'x'.join(map(str, args.crop))}",
-        device=torch.cuda.get_device_name() if cuda else "cpu",
+        device=device_name(device),
         threads=torch.get_num_threads(),
         settings=args.overrides,
     )
-    if cuda:
-        line["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return line
 
 
 def training_step(args):

@@ -10,7 +10,7 @@ import math
 import time
 
 from tubesynth.benchmarks.measure import PeakMemory, measure, result
-from tubesynth.errors import InputError
+from tubesynth.benchmarks.options import GRID, add_repeats, check_options
 
 CASES = ("eval", "train")
 PEER_BYTES_PER_PAIR = 16  # distances, and one-hot rows as int64 and float32
@@ -20,28 +20,19 @@ DECAY = 0.5
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    add("--case", nargs="+", choices=CASES, default=list(CASES))
-    add("--latent", type=int, nargs=3, default=(64, 64, 32), metavar=("X", "Y", "Z"))
+    add("--latent", type=int, default=(64, 64, 32), help="cells", **GRID)
     add("--codes", type=int, default=8192)
     add("--channels", type=int, default=8)
     add("--peer-vectors", type=int, help="vectors that the usual quantiser gets; default: that fit")
-    add("--repeats", type=int, default=3)
+    add_repeats(parser, 3, "runs of each side")
 
 
 def check(args) -> None:
-    if min(*args.latent, args.codes, args.channels, args.repeats, args.peer_vectors or 1) < 1:
-        raise InputError("--latent, --codes, --channels, --peer-vectors, --repeats: at least 1")
+    given = [] if args.peer_vectors is None else ["peer_vectors"]
+    check_options(args, "latent", "codes", "channels", "repeats", *given)
 
 
-def lines(case: str, args) -> list[None]:
-    return [None]
-
-
-def prepare(case: str, args) -> None:
-    """Nothing: vectors and codes are drawn where they are used."""
-
-
-def run_case(case: str, args, _) -> dict:
+def run_case(case: str, args) -> dict:
     """Both sides, one after the other: the JSON object."""
     import torch
 

@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from tubesynth.benchmarks.measure import measure, result
+from tubesynth.benchmarks.options import GRID, add_device, add_repeats, check_options
 from tubesynth.errors import InputError
 
 CASES = ("whole", "crop", "one_hot", "stage2", "cold")
@@ -30,40 +31,31 @@ VALIDATION_FRACTION = 0.01  # case 2 alone: of N + 1 phantoms N are for training
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    triple = dict(nargs=3, metavar=("X", "Y", "Z"))
-    add("--case", nargs="+", choices=CASES, default=list(CASES))
     add("--data-dir", help="phantoms and cache are made here, or found; default: a temporary one")
     add("--volumes", type=int, default=16, help="in an epoch")
-    add("--resolution", type=int, default=(256, 256, 128), **triple)
-    add("--spacing", type=float, default=(0.7, 0.7, 1.05), **triple)
-    add("--crop", type=int, default=(128, 128, 128), **triple)
+    add("--resolution", type=int, default=(256, 256, 128), **GRID)
+    add("--spacing", type=float, default=(0.7, 0.7, 1.05), **GRID)
+    add("--crop", type=int, default=(128, 128, 128), **GRID)
     add("--scans", type=int, default=4, help="files of the cold build")
-    add("--scan-resolution", type=int, default=(512, 512, 206), **triple)
+    add("--scan-resolution", type=int, default=(512, 512, 206), **GRID)
     add("--one-hot", choices=("float32", "uint8"), default="float32", help="type of the classes")
     add("--stored", action="store_true", help="stop before window, intensity and one-hot")
     add("--workers", type=int, nargs="+", default=[0, 2], help="of the loader: one line each")
-    add("--repeats", type=int, default=5, help="timed epochs, after one to warm up")
-    add("--device", default="cpu", help="cpu or cuda")
+    add_repeats(parser, 5, "epochs")
+    add_device(parser)
 
 
 def check(args) -> None:
-    for key in ("volumes", "scans", "repeats"):
-        if getattr(args, key) < 1:
-            raise InputError(f"--{key} {getattr(args, key)}: must be at least 1")
+    check_options(args, "volumes", "scans", "repeats")
     if min(args.workers) < 0:
         raise InputError(f"--workers {min(args.workers)}: must not be negative")
     if any(c > n for c, n in zip(args.crop, args.resolution, strict=True)):
         raise InputError(f"--crop {args.crop}: must fit into --resolution {args.resolution}")
-    if args.device != "cpu":
-        import torch
-
-        if args.device != "cuda" or not torch.cuda.is_available():
-            raise InputError(f"--device {args.device}: not there; take cpu")
 
 
-def lines(case: str, args) -> list[int]:
+def lines(case: str, args) -> list[tuple[int]]:
     """The workers of each line; a cold build takes every core."""
-    return [0] if case == "cold" else args.workers
+    return [(workers,) for workers in ([0] if case == "cold" else args.workers)]
 
 
 def prepare(case: str, args) -> None:
@@ -84,12 +76,13 @@ def run_case(case: str, args, workers: int) -> dict:
     """One case, measured: its JSON object."""
     import torch
 
+    from tubesynth.benchmarks.turns import device_name, device_of, finished
     from tubesynth.models.spade import one_hot
     from tubesynth.training.inputs import rank_loader
 
     if case == "cold":
         return cold(args)
-    device = torch.device(args.device)
+    device = device_of(args.device)
     volumes = open_volumes(args, workers, args.crop if case == "crop" else None)
     latents = open_latents(args, volumes, workers, device) if case == "stage2" else None
     if args.stored:
@@ -109,18 +102,16 @@ def run_case(case: str, args, workers: int) -> dict:
         first = next(epochs) * args.volumes  # as training counts its draws
         for batch in batches(first, first + args.volumes):
             if with_classes:
-                batch["one_hot"] = one_hot(batch["label"], 9, dtype)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+                batch["one_hot"] = one_hot(batch["label"], volumes.data.num_classes, dtype)
 
-    measured = measure(epoch, args.repeats)
+    measured = measure(finished(epoch, device), args.repeats)
     shape = args.crop if case == "crop" else args.resolution
     return result(
         "data",
         case,
         measured,
         f"{args.volumes} x {'x'.join(map(str, shape))}",
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        device=device_name(device),
         threads=torch.get_num_threads(),
         workers=workers,
         stored=args.stored,

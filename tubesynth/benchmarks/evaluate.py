@@ -11,7 +11,7 @@ import numpy as np
 
 from tubesynth.benchmarks.data import cores, make_phantoms
 from tubesynth.benchmarks.measure import measure, result
-from tubesynth.errors import InputError
+from tubesynth.benchmarks.options import GRID, add_repeats, check_options
 
 CASES = ("pairs",)
 BLUR_VOXELS, NOISE_HU = 0.6, 15.0
@@ -19,23 +19,20 @@ BLUR_VOXELS, NOISE_HU = 0.6, 15.0
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    triple = dict(nargs=3, metavar=("X", "Y", "Z"))
-    add("--case", nargs="+", choices=CASES, default=list(CASES))
     add("--data-dir", help="phantoms are made here, or found; default: a temporary folder")
     add("--pairs", type=int, default=20)
-    add("--resolution", type=int, default=(256, 256, 128), **triple)
-    add("--spacing", type=float, default=(0.7, 0.7, 1.05), **triple)
+    add("--resolution", type=int, default=(256, 256, 128), **GRID)
+    add("--spacing", type=float, default=(0.7, 0.7, 1.05), **GRID)
     add("--workers", type=int, nargs="+", default=[cores()], help="pairs at a time: a line each")
-    add("--repeats", type=int, default=3)
+    add_repeats(parser, 3, "evaluations of all pairs")
 
 
 def check(args) -> None:
-    if min(args.pairs, args.repeats, *args.workers) < 1:
-        raise InputError("--pairs, --repeats, --workers: must be at least 1")
+    check_options(args, "pairs", "repeats", "workers")
 
 
-def lines(case: str, args) -> list[int]:
-    return args.workers
+def lines(case: str, args) -> list[tuple[int]]:
+    return [(workers,) for workers in args.workers]
 
 
 def prepare(case: str, args) -> None:

@@ -10,6 +10,7 @@ as a network without that seam must.
 
 from pathlib import Path
 
+from tubesynth.benchmarks.options import add_device, add_precision, add_repeats, check_options
 from tubesynth.errors import InputError
 
 CASES = ("conditional", "guided")
@@ -19,49 +20,44 @@ FACTOR, LATENT_CHANNELS = 4, 8  # of the published autoencoder
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    add("--case", nargs="+", choices=CASES, default=list(CASES))
     add("--config", type=Path, default=Path("configs/demo/stage_2_crossattn.yml"), help="stage 2")
     add("--resolution", type=int, nargs="+", help="voxels; default: the config's")
     add("--tokens", type=int, default=500)
-    add("--precision", choices=("32", "bf16-mixed", "16-mixed"), default="32")
-    add("--repeats", type=int, default=5, help="timed turns of both")
-    add("--device", default="cpu", help="cpu or cuda")
+    add_precision(parser)
+    add_repeats(parser, 5, "turns of both")
+    add_device(parser)
 
 
 def check(args) -> None:
-    from tubesynth.benchmarks.turns import device_of
-
-    for key in ("tokens", "repeats"):
-        if getattr(args, key) < 1:
-            raise InputError(f"--{key} {getattr(args, key)}: must be at least 1")
-    if any(n % FACTOR for n in args.resolution or ()):
-        raise InputError(f"--resolution {args.resolution}: must be multiples of {FACTOR}")
-    device_of(args.device)
+    check_options(args, "tokens", "repeats")
+    shape = config_of(args).data.resolution
+    if any(n % FACTOR for n in shape):
+        raise InputError(f"--resolution {shape}: must be multiples of {FACTOR}")
 
 
-def lines(case: str, args) -> list[None]:
-    return [None]
+def config_of(args):
+    """The config at the resolution asked for."""
+    from tubesynth.config_loading import load_config
+
+    given = [f"data.resolution={args.resolution}"] if args.resolution else []
+    config = load_config(args.config, given)
+    if config.stage != 2:
+        raise InputError(f"{args.config}: for stage {config.stage}, where one of stage 2 is needed")
+    return config
 
 
-def prepare(case: str, args) -> None:
-    """Nothing: weights and conditions are drawn."""
-
-
-def run_case(case: str, args, line: None) -> dict:
+def run_case(case: str, args) -> dict:
     import torch
 
-    from tubesynth.benchmarks.turns import compared, device_of, in_turns
-    from tubesynth.config_loading import load_config
+    from tubesynth.benchmarks.turns import compared, device_name, device_of, in_turns
     from tubesynth.models.conditions import Conditions
     from tubesynth.training.latent import build_unet
     from tubesynth.training.loop import AUTOCAST_DTYPE
 
-    device, config = device_of(args.device), load_config(args.config)
-    if config.stage != 2:
-        raise InputError(f"{args.config}: for stage {config.stage}, where one of stage 2 is needed")
+    device, config = device_of(args.device), config_of(args)
     torch.manual_seed(0)
     net = build_unet(config, LATENT_CHANNELS, FACTOR).to(device).eval().requires_grad_(False)
-    shape = tuple(args.resolution or config.data.resolution)
+    shape = tuple(config.data.resolution)
     size, rows = tuple(n // FACTOR for n in shape), len(ROWS[case])
     spacing = torch.tensor(config.data.spacing, device=device).expand(rows, -1)
     keep_label, keep_vessels = torch.tensor(ROWS[case], device=device).float().unbind(1)
@@ -90,7 +86,7 @@ def run_case(case: str, args, line: None) -> dict:
         "conditions prepared at every step",
         every,
         f"{rows} x {'x'.join(map(str, shape))}, {args.tokens} tokens",
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        device=device_name(device),
         precision=args.precision,
         config=str(args.config),
         saved_seconds=round(every.seconds - once.seconds, 4),

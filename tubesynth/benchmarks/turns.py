@@ -1,4 +1,4 @@
-"""Two ways to do the same work, timed in turns in one process: a busy machine slows both alike.
+"""Work on a device; and two ways to do the same, timed in turns: a busy machine slows both alike.
 
 Memory is what the process holds at its peak, or on a GPU what torch has allocated there; each way
 is run once more for it, by itself.
@@ -19,18 +19,26 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def in_turns(works: list[Callable[[], None]], repeats: int, device: torch.device):
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def finished(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """The same work, waited for: a GPU answers before it is done."""
+
+    def run():
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def in_turns(
+    works: list[Callable[[], None]], repeats: int, device: torch.device
+) -> list[Measurement]:
     """The Measurement of every work; each turn runs all of them once."""
-
-    def finished(work):
-        def run():
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return run
-
-    works = [finished(work) for work in works]
+    works = [finished(work, device) for work in works]
     peaks = [_peak_mb(work, device) for work in works]
     turns = [[measure(work, 1, warm_up=False) for work in works] for _ in range(repeats)]
     return [

@@ -7,6 +7,13 @@ One layer by itself: norm, projections of voxels and tokens, fused attention, ou
 
 from functools import partial
 
+from tubesynth.benchmarks.options import (
+    GRID,
+    add_device,
+    add_precision,
+    add_repeats,
+    check_options,
+)
 from tubesynth.errors import InputError
 
 CASES = ("forward", "training")
@@ -15,41 +22,27 @@ FIELD_MM = 180.0  # of view, every side
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    add("--case", nargs="+", choices=CASES, default=list(CASES))
-    add("--size", type=int, nargs=3, metavar=("X", "Y", "Z"), default=(32, 32, 16), help="voxels")
+    add("--size", type=int, default=(32, 32, 16), help="voxels", **GRID)
     add("--tokens", type=int, default=2000)
     add("--channels", type=int, default=384)
     add("--head-channels", type=int, default=64)
-    add("--precision", choices=("32", "bf16-mixed", "16-mixed"), default="32")
-    add("--repeats", type=int, default=7, help="timed turns of both")
-    add("--device", default="cpu", help="cpu or cuda")
+    add_precision(parser)
+    add_repeats(parser, 7, "turns of both")
+    add_device(parser)
 
 
 def check(args) -> None:
-    from tubesynth.benchmarks.turns import device_of
-
-    for key in ("tokens", "repeats"):
-        if getattr(args, key) < 1:
-            raise InputError(f"--{key} {getattr(args, key)}: must be at least 1")
+    check_options(args, "size", "tokens", "repeats")
     if args.head_channels < 16 or args.channels % args.head_channels:
         raise InputError(
             f"--head-channels {args.head_channels}: at least 16, and a divisor of --channels"
         )
-    device_of(args.device)
 
 
-def lines(case: str, args) -> list[None]:
-    return [None]
-
-
-def prepare(case: str, args) -> None:
-    """Nothing: weights and tokens are drawn."""
-
-
-def run_case(case: str, args, line: None) -> dict:
+def run_case(case: str, args) -> dict:
     import torch
 
-    from tubesynth.benchmarks.turns import compared, device_of, in_turns
+    from tubesynth.benchmarks.turns import compared, device_name, device_of, in_turns
     from tubesynth.models.vessel_attention import VesselAttention
     from tubesynth.models.vessel_tokens import EncodedTokens
     from tubesynth.training.loop import AUTOCAST_DTYPE
@@ -90,6 +83,6 @@ def run_case(case: str, args, line: None) -> dict:
         "without bias",
         plain,
         f"{voxels} voxels, {args.tokens} tokens, {channels} channels",
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        device=device_name(device),
         precision=args.precision,
     )
