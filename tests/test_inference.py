@@ -45,7 +45,7 @@ def test_a_bright_ball_is_reconstructed_where_it_was(stage_1):
     centre = affine[:3, :3] @ np.array([22.0, 26.0, 15.0]) + affine[:3, 3]
     ball = np.where(np.linalg.norm(world - centre, axis=-1) < 22, 900, -900).astype(np.int16)
     pipeline = Pipeline.load(stage_1)
-    prepared = pipeline.prepare_image(Volume(ball, affine))
+    prepared = pipeline.grid.prepare_image(Volume(ball, affine))
     inside = np.argwhere(prepared.array > 0)
     assert np.linalg.norm(prepared.to_world(inside.mean(0)) - centre) < 0.5 * 5.5
     # what the model returns lies on that very grid

@@ -17,7 +17,8 @@ from tubesynth.runtime.log import RunLog
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.best import Best
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Phase, Position, StopSignal, fit, optimise
+from tubesynth.training.loop import Position, StopSignal, fit, optimise
+from tubesynth.training.phase import Phase
 
 CPU = torch.device("cpu")
 PLAIN = TrainConfig(epochs=6, learning_rate=1e-2, schedule="constant", log_every=1, panel_every=100)

@@ -257,7 +257,7 @@ def test_batches_hold_tokens_and_the_fields_drawn_from_them(workplace, stage_1):
 def test_the_same_seed_is_the_same_volume_and_vessels_change_it(pipeline, labels):
     first = pipeline.synthesize(labels, seed=3)
     assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3).array)
-    given = pipeline._trace(pipeline.prepare_labels(labels))
+    given = pipeline._trace(pipeline.grid.prepare_labels(labels))
     assert len(given) > 0
     assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3, vessels=given).array)
     none = VesselTokens.from_array(np.zeros((0, 9)))

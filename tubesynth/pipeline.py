@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tubesynth.config import Config, SamplingConfig, Stage2Config, uses_vessels, vessel_class
@@ -28,6 +27,7 @@ from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields, vessel_token_source
 from tubesynth.errors import InputError
 from tubesynth.generative.guidance import Side, guided, sides
+from tubesynth.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.scale import LatentScale
@@ -43,9 +43,9 @@ from tubesynth.training.control import build_network
 from tubesynth.training.latent import build_objective
 from tubesynth.training.loop import AUTOCAST_DTYPE
 from tubesynth.volume.files import check_labels
-from tubesynth.volume.grid import Volume, centred_affine
-from tubesynth.volume.intensity import hu_to_unit, unit_to_hu
-from tubesynth.volume.resample import resample_image, resample_labels, target_grid
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.intensity import hu_to_unit
+from tubesynth.volume.resample import resample_labels
 from tubesynth.volume.vessels import VesselTokens
 
 
@@ -73,7 +73,7 @@ class Pipeline:
         tile: int | str | None = "auto",
     ):
         self.config, self.digest, self.device, self.precision = config, digest, device, precision
-        self.tile = tile
+        self.tile, self.grid = tile, ModelGrid(config, device)
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
         self.scale = scale
@@ -120,25 +120,6 @@ class Pipeline:
         dtype = AUTOCAST_DTYPE.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def _grid(self, volume: Volume, spacing, resolution):
-        data, dim = self.config.data, self.config.dim
-        for name, value in (("--resolution", resolution), ("--spacing", spacing)):
-            if value is not None and (len(value) != dim or min(value) <= 0):
-                given = " ".join(map(str, value))
-                raise InputError(f"{name} {given}: expected {dim} positive numbers")
-        return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
-
-    def prepare_image(self, volume: Volume, spacing=None, resolution=None) -> Volume:
-        """A CT on the model's grid: same centre, fixed spacing (mm), padded or cropped; HU."""
-        shape, affine = self._grid(volume, spacing, resolution)
-        return resample_image(volume, shape, affine, fill=self.config.data.hu_window[0])
-
-    def prepare_labels(self, labels: Volume, spacing=None, resolution=None) -> Volume:
-        """A label map on the model's grid; ValueError for values that are no class."""
-        check_labels(labels.array, self.config.data.num_classes, "label map")
-        shape, affine = self._grid(labels, spacing, resolution)
-        return resample_labels(labels, shape, affine)
-
     @torch.no_grad()
     def reconstruct(
         self, volume: Volume, spacing=None, resolution=None, labels: Volume | None = None
@@ -153,19 +134,21 @@ class Pipeline:
                 "trained with autoencoder.vessel_mask_in_decoder: give the CT's label"
                 " map (reconstruct: --labels DIR)"
             )
-        prepared = self.prepare_image(volume, spacing, resolution)
+        prepared = self.grid.prepare_image(volume, spacing, resolution)
         unit = hu_to_unit(prepared.array.astype(np.float32), self.config.data.hu_window)
-        padded, crop = _pad_to_multiple(self._tensor(unit)[None, None], net.factor)
+        padded, crop = pad_to_multiple(self.grid.tensor(unit)[None, None], net.factor)
         vessels = None
         if net.vessel_mask:
             check_labels(labels.array, self.config.data.num_classes, "label map")
             on_grid = resample_labels(labels, prepared.shape, prepared.affine)
-            label, _ = _pad_to_multiple(self._tensor(on_grid.array)[None, None].float(), net.factor)
+            label, _ = pad_to_multiple(
+                self.grid.tensor(on_grid.array)[None, None].float(), net.factor
+            )
             vessels = self._vessels(label[:, 0])
         tile = self._tile_for(padded.shape[2:])
         with self._autocast():
             out = net.decode(net.encode(padded, tile), tile=tile, vessels=vessels)
-        return self._to_volume(out[crop], prepared.affine)
+        return self.grid.volume(out[crop], prepared.affine)
 
     def _vessels(self, label: Tensor) -> Tensor:
         """Labels (B, X, ...) -> (B, X, ...) bool."""
@@ -234,10 +217,10 @@ class Pipeline:
             None if labels is None else guidance_label, guidance_vessel if has_vessels else None
         )
         self._check_sides(parts)
-        prepared = self._blank(spacing, resolution) if labels is None else labels
-        prepared = self.prepare_labels(prepared, spacing, resolution)
+        prepared = self.grid.blank_labels(spacing, resolution) if labels is None else labels
+        prepared = self.grid.prepare_labels(prepared, spacing, resolution)
         factor = self.autoencoder.factor
-        label = self._tensor(prepared.array)[None]
+        label = self.grid.tensor(prepared.array)[None]
         if any(n % factor for n in label.shape[1:]):
             raise InputError(
                 f"--resolution {' '.join(map(str, prepared.shape))}: every side must be a multiple"
@@ -258,7 +241,7 @@ class Pipeline:
             tile = self._tile_for(label.shape[1:])
             restored = self.scale.restore(latents)
             image = self.autoencoder.decode(restored, tile=tile, vessels=self._vessels(label))
-            return self._to_volume(image, prepared.affine)
+            return self.grid.volume(image, prepared.affine)
 
         with self._autocast():
             latents, evaluations = build_objective(config).sample(
@@ -285,18 +268,6 @@ class Pipeline:
                 f"this model was trained without {mode}.vessel_dropout, so it has no side without"
                 " vessels: leave --guidance-label and --guidance-vessel at 1"
             )
-
-    def _blank(self, spacing, resolution) -> Volume:
-        data = self.config.data
-        flat = (1,) * (3 - self.config.dim)  # a picture is a volume of one slice
-        shape = (*(resolution or data.resolution), *flat)
-        affine = centred_affine(shape, (*(spacing or data.spacing), *flat))
-        return Volume(np.zeros(shape, np.uint8), affine)
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        """(X, Y, Z) -> the model's axes: (X, Y, Z), or (X, Y) of the one slice of a picture."""
-        array = array[..., 0] if self.config.dim == 2 else array
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _trace(self, labels: Volume) -> VesselTokens:
         """The tokens of a label map on the model's grid, as training has them."""
@@ -330,20 +301,3 @@ class Pipeline:
             return self.unet(x, t, spacing_mm, fullest).float()
 
         return guided(network, [side.weight for side in parts], conditional, tuple(interval))
-
-    def _to_volume(self, image: Tensor, affine: np.ndarray) -> Volume:
-        unit = image[0, 0].float().clamp(0, 1).cpu().numpy()
-        unit = unit[..., None] if self.config.dim == 2 else unit
-        hu = unit_to_hu(unit, self.config.data.hu_window)
-        return Volume(np.rint(hu).astype(np.int16), affine)
-
-
-def _pad_to_multiple(image: Tensor, factor: int) -> tuple[Tensor, tuple]:
-    """Edge padding at the far sides to multiples of the factor, and the crop that undoes it."""
-    sizes = image.shape[2:]
-    pads = [(-n) % factor for n in sizes]
-    crop = (slice(None), slice(None), *[slice(0, n) for n in sizes])
-    if not any(pads):
-        return image, crop
-    flat = [value for pad in reversed(pads) for value in (0, pad)]
-    return F.pad(image, flat, mode="replicate"), crop

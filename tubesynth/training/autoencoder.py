@@ -36,8 +36,9 @@ from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
 from tubesynth.training.codebook import CodebookUsage
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Phase, Position
+from tubesynth.training.loop import Position
 from tubesynth.training.perceptual import Perceptual
+from tubesynth.training.phase import Phase
 from tubesynth.volume.intensity import unit_to_hu
 
 
@@ -239,8 +240,6 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def preview(self) -> dict:
-        if not dist.is_main():
-            return {}
         return self.volumes.previews(self.config.train.panel_cases, self._panel)
 
     def _panel(self, index: int) -> np.ndarray:

@@ -128,8 +128,11 @@ class Volumes:
         return to_device(collate([self.validation_set.sample(index)]), self.data, device)
 
     def previews(self, number: int, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
-        """draw(index) for the first cases of the validation set, by the name of the panel."""
-        cases = self.validation[:number]
+        """draw(index) for the first cases of the validation set, by the name of the panel.
+
+        Rank 0 draws; the others have none.
+        """
+        cases = self.validation[:number] if dist.is_main() else []
         return {f"validation_{case.id}": draw(index) for index, case in enumerate(cases)}
 
     def panel(self, batch: dict, units: dict[str, Tensor]) -> np.ndarray:

@@ -23,7 +23,8 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import Latents
-from tubesynth.training.loop import Phase, Position
+from tubesynth.training.loop import Position
+from tubesynth.training.phase import Phase
 
 # Validation is scored at these times with one fixed noise a case, so that curves are comparable.
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -184,8 +185,6 @@ class LatentStage:
     @torch.no_grad()
     def preview(self) -> dict:
         """The first validation cases, each from noise that is always the same."""
-        if not dist.is_main():
-            return {}
         return self.volumes.previews(self.config.train.panel_cases, self._panel)
 
     def _panel(self, index: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from tubesynth.models.segmenter import SegmentationUNet
 from tubesynth.runtime import checkpoint, dist
 from tubesynth.runtime.ema import weights_to_use
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Phase
+from tubesynth.training.phase import Phase
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.intensity import hu_to_unit
 from tubesynth.volume.resample import resample_image, target_grid
@@ -116,8 +116,6 @@ class SegmentationStage:
 
     @torch.no_grad()
     def preview(self) -> dict:
-        if not dist.is_main():
-            return {}
         return self.volumes.previews(self.config.train.panel_cases, self._panel)
 
     def _panel(self, index: int) -> np.ndarray:
