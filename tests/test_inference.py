@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,9 @@ def test_finished_cases_are_skipped_and_other_settings_are_not(
         json.loads(sorted(tmp_path.glob("*.json"))[0].read_text(encoding="utf-8"))["evaluations"]
         == 6
     )
+    elsewhere = shutil.copytree(workplace / "data" / "validation" / "labels", tmp_path / "others")
+    run(synthesize, *common[:-1], elsewhere, "--steps", 3)
+    assert "2 volumes" in capsys.readouterr().out.splitlines()[-1]  # other files of the same name
 
 
 def test_guidance_of_one_is_the_model_and_more_is_not(workplace, stage_2):

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from tubesynth.benchmarks import autoencoder, codebook, data, evaluate, sample, vessel_attention
 from tubesynth.benchmarks.measure import show
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, run_command
 
 
 class Bench(NamedTuple):
@@ -70,13 +70,8 @@ def in_fresh_process(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m tubesynth.bench", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m tubesynth.bench", description=__doc__.splitlines()[0])
     benches = parser.add_subparsers(dest="bench", required=True)
     for name, (module, *_) in BENCHES.items():
         text, raw = module.__doc__, argparse.RawDescriptionHelpFormatter

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tubesynth.config_loading import load_config
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, volume_key
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tubesynth.cache", description="Build, check, list or prune the disk cache."
     )
     parser.add_argument("command", choices=["build", "verify", "list", "prune"])

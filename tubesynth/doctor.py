@@ -26,7 +26,7 @@ from tubesynth.data.examine.set_rules import SET_RULES
 from tubesynth.data.layout import Part, find_parts
 from tubesynth.data.pool import check_workers, each
 from tubesynth.data.volumes import Preprocessing
-from tubesynth.errors import EXIT_INPUT, InputError, run_command
+from tubesynth.errors import EXIT_INPUT, CommandParser, InputError, run_command
 
 QUICK_CASES = 8  # of each part
 SHOWN_ALONE = 3  # cases with the same finding get a line each up to here
@@ -149,7 +149,7 @@ def verdict(findings: list[Finding], for_training: bool) -> str:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tubesynth.doctor",
         description="Check data, config, disk and device before GPU time is spent.",
     )

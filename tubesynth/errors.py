@@ -4,6 +4,7 @@ Everything that a user can put right (a file, a key, a value) is raised as Input
 that names the file or key and the remedy. Anything else is a bug of ours and keeps its traceback.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,13 @@ class InputError(ValueError):
 
 class Stopped(Exception):
     """A signal asked the run to end; its state is saved."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Refuses wrong options in one line, as all other input that is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import tubesynth
 from tubesynth.data import pool
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
 from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.definitions import DEFINITIONS
@@ -107,7 +107,7 @@ def main(argv=None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="python -m tubesynth.evaluate", description=__doc__)
+    result = CommandParser(prog="python -m tubesynth.evaluate", description=__doc__)
     result.formatter_class = argparse.RawDescriptionHelpFormatter
     add = result.add_argument
     add("--real", type=Path, help="folder of real CTs")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tubesynth.data.pool import each
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 
 SETTINGS_FILE = "phantom.json"
 VERSION = 1  # of the anatomy: another number is another data set
@@ -168,13 +168,8 @@ def _check(args, settings: Settings) -> None:
         raise InputError(f"--output-dir {args.output_dir}: is a file; choose a folder")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f"{message} (see python -m tubesynth.phantom --help)")
-
-
 def _parse(argv) -> argparse.Namespace:
-    parser = _Parser(prog="python -m tubesynth.phantom", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m tubesynth.phantom", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--output-dir", required=True, help="data set folder")
     add("--cases", type=int, required=True, metavar="N", help="cases 1 to N")

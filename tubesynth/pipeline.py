@@ -4,8 +4,8 @@
     from tubesynth.volume.files import read_labels, write_volume
 
     pipeline = Pipeline.load("runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt")
-    write_volume("new.img.nii.gz", pipeline.synthesize(read_labels("1.label.nii.gz"), seed=0),
-    "int16")
+    volume = pipeline.synthesize(read_labels("1.label.nii.gz"), seed=0)
+    write_volume("new.img.nii.gz", volume, "int16")
 
 A checkpoint of stage 2 or 3 holds the autoencoder that made its latents, and one of stage 3 its
 base model too, so one file is all there is to carry.

@@ -30,7 +30,7 @@ from tubesynth.data.imagecas import (
 )
 from tubesynth.data.layout import natural
 from tubesynth.data.pool import check_workers, each
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.volume.files import SUFFIXES, write_volume
 
 DEFAULT_FRACTION = 0.1
@@ -174,7 +174,7 @@ def summary(root: Path, sources, records: dict, made: int, args) -> str:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tubesynth.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,7 @@
-"""CT -> autoencoder -> CT: what stage 1 keeps of a volume, and so the ceiling of all that follows.
+r"""CT -> autoencoder -> CT: what stage 1 keeps of a volume, and so the ceiling of all that follows.
 
-    python -m tubesynth.reconstruct --input-dir CTS --output-dir OUT --model
-    runs/stage_1_3d_f4_full/checkpoints/last.ckpt
+    python -m tubesynth.reconstruct --input-dir CTS --output-dir OUT \
+        --model runs/stage_1_3d_f4_full/checkpoints/last.ckpt
 
 Each result lies in the world of its input, on the model's grid (--resolution, --spacing), or with
 --original-grid on the input's own grid; outside of the model's field of view that grid is filled
@@ -11,7 +11,7 @@ with air.
 import argparse
 from pathlib import Path
 
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.stream import Job, run_jobs, tile_option
@@ -21,7 +21,7 @@ from tubesynth.volume.resample import resample_image
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tubesynth.reconstruct", description="Pass CTs through the autoencoder."
     )
     parser.add_argument("--input-dir", type=Path, required=True, help="folder of CT volumes")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tubesynth.config import SegmenterConfig
 from tubesynth.config_loading import load_config
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import environment
@@ -33,7 +33,7 @@ from tubesynth.volume.files import find_cases, pair_cases, read_volume, write_vo
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tubesynth.segment", description="A vessel segmenter: train it, apply it."
     )
     commands = parser.add_subparsers(dest="command", required=True)

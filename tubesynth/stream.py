@@ -1,8 +1,8 @@
 """Working through a folder case by case: shared by all ranks, resumable, nothing half-written.
 
-Beside every volume lies a JSON sidecar with the settings that made it and what it cost. A case
-whose sidecar has the settings asked for is finished and skipped; one made with other settings is
-made again.
+Beside every volume lies a JSON sidecar with the file and the settings that it was made from and
+what it cost. A case whose sidecar has those asked for is finished and skipped; one made from others
+is made again.
 """
 
 import json
@@ -50,7 +50,12 @@ def is_finished(output_dir: Path, job: Job) -> bool:
         record = json.loads(sidecar(output_dir, job).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return record.get("settings") == job.settings and image_path(output_dir, job).exists()
+    same = (record.get("source"), record.get("settings")) == (source_name(job), job.settings)
+    return same and image_path(output_dir, job).exists()
+
+
+def source_name(job: Job) -> str | None:
+    return None if job.source is None else str(job.source)
 
 
 def image_path(output_dir: Path, job: Job) -> Path:
@@ -75,7 +80,7 @@ def run_jobs(
         volume, extra = make(job)
         write_volume(image_path(output_dir, job), volume, "int16")
         record = {
-            "source": None if job.source is None else str(job.source),
+            "source": source_name(job),
             "settings": job.settings,
             **extra,
             "seconds": round(time.perf_counter() - began, 3),

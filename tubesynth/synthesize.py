@@ -18,7 +18,7 @@ import torch
 
 from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS
 from tubesynth.config_loading import load_config
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
@@ -28,7 +28,7 @@ from tubesynth.volume.grid import Volume
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tubesynth.synthesize", description="Make CTs from label maps."
     )
     parser.add_argument("--output-dir", type=Path, required=True)
@@ -78,6 +78,50 @@ def label_translation(pairs: list[str] | None) -> np.ndarray | None:
     return table
 
 
+def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
+    """The model with the data and the sampling asked for; refuses what does not fit it."""
+    tile = tile_option(args.tile)
+    pipeline = Pipeline.load(args.model, device, args.precision, tile, args.ema)
+    config = pipeline.config
+    if pipeline.unet is None:
+        raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 or 3 is needed")
+    if args.config:
+        given = load_config(args.config)
+        if given.stage != config.stage:
+            raise InputError(
+                f"{args.config}: for stage {given.stage}, the model is of stage {config.stage}"
+            )
+        config.data, config.sampling = given.data, given.sampling
+    if args.latent_mode not in (None, config.latent_mode):
+        raise InputError(
+            f"--latent-mode {args.latent_mode}: {args.model} is of mode {config.latent_mode}"
+        )
+    sampling = config.sampling
+    sampling.solver = args.solver or sampling.solver
+    if args.steps:
+        sampling.steps, sampling.time_grid = args.steps, None
+    return pipeline
+
+
+def settings_of(args: argparse.Namespace, pipeline: Pipeline) -> dict:
+    """What decides the voxels of all samples alike."""
+    config, data = pipeline.config, pipeline.config.data
+    settings = {
+        "model_digest": pipeline.digest,
+        "seed": args.seed,
+        "sampling": vars(config.sampling).copy(),
+        "guidance_label": args.guidance_label,
+        "guidance_vessel": args.guidance_vessel,
+        "resolution": list(args.resolution or data.resolution),
+        "spacing": list(args.spacing or data.spacing),
+        "precision": args.precision,
+        "label_map": args.label_map,
+    }
+    if config.stage == 3 or args.control_scale != 1.0:
+        settings["control_scale"] = args.control_scale
+    return settings
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     translation = label_translation(args.label_map)
@@ -86,43 +130,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
     device = dist.start()
     try:
-        tile = tile_option(args.tile)
-        pipeline = Pipeline.load(args.model, device, args.precision, tile, args.ema)
-        if pipeline.unet is None:
-            raise InputError(
-                f"{args.model}: a stage-1 checkpoint, where one of stage 2 or 3 is needed"
-            )
-        if args.config:
-            given = load_config(args.config)
-            if given.stage != pipeline.config.stage:
-                raise InputError(
-                    f"{args.config}: for stage {given.stage}, the model is of stage"
-                    f" {pipeline.config.stage}"
-                )
-            pipeline.config.data, pipeline.config.sampling = given.data, given.sampling
-        config = pipeline.config
-        if args.latent_mode not in (None, config.latent_mode):
-            raise InputError(
-                f"--latent-mode {args.latent_mode}: {args.model} is of mode {config.latent_mode}"
-            )
-        sampling = config.sampling
-        sampling.solver = args.solver or sampling.solver
-        if args.steps:
-            sampling.steps, sampling.time_grid = args.steps, None
-        data = config.data
-        settings = {
-            "model_digest": pipeline.digest,
-            "seed": args.seed,
-            "sampling": vars(sampling).copy(),
-            "guidance_label": args.guidance_label,
-            "guidance_vessel": args.guidance_vessel,
-            "resolution": list(args.resolution or data.resolution),
-            "spacing": list(args.spacing or data.spacing),
-            "precision": args.precision,
-            "label_map": args.label_map,
-        }
-        if config.stage == 3 or args.control_scale != 1.0:
-            settings["control_scale"] = args.control_scale
+        pipeline = load_model(args, device)
+        settings, data = settings_of(args, pipeline), pipeline.config.data
         if args.unconditional:
             cases = {"unconditional": None}
         else:

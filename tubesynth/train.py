@@ -18,7 +18,7 @@ import torch
 
 from tubesynth.config import Config, Stage1Config, Stage3Config
 from tubesynth.config_loading import load_config
-from tubesynth.errors import InputError, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.runtime import dist
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
@@ -29,13 +29,13 @@ from tubesynth.training.run import require_tools, run_stage
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tubesynth.train", description="Train a stage of tubesynth."
     )
     parser.add_argument("--config", required=True, help="YAML file, e.g. configs/stage_1_3d_f4.yml")
     parser.add_argument("--stage", type=int, help="1, 2 or 3: must agree with the config")
     parser.add_argument("--dim", type=int, help="2 or 3: must agree with the config")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, help="default: the config's")
     parser.add_argument("--epochs", type=int, help="in all, those of a resumed run included")
     parser.add_argument("--gpus", type=int, help="processes on this machine, one a GPU")
     parser.add_argument("--precision", help="32, bf16-mixed or 16-mixed")
@@ -104,9 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     require_tools(config, args.logger)
     resume_path = find_checkpoint(args.resume, run_dir, config)
-    volumes = Volumes(
-        config.data, config.dim, config.seed
-    )  # finds bad input before any process starts
+    # Finds bad input before any process starts.
+    volumes = Volumes(config.data, config.dim, config.seed)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
         dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
         return

@@ -47,7 +47,7 @@ def measure(
     repeats: int,
     before: Callable[[], None] | None = None,
     warm_up: bool = True,
-):
+) -> Measurement:
     """The Measurement of work(), which leaves nothing running; once untimed first, to warm up and
     to see its memory, unless that has been done.
 

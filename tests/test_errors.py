@@ -1,0 +1,30 @@
+"""How commands end where the input is wrong."""
+
+import importlib
+
+import pytest
+from conftest import REPOSITORY
+
+from tubesynth.errors import EXIT_INPUT, run_command
+
+COMMANDS = sorted(
+    path.stem
+    for path in (REPOSITORY / "tubesynth").glob("*.py")
+    if "run_command(main)" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_refused_in_one_line_that_names_the_command(name, capsys):
+    command = importlib.import_module(f"tubesynth.{name}")
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: command.main(["--colour", "blue"]))
+    assert end.value.code == EXIT_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert f"python -m tubesynth.{name} --help" in captured.err
+
+
+def test_every_command_is_among_them():
+    assert len(COMMANDS) == 10
