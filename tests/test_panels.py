@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tubesynth.runtime.panels import COLOURS, choose_views, draw_panel, save_png
+from tubesynth.runtime.lettering import font, wrapped
+from tubesynth.runtime.panels import COLOURS, MARGIN, choose_views, draw_panel, save_png
 
 AIR = -1000
 
@@ -114,3 +115,33 @@ def test_a_saved_picture_reads_back_and_leaves_nothing_beside_it(tmp_path):
     save_png(tmp_path / "panels" / "a.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "panels" / "a.png")), picture)
     assert [p.name for p in (tmp_path / "panels").iterdir()] == ["a.png"]
+
+
+LONG_NAMES = (
+    "all vessel conditions",
+    "tokens_bias_fields_weighted",
+    "nobreakanywhereinthisname" * 9,
+)
+
+
+@pytest.mark.parametrize("name", LONG_NAMES)
+def test_a_long_name_stays_in_the_margin(name):
+    array = np.full((24, 24, 24), 200, dtype=np.int16)
+    short, long = (draw_panel({n: array}, (1, 1, 1), title=n) for n in ("run", name))
+    title = 24
+    assert np.array_equal(short[title:, MARGIN:], long[title:, MARGIN:])
+    assert not np.array_equal(short[title:, :MARGIN], long[title:, :MARGIN])
+
+
+def test_columns_of_a_tall_volume_are_as_wide_as_what_stands_above_them():
+    array = np.full((20, 20, 120), 200, dtype=np.int16)
+    picture = draw_panel({"run": array}, (1, 1, 1))
+    views = choose_views(array.shape, (1, 1, 1))
+    assert picture.shape[1] > MARGIN + sum(font(13).getlength(view.caption) for view in views)
+
+
+def test_lines_break_at_the_parts_of_a_name_and_the_last_one_says_what_was_cut():
+    assert wrapped("all vessel conditions", 100, 14, 4) == ["all vessel", "conditions"]
+    lines = wrapped("tokens_bias_fields_weighted_and_on_and_on_and_on", 100, 14, 3)
+    assert len(lines) == 3 and lines[0] == "tokens_bias_" and lines[2].endswith("…")
+    assert max(font(14).getlength(line) for line in lines) <= 100

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tubesynth.runtime.lettering import draw_margin, fitted, font
+
 CLASS_NAMES = {
     1: "myocardium",
     2: "left atrium",
@@ -101,36 +103,41 @@ def draw_panel(
     rows = [*images, *(["label map"] if label is not None else [])]
     row_height = max(height for _, height in sizes)
     legend = _legend(label, class_names)
-    width = MARGIN + sum(w + GAP for w, _ in sizes)
+    # A tall volume has narrow tiles: their columns leave room for what stands above them.
+    columns = [
+        max(width, int(font(13).getlength(view.caption)) + 2 * GAP)
+        for (width, _), view in zip(sizes, views, strict=True)
+    ]
+    width = MARGIN + sum(column + GAP for column in columns)
     legend_rows = -(-len(legend) // max(1, (width - MARGIN) // 150))
     top = BAR * (2 if title else 1)
     height = top + len(rows) * (row_height + GAP) + BAR * legend_rows + BAR
     canvas = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((8, 4), title, INK, _font(15))
+        draw.text((8, 4), fitted(title, width - 16, 15), INK, font(15))
     left = MARGIN
-    for view, (tile_width, tile_height) in zip(views, sizes, strict=True):
-        draw.text((left, top - BAR + 5), view.caption, FAINT, _font(13))
+    for view, column, (tile_width, tile_height) in zip(views, columns, sizes, strict=True):
+        draw.text((left, top - BAR + 5), view.caption, FAINT, font(13))
         for i, caption in enumerate(rows):
             y = top + i * (row_height + GAP)
             base = images.get(caption, next(iter(images.values()), None))
             tile = np.zeros((tile_height, tile_width, 3), dtype=np.float32)
             if base is not None:
-                tile += _grey(view.image(base), (tile_width, tile_height), window)[..., None]
+                tile += grey_tile(view.image(base), (tile_width, tile_height), window)[..., None]
             if caption not in images:
                 _overlay(tile, view.labels(label, vessel_class), vessel_class)
             picture = Image.fromarray(tile.clip(0, 255).astype(np.uint8))
             y += (row_height - tile_height) // 2
             canvas.paste(picture, (left, y))
-            draw.text((left + 4, y + tile_height // 2 - 8), view.letter, FAINT, _font(12))
-        left += tile_width + GAP
+            draw.text((left + 4, y + tile_height // 2 - 8), view.letter, FAINT, font(12))
+        left += column + GAP
     for i, caption in enumerate(rows):
-        y = top + i * (row_height + GAP) + row_height // 2 - 8
-        draw.text((8, y), caption, INK, _font(14))
+        middle = top + i * (row_height + GAP) + row_height / 2
+        draw_margin(draw, caption, 8, middle, MARGIN - 16, row_height, INK)
     _draw_legend(draw, legend, (MARGIN, height - BAR * (legend_rows + 1)), width)
     note = f"window {window[0]:g} / {window[1]:g} HU"
-    draw.text((MARGIN, height - BAR + 4), note, FAINT, _font(12))
+    draw.text((MARGIN, height - BAR + 4), note, FAINT, font(12))
     return np.array(canvas)
 
 
@@ -190,7 +197,7 @@ def _tile_size(shape, spacing, axis, scale) -> tuple[int, int]:
     return tuple(max(1, round(shape[i] * spacing[i] * scale)) for i in (across, up))
 
 
-def _grey(plane, size, window) -> np.ndarray:
+def grey_tile(plane, size, window) -> np.ndarray:
     """HU (rows, columns) -> grey 0 to 255 at the tile's size; interpolated before the window."""
     from PIL import Image
 
@@ -245,13 +252,7 @@ def _draw_legend(draw, legend, corner, width) -> None:
     x, y = corner
     for colour, name in legend:
         draw.rectangle((x, y + 7, x + 11, y + 18), fill=colour)
-        draw.text((x + 17, y + 5), name, INK, _font(12))
+        draw.text((x + 17, y + 5), name, INK, font(12))
         x += 150
         if x + 150 > width:
             x, y = corner[0], y + BAR
-
-
-def _font(size):
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
