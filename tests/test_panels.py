@@ -1,5 +1,7 @@
 """Panels: what lies where on the display, true proportions, grey values, and vessels that show."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,6 +76,17 @@ def test_planes_go_through_the_labels_and_the_slab_through_the_vessels():
     assert (sagittal.first, coronal.first, axial.first) == tuple(inside.mean(0).round())
     assert slab.last - slab.first + 1 == 20  # 25 mm
     assert slab.first <= 50 and slab.last >= 53
+
+
+def test_the_middle_of_a_whole_ct_takes_no_more_memory_than_a_few_masks():
+    label = np.zeros((128, 128, 100), dtype=np.uint8)
+    label[20:100, 20:100, 10:90] = 1
+    tracemalloc.start()
+    axial, coronal, sagittal, _ = choose_views(label.shape, (1, 1, 1), label, 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * label.nbytes
+    assert (sagittal.first, coronal.first, axial.first) == (60, 60, 50)  # of 59.5, 59.5, 49.5
 
 
 def test_a_vessel_of_one_voxel_shows_in_its_colour_and_in_the_legend():

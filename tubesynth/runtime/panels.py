@@ -162,8 +162,9 @@ def choose_views(shape, spacing, label=None, vessel_class=None, point=None) -> l
     most vessel voxels are, or around the point. A slice (Z = 1) has one view.
     """
     if point is None:
-        inside = np.argwhere(label > 0) if label is not None else ()
-        point = np.mean(inside, 0) if len(inside) else (np.array(shape) - 1) / 2
+        point = (np.array(shape) - 1) / 2
+        if label is not None and label.any():
+            point = _middle(label > 0)
     x, y, z = (int(round(float(p))) for p in point)
     axial = View(f"axial  z {z + 1}/{shape[2]}", 2, z, z, "R")
     if shape[2] == 1:
@@ -179,6 +180,12 @@ def choose_views(shape, spacing, label=None, vessel_class=None, point=None) -> l
         View(f"sagittal  x {x + 1}/{shape[0]}", 0, x, x, "A"),
         View(f"axial MIP  {thick * spacing[2]:.0f} mm", 2, first, first + thick - 1, "R"),
     ]
+
+
+def _middle(mask) -> np.ndarray:
+    """(3,) mean voxel of a mask, by its profiles: a list of its voxels takes gigabytes."""
+    profiles = [mask.sum(axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    return np.array([np.average(np.arange(len(p)), weights=p) for p in profiles])
 
 
 def _displayed(plane, axis) -> np.ndarray:
