@@ -18,7 +18,6 @@ from tubesynth.volume.files import (
     pair_cases,
     read_labels,
     read_volume,
-    replacing,
     write_volume,
 )
 from tubesynth.volume.grid import Volume, centred_affine, same_grid
@@ -387,16 +386,6 @@ def test_values_beyond_the_type_are_clipped_not_wrapped(tmp_path):
     volume = Volume(np.array([[[-1e6, 1e6]]]), np.eye(4))
     write_volume(tmp_path / "1.nii", volume, np.int16)
     assert read_volume(tmp_path / "1.nii").array.tolist() == [[[-32768, 32767]]]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
-    path = tmp_path / "x.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_is_the_users_to_put_right_and_leaves_nothing(tmp_path, monkeypatch):

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tubesynth"
-BOTTOM = {"errors"}
+BOTTOM = {"errors", "atomic"}
 CONFIG = {"config", "config_loading"}
 FIVE = {"volume", "models", "generative", "losses", "runtime"}
 MAY_IMPORT = {
     "errors": set(),
+    "atomic": {"errors"},
     "strict": BOTTOM,
     "config": BOTTOM,
     "config_checks": BOTTOM | {"config"},

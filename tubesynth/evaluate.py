@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 import tubesynth
+from tubesynth.atomic import write_text
 from tubesynth.data import pool
 from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
@@ -41,7 +42,7 @@ from tubesynth.metrics.set_scores import (
     training_set,
     validity,
 )
-from tubesynth.metrics.summary import summarise, write_csv, write_json, write_text
+from tubesynth.metrics.summary import summarise, write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
 from tubesynth.report.page import report_page

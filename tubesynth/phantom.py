@@ -10,10 +10,10 @@ the bytes do not depend on the number of workers.
 import argparse
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tubesynth.atomic import write_text
 from tubesynth.data.pool import each
 from tubesynth.errors import CommandParser, InputError, run_command
 
@@ -87,7 +87,7 @@ def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) ->
         for b in phantom.branches
     ]
     text = json.dumps({"units": "mm", "frame": "RAS world", "branches": branches})
-    _write_text(centreline, text)
+    write_text(centreline, text)
     write_volume(label, phantom.labels, np.uint8)
     write_volume(image, phantom.image, np.int16)
 
@@ -127,19 +127,7 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
         raise InputError(
             f"{root} holds images ({others[0]}) but no {SETTINGS_FILE}; choose another --output-dir"
         )
-    _write_text(path, json.dumps(wanted, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; choose an --output-dir that can be written"
-        ) from None
+    write_text(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def _check(args, settings: Settings) -> None:

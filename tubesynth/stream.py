@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 import tubesynth
+from tubesynth.atomic import write_text
 from tubesynth.errors import InputError
 from tubesynth.runtime import dist
-from tubesynth.runtime.log import write_text
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume

@@ -10,8 +10,9 @@ import os
 import time
 from pathlib import Path
 
+from tubesynth.atomic import replacing
 from tubesynth.errors import InputError
-from tubesynth.volume.files import replacing, source_files
+from tubesynth.volume.files import source_files
 
 _SETTLED_SECONDS = 2
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tubesynth.atomic import replacing
 from tubesynth.data.layout import natural, scan
 from tubesynth.errors import InputError
 from tubesynth.volume.files import (
@@ -22,7 +23,6 @@ from tubesynth.volume.files import (
     check_same_grid,
     read_labels,
     read_volume,
-    replacing,
 )
 from tubesynth.volume.grid import Volume, same_grid
 

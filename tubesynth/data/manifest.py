@@ -10,9 +10,9 @@ import os
 import shutil
 from pathlib import Path
 
+from tubesynth.atomic import write_text
 from tubesynth.data.digest import file_digest, read_json
 from tubesynth.errors import InputError
-from tubesynth.volume.files import replacing
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"
@@ -91,8 +91,7 @@ def is_as_described(path: Path, record: dict) -> bool:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _short(value) -> str:

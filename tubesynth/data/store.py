@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tubesynth.atomic import FULL, NOT_WRITABLE
 from tubesynth.data.digest import file_digest, read_json, source_digest
 from tubesynth.errors import InputError
-from tubesynth.volume.files import FULL, NOT_WRITABLE
 
 _TEMPORARY = ".tmp-"
 

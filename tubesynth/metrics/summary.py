@@ -13,7 +13,7 @@ import json
 import math
 from pathlib import Path
 
-from tubesynth.volume.files import replacing
+from tubesynth.atomic import write_text
 
 KEYS = ("case", "sample", "source")
 BOUNDS = {
@@ -68,7 +68,7 @@ def bounds_of(metric: str) -> tuple[float, float]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Indented JSON without NaN or infinity (null instead), renamed into place."""
+    """Indented JSON without NaN or infinity (null instead)."""
     write_text(path, json.dumps(json_safe(content), indent=2, allow_nan=False) + "\n")
 
 
@@ -81,12 +81,6 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     for row in rows:
         writer.writerow({k: "" if json_safe(v) is None else v for k, v in row.items()})
     write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def json_safe(value):

@@ -11,23 +11,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tubesynth.atomic import replacing
 from tubesynth.errors import InputError
 
 FORMAT = 3  # 1: a single average, no best score; 2: vessel fields as distances
 
 
 def save(state: dict, path: Path) -> None:
-    """Write atomically: a killed process leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
+    """Write atomically, and onto the disk before the old file goes."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        except RuntimeError as error:
+            # torch says where its writer stood, and not why the file took no more
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: str | Path, stage: int | str | None = None) -> dict:

@@ -6,7 +6,6 @@ writes.
 """
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,15 +15,9 @@ import numpy as np
 import torch
 
 import tubesynth
+from tubesynth.atomic import write_text, writing
 from tubesynth.runtime import dist
 from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def git_commit() -> str | None:
@@ -98,7 +91,7 @@ class RunLog:
     def scalars(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
         if not self.active:
             return
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             line = {"step": step, "epoch": epoch, "split": split, **values}
             file.write(json.dumps(line) + "\n")
         if self.logger:

@@ -6,12 +6,11 @@ the left, anterior (axial) or superior is up, the sagittal plane looks to the le
 one scale in mm, so their proportions are true. Needs Pillow and nothing else.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from tubesynth.atomic import replacing
 from tubesynth.runtime.lettering import draw_margin, fitted, font
 
 CLASS_NAMES = {
@@ -142,17 +141,11 @@ def draw_panel(
 
 
 def save_png(path, array) -> None:
-    """Written beside under another name and renamed, so that nobody opens half a picture."""
+    """array: (H, W, 3) uint8; nobody opens half a picture."""
     from PIL import Image
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(array).save(beside, "png")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, "png")
 
 
 def choose_views(shape, spacing, label=None, vessel_class=None, point=None) -> list[View]:

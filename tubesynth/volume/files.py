@@ -6,21 +6,17 @@ Two-dimensional pictures (PNG) are volumes of shape (X, Y, 1), x along the colum
 mm voxels. The arrays may be read-only views of the file's bytes.
 """
 
-import errno
-import os
 import re
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tubesynth.atomic import replacing
 from tubesynth.errors import InputError
 from tubesynth.volume.grid import Volume, same_grid
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
-FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_WRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
@@ -104,28 +100,6 @@ def write_volume(path, volume: Volume, dtype) -> None:
         raise InputError(f"{path}: only .nii, .nii.gz and .png are written; change the name")
     with replacing(path) as temporary:
         temporary.write_bytes(raw)
-
-
-@contextmanager
-def replacing(path):
-    """A temporary name beside `path`: renamed onto it at the end, removed where the block fails.
-
-    A full disk or a folder that cannot be written becomes an InputError with the path.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
-            raise InputError(
-                f"{path}: not written ({error.strerror}); free space or choose another folder"
-            ) from error
-        raise
 
 
 def case_id(path) -> str:
