@@ -230,6 +230,25 @@ def test_png_is_a_volume_of_one_slice_and_comes_back_as_it_was(tmp_path):
 # ---- what is refused
 
 
+def test_a_file_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkeypatch):
+    path = save(tmp_path / "9.nii.gz", numbers())
+
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    refusal(lambda: read_volume(path), path, "Permission denied")
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_voxels_that_are_no_numbers_are_not_written_as_others(tmp_path, dtype):
+    array = numbers().astype(np.float32)
+    array[1, 2, 3] = np.nan
+    path = tmp_path / "1.nii.gz"
+    refusal(lambda: write_volume(path, Volume(array, np.eye(4)), dtype), path, "1 of its voxels")
+    assert list(tmp_path.iterdir()) == []
+
+
 def broken(name, path):
     """A file of the named kind of damage."""
     raw = save(path, numbers((30, 30, 30), np.int16)).read_bytes()
@@ -245,6 +264,8 @@ def broken(name, path):
         patched[70:74] = struct.pack("<2h", 9999, 16)
     elif name == "pair header":
         patched[344:348] = b"ni1\0"
+    elif name.startswith("voxels from "):
+        patched[108:112] = struct.pack("<f", float(name.removeprefix("voxels from ")))
     path.write_bytes(
         {
             "empty": b"",
@@ -262,7 +283,8 @@ def broken(name, path):
 @pytest.mark.parametrize(
     "name",
     ["empty", "text", "short", "cut gzip", "flipped gzip bits", "cut voxels", "zeros"]
-    + ["zero voxels", "complex", "colour", "unknown type", "pair header"],
+    + ["zero voxels", "complex", "colour", "unknown type", "pair header"]
+    + ["voxels from nan", "voxels from inf", "voxels from -16", "voxels from 1e30"],
 )
 def test_broken_nifti_is_refused_with_its_name(tmp_path, name):
     path = broken(name, tmp_path / "9.img.nii.gz")

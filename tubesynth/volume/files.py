@@ -31,7 +31,7 @@ class Case:
 def read_volume(path) -> Volume:
     """The image in a file or a DICOM folder: stored integers or float32; voxels must be finite."""
     volume = _read(Path(path))
-    bad = 0 if volume.array.dtype.kind != "f" else int((~np.isfinite(volume.array)).sum())
+    bad = _not_finite(volume.array)
     if bad:
         raise InputError(
             f"{path}: {bad} voxels are not finite; replace them, for example by -1024 HU"
@@ -86,13 +86,19 @@ def write_volume(path, volume: Volume, dtype) -> None:
     from tubesynth.volume.nifti import encode_nifti, gzip_bytes
 
     path, dtype, array = Path(path), np.dtype(dtype), volume.array
+    bad = _not_finite(array)
+    if bad:  # as integers they would be voxels like any other
+        raise InputError(
+            f"{path}: not written, {bad} of its voxels are not finite; check the model or the"
+            " program that made them"
+        )
     if dtype.kind in "iu" and array.dtype != dtype:
         bounds = np.iinfo(dtype)
         array = np.rint(array).clip(bounds.min, bounds.max).astype(dtype)
     volume = Volume(array, volume.affine)
     suffix = _suffix(path)
     if suffix == ".png":
-        raw = _encode_png(volume, dtype)
+        raw = _encode_png(volume, dtype, path)
     elif suffix in (".nii", ".nii.gz"):
         raw = encode_nifti(volume, dtype)
         raw = gzip_bytes(raw) if suffix == ".nii.gz" else raw
@@ -159,6 +165,11 @@ def source_files(path) -> list[Path]:
     return [path]
 
 
+def _not_finite(array: np.ndarray) -> int:
+    """How many values are nan or infinite."""
+    return 0 if array.dtype.kind != "f" else int((~np.isfinite(array)).sum())
+
+
 def _read(path: Path) -> Volume:
     if path.is_dir():
         from tubesynth.volume.itk import read_dicom_series
@@ -170,7 +181,13 @@ def _read(path: Path) -> Volume:
     if suffix in (".nii", ".nii.gz"):
         from tubesynth.volume.nifti import decode_nifti
 
-        return decode_nifti(path.read_bytes(), path)
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{path}: not readable ({error.strerror}); check its permissions and its disk"
+            ) from error
+        return decode_nifti(raw, path)
     if suffix == ".png":
         return _read_png(path)
     if suffix in SUFFIXES:
@@ -222,13 +239,16 @@ def _read_png(path: Path) -> Volume:
     return Volume(pixels[::-1].T[:, :, None], np.eye(4))
 
 
-def _encode_png(volume: Volume, dtype) -> bytes:
+def _encode_png(volume: Volume, dtype, path: Path) -> bytes:
     import io
 
     from PIL import Image
 
     if volume.shape[2] != 1 or dtype not in (np.uint8, np.uint16):
-        raise InputError(f"a .png holds one slice of 8 or 16 bits, not {volume.shape} of {dtype}")
+        raise InputError(
+            f"{path}: a .png holds one slice of 8 or 16 bits, not {volume.shape} of {dtype};"
+            " write .nii.gz"
+        )
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(volume.array[:, :, 0].T[::-1])).save(stream, "png")
     return stream.getvalue()

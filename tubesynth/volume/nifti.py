@@ -31,6 +31,7 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
         header.check_fix(logger=_Silent(), error_level=40)
         dtype, shape = header.get_data_dtype(), header.get_data_shape()
         slope, intercept = header.get_slope_inter()
+        offset = header.get_data_offset()
     except Exception as error:  # nibabel raises many kinds here; all mean the same to the user
         raise InputError(f"{path}: no readable NIfTI header ({error}); convert it again") from error
     if header["magic"].item()[:2] == b"ni":
@@ -40,7 +41,7 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
         raise InputError(
             f"{path}: voxels of type {dtype} are no CT; convert it to one number a voxel"
         )
-    count, offset = math.prod(shape), header.get_data_offset()
+    count = math.prod(shape)
     needed = offset + count * dtype.itemsize
     if len(raw) < needed:
         raise InputError(f"{path}: truncated, {len(raw)} of {needed} bytes; copy it again")
@@ -54,7 +55,8 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
             array = (array.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
     elif dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
     return to_ras(array, _affine_of(header, path))
 
 
