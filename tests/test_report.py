@@ -6,14 +6,20 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tubesynth.errors import InputError
 from tubesynth.evaluate import main
-from tubesynth.metrics.case import Settings, evaluate_pair
+from tubesynth.metrics.case import EvaluationCase, Settings, evaluate_pair
+from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.pairing import runs_of
-from tubesynth.report.charts import curve, dots, height_of
+from tubesynth.report.charts import COLOURS, TICK_ROOM, curve, dots, grid, height_of
+from tubesynth.report.page import headline
+from tubesynth.report.pictures import case_panel, straightened
+from tubesynth.report.style import STYLE
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume, centred_affine
 
@@ -164,6 +170,56 @@ def test_runs_need_names_where_there_are_several(tmp_path):
         runs_of([str(tmp_path), str(tmp_path)])
     named = runs_of([f"few={tmp_path}", f"16 steps={tmp_path}"])
     assert [run.name for run in named] == ["few", "16 steps"]
+
+
+@pytest.mark.parametrize("name", ["real", "reconstruction", "floor", "label map"])
+def test_a_run_may_not_take_the_name_of_what_it_is_compared_with(name, tmp_path):
+    with pytest.raises(InputError, match=f"{name} is the name of something else"):
+        runs_of([f"{name}={tmp_path}"])
+
+
+def test_coronaries_are_the_class_that_the_evaluation_was_told(evaluation):
+    result = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    assert "mae_hu_class8" in headline(result) and "mae_hu_class6" not in headline(result)
+    result["provenance"]["vessel_class"] = 6
+    assert "mae_hu_class6" in headline(result) and "mae_hu_class8" not in headline(result)
+
+
+def test_samples_are_pictured_whatever_their_numbers():
+    real, labels = patient()
+    pictures = []
+    for sample in (0, 3):
+        images = [("real", 0, Path()), ("synthesis", sample, Path())]
+        case = EvaluationCase("1", None, images)
+        tokens = tokens_of(labels, Classes())
+        pictures.append((case_panel(case, [real, real], labels, 8),))
+        pictures[-1] += (straightened(case, [real, real], labels, tokens),)
+    for first, third in zip(*pictures, strict=True):
+        assert np.array_equal(first, third)
+
+
+def test_names_of_runs_do_not_leave_or_cover_a_chart():
+    stat = {"mean": 0.5, "std": None, "ci95": [None, None], "n": 1}
+    names = [f"tokens_bias_fields_weighted_{k}" for k in range(12)]
+    grown = curve({n: (10 + k, stat) for k, n in enumerate(names)}, "evaluations", "cldice")
+    picture, _, key = grown.partition("</svg>")
+    words = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="(\w+)">([^<]*)<', picture)
+    assert max(map(len, (said for _, _, said in words))) <= len("evaluations")
+    ticks = [float(x) for x, anchor, said in words if anchor == "middle" and said.isdigit()]
+    assert len(ticks) > 1 and np.diff(ticks).min() >= TICK_ROOM
+    assert all(f"<b>{k + 1}</b> {name}" in key for k, name in enumerate(names))
+
+
+def test_every_series_has_a_colour_of_the_page():
+    stat = {"mean": 0.5, "std": 0.1, "ci95": [0.4, 0.6], "n": 5}
+    picture = dots({"thin": {f"run {k}": stat for k in range(14)}}, "share")
+    used = set(re.findall(r'"(s\d+)[" ]', picture))
+    assert len(used) == COLOURS
+    assert all(re.search(rf"\.{name} {{ stroke: var\(--c\d\)", STYLE) for name in used)
+
+
+def test_a_scale_through_zero_says_zero():
+    assert ">0.0<" in grid(-0.3, 0.3, "difference") and "-0.0<" not in grid(-0.3, 0.3, "difference")
 
 
 def test_charts_place_values_and_say_them():

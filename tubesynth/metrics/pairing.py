@@ -15,6 +15,7 @@ from tubesynth.volume.files import find_cases
 
 MOST_FLOORS = 10  # cases with a stranger: an image that has nothing to do with them costs as much
 COSTS = ("evaluations", "seconds")
+TAKEN = ("real", "reconstruction", "floor", "label map")  # columns and rows that are there anyway
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ def runs_of(options: list[str] | None) -> list[Run]:
         named = bool(equals) and not Path(option).is_dir()
         if named and not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
             raise InputError(f"--synthesis {option}: expected NAME=DIR, a name of plain letters")
+        if named and name in TAKEN:
+            raise InputError(
+                f"--synthesis {option}: {name} is the name of something else; change it"
+            )
         run = Run(name, f"synthesis {name}", Path(folder)) if named else None
         runs.append(run or Run("synthesis", "synthesis", Path(option)))
     names = [run.name for run in runs]

@@ -1,14 +1,17 @@
 """Charts as inline SVG: dots with intervals by group, and one curve over a count.
 
-Colours come from the page's style sheet (classes s0, s1, ...; currentColor for axes), so that a
-chart follows a dark page and prints in ink. Plain strings; no plotting library is needed.
+Colours come from the page's style sheet (classes s0 to s9; currentColor for axes), so that a chart
+follows a dark page and prints in ink. Names stand below a chart, where any length has room. Plain
+strings; no plotting library is needed.
 """
 
 import html
 import math
 
 WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 40
+TICK_ROOM = 30  # pixels that the number under a point takes
+COLOURS = 10  # of style.py; an eleventh series takes the first one again
 
 
 def dots(groups: dict[str, dict[str, dict]], label: str, lowest=0.0, highest=None) -> str:
@@ -38,13 +41,13 @@ def dots(groups: dict[str, dict[str, dict]], label: str, lowest=0.0, highest=Non
                 continue
             x = middle + (k - (len(series) - 1) / 2) * min(26.0, step / (len(series) + 1))
             parts.append(point(x, stat, low, high, k, name))
-    return svg(parts, series)
+    return svg(parts, {name: f'<i class="{colour(k)}"></i>' for k, name in enumerate(series)})
 
 
 def curve(points: dict[str, tuple[float, dict]], x_label: str, label: str, others=()) -> str:
     """STATs over a count on a logarithmic axis; dashed lines for others: (name, mean).
 
-    points: {name: (count, STAT)}.
+    points: {name: (count, STAT)}; a number at each says which name below is its.
     """
     known = {n: (x, s) for n, (x, s) in points.items() if s["mean"] is not None and x > 0}
     if not known:
@@ -62,16 +65,20 @@ def curve(points: dict[str, tuple[float, dict]], x_label: str, label: str, other
     for k, (name, mean) in enumerate(others, start=1):
         y = height_of(mean, low, high)
         parts.append(
-            f'<line class="s{k} dashed" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" '
+            f'<line class="{colour(k)} dashed" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" '
             f'y2="{y:.1f}"/>' + text(WIDTH - RIGHT - 4, y - 5, name, "end")
         )
     track = " ".join(f"{at(x):.1f},{height_of(s['mean'], low, high):.1f}" for _, (x, s) in ordered)
     parts.append(f'<polyline class="s0 line" points="{track}"/>')
-    for name, (x, stat) in ordered:
+    free, keys = 0.0, {}
+    for number, (name, (x, stat)) in enumerate(ordered, start=1):
         parts.append(point(at(x), stat, low, high, 0, name))
-        parts.append(text(at(x), HEIGHT - BOTTOM + 15, f"{x:g}", "middle"))
-        parts.append(text(at(x) + 8, height_of(stat["mean"], low, high) + 16, name, "start"))
-    return svg(parts, [])
+        parts.append(text(at(x) + 8, height_of(stat["mean"], low, high) + 16, number, "start"))
+        keys[name] = f"<b>{number}</b> "
+        if at(x) >= free:
+            parts.append(text(at(x), HEIGHT - BOTTOM + 15, f"{x:g}", "middle"))
+            free = at(x) + TICK_ROOM
+    return svg(parts, keys)
 
 
 def span(values, lowest=None, highest=None) -> tuple[float, float]:
@@ -91,15 +98,15 @@ def grid(low, high, label) -> str:
     """Horizontal lines at round numbers, with the axis' name standing at its side."""
     step = 10 ** math.floor(math.log10((high - low) / 3))
     step *= next(f for f in (1, 2, 5, 10) if (high - low) / (step * f) <= 6)
-    lines, tick = [], math.ceil(low / step - 1e-9) * step
+    lines = []
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    while tick <= high + 1e-9 * step:
+    for count in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
+        tick = count * step  # not a running sum, which would print a 0 as -0.0
         y = height_of(tick, low, high)
         lines.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
         lines.append(text(LEFT - 6, y + 4, f"{tick:.{digits}f}", "end"))
-        tick += step
     middle = (TOP + HEIGHT - BOTTOM) / 2
     name = text(0, 0, label, "middle", f'transform="translate(12 {middle:.0f}) rotate(-90)"')
     return "".join(lines) + name
@@ -113,9 +120,9 @@ def point(x, stat, low, high, k, name) -> str:
     bar = ""
     if ends:
         a, b = (height_of(v, low, high) for v in ends)
-        bar = f'<line class="s{k} bar" x1="{x:.1f}" x2="{x:.1f}" y1="{a:.1f}" y2="{b:.1f}"/>'
+        bar = f'<line class="{colour(k)} bar" x1="{x:.1f}" x2="{x:.1f}" y1="{a:.1f}" y2="{b:.1f}"/>'
     title = f"<title>{html.escape(shown)}</title>"
-    return f'<g>{title}{bar}<circle class="s{k}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/></g>'
+    return f'<g>{title}{bar}<circle class="{colour(k)}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/></g>'
 
 
 def text(x, y, content, anchor, extra="") -> str:
@@ -123,12 +130,16 @@ def text(x, y, content, anchor, extra="") -> str:
     return f'<text {where} text-anchor="{anchor}">{html.escape(str(content))}</text>'
 
 
-def svg(parts, series) -> str:
+def colour(k: int) -> str:
+    """The class of the k-th series."""
+    return f"s{k % COLOURS}"
+
+
+def svg(parts, keys: dict[str, str]) -> str:
+    """The picture and, below it, its names, each after its mark."""
     picture = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">'
         f"{''.join(parts)}</svg>"
     )
-    keys = "".join(
-        f'<span><i class="s{k}"></i>{html.escape(name)}</span>' for k, name in enumerate(series)
-    )
-    return f'<div class="chart">{picture}<p class="key">{keys}</p></div>'
+    names = "".join(f"<span>{mark}{html.escape(name)}</span>" for name, mark in keys.items())
+    return f'<div class="chart">{picture}<p class="key">{names}</p></div>'

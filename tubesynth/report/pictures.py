@@ -3,6 +3,7 @@
 Volumes as metrics/case.py reads them, in the order of the case's images; all of one case.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,7 @@ def case_panel(case: EvaluationCase, volumes, label, vessel_class) -> np.ndarray
     """All images of a case, on the grid of the last: the model's, where grids differ."""
     grid = volumes[-1]
     rows = {}
-    for (source, sample, _), volume in zip(case.images, volumes, strict=True):
-        if sample >= SAMPLES_IN_PANEL:
-            continue
+    for source, sample, volume in first_samples(case, volumes, SAMPLES_IN_PANEL):
         on_grid = same_grid(volume, grid)
         shown = volume if on_grid else resample_image(volume, grid.shape, grid.affine)
         rows[caption(case, source, sample)] = shown.array
@@ -63,15 +62,23 @@ def straightened(case: EvaluationCase, volumes, label: Volume, tokens: VesselTok
     length_mm = float(way.along_mm[-1])
     rows = np.linspace(0, len(way.along_mm) - 1, SECTIONS + 2).round().astype(int)[1:-1]
     images = {}
-    for (source, sample, _), volume in zip(case.images, volumes, strict=True):
-        if sample == 0:
-            strip = read_at(volume, way.strip(HALF_WIDTH_MM, PIXEL_MM), label)
-            planes = [read_at(volume, way.section(r, HALF_WIDTH_MM, PIXEL_MM), label) for r in rows]
-            images[caption(case, source, sample, several=False)] = strip, planes
+    for source, sample, volume in first_samples(case, volumes, 1):
+        strip = read_at(volume, way.strip(HALF_WIDTH_MM, PIXEL_MM), label)
+        planes = [read_at(volume, way.section(r, HALF_WIDTH_MM, PIXEL_MM), label) for r in rows]
+        images[caption(case, source, sample, several=False)] = strip, planes
     title = f"case {case.id}: the longest coronary, {length_mm:.0f} mm from its root"
     return draw_straightened(
         images, length_mm, HALF_WIDTH_MM, way.radius_mm, way.along_mm[rows], title
     )
+
+
+def first_samples(case: EvaluationCase, volumes, most: int):
+    """(source, sample, volume) of the first `most` of each source, whatever numbers they have."""
+    seen = Counter()
+    for (source, sample, _), volume in zip(case.images, volumes, strict=True):
+        seen[source] += 1
+        if seen[source] <= most:
+            yield source, sample, volume
 
 
 def read_at(volume: Volume, position_mm, label: Volume) -> np.ndarray:

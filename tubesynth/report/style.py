@@ -3,10 +3,12 @@
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2126; --faint: #6a717a; --paper: #fbfbfa;
   --line: #dcdfe3; --band: #f0f1f2;
-  --c0: #1f6fb4; --c1: #d2691e; --c2: #2a8f5b; --c3: #8a4fb0; --c4: #b23a48; --c5: #5d6770; }
+  --c0: #1f6fb4; --c1: #d2691e; --c2: #2a8f5b; --c3: #8a4fb0; --c4: #b23a48; --c5: #5d6770;
+  --c6: #a08a00; --c7: #c2478f; --c8: #1a8f97; --c9: #7a5230; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --faint: #9aa1a9; --paper: #17191c;
   --line: #33373c; --band: #202327;
-  --c0: #6cb2ee; --c1: #f2a365; --c2: #6fcf9a; --c3: #c79be6; --c4: #ee8a96; --c5: #aab2ba; } }
+  --c0: #6cb2ee; --c1: #f2a365; --c2: #6fcf9a; --c3: #c79be6; --c4: #ee8a96; --c5: #aab2ba;
+  --c6: #e0cb4a; --c7: #f08cc6; --c8: #66d0d6; --c9: #cfa27a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -24,7 +26,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem 1rem .38rem 0; text-align: right; vertical-align: top;
   white-space: nowrap; }
 th:first-child { text-align: left; font-weight: normal; padding-right: 2rem; }
-thead th { font-size: .85rem; color: var(--faint); font-weight: 600; padding-bottom: .15rem; }
+thead th { font-size: .85rem; color: var(--faint); font-weight: 600; padding-bottom: .15rem;
+  max-width: 9rem; white-space: normal; vertical-align: bottom; }
 tbody tr { border-top: 1px solid var(--line); }
 tbody th b { color: var(--faint); }
 td small { display: block; color: var(--faint); font-size: .76rem; line-height: 1.25; }
@@ -41,8 +44,8 @@ svg .grid { stroke: var(--line); }
 svg .bar { stroke-width: 2.5; opacity: .55; }
 svg .line { fill: none; stroke-width: 2; }
 svg .dashed { stroke-dasharray: 5 4; stroke-width: 1.5; }
-.key { margin: .1rem 0 0 3.2rem; font-size: .86rem; }
-.key span { margin-right: 1.2rem; white-space: nowrap; }
+.key { margin: .1rem 0 0 3.6rem; font-size: .86rem; }
+.key span { margin-right: 1.2rem; display: inline-block; }
 .key i { display: inline-block; width: .7em; height: .7em; border-radius: 50%;
   margin-right: .4em; }
 .s0 { stroke: var(--c0); fill: var(--c0); background: var(--c0); }
@@ -51,7 +54,12 @@ svg .dashed { stroke-dasharray: 5 4; stroke-width: 1.5; }
 .s3 { stroke: var(--c3); fill: var(--c3); background: var(--c3); }
 .s4 { stroke: var(--c4); fill: var(--c4); background: var(--c4); }
 .s5 { stroke: var(--c5); fill: var(--c5); background: var(--c5); }
-.case img { display: block; width: 100%; height: auto; border-radius: 4px; margin-bottom: .6rem; }
+.s6 { stroke: var(--c6); fill: var(--c6); background: var(--c6); }
+.s7 { stroke: var(--c7); fill: var(--c7); background: var(--c7); }
+.s8 { stroke: var(--c8); fill: var(--c8); background: var(--c8); }
+.s9 { stroke: var(--c9); fill: var(--c9); background: var(--c9); }
+.case img { display: block; max-width: 100%; height: auto; border-radius: 4px;
+  margin-bottom: .6rem; }
 dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .15rem 1.2rem;
   font-size: .88rem; margin: .5rem 0; }
 dt { color: var(--faint); }
