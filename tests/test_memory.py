@@ -1,0 +1,53 @@
+"""Free memory: what the limits of containers and batch jobs leave, by files as the kernel has."""
+
+import pytest
+import torch
+
+from tubesynth.runtime.memory import free_bytes, left_by_control_groups
+
+GIB = 2**30
+
+
+def group(folder, limit, used, cached, version=2):
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon {used - cached}\n{names[2]} {cached}\n")
+
+
+def processes(tmp_path, text):
+    path = tmp_path / "cgroup"
+    path.write_text(text)
+    return path
+
+
+def test_files_that_were_read_do_not_count_as_used(tmp_path):
+    group(tmp_path / "fs", 16 * GIB, 15 * GIB, 12 * GIB)
+    groups = processes(tmp_path, "0::/\n")
+    assert left_by_control_groups(groups, tmp_path / "fs") == [13 * GIB]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_a_batch_job_lies_above_the_group_of_its_step(tmp_path, version):
+    top = tmp_path / "fs" / ("memory" if version == 1 else "")
+    group(top / "slurm" / "job_7", 32 * GIB, 8 * GIB, 2 * GIB, version)
+    unlimited = "max" if version == 2 else 2**63 - 4096
+    group(top / "slurm" / "job_7" / "step_0", unlimited, 8 * GIB, 2 * GIB, version)
+    line = "4:cpu,memory:/slurm/job_7/step_0\n" if version == 1 else "0::/slurm/job_7/step_0\n"
+    groups = processes(tmp_path, "9:devices:/other\n" + line)
+    assert min(left_by_control_groups(groups, tmp_path / "fs")) == 26 * GIB
+
+
+def test_a_group_whose_folder_is_mounted_elsewhere_leaves_the_one_that_is_here(tmp_path):
+    group(tmp_path / "fs" / "memory", 8 * GIB, GIB, 0, version=1)
+    groups = processes(tmp_path, "4:memory:/docker/0123\n")
+    assert left_by_control_groups(groups, tmp_path / "fs") == [7 * GIB]
+
+
+def test_without_control_groups_nothing_limits(tmp_path):
+    assert left_by_control_groups(tmp_path / "none", tmp_path / "fs") == []
+    assert free_bytes(torch.device("cpu")) > 0
