@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tubesynth.errors import InputError
-from tubesynth.metrics import distribution_set
+from tubesynth.metrics import distribution_set, set_scores
 from tubesynth.metrics.damage import ValidityCheck, damage, erase_vessels
 from tubesynth.metrics.distribution import (
     DistributionSet,
@@ -17,6 +17,7 @@ from tubesynth.metrics.distribution import (
     sample_diversity,
 )
 from tubesynth.metrics.distribution_set import slice_features, spread_indices
+from tubesynth.metrics.features import radiomic_features
 from tubesynth.metrics.frechet import Moments, frechet, merge
 from tubesynth.metrics.manifold import bootstrap_mean, covered, radii
 from tubesynth.metrics.memorisation import memorisation, threshold
@@ -83,6 +84,45 @@ def test_the_order_of_cases_changes_nothing(real, patients):
     shuffled = gathered([others[i] for i in order], [names[i] for i in order], planes=planes)
     ordered = gathered(others, names, planes=planes)
     assert distribution_scores(real, ordered) == distribution_scores(real, shuffled)
+
+
+def test_sets_of_single_cases_joined_are_the_set_of_all(patients, monkeypatch):
+    for module in (distribution_set, set_scores):
+        monkeypatch.setattr(module, "SAMPLED_CASES", 3)
+        monkeypatch.setattr(module, "MOMENTS_MIB", 0.5)  # so that cases share moments
+    volumes, names = [hu for hu, _ in patients[:12]], [f"c{i}" for i in range(12)]
+    whole = gathered(volumes, names, planes=("axial",))
+    single = [gathered([v], [n], planes=("axial",)) for v, n in zip(volumes, names, strict=True)]
+    joined = set_scores.combined(single)
+    assert set(joined.slices["axial"]) == set(whole.slices["axial"])
+    assert len(whole.slices["axial"]) == 3 and joined.groups == whole.groups == 10
+    assert distribution_scores(joined, joined) == distribution_scores(whole, whole)
+
+
+@pytest.mark.parametrize("window", [(-1000, 1000), (-300, 500)])
+def test_radiomic_features_keep_their_hu_whatever_window_images_are_clipped_to(patients, window):
+    clipped = np.clip(patients[0][0], -300, 500)
+    default = slice_features(clipped, "axial", radiomic_features, (-1000.0, 1000.0), range(4))
+    given = slice_features(clipped, "axial", radiomic_features, window, range(4))
+    assert np.array_equal(given, default)
+
+
+def test_features_of_a_network_see_the_window_as_0_to_1():
+    def ends(slices):
+        return torch.stack([slices.amin((1, 2, 3)), slices.amax((1, 2, 3))], 1)
+
+    hu = np.linspace(-900, 900, 512).reshape(8, 8, 8)
+    assert slice_features(hu, "axial", ends, (-300, 500), range(8)).min() == 0
+    assert slice_features(hu, "axial", ends, (-300, 500), range(8)).max() == 1
+    wide = slice_features(hu, "axial", ends, (-1000, 1000), range(8))
+    assert (wide.min(), wide.max()) == pytest.approx((0.05, 0.95))
+
+
+def test_training_cts_of_another_size_are_refused_by_name(patients):
+    synthetic = gathered([hu for hu, _ in patients[:2]], planes=("axial",))
+    thin = gathered([hu[:, :, :10] for hu, _ in patients[:2]], planes=("axial",))
+    with pytest.raises(InputError, match="different sizes"):
+        memorisation(synthetic, None, thin)
 
 
 def test_shuffled_voxels_score_badly(real, patients):

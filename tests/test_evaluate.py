@@ -214,9 +214,12 @@ def test_a_training_log_tells_whether_the_validation_loss_fell(folders):
     losses = evaluate(folders, "labels", "synthesis", extra=["--training-log", log])["training"]
     first, last, lowest = (losses["demo"][f"{k}_loss"] for k in ("first", "last", "lowest"))
     assert (first, last, lowest, losses["demo"]["fell"]) == (0.5, 0.2, 0.1, True)
-    log.write_text('{"step": 1, "split": "training", "loss": 1}\n')
-    with pytest.raises(InputError, match="validation"):
-        validation_losses([log])
+    no_losses = ['{"step": 1, "split": "training", "loss": 1}\n', "[3]\n4\n"]
+    no_losses += ['{"step": 1, "split": "validation", "loss": null}']
+    for content in [*map(str.encode, no_losses), b"\x18\x00\xff\xfe events of TensorBoard"]:
+        log.write_bytes(content)
+        with pytest.raises(InputError, match="validation"):
+            validation_losses([log])
 
 
 def test_statistics_are_students_and_undefined_is_null():

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 from tubesynth import reconstruct, synthesize
 from tubesynth.errors import InputError
 from tubesynth.pipeline import Pipeline
+from tubesynth.runtime import checkpoint
 from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 
@@ -186,6 +187,13 @@ def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_p
     with pytest.raises(InputError, match="3 positive numbers"):
         run(synthesize, "--model", stage_2, "--input-dir", labels, *out, "--spacing", 5, 5)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("config", [None, 3, {"seed": 0}])
+def test_tensors_of_another_program_are_no_checkpoint(tmp_path, config):
+    torch.save({"format": checkpoint.FORMAT, "config": config}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="not a tubesynth checkpoint"):
+        checkpoint.load(tmp_path / "a.ckpt")
 
 
 def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):

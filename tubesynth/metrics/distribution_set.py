@@ -78,7 +78,7 @@ class DistributionSet:
             earlier = [kept[case_id]] if case_id in kept else []
             kept[case_id] = np.concatenate([*earlier, features.astype(np.float32)])
             if len(kept) > SAMPLED_CASES:  # the same cases whatever the order
-                del kept[max(kept, key=lambda case: (_digest(case), case))]
+                del kept[max(kept, key=sampling_order)]
         self.thumbnails[case_id, sample] = thumbnail(volume_hu)
         self.mean_features[case_id, sample] = np.concatenate(means).astype(np.float32)
 
@@ -121,7 +121,12 @@ class DistributionSet:
 
 
 def slice_features(volume_hu, plane, feature_fn, window, indices, device="cpu") -> np.ndarray:
-    """(len(indices), D) features of the slices of one plane of a volume (X, Y, Z) in HU."""
+    """(len(indices), D) features of the slices of one plane of a volume (X, Y, Z) in HU.
+
+    The slices are clipped to `window`, which is also what becomes [0, 1], unless the feature
+    function's attribute `window` says which HU it takes for 0 and 1.
+    """
+    scale = getattr(feature_fn, "window", window)
     stack = np.moveaxis(np.asarray(volume_hu), PLANES[plane], 0)
     indices, parts = list(indices), []
     for start in range(0, len(indices), SLICES_AT_ONCE):
@@ -130,7 +135,8 @@ def slice_features(volume_hu, plane, feature_fn, window, indices, device="cpu") 
         chunk = stack[part[0] : part[-1] + 1] if run else stack[part]
         chunk = np.array(chunk, dtype=np.float32, order="C")
         with torch.no_grad():
-            unit = hu_to_unit(torch.from_numpy(chunk).to(device), window)
+            hu = torch.from_numpy(chunk).to(device).clamp_(*map(float, window))
+            unit = hu_to_unit(hu, scale)
             parts.append(feature_fn(unit[:, None]).double().cpu().numpy())
     return np.concatenate(parts)
 
@@ -142,10 +148,15 @@ def spread_indices(n: int, most: int) -> np.ndarray:
     return ((np.arange(most) + 0.5) * n / most).astype(int)
 
 
+def sampling_order(case_id: str) -> tuple[int, str]:
+    """Cases in an order by chance, always the same: the first SAMPLED_CASES keep their slices."""
+    return _digest(case_id), case_id
+
+
 def check_comparable(real, other) -> None:
     """Refuse sets that were made with other features, planes or spacing."""
     if real.planes != other.planes or real.feature_fn is not other.feature_fn:
-        raise ValueError("both sets need the same feature function and planes")
+        raise InputError("both sets need the same feature function and planes")
     if not np.allclose(real.spacing, other.spacing, rtol=0.01):
         raise InputError(f"real and other volumes: {_apart(other.spacing, real.spacing)}")
 

@@ -60,6 +60,7 @@ def radiomic_features(slices: torch.Tensor) -> torch.Tensor:
     return torch.cat([_features(part) for part in slices[:, 0].float().split(size)])
 
 
+radiomic_features.window = WINDOW_HU  # whatever the images are clipped to: thresholds are in HU
 radiomic_features.standardise = True  # units differ: the distance divides each by its real spread
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tubesynth.errors import InputError
 from tubesynth.metrics.manifold import bootstrap_mean
 
 THUMBNAIL = (24, 24, 24)
@@ -87,6 +88,11 @@ def thumbnail(volume_hu) -> np.ndarray:
 
 def _distances(volumes, training, source) -> list[dict]:
     keys, known = sorted(volumes.thumbnails), sorted(training.thumbnails)
+    cells = {t.shape for s in (volumes, training) for t in s.thumbnails.values()}
+    if len(cells) > 1 or volumes.planes != training.planes:
+        raise InputError(
+            "volumes of different sizes cannot be compared with the training CTs; crop or pad them"
+        )
     a, b = (
         np.stack([s.thumbnails[key] for key in order]).reshape(len(order), -1).astype(np.float64)
         for s, order in ((volumes, keys), (training, known))

@@ -24,6 +24,7 @@ from tubesynth.metrics.distribution_set import (
     SAMPLED_CASES,
     DistributionSet,
     grouped,
+    sampling_order,
 )
 from tubesynth.metrics.features import radiomic_features
 from tubesynth.volume.files import read_labels, read_volume
@@ -101,7 +102,8 @@ def combined(parts: list[DistributionSet]) -> DistributionSet | None:
             result.moments[plane] |= part.moments[plane]
             result.slices[plane] |= part.slices[plane]
     for plane, slices in result.slices.items():
-        result.slices[plane] = {case: slices[case] for case in sorted(slices)[:SAMPLED_CASES]}
+        chosen = sorted(slices, key=sampling_order)[:SAMPLED_CASES]
+        result.slices[plane] = {case: slices[case] for case in chosen}
     sizes = [m.scatter.nbytes for m in result.moments[first.planes[0]].values()]
     most = max(MIN_GROUPS, int(MOMENTS_MIB * 2**20 / (max(sizes, default=1) * len(first.planes))))
     if len(sizes) > most:
@@ -114,7 +116,7 @@ def source_scores(source: str, real, made, training=None) -> tuple[dict, list[st
     """({METRIC: STAT}, notes) of one source against the real CTs."""
     try:
         return distribution_scores(real, made, training), distribution_notes(real, made)
-    except ValueError as error:  # other grids, other features: the other scores still hold
+    except InputError as error:  # other grids, other features: the other scores still hold
         return {}, [f"no distribution scores of the {source}: {error}"]
 
 

@@ -36,17 +36,20 @@ def validation_losses(logs) -> dict[str, dict]:
 
 
 def loss_curve(log: Path) -> list[tuple[int, float]]:
-    """[(step, validation loss)] in the order of steps; a last line cut short is left out."""
+    """[(step, validation loss)] in the order of steps; lines that are no scores are left out."""
     if not log.is_file():
         raise InputError(f"{log}: no such training log; check --training-log")
     points = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue  # a process that was killed while it wrote
-        if row.get("split") == "validation" and math.isfinite(row.get("loss", math.nan)):
-            points[int(row["step"])] = float(row["loss"])
+        if not isinstance(row, dict) or row.get("split") != "validation":
+            continue
+        step, loss = row.get("step"), row.get("loss")
+        if isinstance(step, int) and isinstance(loss, float | int) and math.isfinite(loss):
+            points[step] = float(loss)
     if not points:
         raise InputError(f'{log}: holds no line with "split": "validation" and a loss')
     return sorted(points.items())

@@ -42,14 +42,15 @@ def load(path: str | Path, stage: int | str | None = None) -> dict:
         raise InputError(
             f"{path}: not a readable tubesynth checkpoint (damaged, or made by another program)"
         ) from error
-    if not isinstance(state, dict) or "format" not in state or "config" not in state:
+    config = state.get("config") if isinstance(state, dict) else None
+    if not isinstance(config, dict) or "stage" not in config or "format" not in state:
         raise InputError(f"{path}: not a tubesynth checkpoint (no format or config in it)")
     if state["format"] != FORMAT:
         raise InputError(
             f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}:"
             " use the version of tubesynth that wrote it"
         )
-    found = state["config"]["stage"]
+    found = config["stage"]
     if stage is not None and found != stage:
         raise InputError(
             f"{path}: a stage-{found} checkpoint, where one of stage {stage} is needed"

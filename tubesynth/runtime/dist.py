@@ -7,7 +7,6 @@ import datetime
 import os
 import signal
 import sys
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -33,14 +32,15 @@ def barrier() -> None:
 
 
 def _from_slurm() -> None:
-    """Translate srun's variables into torchrun's; MASTER_ADDR is the batch script's to set."""
+    """Translate srun's variables into torchrun's; the batch script sets MASTER_ADDR and _PORT."""
     if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) < 2:
         return
     if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ:
         return
-    if "MASTER_ADDR" not in os.environ:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
         raise InputError(
-            "MASTER_ADDR is not set: srun starts several tasks, and they must find each other:"
+            f"{missing[0]} is not set: srun starts several tasks, and they must find each other:"
             " export MASTER_ADDR and MASTER_PORT in the batch script as launch/slurm.sbatch does"
         )
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
@@ -105,16 +105,6 @@ def gather_rows(rows: list[dict]) -> list[dict]:
 def any_rank(flag: bool) -> bool:
     """True on every rank where it is true on one."""
     return sum_over_ranks(float(flag))[0] > 0
-
-
-@contextmanager
-def main_first():
-    """Rank 0 goes through the body before the others do."""
-    if not is_main():
-        barrier()
-    yield
-    if is_main():
-        barrier()
 
 
 def relaunch(module: str, arguments: list[str], processes: int) -> None:
