@@ -11,15 +11,8 @@ import numpy as np
 
 from tubesynth.metrics.frangi import against_shell, shell_of, vesselness
 from tubesynth.metrics.overlap import dice, line_scores, radius_errors, skeleton_of
-from tubesynth.metrics.segmentation import (
-    LEAST_HU,
-    LEAST_VESSELNESS,
-    Region,
-    allowed_voxels,
-    grow,
-    search_region,
-)
-from tubesynth.metrics.topology import betti_numbers, number_errors
+from tubesynth.metrics.segmentation import Region, find_vessels, search_region
+from tubesynth.metrics.topology import betti_errors, betti_numbers
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens, extract_tokens
 
@@ -106,22 +99,13 @@ def vessel_scores(ct: np.ndarray, condition: Condition) -> dict[str, float]:
     cldice, centreline_recall and _precision, betti0_error and betti1_error, and radius_error_mm,
     radius_bias_mm and radius_ratio of the vessels found.
     """
-    hu = np.asarray(ct[condition.box], dtype=np.float32)
-    vessel, shell, region = condition.vessel, condition.shell, condition.region
-    if region is None:
+    hu, vessel, shell = ct[condition.box], condition.vessel, condition.shell
+    if condition.region is None:
         where = vessel | shell
-    else:
-        allowed = allowed_voxels(hu, region)
-        bright = allowed & (hu > LEAST_HU)
-        where = vessel | shell | bright
-    response = vesselness(hu, condition.spacing, where=where)
-    scores = against_shell(response[vessel[where]], response[shell[where]])
-    if region is None:
-        return scores
-    tubular = np.zeros_like(bright)
-    tubular[where] = response > LEAST_VESSELNESS
-    found = grow(hu, allowed, tubular & bright, region)
-    return {**mask_scores(found, condition), **scores}
+        response = vesselness(hu, condition.spacing, where=where)
+        return against_shell(response[vessel[where]], response[shell[where]])
+    found, response = find_vessels(hu, condition.region, also=vessel | shell)
+    return {**mask_scores(found, condition), **against_shell(response[vessel], response[shell])}
 
 
 def mask_scores(found: np.ndarray, condition: Condition) -> dict[str, float]:
@@ -131,6 +115,6 @@ def mask_scores(found: np.ndarray, condition: Condition) -> dict[str, float]:
     return {
         "dice": dice(found, vessel),
         **line_scores(found, line, vessel, condition.line, spacing, condition.line_radius_mm),
-        **number_errors(betti_numbers(found), condition.betti),
+        **betti_errors(betti_numbers(found), condition.betti),
         **radius_errors(extract_tokens(found, condition.affine), condition.box_tokens),
     }

@@ -49,17 +49,6 @@ def vesselness(hu, spacing, radii_mm=RADII_MM, where=None) -> np.ndarray:
     return (best if where is None else best[chosen]).numpy()
 
 
-def vesselness_scores(hu, mask, spacing, radii_mm=RADII_MM) -> dict[str, float]:
-    """Vesselness inside a vessel mask against its shell; {} without vessels."""
-    box, shell = shell_of(mask, spacing, radii_mm)
-    if box is None:
-        return {}
-    inside = np.asarray(mask[box], dtype=bool)
-    where = inside | shell
-    response = vesselness(hu[box], spacing, radii_mm, where)
-    return against_shell(response[inside[where]], response[shell[where]])
-
-
 def shell_of(mask, spacing, radii_mm=RADII_MM):
     """A box around the vessels with room for the filters, and in it the voxels of the shell.
 

@@ -80,22 +80,6 @@ def num_scales(shape: Sequence[int]) -> int:
     return scales
 
 
-def class_scores(a, b, labels, num_classes: int, data_range: float) -> dict[str, list[list[float]]]:
-    """PSNR and mean absolute error (in the image's unit) inside each class.
-
-    labels: (B, X, Y, Z) or (B, X, Y) integers below num_classes. Returns lists of B lists of
-    num_classes floats under "psnr" and "mae". SSIM by class comes with `ssim_and_ms_ssim`.
-    """
-    absolute, squared = [], []
-    for image_a, image_b, label in zip(a, b, labels, strict=True):
-        error = image_a.float() - image_b.float()
-        fields = (error.abs().mean(0), error.square().mean(0))
-        counts, (ones, twos) = _sums(label, fields, num_classes)
-        absolute.append((ones / counts).tolist())
-        squared.append([_decibels(x, data_range) for x in (twos / counts).tolist()])
-    return {"psnr": squared, "mae": absolute}
-
-
 def image_scores(real_hu, other_hu, window, labels=None, num_classes: int = 0) -> dict[str, float]:
     """The scores that `evaluate` writes for one pair of HU images (X, Y, Z) or (X, Y).
 

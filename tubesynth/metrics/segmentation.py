@@ -89,15 +89,16 @@ def grow(hu, allowed, tubular, region: Region) -> np.ndarray:
     return vessel | (within(vessel, spacing, spacing.max()) & allowed & (hu > POOL_HU))
 
 
-def segment_vessels(hu, heart, aorta, spacing) -> np.ndarray:
-    """(X, Y, Z) bool: the coronary arteries of a CT; all False without a heart or an aorta."""
-    result = np.zeros(hu.shape, dtype=bool)
-    region = search_region(heart, aorta, spacing)
-    if region is not None:
-        hu = np.asarray(hu[region.box], dtype=np.float32)
-        allowed = allowed_voxels(hu, region)
-        bright = allowed & (hu > LEAST_HU)
-        tubular = np.zeros_like(bright)
-        tubular[bright] = vesselness(hu, spacing, where=bright) > LEAST_VESSELNESS
-        result[region.box] = grow(hu, allowed, tubular, region)
-    return result
+def find_vessels(hu, region: Region, also=None) -> tuple[np.ndarray, np.ndarray]:
+    """The coronaries of a CT, bool, and the vesselness that they were found by, float32.
+
+    hu: (X, Y, Z) of the region's box, as both answers. Vesselness is known where it decides, and in
+    the mask `also`; elsewhere it is 0.
+    """
+    hu = np.asarray(hu, dtype=np.float32)
+    allowed = allowed_voxels(hu, region)
+    bright = allowed & (hu > LEAST_HU)
+    where = bright if also is None else bright | also
+    response = np.zeros(hu.shape, dtype=np.float32)
+    response[where] = vesselness(hu, region.spacing, where=where)
+    return grow(hu, allowed, bright & (response > LEAST_VESSELNESS), region), response
