@@ -1,6 +1,9 @@
-"""TensorBoard and W&B are told the same; a resumed run goes on in the same W&B run."""
+"""TensorBoard and W&B are told the same; a resumed run goes on in the same W&B run; the commit."""
 
 import json
+import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tubesynth.errors import InputError
-from tubesynth.runtime.log import RunLog
+from tubesynth.runtime.log import RunLog, git_commit
 from tubesynth.train import main
 
 PICTURE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -122,3 +125,37 @@ def test_wandb_offline_keeps_scalars_pictures_and_one_id(tmp_path, monkeypatch):
     assert pictures and all(np.array_equal(np.array(Image.open(p)), PICTURE) for p in pictures)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert steps == [1, 1, 2, 2]
+
+
+def test_the_commit_is_that_of_tubesynth_and_not_of_a_repository_around_it(tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    installed = tmp_path / ".venv" / "tubesynth" / "runtime"
+    installed.mkdir(parents=True)
+    (installed / "log.py").write_text("installed")
+    (tmp_path / "own.py").write_text("tracked")
+
+    def git(*arguments):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *name, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    git("add", "own.py")
+    git("commit", "-qm", "own")
+    assert git_commit(installed) is None
+    git("add", "-f", ".venv")
+    git("commit", "-qm", "both")
+    assert re.fullmatch("[0-9a-f]{12}", git_commit(installed))
+    (installed / "log.py").write_text("changed")
+    assert git_commit(installed).endswith("+")
+
+
+def test_a_gradient_that_overflowed_is_null_in_the_log_and_every_line_is_json(tmp_path):
+    log = RunLog(tmp_path, "stage: 1\n", "none", 0)
+    log.scalars(1, 0, "train", {"loss": 0.5, "gradient_norm": float("inf")})
+    (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(line, parse_constant=refuse)["gradient_norm"] is None

@@ -71,7 +71,7 @@ class ValidityCheck:
         """
         if not self.cases:
             return {"ok": None, "cases": 0, "damage": {}, "messages": ["no case was tested"]}
-        found, messages = {}, []
+        found, messages, ok = {}, [], True
         for kind, levels in LEVELS.items():
             if ("seen", kind) not in self.moments:
                 messages.append(f"{kind}: not tested, no case has it")
@@ -80,12 +80,12 @@ class ValidityCheck:
             found[kind] = rows
             distances = [0.0, *(row["frechet"] for row in rows)]
             if not all(a < b for a, b in zip(distances, distances[1:], strict=False)):
+                ok = False
                 shown = ", ".join(f"{r['frechet']:.3g} at {r['level']:g}" for r in rows)
                 messages.append(
                     f"{kind}: the features do not rank it ({shown} {UNITS[kind]}); "
                     "do not read their scores as a judgement of it"
                 )
-        ok = not any("do not rank" in message for message in messages)
         return {"ok": ok, "cases": self.cases, "damage": found, "messages": messages}
 
     def _take(self, key, hu) -> None:

@@ -1,11 +1,12 @@
 """What a run leaves behind: config.yml, environment.json, metrics.jsonl, panels, and what a logger
 shows of it.
 
-metrics.jsonl holds one JSON object a line, {"step", "epoch", "split", names...}; rank 0 alone
-writes.
+metrics.jsonl holds one JSON object a line, {"step", "epoch", "split", names...}, null for what is
+not finite; rank 0 alone writes.
 """
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -19,25 +20,26 @@ from tubesynth.atomic import write_text, writing
 from tubesynth.runtime import dist
 from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
 
+HERE = Path(__file__).resolve().parent
 
-def git_commit() -> str | None:
-    """The commit of this checkout, with + where files differ from it; None outside a checkout."""
-    folder = Path(__file__).resolve().parent
+
+def git_commit(folder: Path = HERE) -> str | None:
+    """The commit of this checkout, with + where files differ from it; None outside a checkout.
+
+    A program installed below somebody else's repository, as in its .venv, is no checkout.
+    """
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+        return None if done.returncode else done.stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True
-        )
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
+        if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+            return None
+        commit, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "-s", "-uno")
     except FileNotFoundError:
         return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return commit and commit + ("+" if changed else "")
 
 
 def environment() -> dict:
@@ -92,8 +94,9 @@ class RunLog:
         if not self.active:
             return
         with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
-            line = {"step": step, "epoch": epoch, "split": split, **values}
-            file.write(json.dumps(line) + "\n")
+            known = {name: v if math.isfinite(v) else None for name, v in values.items()}
+            line = {"step": step, "epoch": epoch, "split": split, **known}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         if self.logger:
             self.logger.scalars(step, {f"{split}/{name}": v for name, v in values.items()})
 
