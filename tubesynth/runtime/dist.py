@@ -4,12 +4,18 @@ Collectives run on all ranks or on none; files are written by rank 0.
 """
 
 import datetime
+import gc
 import os
 import signal
 import sys
+import traceback
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports it, and the functions there keep the group of that moment as a
+# default, for ever. Imported here, before there is a group, they keep none.
+import torch.distributed.nn.functional
 
 from tubesynth.errors import InputError, Stopped
 
@@ -66,12 +72,24 @@ def start() -> torch.device:
 
 
 def stop() -> None:
-    if dist.is_initialized():
-        if sys.exc_info()[0] is None:
-            # Ranks end together: gloo may abort one whose peer closes its connections first. After
-            # an error nobody waits: the others may be gone.
-            dist.barrier()
-        dist.destroy_process_group()
+    """Leave the process group. Where a run ends on all ranks (done, or stopped by a signal), they
+    end together, and the group's threads with it.
+    """
+    if not dist.is_initialized():
+        return
+    error, _, trace = sys.exc_info()
+    together = error in (None, Stopped)
+    if together:
+        # Gloo may abort a rank whose peer closes its connections first, and a launcher kills the
+        # others when one leaves with a code, even where rank 0 still saves. After an error nobody
+        # waits: the others may be gone.
+        dist.barrier()
+    dist.destroy_process_group()
+    if together:
+        # DDP wrappers, in cycles of references and in the frames of what was raised, hold the
+        # group: its threads would run on into the end of the interpreter.
+        traceback.clear_frames(trace)
+        gc.collect()
 
 
 def sum_over_ranks(*values: float) -> list[float]:
