@@ -1,10 +1,13 @@
 """The U-Net with vessels: every combination of conditions; a small model from data to volume."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
 from networks import small_unet
+from test_train import assert_same_state, checkpoint_of, run_command
 
 from tubesynth import synthesize
 from tubesynth.config_loading import load_config
@@ -14,7 +17,7 @@ from tubesynth.errors import InputError
 from tubesynth.models.conditions import Conditions
 from tubesynth.pipeline import Pipeline
 from tubesynth.train import main
-from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
@@ -220,6 +223,23 @@ def trained(workplace, stage_1, tmp_path_factory):
     config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(run_dir)]
     main([*config, *VESSELS, *options])
     return run_dir / "checkpoints" / "last.ckpt"
+
+
+def test_two_ranks_train_like_one_with_twice_the_batch(workplace, stage_1, tmp_path):
+    """Each rank pads its own case, and one of the four cases has no vessels at all."""
+    shutil.copytree(workplace / "data", tmp_path / "data")
+    first = min(find_cases(tmp_path / "data" / "training" / "labels").values())
+    label = read_labels(first)
+    bare = np.where(label.array == 8, 0, label.array).astype(np.uint8)
+    write_volume(first, Volume(bare, label.affine), "uint8")
+    options = [*VESSELS, f"data.root={tmp_path / 'data'}", "train.validate_every=2"]
+    options += ["flow.label_dropout=0.3", "flow.vessel_dropout=0.3"]
+    config = ["--config", str(workplace / "s2.yml"), "--run-dir"]
+    main([*config, str(tmp_path / "one"), *options, "data.batch_size=2"])
+    result = run_command("tubesynth.train", *config, tmp_path / "two", *options, processes=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    one, two = (checkpoint_of(tmp_path / run)["phases"]["unet"]["module"] for run in ("one", "two"))
+    assert_same_state(one, two, tolerance=2e-4)
 
 
 @pytest.fixture
