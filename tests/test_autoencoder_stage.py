@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
+from conftest import free_port
 from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of, lines, run_command
 
@@ -117,6 +119,41 @@ def make_stage(workplace, *overrides) -> AutoencoderStage:
     volumes = Volumes(config.data, config.dim, config.seed)
     torch.manual_seed(0)
     return AutoencoderStage(config, volumes, Position(), torch.device("cpu"))
+
+
+def adaptive_step(workplace, batch_size: int) -> dict[str, torch.Tensor]:
+    """The weight and the gradient that this rank has for draws 0 and 1."""
+    stage = make_stage(
+        workplace, *SWITCHES, "losses.adversarial_objective=lsgan", f"data.batch_size={batch_size}"
+    )
+    quantizer = stage.autoencoder.quantizer.eval()  # the codes stay: only rank 0 would draw them
+    quantizer.codebook.normal_()
+    batch = next(stage.batches(0, 2))
+    terms = stage.generator_loss(stage.phases[0].forward, batch)
+    sum(terms.values()).backward()
+    with torch.no_grad():
+        unweighted = (stage.discriminator(batch["reconstruction"]) - 1).square().mean()
+    gradients = [p.grad.flatten() for p in stage.autoencoder.parameters()]
+    weight = terms["generator"].detach() / (0.1 * unweighted)
+    return {"weight": weight, "gradient": torch.cat(gradients)}
+
+
+def _adaptive_rank(rank: int, port: int, workplace: Path, folder: Path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    torch.save(adaptive_step(workplace, 1), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_adaptive_weight_of_two_ranks_is_that_of_one_with_twice_the_batch(workplace, tmp_path):
+    one = adaptive_step(workplace, 2)
+    mp.spawn(_adaptive_rank, (free_port(), workplace, tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    torch.testing.assert_close(ranks[0]["weight"], ranks[1]["weight"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(ranks[0]["weight"], one["weight"], rtol=1e-4, atol=0)
+    difference = ranks[0]["gradient"] - one["gradient"]
+    assert difference.norm() < 1e-4 * one["gradient"].norm()
 
 
 def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):

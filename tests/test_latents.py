@@ -119,7 +119,8 @@ def test_a_damaged_entry_is_named(workplace, stage_1):
     entry = latents.training.store.open(LATENTS, latents.training.keys[0][0])
     file = entry.path / "latent.npy"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(InputError, match="start the run again"):
-        latents.training.sample(0)
+    for read in (lambda: latents.training.sample(0), latents.training.moments):
+        with pytest.raises(InputError, match=f"case {entry.meta['case']} .* start the run again"):
+            read()
     again = encoded(workplace, "data.spacing=[5.4,5.4,5.4]")
     assert isinstance(again.training, LatentDataset) and again.training.sample(0)["latent"].any()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tubesynth.data.sampler import case_of_draw
-from tubesynth.data.store import Store
+from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS
 from tubesynth.errors import InputError
 from tubesynth.volume.vessels import VesselTokens
@@ -36,12 +36,7 @@ class LatentDataset:
 
     def sample(self, index: int, variant: int = 0) -> dict:
         """One variant of a case as views."""
-        entry = self.store.open(LATENTS, self.keys[index][variant])
-        if entry is None:
-            raise InputError(
-                f"{self.store.root}: the latents of case {self.case_ids[index]} have gone or are"
-                " damaged: start the run again, it encodes what is missing"
-            )
+        entry = self._open(index, variant)
         arrays = entry.arrays()
         sample = {
             "case": self.case_ids[index],
@@ -58,8 +53,17 @@ class LatentDataset:
     def moments(self) -> tuple[float, torch.Tensor, torch.Tensor]:
         """Cells, and per channel (C,) the sum and the sum of squares over every stored variant."""
         total = 0
-        for keys in self.keys:
-            for key in keys:
-                total = total + self.store.open(LATENTS, key).array("moments")
+        for index, keys in enumerate(self.keys):
+            for variant in range(len(keys)):
+                total = total + self._open(index, variant).array("moments")
         count, sums, squares = total
         return float(count[0]), torch.from_numpy(sums.copy()), torch.from_numpy(squares.copy())
+
+    def _open(self, index: int, variant: int) -> Entry:
+        entry = self.store.open(LATENTS, self.keys[index][variant])
+        if entry is None:
+            raise InputError(
+                f"{self.store.root}: the latents of case {self.case_ids[index]} have gone or are"
+                " damaged: start the run again, it encodes what is missing"
+            )
+        return entry
