@@ -171,6 +171,26 @@ def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):
     assert found == pytest.approx(np.average(error, weights=weight), rel=1e-5)
 
 
+def test_a_collapsed_codebook_is_told_once_with_a_remedy(workplace, capsys):
+    """An encoder with a layer of dead units gives one vector everywhere: revival draws copies."""
+    stage = make_stage(workplace, "autoencoder.revive_after=2", "data.batch_size=4")
+
+    def said(step: int, steps: int = 5) -> str:
+        stage.position.step = step
+        for batch in stage.batches(0, 4 * steps):
+            with torch.no_grad():
+                stage.generator_loss(stage.autoencoder, batch)
+        stage.phases[0].statistics()
+        return capsys.readouterr().out
+
+    assert said(500) == ""
+    stage.autoencoder.encoder.blocks[-3][0].bias.data.fill_(-100.0)  # in front of a ReLU
+    assert said(50) == ""  # too early to tell
+    line = said(500)
+    assert "step 500: the codebook has collapsed" in line and "train.learning_rate" in line
+    assert said(510) == ""
+
+
 @pytest.mark.parametrize("dim", [2, 3])
 def test_the_mask_comes_to_the_decoder_voxel_by_voxel(dim):
     mask = torch.rand(2, *(8, 12, 4)[:dim]) < 0.3

@@ -34,7 +34,7 @@ from tubesynth.metrics.vessel_fidelity import (
 from tubesynth.models.discriminator import PatchDiscriminator
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
-from tubesynth.training.codebook import CodebookUsage
+from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position
 from tubesynth.training.perceptual import Perceptual
@@ -78,6 +78,9 @@ class AutoencoderStage:
         self.autoencoder = build_autoencoder(config)
         self.discriminator = build_discriminator(config)
         self.usage = self._codebook_usage()
+        if self.usage:
+            codes = self.autoencoder.quantizer.num_codes
+            self.collapse = CollapseWarning(codes, config.train.warmup_steps)
         rate = config.train.learning_rate
         self.phases = [
             Phase(
@@ -85,7 +88,7 @@ class AutoencoderStage:
                 self.autoencoder,
                 self.generator_loss,
                 rate,
-                statistics=self.usage.scores if self.usage else dict,
+                statistics=self.codebook_scores if self.usage else dict,
             ),
             Phase(
                 "discriminator",
@@ -175,6 +178,12 @@ class AutoencoderStage:
         pair = torch.cat([batch["image"], batch["reconstruction"]])
         real_scores, fake_scores = forward(pair).chunk(2)
         return {"discriminator": loss(real_scores, fake_scores)}
+
+    def codebook_scores(self) -> dict[str, float]:
+        """Of the training steps since they were asked for last."""
+        scores = self.usage.scores()
+        self.collapse.look(self.position.step, scores["codebook_perplexity"])
+        return scores
 
     def _codebook_usage(self) -> CodebookUsage | None:
         """A fresh count; None where latents are continuous."""
