@@ -14,8 +14,11 @@ from tubesynth.config_loading import load_config
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields
 from tubesynth.errors import InputError
+from tubesynth.generative.guidance import guided, sides
+from tubesynth.generative.ode import solve
 from tubesynth.models.conditions import Conditions
 from tubesynth.pipeline import Pipeline
+from tubesynth.runtime.seeding import generator
 from tubesynth.train import main
 from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
@@ -316,6 +319,42 @@ def test_guided_samples_follow_the_formula(pipeline, labels):
         torch.testing.assert_close(latents(w_l, w_v), expected, atol=1e-3, rtol=1e-3)
     later = latents(2.0, 3.0, guidance_interval=[0.5, 1.0])  # the only step is at 0
     torch.testing.assert_close(later, both, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_cases_with_unequal_tokens_are_sampled_together_as_one_by_one(pipeline, labels):
+    """Guided, from the same noise: three cases in one batch against a Pipeline.sample each."""
+    half, none = labels.array.copy(), labels.array.copy()
+    half[:16][half[:16] == 8], none[none == 8] = 0, 0
+    maps = [labels, *(Volume(array, labels.affine) for array in (half, none))]
+    vessels = [pipeline._trace(pipeline.prepare_labels(each)) for each in maps]
+    assert len(vessels[0]) > len(vessels[1]) > len(vessels[2]) == 0
+
+    def random(case):
+        return generator(torch.device("cpu"), 3, case)
+
+    options = dict(solver="heun", steps=3, guidance_label=2.0, guidance_vessel=3.0)
+    samples = [pipeline.sample(each, random(i), **options) for i, each in enumerate(maps)]
+
+    parts, shape, size = sides(2.0, 3.0), (32, 32, 24), (8, 8, 6)
+    rows = len(parts) * len(maps)  # all cases of a side, then those of the next
+    fields = np.stack([latent_fields(v, shape, (5.5,) * 3, 4) for v in vessels])
+    kept = torch.tensor([[side.label, side.vessels] for side in parts]).float()
+    conditions = Conditions(
+        torch.from_numpy(np.stack([sample.labels.array for sample in samples])).repeat(3, 1, 1, 1),
+        {k: torch.cat([v] * 3) for k, v in pad_tokens([vars(v) for v in vessels]).items()},
+        torch.from_numpy(fields).repeat(3, 1, 1, 1, 1),
+        *kept.repeat_interleave(len(maps), 0).unbind(1),
+    )
+    net, spacing = pipeline.unet, torch.full((rows, 3), 5.5)
+    prepared = net.prepare(conditions, size, spacing)
+    velocity = guided(lambda x, t: net(x, t, spacing, prepared), [side.weight for side in parts])
+    noise = torch.cat([torch.randn(1, 4, *size, generator=random(i)) for i in range(len(maps))])
+    together, evaluations = solve(velocity, noise, "heun", 3)
+    alone = torch.cat([sample.latents for sample in samples])
+    assert evaluations == samples[0].evaluations == 6
+    assert (alone[1:] - alone[:1]).abs().max() > 0.1
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_another_size_than_trained_is_sampled(pipeline, labels):

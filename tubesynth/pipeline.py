@@ -51,11 +51,15 @@ from tubesynth.volume.vessels import VesselTokens
 
 @dataclass
 class Sample:
-    """A synthetic volume (int16 HU), its labels (uint8) on the same grid, and what it cost."""
+    """A synthetic volume (int16 HU), its labels (uint8) on the same grid, and what it cost.
+
+    latents: (1, C, x, ...), normalised, where the solver ended.
+    """
 
     volume: Volume
     labels: Volume
     evaluations: int
+    latents: Tensor
 
 
 class Pipeline:
@@ -251,7 +255,7 @@ class Pipeline:
                 random,
                 (lambda t, x: callback(t, decode(x))) if callback else None,
             )
-            return Sample(decode(latents), prepared, evaluations)
+            return Sample(decode(latents), prepared, evaluations, latents)
 
     def _check_sides(self, parts: list[Side]) -> None:
         """InputError where a side leaves out a condition that the model never had to do without."""
