@@ -35,10 +35,10 @@ def test_distances_are_those_of_the_pipelines_own_samples(
     solvers, _ = bench
     data = workplace / "data" / "validation"
     options = ["--model", stage_2, "--data", data, "--output-dir", tmp_path, "--cases", "1"]
-    options += ["--reference-steps", "20", "--picture", tmp_path / "p.svg", "--ways", *WAYS]
+    options += ["--reference-steps", "40", "--picture", tmp_path / "p.svg", "--ways", *WAYS]
     solvers.main([str(option) for option in options])
     table = capsys.readouterr().out
-    (path,) = tmp_path.glob("*_seed0_rk4_20/*.json")
+    (path,) = tmp_path.glob("*_seed0_midpoint_40/*.json")
     rows = json.loads(path.read_text(encoding="utf-8"))
     assert set(rows) == {*WAYS, *solvers.YARDSTICKS}
     assert [rows[name]["evaluations"] for name in WAYS[:3]] == [5, 20, 20]
@@ -49,7 +49,7 @@ def test_distances_are_those_of_the_pipelines_own_samples(
     pipeline, labels = Pipeline.load(stage_2), read_labels(find_cases(data / "labels")[path.stem])
     aim, made = (
         pipeline.sample(labels, generator(torch.device("cpu"), 0, "sample", path.stem, 0), way)
-        for way in (SamplingConfig("rk4", steps=20), SamplingConfig("euler", steps=5))
+        for way in (SamplingConfig("midpoint", steps=40), SamplingConfig("euler", steps=5))
     )
     expected = (aim.latents - made.latents).square().mean().sqrt().item()
     assert rows["euler_5"]["latent_rms"] == pytest.approx(expected, rel=1e-4)

@@ -167,7 +167,7 @@ class DiffusionConfig(ObjectiveConfig):
 
 @dataclass
 class SamplingConfig:
-    solver: Literal[FlowSolver, DiffusionSampler] = "dopri5"
+    solver: Literal[FlowSolver, DiffusionSampler] = "midpoint"  # docs/results.md, Solvers
     steps: int = 10  # all but dopri5
     time_grid: list[float] | None = None  # of a fixed-step solver, 0 to 1; null: steps and shift
     shift: float = 1.0  # above 1: shorter steps near the noise

@@ -135,7 +135,7 @@ def solve_dopri5(
 def solve(
     velocity: Velocity,
     x: Tensor,
-    solver: str = "dopri5",
+    solver: str,
     steps: int = 10,
     atol: float = 1e-4,
     rtol: float = 1e-2,
