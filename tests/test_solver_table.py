@@ -15,7 +15,7 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.files import find_cases, read_labels
 
-WAYS = ["euler_5", "euler_20", "midpoint_10", "dopri5_0.001", "heun_3_shift2"]
+WAYS = ["euler_5", "euler_20", "midpoint_10", "dopri5_0.001", "heun_5_shift2"]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import math
 from tubesynth.report.charts import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, height_of, text
 from tubesynth.report.style import STYLE
 
-NAMES = 62  # room for the names at the ends of the lines
+NAMES, NAME_HEIGHT = 62, 13  # room for the names at the ends of the lines
 ROUND = (1, 2, 5)
 
 
@@ -37,8 +37,11 @@ def picture(lines: dict[str, list[tuple[float, float]]], x_label: str, y_label: 
         parts.append(text(across(tick), HEIGHT - BOTTOM + 15, f"{tick:g}", "middle"))
     for tick in round_numbers(low, high):
         y = up(tick)
-        ends = f'x1="{LEFT}" x2="{WIDTH - NAMES}" y1="{y:.1f}" y2="{y:.1f}"'
-        parts.append(f'<line class="grid" {ends}/>{text(LEFT - 6, y + 4, f"{tick:g}", "end")}')
+        across_all = f'x1="{LEFT}" x2="{WIDTH - NAMES}" y1="{y:.1f}" y2="{y:.1f}"'
+        parts.append(
+            f'<line class="grid" {across_all}/>{text(LEFT - 6, y + 4, f"{tick:g}", "end")}'
+        )
+    ends = []
     for k, (name, points) in enumerate(lines.items()):
         places = [(across(x), up(y)) for x, y in points]
         track = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -47,7 +50,12 @@ def picture(lines: dict[str, list[tuple[float, float]]], x_label: str, y_label: 
             title = f"<title>{html.escape(name)}: {count:g}, {distance:.3g}</title>"
             dot = f'<circle class="s{k}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
             parts.append(f"<g>{title}{dot}</g>")
-        x, y = places[-1]
+        ends.append((*places[-1][::-1], k, name))
+    named: list[tuple[float, float]] = []
+    for y, x, k, name in sorted(ends):  # from the top down: a name in the way pushes the next one
+        while any(abs(x - a) < NAMES and abs(y - b) < NAME_HEIGHT for a, b in named):
+            y += 1
+        named.append((x, y))
         where = f'class="s{k}" style="stroke: none" x="{x + 7:.1f}" y="{y + 4:.1f}"'
         parts.append(text(0, 0, name, "start", where))
     return (

@@ -62,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     pipeline = Pipeline.load(args.model, args.device)
     ways = ways_of(pipeline.config.latent_mode)
     if args.ways:
+        if unknown := set(args.ways) - ways.keys():
+            raise SystemExit(f"--ways {' '.join(sorted(unknown))}: choose from {' '.join(ways)}")
         ways = {name: ways[name] for name in args.ways}
     reference = reference_of(pipeline.config, args.reference_steps)
     maps, reals = find_cases(args.data / "labels"), find_cases(args.data / "images")
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             if way.shift == 1 and way.solver != "ddpm":  # whose own noise leads elsewhere
                 point = (means[name]["evaluations"], means[name]["ct_rms_hu"])
                 lines.setdefault(way.solver, []).append(point)
-        labels = "network evaluations a volume", "distance to the reference CT, HU (RMS)"
+        labels = "network evaluations a volume", "distance of the CT, HU (RMS)"
         args.picture.write_text(picture(lines, *labels), encoding="utf-8")
 
 
