@@ -50,7 +50,7 @@ def draw_straightened(images, length_mm, half_width_mm, radius_mm, at_mm, title=
             draw.ellipse(box, outline=OUTLINE)
             if number == len(images) - 1:
                 place = f"{where:.0f} mm"
-                if font(12).getlength(place) > each:
+                if font(12).getlength(place) > each - GAP:  # its neighbour's would follow at once
                     place = f"{where:.0f}"
                 draw.text((x, y + each + 4), place, FAINT, font(12))
     return np.array(canvas)
