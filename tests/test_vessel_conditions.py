@@ -327,7 +327,7 @@ def test_cases_with_unequal_tokens_are_sampled_together_as_one_by_one(pipeline, 
     half, none = labels.array.copy(), labels.array.copy()
     half[:16][half[:16] == 8], none[none == 8] = 0, 0
     maps = [labels, *(Volume(array, labels.affine) for array in (half, none))]
-    vessels = [pipeline._trace(pipeline.prepare_labels(each)) for each in maps]
+    vessels = [pipeline._trace(pipeline.grid.prepare_labels(each)) for each in maps]
     assert len(vessels[0]) > len(vessels[1]) > len(vessels[2]) == 0
 
     def random(case):

@@ -133,7 +133,7 @@ def case_scores(
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """{way or yardstick: {score: value}} of one case; real: its CT, HU."""
-    labels, real = pipeline.prepare_labels(labels), pipeline.prepare_image(real)
+    labels, real = pipeline.grid.prepare_labels(labels), pipeline.grid.prepare_image(real)
     tokens = tokens_of(labels, Classes())
 
     def solved(way: SamplingConfig, noise_seed: int) -> tuple[Sample, float]:
