@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tubesynth.config import DataConfig, Stage1Config
+from tubesynth.model_grid import ModelGrid
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.tiling import largest_tile, run_tiled
 from tubesynth.models.vqvae import VQVAE
@@ -51,7 +52,7 @@ def test_tiled_equals_whole(residuals, levels):
 @pytest.mark.parametrize("size", [(47, 18, 29), (33, 50)])
 def test_odd_sizes_are_reconstructed_tiled_as_whole(size, quantizer, monkeypatch):
     """Before rounding to HU. The codes of ema_vq are far apart next to what tiling changes."""
-    monkeypatch.setattr(Pipeline, "_to_volume", lambda self, image, affine: image)
+    monkeypatch.setattr(ModelGrid, "volume", lambda self, image, affine: image)
     net, dim = network(len(size), **quantizer), len(size)
     data = DataConfig(resolution=list(size), spacing=[1.0] * dim)
     config = Stage1Config(stage=1, dim=dim, data=data)
