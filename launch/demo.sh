@@ -2,10 +2,13 @@
 # The whole job in small: phantoms, stage 1 in two phases, stage 2, reconstruction, synthesis, scores and pictures.
 #   bash launch/demo.sh            everything goes to demo/; a second run reuses what is there
 # About 8 minutes on 2 free CPU cores once .venv is made, faster on a GPU.
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
-# Waiting threads sleep instead of spinning: on two busy cores spinning costs a step several times over.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+# Waiting threads spin for a while, which on a quiet machine makes a step a quarter faster. Beside other work they must
+# sleep at once: there spinning doubles a step. (/proc/loadavg: the processes of the last minute, before .venv is made.)
+busy=$(awk -v cores="$(getconf _NPROCESSORS_ONLN)" '{ print ($1 > cores / 2) }' /proc/loadavg 2>/dev/null || echo 0)
+if [ "$busy" = 1 ]; then export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}; fi
+
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 step() { printf '\n== %s\n' "$*"; }
 runs=demo/runs
