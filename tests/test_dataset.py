@@ -23,17 +23,19 @@ from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
 from tubesynth.errors import InputError
 from tubesynth.volume.files import Case, pair_cases, read_volume
+from tubesynth.volume.grid import spacing_of
+from tubesynth.volume.resample import resample_labels
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 GRID = Preprocessing((16, 16, 12), (1.0, 1.0, 1.5))
 ALL = Augmentation(flip=0.5, rotate90=0.5, intensity=0.5, label_dropout=0.3, vessel_dropout=0.3)
 
 
-def label_points(labels, affine, number=8):
+def label_points(label, shape, affine, number=8):
     """Tokens from the positions of one class: enough to follow them through everything."""
-    index = np.argwhere(labels == number)[:200]
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    position = (index - (np.array(labels.shape) - 1) / 2) * spacing
+    found = resample_labels(label, shape, affine).array
+    index = np.argwhere(found == number)[:200]
+    position = (index - (np.array(shape) - 1) / 2) * spacing_of(affine)
     radius = np.full(len(index), 0.1)
     return {"position_mm": position.astype(np.float32), "radius_mm": radius.astype(np.float32)}
 

@@ -216,8 +216,8 @@ def test_tokens_have_a_key_of_their_own_so_other_settings_leave_the_volumes_alon
     assert ensure_volume(store, case, GRID)[1] is False
 
 
-def few_tokens(labels, affine):
-    index = np.argwhere(labels == 8)[:5]
+def few_tokens(label, shape, affine):
+    index = np.argwhere(label.array == 8)[:5]
     return {"position_mm": index.astype(np.float32), "radius_mm": np.ones(len(index), np.float32)}
 
 
@@ -247,7 +247,7 @@ def test_ranks_share_the_cases_and_processes_build_the_same_bytes(tmp_path):
     assert digests[0] == digests[1] and len(digests[0]) == 4
 
 
-def die_of_hunger(labels, affine):
+def die_of_hunger(label, shape, affine):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -20,6 +20,7 @@ from tubesynth.models.conditions import Conditions
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.seeding import generator
 from tubesynth.train import main
+from tubesynth.training.latent import build_unet
 from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
@@ -280,7 +281,7 @@ def test_batches_hold_tokens_and_the_fields_drawn_from_them(workplace, stage_1):
 def test_the_same_seed_is_the_same_volume_and_vessels_change_it(pipeline, labels):
     first = pipeline.synthesize(labels, seed=3)
     assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3).array)
-    given = pipeline._trace(pipeline.grid.prepare_labels(labels))
+    given = pipeline.trace(labels)
     assert len(given) > 0
     assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3, vessels=given).array)
     none = VesselTokens.from_array(np.zeros((0, 9)))
@@ -322,12 +323,31 @@ def test_guided_samples_follow_the_formula(pipeline, labels):
 
 
 @torch.no_grad()
+def test_vessels_hidden_from_the_label_map_are_told_by_tokens_and_fields_alone():
+    x, t, spacing, full = case_inputs()
+    net = vessel_unet(hidden_class=2)
+    bare = with_changes(full, labels=full.labels.masked_fill(full.labels == 2, 0))
+    out = net(x, t, spacing, full)
+    assert torch.equal(out, net(x, t, spacing, bare))
+    assert not torch.allclose(out, net(x, t, spacing, with_changes(full, tokens=None)), atol=1e-4)
+    assert not torch.allclose(out, net(x, t, spacing, with_changes(full, fields=None)), atol=1e-4)
+    other = with_changes(full, labels=full.labels.masked_fill(full.labels == 1, 0))
+    assert not torch.allclose(out, net(x, t, spacing, other), atol=1e-4)
+    seeing = vessel_unet()
+    assert not torch.equal(seeing(x, t, spacing, full), seeing(x, t, spacing, bare))
+    path = REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml"
+    for key, hidden in (("true", None), ("false", 8)):
+        config = load_config(path, [f"unet.label_map_vessels={key}"])
+        assert build_unet(config, 4, 4).hidden_class == hidden
+
+
+@torch.no_grad()
 def test_cases_with_unequal_tokens_are_sampled_together_as_one_by_one(pipeline, labels):
     """Guided, from the same noise: three cases in one batch against a Pipeline.sample each."""
     half, none = labels.array.copy(), labels.array.copy()
     half[:16][half[:16] == 8], none[none == 8] = 0, 0
     maps = [labels, *(Volume(array, labels.affine) for array in (half, none))]
-    vessels = [pipeline._trace(pipeline.grid.prepare_labels(each)) for each in maps]
+    vessels = [pipeline.trace(each) for each in maps]
     assert len(vessels[0]) > len(vessels[1]) > len(vessels[2]) == 0
 
     def random(case):

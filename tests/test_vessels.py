@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from tubesynth.data.tokens import vessel_token_source
 from tubesynth.volume.files import read_labels
+from tubesynth.volume.grid import Volume
 from tubesynth.volume.phantom import make_phantom
-from tubesynth.volume.vessels import VesselTokens, extract_tokens, vessel_fields
+from tubesynth.volume.resample import resample_labels, target_grid
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens, vessel_fields
 
 SPACING = np.array([0.7, 0.7, 1.05])
 SHAPE = (96, 96, 64)
@@ -291,6 +294,46 @@ def test_the_fields_of_a_latent_grid_agree_with_the_mask(phantom):
     assert (distance[share > 0.3] < 1.0).all() and (distance[share > 0] < 3.5).mean() > 0.99
     assert (share[distance > 3.5] == 0).mean() > 0.999
     assert np.median(radius[share > 0.3]) == pytest.approx(1.8, abs=0.5)
+
+
+def test_a_vessel_thinner_than_a_voxel_of_the_model_keeps_its_tokens(phantom):
+    """At 2.8 x 2.8 x 4.2 mm the label map holds crumbs of the coronaries; tokens come from the
+    file."""
+    case, own = phantom
+    shape, affine = target_grid(case.labels, SPACING * 4, (64, 64, 32))
+    source = vessel_token_source(8, 1.0)
+    tokens = VesselTokens(**source.extract(case.labels, shape, affine))
+    assert len(tokens) == len(own) and np.array_equal(tokens.radius_mm, own.radius_mm)
+    # the exact centrelines, relative to the middle of the coarse grid
+    middle = Volume(np.zeros(shape, np.uint8), affine).centre_mm
+    curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in case.branches]
+    assert np.mean(distances(tokens, curves)[1] < 0.8) > 0.96
+    coarse = resample_labels(case.labels, shape, affine)
+    crumbs = extract_tokens(coarse.array == 8, affine)
+    found = 0.0 if len(crumbs) == 0 else np.mean(distances(crumbs, curves)[1] < 0.8)
+    assert found < 0.6
+
+
+def test_tokens_keep_their_place_in_the_world_on_any_grid():
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]])
+    oblique, straight = np.eye(4), np.diag([1.5, 1.5, 3.0, 1.0])
+    oblique[:3, :3], oblique[:3, 3] = turn * SPACING, [11, -7, 40]
+    source = Volume(paint([tube([-20, 3, 2], [20, -8, 10], 1.5)]), oblique)
+    tokens = extract_tokens(source.array, source.affine)
+    straight[:3, 3] = source.centre_mm - [15, 21, 30]
+    shape = (40, 30, 20)
+    placed = place_tokens(tokens, source, shape, straight)
+    here = Volume(np.zeros(shape, np.uint8), straight)
+    world = source.centre_mm + tokens.position_mm @ turn.T
+    expected = world - here.centre_mm
+    reach = np.array(shape) * here.spacing / 2 + tokens.radius_mm[:, None]
+    kept = (np.abs(expected) <= reach).all(axis=1)
+    assert 0 < kept.sum() < len(tokens)
+    assert np.abs(placed.position_mm - expected[kept]).max() < 1e-3
+    assert np.abs(placed.tangent - tokens.tangent[kept] @ turn.T).max() < 1e-6
+    assert np.array_equal(placed.radius_mm, tokens.radius_mm[kept])
+    same = place_tokens(tokens, source, source.shape, source.affine)
+    assert np.abs(same.to_array() - tokens.to_array()).max() < 1e-4
 
 
 @pytest.fixture(scope="module")

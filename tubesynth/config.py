@@ -129,7 +129,10 @@ class UNetConfig:
     vessel_attention: Literal["off", "plain", "distance"] = "off"
     vessel_levels: list[int] | None = None  # null: those of attention_levels
     vessel_channels: int = 256  # of an encoded token
-    vessel_fields: bool = False  # distance and radius fields of the vessels join the label map
+    vessel_fields: bool = False  # closeness and radius fields of the vessels join the label map
+    # false: SPADE sees background where the label map has vessels, so that they come from their
+    # centreline alone and may be moved, narrowed or drawn without touching the label map.
+    label_map_vessels: bool = True
 
 
 @dataclass

@@ -24,7 +24,7 @@ from tubesynth.config import Config, SamplingConfig, Stage2Config, uses_vessels,
 from tubesynth.config_checks import check_sampling
 from tubesynth.config_loading import config_from_plain
 from tubesynth.data.dataset import pad_tokens
-from tubesynth.data.tokens import latent_fields, vessel_token_source
+from tubesynth.data.tokens import latent_fields
 from tubesynth.errors import InputError
 from tubesynth.generative.guidance import Side, guided, sides
 from tubesynth.model_grid import ModelGrid, pad_to_multiple
@@ -46,7 +46,7 @@ from tubesynth.volume.files import check_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.intensity import hu_to_unit
 from tubesynth.volume.resample import resample_labels
-from tubesynth.volume.vessels import VesselTokens
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
 
 @dataclass
@@ -237,7 +237,9 @@ class Pipeline:
         spacing_mm = spacing_mm[None].to(self.device)
         tokens = fields = None
         if has_vessels:
-            vessels = self._trace(prepared) if vessels is None else vessels
+            asked = prepared if labels is None else labels
+            vessels = self.trace(asked) if vessels is None else vessels
+            vessels = place_tokens(vessels, asked, prepared.shape, prepared.affine)
             tokens, fields = self._vessel_tensors(vessels, prepared)
         conditions = Conditions(label, tokens, fields)
 
@@ -273,13 +275,15 @@ class Pipeline:
                 " vessels: leave --guidance-label and --guidance-vessel at 1"
             )
 
-    def _trace(self, labels: Volume) -> VesselTokens:
-        """The tokens of a label map on the model's grid, as training has them."""
+    def trace(self, labels: Volume) -> VesselTokens:
+        """The tokens of a label map in its own voxels, as training has them: to be changed and
+        handed to `sample` as its vessels.
+        """
         data = self.config.data
         if data.token_step_mm is None:
             raise InputError("data.token_step_mm: not set, but this model takes vessel tokens")
-        source = vessel_token_source(vessel_class(data), data.token_step_mm)
-        return VesselTokens(**source.extract(labels.array, labels.affine))
+        mask = labels.array == vessel_class(data)
+        return extract_tokens(mask, labels.affine, data.token_step_mm)
 
     def _vessel_tensors(self, vessels: VesselTokens, labels: Volume) -> tuple[dict, Tensor]:
         """Padded tokens and the vessel fields (1, 2, x, ...), both of one case."""

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 WEIGHTED = "losses.vessel_weight=10"
 TOKENS, DISTANCE = ("unet.vessel_attention=plain",), ("unet.vessel_attention=distance",)
 FIELDS = (*DISTANCE, "unet.vessel_fields=true")
+CHAMBERS = ("unet.label_map_vessels=false", "flow.vessel_weight=10")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ STAGE_2 = Table(
         "tokens_bias_fields": FIELDS,
         "tokens_bias_fields_weighted": (*FIELDS, "flow.vessel_weight=10"),
         "weighted": ("flow.vessel_weight=10",),
+        # The coronaries are not in the label map: each way of telling of them by itself.
+        "chambers": CHAMBERS,
+        "chambers_tokens": (*CHAMBERS, *TOKENS),
+        "chambers_tokens_bias": (*CHAMBERS, *DISTANCE),
+        "chambers_fields": (*CHAMBERS, "unet.vessel_fields=true"),
+        "chambers_tokens_bias_fields": (*CHAMBERS, *FIELDS),
     },
     {
         "in lumen range": ("centreline_in_range", 3),

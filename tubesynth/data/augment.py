@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tubesynth.volume.vessels import in_box
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -103,8 +105,7 @@ def move_tokens(tokens: dict, pose: Pose, shape, spacing) -> dict:
     size, start = np.array(pose.size), np.array(pose.start)
     shift_mm = (start + (size - 1) / 2 - (shape - 1) / 2) * spacing
     position = np.asarray(tokens["position_mm"], dtype=np.float64) - shift_mm
-    margin = np.asarray(tokens["radius_mm"])[:, None] if "radius_mm" in tokens else 0.0
-    inside = (np.abs(position) <= size / 2 * spacing + margin).all(axis=1)
+    inside = in_box(position, tokens.get("radius_mm", np.zeros(len(position))), size * spacing)
     moved = {name: np.asarray(values)[inside] for name, values in tokens.items()}
     turn = pose_matrix(pose)
     moved["position_mm"] = (position[inside] @ turn.T).astype(np.float32)

@@ -20,7 +20,8 @@ from tubesynth.data.volumes import (
     TokenSource,
     ensure_tokens,
     ensure_volume,
-    prepare_case,
+    lay_on_grid,
+    read_case,
     volume_key,
 )
 from tubesynth.errors import InputError
@@ -131,11 +132,11 @@ class VolumeDataset(torch.utils.data.Dataset):
         return entry.arrays(), tokens, np.array(entry.meta["affine"])
 
     def _prepare(self, index: int):
-        case = self.cases[index]
-        arrays, affine = prepare_case(case, self.preprocessing)
+        image, label = read_case(self.cases[index], self.preprocessing)
+        arrays, affine = lay_on_grid(image, label, self.preprocessing)
         tokens = None
-        if self.tokens is not None and case.label is not None:
-            tokens = self.tokens.extract(arrays["label"], affine)
+        if self.tokens is not None and label is not None:
+            tokens = self.tokens.extract(label, arrays["image"].shape, affine)
         return arrays, tokens, affine
 
     def _flat(self, array: np.ndarray) -> np.ndarray:

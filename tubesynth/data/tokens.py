@@ -1,5 +1,5 @@
-"""Vessel tokens as the data sets and the cache take them: extracted from a label map, by name; and
-the same tokens drawn as fields on the grid of the latents.
+"""Vessel tokens as the data sets and the cache take them: traced in a label map's own voxels, laid
+on the model's grid, by name; and the same tokens drawn as fields on the grid of the latents.
 """
 
 from functools import partial
@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 
 from tubesynth.data.volumes import TokenSource
-from tubesynth.volume.vessels import VesselTokens, extract_tokens, vessel_fields
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens, vessel_fields
 
-FORMAT = 1  # raise it when the same label map would give other tokens
+FORMAT = 2  # raise it when the same label map would give other tokens
 FIELD_REACH_CELLS = 3.0  # further from a vessel's wall is as good as none
 
 
@@ -19,9 +20,10 @@ def vessel_token_source(vessel_class: int, step_mm: float) -> TokenSource:
     return TokenSource(partial(_extract, **settings), {**settings, "format": FORMAT})
 
 
-def _extract(labels: np.ndarray, affine: np.ndarray, vessel_class: int, step_mm: float) -> dict:
-    """Labels (X, Y, Z) -> the arrays of VesselTokens by name, each (N, ...)."""
-    return dict(vars(extract_tokens(np.asarray(labels) == vessel_class, affine, step_mm)))
+def _extract(label: Volume, shape, affine, vessel_class: int, step_mm: float) -> dict:
+    """A label map -> the arrays of VesselTokens by name, each (N, ...), on the grid asked for."""
+    tokens = extract_tokens(label.array == vessel_class, label.affine, step_mm)
+    return dict(vars(place_tokens(tokens, label, shape, affine)))
 
 
 def latent_fields(tokens: VesselTokens, shape, spacing, factor: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from tubesynth.data.pool import cores, each
 from tubesynth.data.store import Entry, Store, entry_key
 from tubesynth.errors import InputError
 from tubesynth.volume.files import Case, check_labels, check_same_grid, read_labels, read_volume
+from tubesynth.volume.grid import Volume
 
 FORMAT = 1  # raise it when prepare_case gives other voxels for the same input
 VOLUMES, TOKENS, LATENTS = "volumes", "tokens", "latents"  # the kinds of entries
@@ -43,12 +44,13 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """How tokens are made: extract(labels (X, Y, Z) uint8, affine) -> {name: (N, ...)}.
+    """How tokens are made: extract(label, shape, affine) -> {name: (N, ...)}, for the grid of
+    that shape and affine, from a label map on its own grid.
 
     `settings` are all its parameters, for the key. `extract` must be picklable.
     """
 
-    extract: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+    extract: Callable[[Volume, tuple[int, int, int], np.ndarray], dict[str, np.ndarray]]
     settings: dict = field(default_factory=dict)
 
 
@@ -68,18 +70,27 @@ class BuildReport:
         )
 
 
-def prepare_case(case: Case, preprocessing: Preprocessing):
-    """({"image": int16 HU (X, Y, Z), "label": uint8 (X, Y, Z)}, affine (4, 4)) on the target grid.
-
-    Image and label must share one grid in their files; the target grid is the image's.
-    """
-    from tubesynth.volume.resample import resample_image, resample_labels, target_grid
-
+def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume | None]:
+    """Image and label map as their files have them, which must be on one grid."""
     image = read_volume(case.image)
     label = None if case.label is None else read_labels(case.label)
     if label is not None:
         check_same_grid(image, label, case.image, case.label)
         check_labels(label.array, preprocessing.num_classes, case.label)
+    return image, label
+
+
+def prepare_case(case: Case, preprocessing: Preprocessing):
+    """A case on the target grid, as `lay_on_grid` gives it."""
+    return lay_on_grid(*read_case(case, preprocessing), preprocessing)
+
+
+def lay_on_grid(image: Volume, label: Volume | None, preprocessing: Preprocessing):
+    """({"image": int16 HU (X, Y, Z), "label": uint8 (X, Y, Z)}, affine (4, 4)) on the target grid,
+    which has the image's axes and centre.
+    """
+    from tubesynth.volume.resample import resample_image, resample_labels, target_grid
+
     shape, affine = target_grid(image, preprocessing.spacing, preprocessing.resolution)
     hu = resample_image(image, shape, affine, fill=preprocessing.hu_window[0]).array
     low, high = preprocessing.hu_window
@@ -116,11 +127,18 @@ def ensure_volume(store: Store, case: Case, preprocessing: Preprocessing, key=No
 
 
 def ensure_tokens(store: Store, case: Case, volume: Entry, source: TokenSource):
-    """(entry, whether it was built now) of the tokens in a cached label map."""
-    affine = np.array(volume.meta["affine"])
-    key = token_key(volume.key, source)
+    """(entry, whether it was built now) of a case's tokens on the grid of its cached volumes.
+
+    They are traced in the file's own voxels: of a vessel thinner than the grid's, the cached label
+    map holds dots or nothing.
+    """
+    shape, affine = volume.array("image").shape, np.array(volume.meta["affine"])
+
+    def build():
+        return source.extract(read_labels(case.label), shape, affine)
+
     meta = _meta(case, volume=volume.key, settings=source.settings)
-    return store.ensure(TOKENS, key, lambda: source.extract(volume.array("label"), affine), meta)
+    return store.ensure(TOKENS, token_key(volume.key, source), build, meta)
 
 
 def build_volumes(

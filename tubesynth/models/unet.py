@@ -207,7 +207,8 @@ class UNet(Encoder):
     """x (B, C, X, ...), t (B,) in [0, 1], spacing (B, dim) mm of the image -> (B, C, X, ...).
 
     What it shares with a ControlNet is said by Encoder, whose arguments `encoder` are; the rest is
-    the decoder's. vessel_fields: SPADE takes the rasterised vessels too.
+    the decoder's. vessel_fields: SPADE takes the rasterised vessels too. hidden_class: SPADE sees
+    background where the label map has this class (None: it sees all of it).
     """
 
     def __init__(
@@ -222,6 +223,7 @@ class UNet(Encoder):
         spade_hidden: int = 128,
         dropout: float = 0.0,
         vessel_fields: bool = False,
+        hidden_class: int | None = None,
         **encoder,
     ):
         super().__init__(
@@ -233,6 +235,7 @@ class UNet(Encoder):
             dropout=dropout,
             **encoder,
         )
+        self.hidden_class = hidden_class
         self.label_encoder = LabelEncoder(dim, num_classes, label_channels, label_factor)
         self.field_encoder = FieldEncoder(dim, label_channels[-1]) if vessel_fields else None
         spade = (label_channels[-1], spade_hidden)
@@ -274,8 +277,10 @@ class UNet(Encoder):
 
         features = spacing.new_zeros(len(spacing), self.label_encoder.channels, *size)
         if conditions.labels is not None:
-            labels = self.label_encoder(conditions.labels)
-            features = features + kept(labels, conditions.keep_label)
+            labels = conditions.labels
+            if self.hidden_class is not None:
+                labels = labels.masked_fill(labels == self.hidden_class, 0)
+            features = features + kept(self.label_encoder(labels), conditions.keep_label)
         if self.field_encoder and conditions.fields is not None:
             fields = self.field_encoder(conditions.fields)
             features = features + kept(fields, conditions.keep_vessels)

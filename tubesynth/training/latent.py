@@ -49,6 +49,7 @@ def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
         vessel_levels=tuple(vessel_levels(settings)),
         vessel_channels=settings.vessel_channels,
         vessel_fields=settings.vessel_fields,
+        hidden_class=None if settings.label_map_vessels else vessel_class(config.data),
     )
 
 

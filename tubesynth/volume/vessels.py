@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from tubesynth.volume.centreline import directions, refine
-from tubesynth.volume.grid import spacing_of
+from tubesynth.volume.grid import Volume, spacing_of
 from tubesynth.volume.skeleton import skeleton_graph
 from tubesynth.volume.thinning import VoxelCloud, thin
 from tubesynth.volume.vessel_tree import Vessel, arc, rooted_vessels
@@ -70,6 +70,28 @@ def extract_tokens(
     table = resampled(refine(vessels, cloud), step_mm)
     table[:, :3] = held_in_mask(table[:, :3], cloud)
     return VesselTokens.from_array(table)
+
+
+def place_tokens(tokens: VesselTokens, source: Volume, shape, affine) -> VesselTokens:
+    """The tokens of a label map on another grid of the same world: relative to its middle, along
+    its axes. Those whose vessel lies outside it are left out.
+    """
+    target = np.asarray(affine, dtype=np.float64)
+    shape = np.array(shape)
+    into = np.linalg.inv(target[:3, :3] / spacing_of(target))
+    turn = into @ (source.affine[:3, :3] / source.spacing)
+    middle = target[:3, :3] @ ((shape - 1) / 2) + target[:3, 3]
+    position = tokens.position_mm @ turn.T + into @ (source.centre_mm - middle)
+    kept = in_box(position, tokens.radius_mm, shape * spacing_of(target))
+    columns = {name: np.asarray(values)[kept] for name, values in vars(tokens).items()}
+    columns["position_mm"] = position[kept].astype(np.float32)
+    columns["tangent"] = (columns["tangent"] @ turn.T).astype(np.float32)
+    return VesselTokens(**columns)
+
+
+def in_box(position_mm: np.ndarray, radius_mm, sides_mm: np.ndarray) -> np.ndarray:
+    """(N,) bool: which points (N, 3), relative to a box's middle, lie in it or a radius off it."""
+    return (np.abs(position_mm) <= sides_mm / 2 + np.asarray(radius_mm)[:, None]).all(axis=1)
 
 
 def root_points(root_mask: np.ndarray | None, spacing: np.ndarray) -> np.ndarray | None:
