@@ -1,5 +1,6 @@
 """The U-Net with vessels: every combination of conditions; a small model from data to volume."""
 
+import json
 import shutil
 
 import numpy as np
@@ -287,6 +288,40 @@ def test_the_same_seed_is_the_same_volume_and_vessels_change_it(pipeline, labels
     none = VesselTokens.from_array(np.zeros((0, 9)))
     without = pipeline.synthesize(labels, seed=3, vessels=none)
     assert not np.array_equal(first.array, without.array)
+
+
+def test_drawn_centrelines_take_the_place_of_those_in_the_label_map(trained, workplace, tmp_path):
+    """The command: an edited file makes another CT and is made again, an unchanged one is not."""
+    validation = workplace / "data" / "validation"
+    drawn = tmp_path / "drawn"
+    shutil.copytree(validation / "centrelines", drawn)
+    out = tmp_path / "out"
+    common = ["--model", str(trained), "--input-dir", str(validation / "labels")]
+    command = [*common, "--output-dir", str(out), "--solver", "euler", "--steps", "1"]
+    with_drawn = [*command, "--centrelines", str(drawn)]
+
+    def made() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("*.img.nii.gz"))}
+
+    synthesize.main(command)
+    traced = made()
+    synthesize.main(with_drawn)
+    first = made()
+    assert first.keys() == traced.keys() and all(first[name] != traced[name] for name in first)
+    edited = min(drawn.iterdir())
+    tree = json.loads(edited.read_text(encoding="utf-8"))
+    for branch in tree["branches"]:
+        branch["points"] = [[x, y + 20, z, 3 * r] for x, y, z, r in branch["points"]]
+    edited.write_text(json.dumps(tree), encoding="utf-8")
+    synthesize.main(with_drawn)
+    again = made()
+    case = edited.name.removesuffix(".centreline.json")
+    assert [name for name in again if again[name] != first[name]] == [f"{case}_s0.img.nii.gz"]
+    edited.unlink()
+    with pytest.raises(InputError, match=f"{case}.centreline.json: no centreline can be read"):
+        synthesize.main(with_drawn)
+    with pytest.raises(InputError, match="--unconditional has no cases"):
+        synthesize.main([*with_drawn, "--unconditional"])
 
 
 def test_a_label_map_without_vessels_is_synthesised(pipeline, labels):

@@ -16,6 +16,7 @@ from pathlib import Path
 from tubesynth.atomic import write_text
 from tubesynth.data.pool import each
 from tubesynth.errors import CommandParser, InputError, run_command
+from tubesynth.volume.centreline_file import SUFFIX, write_centreline
 
 SETTINGS_FILE = "phantom.json"
 VERSION = 1  # of the anatomy: another number is another data set
@@ -69,7 +70,7 @@ def case_files(root: Path, split: dict[int, str], case: int) -> tuple[Path, Path
     return (
         folder / "images" / f"{case}.img.nii.gz",
         folder / "labels" / f"{case}.label.nii.gz",
-        folder / "centrelines" / f"{case}.centreline.json",
+        folder / "centrelines" / f"{case}{SUFFIX}",
     )
 
 
@@ -82,12 +83,7 @@ def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) ->
 
     phantom = make_phantom(settings.seed, case, settings.resolution, settings.spacing)
     image, label, centreline = files
-    branches = [
-        {"name": b.name, "parent": b.parent, "points": np.round(b.points, 4).tolist()}
-        for b in phantom.branches
-    ]
-    text = json.dumps({"units": "mm", "frame": "RAS world", "branches": branches})
-    write_text(centreline, text)
+    write_centreline(centreline, phantom.branches)
     write_volume(label, phantom.labels, np.uint8)
     write_volume(image, phantom.image, np.int16)
 

@@ -7,10 +7,14 @@ r"""Label maps -> new CTs.
 Sample k of case C is written as C_s<k>.img.nii.gz and depends on (seed, C, k) alone, so any one can
 be made again by itself. Its label map, on its own grid, goes to labels/C_s<k>.label.nii.gz: with
 it, the sample is a new labelled case. Label maps of another scheme are translated by --label-map,
-e.g. 1=3 2=7 3=6: values not named become 0.
+e.g. 1=3 2=7 3=6: values not named become 0. A model that takes vessels traces them in the label
+map, unless --centrelines has drawn ones: C.centreline.json of each case
+(volume/centreline_file.py).
 """
 
 import argparse
+from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
 from tubesynth.stream import Job, run_jobs, tile_option
+from tubesynth.volume.centreline_file import SUFFIX, read_centreline, tokens_of_branches
 from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
@@ -35,6 +40,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of stage 2 or 3")
     parser.add_argument(
         "--input-dir", type=Path, help="folder of label maps; default: the validation labels"
+    )
+    parser.add_argument(
+        "--centrelines",
+        type=Path,
+        metavar="DIR",
+        help="C.centreline.json of each case: vessels instead of those traced in the label map",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-samples", type=int, default=1, help="volumes per label map")
@@ -76,6 +87,18 @@ def label_translation(pairs: list[str] | None) -> np.ndarray | None:
             raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
         table[int(value)] = int(label)
     return table
+
+
+def find_centrelines(args: argparse.Namespace, cases: Iterable[str]) -> dict[str, Path]:
+    """The centreline of every case; empty without --centrelines."""
+    if args.centrelines is None:
+        return {}
+    if args.unconditional:
+        raise InputError("--centrelines: --unconditional has no cases; leave one of them out")
+    found = {case: args.centrelines / f"{case}{SUFFIX}" for case in cases}
+    for path in found.values():
+        read_centreline(path)  # all of them, before the first volume is made
+    return found
 
 
 def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
@@ -136,8 +159,17 @@ def main(argv: list[str] | None = None) -> None:
             cases = {"unconditional": None}
         else:
             cases = find_cases(args.input_dir or Path(data.root) / "validation" / "labels")
+        centrelines = find_centrelines(args, cases)
+        drawn = {
+            case: {"centreline": sha256(path.read_bytes()).hexdigest()}
+            for case, path in centrelines.items()
+        }
         jobs = [
-            Job(f"{case}_s{k}", path, {**settings, "case": case, "sample": k})
+            Job(
+                f"{case}_s{k}",
+                path,
+                {**settings, **drawn.get(case, {}), "case": case, "sample": k},
+            )
             for case, path in cases.items()
             for k in range(args.num_samples)
         ]
@@ -154,9 +186,14 @@ def main(argv: list[str] | None = None) -> None:
                     labels = Volume(translation[labels.array], labels.affine)
                 check_labels(labels.array, data.num_classes, job.source)
             case, k = job.settings["case"], job.settings["sample"]
+            vessels = None
+            if case in centrelines:
+                branches = read_centreline(centrelines[case])
+                vessels = tokens_of_branches(branches, labels, data.token_step_mm or 1.0)
             sample = pipeline.sample(
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
+                vessels=vessels,
                 guidance_label=args.guidance_label,
                 guidance_vessel=args.guidance_vessel,
                 control_scale=args.control_scale,

@@ -116,22 +116,32 @@ def resampled(vessels: list[Vessel], step_mm: float) -> np.ndarray:
     while waiting:
         number, piece, start_mm = waiting.pop()
         vessel = vessels[number]
-        first, last = along[number][vessel.stops[piece : piece + 2]]
-        if last > first:
-            steps = max(int(np.ceil((last - first) / step_mm - 1e-6)), 1)
-            at = np.linspace(first, last, steps + 1)
-            points = [np.interp(at, along[number], column) for column in vessel.points.T]
-            tangent = directions(vessel.points)[np.searchsorted(along[number], at - 1e-6)]
-            rows.append(
-                np.column_stack([*points, tangent, np.full(len(at), count), start_mm + at - first])
-            )
+        first, last = vessel.stops[piece : piece + 2]
+        length = along[number][last] - along[number][first]
+        if length > 0:
+            rows.append(spaced(vessel.points, step_mm, count, start_mm, first, last))
             count += 1
-        start_mm += last - first
+        start_mm += length
         onward = [(child, 0, start_mm) for child in children.get((number, piece + 1), [])]
         if piece + 2 < len(vessel.stops):
             onward.insert(0, (number, piece + 1, start_mm))
         waiting += onward[::-1]
     return np.vstack(rows) if rows else np.zeros((0, len(COLUMNS)))
+
+
+def spaced(
+    points: np.ndarray, step_mm: float, branch: int, start_mm: float, first=0, last=-1
+) -> np.ndarray:
+    """Points (K, 4) from row `first` to row `last` -> (N, 9) rows of one branch, equally far apart,
+    at most step_mm; start_mm: the root distance at its first.
+    """
+    along = arc(points)
+    begin, end = along[first], along[last]
+    steps = max(int(np.ceil((end - begin) / step_mm - 1e-6)), 1)
+    at = np.linspace(begin, end, steps + 1)
+    row = [np.interp(at, along, column) for column in points.T]
+    tangent = directions(points)[np.searchsorted(along, at - 1e-6)]
+    return np.column_stack([*row, tangent, np.full(len(at), branch), start_mm + at - begin])
 
 
 def held_in_mask(points: np.ndarray, cloud: VoxelCloud) -> np.ndarray:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..centreline_file import Branch
 from ..grid import Volume, centred_affine
-from .coronaries import Branch, grow_trees, make_room
+from .coronaries import grow_trees, make_room
 from .heart import draw_pose, heart_shapes, lung_stems
 from .scanner import Canvas, blend, blur, coronary_share, ct_noise
 from .shapes import Lattice

@@ -8,9 +8,10 @@ side that is dominant.
 
 import numpy as np
 
+from ..centreline_file import Branch
 from .epicardium import Surface, unit_rows
 from .heart import LEFT_MAIN_END, ROOT, ROOT_AXIS, Pose, sinus_direction, ventricular
-from .murray import STEP_MM, Branch, Vessel, assign_radii
+from .murray import STEP_MM, Vessel, assign_radii
 from .shapes import Lattice, smooth_path, tube
 
 

@@ -8,17 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..centreline_file import Branch
+
 STEP_MM = 0.5  # between the points of a vessel
 SMALLEST_MM = 0.5  # radius at which a vessel ends
-
-
-@dataclass(frozen=True)
-class Branch:
-    """points: (N, 4) x, y, z, radius in world mm, outwards; parent: index of a branch."""
-
-    name: str
-    parent: int | None
-    points: np.ndarray
 
 
 @dataclass

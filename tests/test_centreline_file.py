@@ -1,0 +1,98 @@
+"""Centrelines as files: what the phantom writes comes back as tokens, and bad files are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from test_vessels import distances
+
+from tubesynth.errors import InputError
+from tubesynth.volume.centreline_file import (
+    Branch,
+    read_centreline,
+    tokens_of_branches,
+    write_centreline,
+)
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.phantom import make_phantom
+from tubesynth.volume.vessels import extract_tokens
+
+FORK = [
+    Branch("trunk", None, np.array([[0, 0, 0, 2.0], [10, 0, 0, 1.5], [20, 0, 0, 1.0]])),
+    Branch("side", 0, np.array([[10, 0, 0, 1.2], [10, 8, 0, 0.6]])),
+]
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write_centreline(tmp_path / "a.centreline.json", FORK)
+    for found, given in zip(read_centreline(tmp_path / "a.centreline.json"), FORK, strict=True):
+        assert (found.name, found.parent) == (given.name, given.parent)
+        assert np.array_equal(found.points, given.points)
+
+
+def test_tokens_of_a_fork_have_steps_radii_and_distances_from_the_root():
+    grid = Volume(np.zeros((60, 60, 20), np.uint8), np.diag([1.0, 1.0, 2.0, 1.0]))
+    tokens = tokens_of_branches(FORK, grid, step_mm=1.0)
+    trunk, side = tokens.branch == 0, tokens.branch == 1
+    assert trunk.sum() == 21 and side.sum() == 9
+    assert np.allclose(tokens.position_mm[0], -grid.centre_mm)
+    assert np.allclose(tokens.root_distance_mm[trunk], np.arange(21))
+    assert np.allclose(tokens.root_distance_mm[side], 10 + np.arange(9), atol=1e-5)
+    assert np.allclose(tokens.radius_mm[side], np.linspace(1.2, 0.6, 9), atol=1e-5)
+    assert np.allclose(tokens.tangent[trunk], [1, 0, 0]) and np.allclose(
+        tokens.tangent[side], [0, 1, 0]
+    )
+    corner = Volume(np.zeros((16, 60, 20), np.uint8), grid.affine)
+    cut = tokens_of_branches(FORK, corner, step_mm=1.0)
+    assert 16 <= (cut.branch == 0).sum() <= 18 and (cut.branch == 1).sum() == 9
+
+
+def test_the_phantoms_own_centreline_gives_the_tokens_of_its_label_map():
+    spacing = np.array([0.7, 0.7, 1.05])
+    phantom = make_phantom(5, 1, (256, 256, 128), spacing)
+    given = tokens_of_branches(phantom.branches, phantom.labels)
+    traced = extract_tokens(phantom.labels.array == 8, phantom.labels.affine)
+    middle = phantom.labels.centre_mm
+    curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in phantom.branches]
+    off, missed, error = distances(given, curves)
+    assert off.max() < 0.1 and missed.max() < 0.6 and np.abs(error).mean() < 0.02
+    assert len(traced) == pytest.approx(len(given), rel=0.15)
+    assert np.median(traced.radius_mm) == pytest.approx(np.median(given.radius_mm), abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{", "no centreline can be read"),
+        ("[]", "branches: expected a list"),
+        ('{"units": "cm", "branches": []}', "units: 'cm', expected 'mm'"),
+        ('{"frame": "LPS", "branches": []}', "frame: 'LPS', expected 'RAS world'"),
+        ('{"branches": [3]}', r"branches\[0\]: expected points"),
+        ('{"branches": [{"points": [[0, 0, 0, 1]]}]}', r"branches\[0\].points: expected two"),
+        ('{"branches": [{"points": [[0, 0, 0], [1, 0, 0]]}]}', r"branches\[0\].points"),
+        ('{"branches": [{"points": [[0, 0, 0, 1], [1, 0, 0, 0]]}]}', r"radius above 0"),
+        ('{"branches": [{"points": [[0, 0, 0, 1], [1, "x", 0, 1]]}]}', r"branches\[0\].points"),
+        ('{"branches": [{"points": [[0, 0, 0, 1], [NaN, 0, 0, 1]]}]}', r"branches\[0\].points"),
+        (
+            '{"branches": [{"parent": 0, "points": [[0, 0, 0, 1], [1, 0, 0, 1]]}]}',
+            r"branches\[0\].parent: 0, expected null or an earlier",
+        ),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_with_its_branch(text, said, tmp_path):
+    path = tmp_path / "1.centreline.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said) as refusal:
+        read_centreline(path)
+    assert str(refusal.value).startswith(str(path))
+
+
+def test_the_phantoms_file_has_the_keys_that_are_documented(tmp_path):
+    write_centreline(tmp_path / "a.centreline.json", FORK)
+    found = json.loads((tmp_path / "a.centreline.json").read_text(encoding="utf-8"))
+    assert (found["units"], found["frame"]) == ("mm", "RAS world")
+    assert found["branches"][1] == {
+        "name": "side",
+        "parent": 0,
+        "points": [[10, 0, 0, 1.2], [10, 8, 0, 0.6]],
+    }
