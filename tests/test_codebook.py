@@ -11,6 +11,7 @@ from torch import Tensor
 from tubesynth.benchmarks.measure import PeakMemory
 from tubesynth.models.quantizers import codebook, search
 from tubesynth.models.quantizers.codebook import EmaQuantizer
+from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
 from tubesynth.models.quantizers.search import nearest_code
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.training.codebook import CodebookUsage
@@ -168,6 +169,14 @@ def _trained(parts, revive_after: int, start: Tensor | None):
     return {**layer.state_dict(), **usage.scores()}
 
 
+def _scaled(parts):
+    """Fixed levels after these batches: the mean and deviation that they follow."""
+    layer = FiniteScalarQuantizer((8, 5, 5, 5)).train()
+    for part in parts:
+        layer(part)
+    return layer.state_dict()
+
+
 def _codes():
     return torch.randn(16, 4, generator=torch.Generator().manual_seed(2)) * 4
 
@@ -180,6 +189,7 @@ def _rank(rank, port, results):
     torch.manual_seed(rank)  # ranks draw differently, and must agree all the same
     results[rank, "revived"] = _trained(parts, revive_after=2, start=None)
     results[rank, "plain"] = _trained(parts, revive_after=0, start=_codes())
+    results[rank, "fsq"] = _scaled(parts)
     torch.distributed.destroy_process_group()
 
 
@@ -205,7 +215,7 @@ def test_two_ranks_revive_the_same_codes_to_the_same_places(two_ranks):
 
 
 def test_two_ranks_follow_like_one_that_sees_both_halves(two_ranks):
-    whole = _trained(_batches(), 0, _codes())
-    for rank in (0, 1):
-        for name, value in two_ranks[rank, "plain"].items():
-            torch.testing.assert_close(value, whole[name], msg=name)
+    for kind, whole in (("plain", _trained(_batches(), 0, _codes())), ("fsq", _scaled(_batches()))):
+        for rank in (0, 1):
+            for name, value in two_ranks[rank, kind].items():
+                torch.testing.assert_close(value, whole[name], msg=name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
+from tubesynth.models.quantizers.finite_scalar import DECAY, FiniteScalarQuantizer
 from tubesynth.models.quantizers.gaussian import GaussianPosterior
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import checkpoint
@@ -29,10 +29,15 @@ def autoencoder(dim=2, **settings) -> VQVAE:
     return net.eval()
 
 
+def fsq(*levels) -> FiniteScalarQuantizer:
+    """Not in training: as for data of mean 0 and deviation 1."""
+    return FiniteScalarQuantizer(levels).eval()
+
+
 @pytest.mark.parametrize("levels", [3, 4, 5, 8, 16])
 def test_a_channel_takes_its_levels_in_order_from_end_to_end(levels):
     sweep = torch.linspace(-8, 8, 4001)
-    quantised, terms, indices = FiniteScalarQuantizer((levels,))(sweep.view(1, 1, -1))
+    quantised, terms, indices = fsq(levels)(sweep.view(1, 1, -1))
     values, where = quantised.flatten().unique(return_inverse=True)
     lowest = -(levels // 2)
     expected = torch.arange(lowest, lowest + levels) / (levels // 2)
@@ -44,15 +49,15 @@ def test_a_channel_takes_its_levels_in_order_from_end_to_end(levels):
 def test_levels_are_those_of_the_paper():
     """Odd: round((L - 1) / 2 tanh z). Even: half a level lower, moved so that 0 stays 0."""
     z = torch.randn(1, 2, 500, dtype=torch.float64)
-    latents = FiniteScalarQuantizer((7, 8)).latents(z).double()
+    latents = fsq(7, 8).latents(z).double()
     odd, even = 3 * torch.tanh(z[:, 0]), 3.5 * torch.tanh(z[:, 1] + math.atanh(1 / 7)) - 0.5
     torch.testing.assert_close(latents, torch.stack([odd, even], 1), atol=1e-5, rtol=1e-5)
-    assert FiniteScalarQuantizer((7, 8)).latents(torch.zeros(1, 2, 1)).abs().max() < 1e-6
+    assert fsq(7, 8).latents(torch.zeros(1, 2, 1)).abs().max() < 1e-6
 
 
 def test_every_combination_of_levels_has_its_own_index():
     levels = (5, 4, 3)
-    layer = FiniteScalarQuantizer(levels)
+    layer = fsq(*levels)
     digits = np.array(list(product(*map(range, levels))))  # (60, 3), from 0 on
     latents = torch.from_numpy(digits - np.array(levels) // 2).float()
     # invert the bound; its ends lie at infinity
@@ -68,20 +73,55 @@ def test_every_combination_of_levels_has_its_own_index():
 
 def test_the_gradient_passes_the_rounding_and_not_the_bound():
     z = torch.randn(1, 1, 50, requires_grad=True)
-    FiniteScalarQuantizer((5,))(z)[0].sum().backward()
+    fsq(5)(z)[0].sum().backward()
     torch.testing.assert_close(z.grad, 1 - torch.tanh(z.detach()).square())  # 2 tanh(z) / 2
 
 
 def test_latents_beyond_the_bounds_get_the_outermost_level():
     beyond = torch.tensor([-9.0, -1.4, 1.6, 9.0]).view(1, 1, 4).expand(1, 2, 4)
-    assert FiniteScalarQuantizer((5, 4)).quantise(beyond).tolist() == [
-        [[-1.0, -0.5, 1.0, 1.0], [-1.0, -0.5, 0.5, 0.5]]
-    ]
+    assert fsq(5, 4).quantise(beyond).tolist() == [[[-1.0, -0.5, 1.0, 1.0], [-1.0, -0.5, 0.5, 0.5]]]
 
 
 def test_a_step_with_nan_has_indices_that_can_be_counted():
     encoded = torch.tensor([float("nan"), 0.0, float("inf")]).view(1, 1, 3)
-    assert FiniteScalarQuantizer((5,))(encoded)[2].tolist() == [[2, 2, 4]]
+    assert fsq(5)(encoded)[2].tolist() == [[2, 2, 4]]
+
+
+def test_data_of_any_scale_uses_nearly_all_combinations_evenly():
+    """Deviations of 0.01 and 40, far from 0: unscaled, the first has one level."""
+    random = torch.Generator().manual_seed(0)
+    scale, offset = (
+        torch.tensor([0.01, 40.0]).view(1, 2, 1),
+        torch.tensor([2.0, -90.0]).view(1, 2, 1),
+    )
+    encoded = scale * torch.randn(4, 2, 20000, generator=random) + offset
+    layer = FiniteScalarQuantizer((8, 5)).train()
+    share = torch.bincount(layer(encoded)[2].flatten(), minlength=40) / 80000
+    assert (share > 0).all() and torch.special.entr(share).sum().exp() > 0.9 * 40
+    unscaled = fsq(8, 5)(encoded)[2]
+    assert len(unscaled.unique()) <= 5
+    assert torch.equal(layer.eval()(encoded)[2], layer(encoded)[2])
+    assert torch.equal(layer.quantise(layer.latents(encoded)), layer(encoded)[0])
+
+
+def test_mean_and_deviation_follow_in_training_alone_and_past_nan():
+    layer = FiniteScalarQuantizer((8, 5)).train()
+    first = torch.randn(2, 2, 500) * 3 + 1
+    layer(first)
+    flat = first.movedim(1, 0).flatten(1)
+    torch.testing.assert_close(layer.mean, flat.mean(1))
+    torch.testing.assert_close(layer.deviation, flat.std(1, correction=0))
+    layer(first + 2)
+    torch.testing.assert_close(layer.mean, flat.mean(1) + 2 * (1 - DECAY))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer(torch.full((1, 2, 3), float("nan")))
+    layer.eval()(first - 7)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    broken = first.clone()
+    broken[0, 1, :10] = float("inf")
+    layer.train()(broken)
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
 
 
 def test_the_digest_tells_levels_apart():

@@ -14,7 +14,9 @@ from torch import Tensor
 from tubesynth.atomic import replacing
 from tubesynth.errors import InputError
 
-FORMAT = 3  # 1: a single average, no best score; 2: vessel fields as distances
+# 1: a single average, no best score; 2: vessel fields as distances; 3: fsq without its scale,
+# vessel tokens traced on the model's grid
+FORMAT = 4
 
 
 def save(state: dict, path: Path) -> None:

@@ -1,13 +1,19 @@
 """Finite scalar quantisation: each channel is rounded to one of a few levels.
 
-Mentzer et al. 2023 (arXiv 2309.15505). The codebook is the grid of all combinations: nothing is
-learned, so nothing can collapse, and there is no commitment loss.
+Mentzer et al. 2023 (arXiv 2309.15505). The codebook is the grid of all combinations, and there is
+no commitment loss. One thing follows the data, since without it most combinations stay unused: the
+mean and the deviation of each channel, by which the encoder's output is brought to 0 and 1. A
+normal variable of deviation 1 uses the levels nearly alike; what is wider lies where the bound is
+flat.
 """
 
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+DECAY = 0.95  # of the moving averages of mean and deviation, a step
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -18,45 +24,75 @@ class FiniteScalarQuantizer(nn.Module):
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
+        self.register_buffer("mean", torch.zeros(len(levels)))
+        self.register_buffer("deviation", torch.ones(len(levels)))
+        self.register_buffer("initialised", torch.tensor(False))
         self.in_channels = len(levels)
         self.num_codes = math.prod(levels)
         # A buffer, so that the digest of an autoencoder tells its levels too.
         self.register_buffer("levels", torch.tensor(levels))
 
     def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """(B, D, ...) -> levels in [-1, 1] (straight-through gradient), no loss, indices."""
+        """(B, D, ...) -> levels in [-1, 1] (straight-through gradient), no loss, indices. In
+        training mean and deviation follow.
+        """
+        if self.training:
+            self._follow(encoded.detach().float())
         latents = self.latents(encoded)
         quantised = self.quantise(latents)
-        scaled = latents / (self._levels(latents) // 2)
+        scaled = latents / (self._meeting(self.levels, latents) // 2)
         # Straight-through: the gradient passes the rounding as if it were not there.
         return scaled + (quantised - scaled).detach(), {}, self._indices(latents.detach())
 
     def latents(self, encoded: Tensor) -> Tensor:
-        """(B, D, ...) -> bounded (B, D, ...), in 32 bits; 0 stays 0. An even number of levels has
-        one more below 0 than above.
+        """(B, D, ...) -> bounded (B, D, ...), in 32 bits; the mean becomes 0. An even number of
+        levels has one more below 0 than above.
         """
-        levels = self._levels(encoded)
+        levels = self._meeting(self.levels, encoded)
         half_range = (levels - 1) / 2
         offset = 0.5 * (levels % 2 == 0)
         shift = torch.atanh(offset / half_range)
-        return half_range * torch.tanh(encoded.float() + shift) - offset
+        centred = encoded.float() - self._meeting(self.mean, encoded)
+        standard = centred / self._meeting(self.deviation, encoded)
+        return half_range * torch.tanh(standard + shift) - offset
+
+    @torch.no_grad()
+    def _follow(self, encoded: Tensor):
+        """Move mean and deviation towards those of the batches of all ranks."""
+        # One NaN would stay in the averages for ever; a step that is skipped must leave no trace.
+        vectors = encoded.movedim(1, 0).flatten(1).double()
+        vectors = vectors[:, vectors.isfinite().all(0)]
+        count = vectors.new_full((1,), vectors.shape[1])
+        packed = torch.cat([count, vectors.sum(1), vectors.square().sum(1)])
+        if dist.is_initialized():
+            dist.all_reduce(packed)
+        count, total, squares = packed.split([1, len(vectors), len(vectors)])
+        if count == 0:
+            return
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+        share = 1 - DECAY if self.initialised else 1.0
+        self.mean.lerp_(mean.float(), share)
+        self.deviation.lerp_(deviation.float(), share)
+        self.initialised.fill_(True)
 
     def quantise(self, latents: Tensor) -> Tensor:
         """(B, D, ...) latents, also beyond the bounds -> nearest levels, scaled to [-1, 1]."""
-        return self._nearest_level(latents) / (self._levels(latents) // 2)
+        return self._nearest_level(latents) / (self._meeting(self.levels, latents) // 2)
 
     def _nearest_level(self, latents: Tensor) -> Tensor:
-        levels = self._levels(latents)
+        levels = self._meeting(self.levels, latents)
         lowest = -(levels // 2)
         return latents.float().round().clamp(lowest, lowest + levels - 1)
 
     def _indices(self, latents: Tensor) -> Tensor:
         """(B, ...) positions on the grid of levels, channel 0 running fastest; NaN counts as 0."""
-        levels = self._levels(latents)
+        levels = self._meeting(self.levels, latents)
         digits = self._nearest_level(latents.nan_to_num()).long() + levels // 2
         strides = levels.cumprod(0) // levels
         return (digits * strides).sum(1)
 
-    def _levels(self, like: Tensor) -> Tensor:
-        """(D, 1, ...), to meet (B, D, ...)."""
-        return self.levels.view(-1, *[1] * (like.ndim - 2))
+    @staticmethod
+    def _meeting(channels: Tensor, like: Tensor) -> Tensor:
+        """(D,) -> (D, 1, ...), to meet (B, D, ...)."""
+        return channels.view(-1, *[1] * (like.ndim - 2))
