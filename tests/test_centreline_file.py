@@ -47,6 +47,21 @@ def test_tokens_of_a_fork_have_steps_radii_and_distances_from_the_root():
     assert 16 <= (cut.branch == 0).sum() <= 18 and (cut.branch == 1).sum() == 9
 
 
+def test_a_corner_is_turned_where_it_is_and_a_side_branch_leaves_between_two_points():
+    grid = Volume(np.zeros((60, 60, 60), np.uint8), np.diag([1.0, 1.0, 1.0, 1.0]))
+    bent = [
+        Branch("", None, np.array([[5, 5, 9, 1.0], [15, 5, 9, 1.0], [15, 35, 9, 1.0]])),
+        Branch("", 0, np.array([[15, 20, 9, 1.0], [25, 20, 9, 1.0]])),
+    ]
+    tokens = tokens_of_branches(bent, grid)
+    first = tokens.root_distance_mm < 9.5
+    first &= tokens.branch == 0
+    assert np.allclose(tokens.tangent[first], [1, 0, 0], atol=1e-6)
+    second = (tokens.root_distance_mm > 10.5) & (tokens.branch == 0)
+    assert np.allclose(tokens.tangent[second], [0, 1, 0], atol=1e-6)
+    assert tokens.root_distance_mm[tokens.branch == 1][0] == pytest.approx(25, abs=0.13)
+
+
 def test_the_phantoms_own_centreline_gives_the_tokens_of_its_label_map():
     spacing = np.array([0.7, 0.7, 1.05])
     phantom = make_phantom(5, 1, (256, 256, 128), spacing)

@@ -27,6 +27,7 @@ from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
 SPACING = 3.0
+CPU = torch.device("cpu")
 
 
 def vessel_unet(dim=3, **changes):
@@ -284,10 +285,20 @@ def test_the_same_seed_is_the_same_volume_and_vessels_change_it(pipeline, labels
     assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3).array)
     given = pipeline.trace(labels)
     assert len(given) > 0
-    assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3, vessels=given).array)
+    # vessels that are given are painted into the label map: the same tokens on that map are it
+    drawn = pipeline.sample(labels, generator(CPU, 3), vessels=given)
+    again = pipeline.sample(drawn.labels, generator(CPU, 3), vessels=given)
+    assert np.array_equal(drawn.volume.array, again.volume.array)
+    assert (drawn.labels.array == 8).any()
     none = VesselTokens.from_array(np.zeros((0, 9)))
     without = pipeline.synthesize(labels, seed=3, vessels=none)
     assert not np.array_equal(first.array, without.array)
+
+
+def test_a_model_without_vessels_is_shown_given_ones_in_its_label_map(stage_2, labels):
+    sample = Pipeline.load(stage_2).sample(labels, generator(CPU, 3), vessels=line_of_tokens(40))
+    drawn, own = sample.labels.array == 8, labels.array == 8
+    assert drawn.any() and not (drawn & own).all() and drawn.sum() < own.sum()
 
 
 def test_drawn_centrelines_take_the_place_of_those_in_the_label_map(trained, workplace, tmp_path):
@@ -311,10 +322,14 @@ def test_drawn_centrelines_take_the_place_of_those_in_the_label_map(trained, wor
     edited = min(drawn.iterdir())
     tree = json.loads(edited.read_text(encoding="utf-8"))
     for branch in tree["branches"]:
-        branch["points"] = [[x, y + 20, z, 3 * r] for x, y, z, r in branch["points"]]
+        branch["points"] = [[x, y + 20, z, 6 * r] for x, y, z, r in branch["points"]]
     edited.write_text(json.dumps(tree), encoding="utf-8")
     synthesize.main(with_drawn)
     again = made()
+    moved = read_labels(min((out / "labels").iterdir())).array == 8
+    traced_map = read_labels(min((validation / "labels").iterdir())).array == 8
+    assert moved.sum() > 1.3 * traced_map.sum()  # six times as wide, and written as it was drawn
+    assert (moved & traced_map).sum() < 0.3 * traced_map.sum()  # and 20 mm further on
     case = edited.name.removesuffix(".centreline.json")
     assert [name for name in again if again[name] != first[name]] == [f"{case}_s0.img.nii.gz"]
     edited.unlink()
@@ -435,8 +450,8 @@ def test_sides_that_were_not_trained_are_refused(pipeline, labels, stage_2):
     pipeline.config.flow.label_dropout = 0.0
     with pytest.raises(InputError, match="flow.label_dropout"):
         pipeline.synthesize(None)
-    with pytest.raises(InputError, match="trained without vessels"):
-        Pipeline.load(stage_2).synthesize(labels, vessels=line_of_tokens(5))
+    with pytest.raises(InputError, match="has them from a label map alone"):
+        Pipeline.load(stage_2).synthesize(None, vessels=line_of_tokens(5))
     with pytest.raises(InputError, match="leave --guidance-vessel at 1"):
         Pipeline.load(stage_2).synthesize(labels, guidance_vessel=2.0)
 

@@ -2,13 +2,20 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import label
 
 from tubesynth.data.tokens import vessel_token_source
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.phantom import make_phantom
 from tubesynth.volume.resample import resample_labels, target_grid
-from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens, vessel_fields
+from tubesynth.volume.vessels import (
+    VesselTokens,
+    extract_tokens,
+    paint_vessels,
+    place_tokens,
+    vessel_fields,
+)
 
 SPACING = np.array([0.7, 0.7, 1.05])
 SHAPE = (96, 96, 64)
@@ -334,6 +341,24 @@ def test_tokens_keep_their_place_in_the_world_on_any_grid():
     assert np.array_equal(placed.radius_mm, tokens.radius_mm[kept])
     same = place_tokens(tokens, source, source.shape, source.affine)
     assert np.abs(same.to_array() - tokens.to_array()).max() < 1e-4
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_vessels_painted_from_their_tokens_are_the_label_maps_own_and_in_one_piece(phantom, factor):
+    case, tokens = phantom
+    shape, affine = target_grid(case.labels, SPACING * factor, np.array((256, 256, 128)) // factor)
+    labels = resample_labels(case.labels, shape, affine)
+    placed = place_tokens(tokens, case.labels, shape, affine)
+    painted = paint_vessels(labels, placed, 8)
+    mask = painted.array == 8
+    # a left and a right tree, in one piece each, however coarse the grid
+    assert label(mask, np.ones((3, 3, 3)))[1] == 2
+    assert np.array_equal(painted.array[~mask], np.where(labels.array == 8, 0, labels.array)[~mask])
+    if factor == 1:
+        own = labels.array == 8
+        assert 2 * (mask & own).sum() / (mask.sum() + own.sum()) > 0.85
+    none = paint_vessels(labels, VesselTokens.from_array(np.zeros((0, 9))), 8)
+    assert not (none.array == 8).any() and none.array.dtype == labels.array.dtype
 
 
 @pytest.fixture(scope="module")

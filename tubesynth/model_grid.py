@@ -35,18 +35,23 @@ class ModelGrid:
     def blank_labels(self, spacing=None, resolution=None) -> Volume:
         """A label map of background around the origin."""
         data = self.config.data
+        self._check(spacing, resolution)
         flat = (1,) * (3 - self.config.dim)
         shape = (*(resolution or data.resolution), *flat)
         affine = centred_affine(shape, (*(spacing or data.spacing), *flat))
         return Volume(np.zeros(shape, np.uint8), affine)
 
     def _target(self, volume: Volume, spacing, resolution):
-        data, dim = self.config.data, self.config.dim
+        data = self.config.data
+        self._check(spacing, resolution)
+        return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
+
+    def _check(self, spacing, resolution) -> None:
+        dim = self.config.dim
         for name, value in (("--resolution", resolution), ("--spacing", spacing)):
             if value is not None and (len(value) != dim or min(value) <= 0):
                 given = " ".join(map(str, value))
                 raise InputError(f"{name} {given}: expected {dim} positive numbers")
-        return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """(X, Y, Z) -> the model's axes: (X, Y, Z), or (X, Y) of the one slice of a picture."""

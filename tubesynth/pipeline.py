@@ -46,7 +46,7 @@ from tubesynth.volume.files import check_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.intensity import hu_to_unit
 from tubesynth.volume.resample import resample_labels
-from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, paint_vessels, place_tokens
 
 
 @dataclass
@@ -192,8 +192,9 @@ class Pipeline:
         """Like `synthesize`, with the cost. `changes`: fields of SamplingConfig (solver, steps,
         ...).
 
-        vessels: in mm from the middle of the label map; by default the model's vessel class is
-        traced in the label map. A map without vessels is a case without vessels.
+        vessels: in mm from the middle of the label map, instead of its own, which are painted over;
+        by default the model's vessel class is traced in the label map. A map without vessels is a
+        case without vessels.
         guidance_*: 1 is the conditional model; other weights are guidance (generative/guidance.py),
         for a model that was trained with that condition dropped. 0 leaves the condition out.
         control_scale: of what the ControlNet of a stage-3 model says; 0 is the base model.
@@ -212,17 +213,20 @@ class Pipeline:
         sampling = replace(sampling or config.sampling, **changes)
         check_sampling(config, sampling, "this model")
         has_vessels = uses_vessels(config.unet) and not (labels is None and vessels is None)
-        if not uses_vessels(config.unet) and (vessels is not None or guidance_vessel != 1.0):
+        if not uses_vessels(config.unet) and (labels is None and vessels or guidance_vessel != 1.0):
             raise InputError(
-                "this model was trained without vessels (unet.vessel_attention, vessel_fields):"
-                " give labels alone, and leave --guidance-vessel at 1"
+                "this model was trained without vessels (unet.vessel_attention, vessel_fields): it"
+                " has them from a label map alone; leave --guidance-vessel at 1"
             )
         parts = sides(
             None if labels is None else guidance_label, guidance_vessel if has_vessels else None
         )
         self._check_sides(parts)
-        prepared = self.grid.blank_labels(spacing, resolution) if labels is None else labels
-        prepared = self.grid.prepare_labels(prepared, spacing, resolution)
+        asked = self.grid.blank_labels(spacing, resolution) if labels is None else labels
+        prepared = self.grid.prepare_labels(asked, spacing, resolution)
+        if vessels is not None:
+            vessels = place_tokens(vessels, asked, prepared.shape, prepared.affine)
+            prepared = paint_vessels(prepared, vessels, vessel_class(config.data))
         factor = self.autoencoder.factor
         label = self.grid.tensor(prepared.array)[None]
         if any(n % factor for n in label.shape[1:]):
@@ -237,9 +241,9 @@ class Pipeline:
         spacing_mm = spacing_mm[None].to(self.device)
         tokens = fields = None
         if has_vessels:
-            asked = prepared if labels is None else labels
-            vessels = self.trace(asked) if vessels is None else vessels
-            vessels = place_tokens(vessels, asked, prepared.shape, prepared.affine)
+            if vessels is None:
+                traced = self.trace(labels)
+                vessels = place_tokens(traced, labels, prepared.shape, prepared.affine)
             tokens, fields = self._vessel_tensors(vessels, prepared)
         conditions = Conditions(label, tokens, fields)
 

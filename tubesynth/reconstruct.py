@@ -14,7 +14,7 @@ from pathlib import Path
 from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
-from tubesynth.stream import Job, run_jobs, tile_option
+from tubesynth.stream import Job, digest_of, run_jobs, tile_option
 from tubesynth.volume.files import find_cases, read_labels, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_image
@@ -75,9 +75,10 @@ def main(argv: list[str] | None = None) -> None:
             "original_grid": args.original_grid,
             "precision": args.precision,
         }
-        if labels:
-            settings["labels"] = str(args.labels)
-        jobs = [Job(case, path, settings) for case, path in cases.items()]
+        jobs = []
+        for case, path in cases.items():
+            label = {"label_sha256": digest_of(labels[case])} if labels else {}
+            jobs.append(Job(case, path, {**settings, **label}))
 
         def make(job: Job) -> tuple[Volume, dict]:
             image = read_volume(job.source)

@@ -1,8 +1,8 @@
 """Working through a folder case by case: shared by all ranks, resumable, nothing half-written.
 
-Beside every volume lies a JSON sidecar with the file and the settings that it was made from and
-what it cost. A case whose sidecar has those asked for is finished and skipped; one made from others
-is made again.
+Beside every volume lies a JSON sidecar with the file, its bytes' SHA-256 and the settings that it
+was made from, and what it cost. A case whose sidecar has those asked for is finished and skipped;
+one made from others is made again.
 """
 
 import json
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import tubesynth
 from tubesynth.atomic import write_text
+from tubesynth.data.digest import source_digest
 from tubesynth.errors import InputError
 from tubesynth.runtime import dist
 from tubesynth.runtime.memory import peak_mb
@@ -51,7 +52,13 @@ def is_finished(output_dir: Path, job: Job) -> bool:
     except (OSError, ValueError):
         return False
     same = (record.get("source"), record.get("settings")) == (source_name(job), job.settings)
-    return same and image_path(output_dir, job).exists()
+    if not same or not image_path(output_dir, job).exists():
+        return False
+    return record.get("source_sha256") == digest_of(job.source)
+
+
+def digest_of(source: Path | None) -> str | None:
+    return None if source is None else source_digest(source)
 
 
 def source_name(job: Job) -> str | None:
@@ -77,10 +84,12 @@ def run_jobs(
     started = time.perf_counter()
     for job in tqdm(mine, desc=title, unit="volume", disable=None if dist.is_main() else True):
         began = time.perf_counter()
+        sidecar(output_dir, job).unlink(missing_ok=True)  # what it told of is about to go
         volume, extra = make(job)
         write_volume(image_path(output_dir, job), volume, "int16")
         record = {
             "source": source_name(job),
+            "source_sha256": digest_of(job.source),
             "settings": job.settings,
             **extra,
             "seconds": round(time.perf_counter() - began, 3),

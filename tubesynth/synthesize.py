@@ -7,9 +7,8 @@ r"""Label maps -> new CTs.
 Sample k of case C is written as C_s<k>.img.nii.gz and depends on (seed, C, k) alone, so any one can
 be made again by itself. Its label map, on its own grid, goes to labels/C_s<k>.label.nii.gz: with
 it, the sample is a new labelled case. Label maps of another scheme are translated by --label-map,
-e.g. 1=3 2=7 3=6: values not named become 0. A model that takes vessels traces them in the label
-map, unless --centrelines has drawn ones: C.centreline.json of each case
-(volume/centreline_file.py).
+e.g. 1=3 2=7 3=6: values not named become 0. --centrelines has C.centreline.json of each case
+(volume/centreline_file.py): vessels that are drawn in place of those in its label map.
 """
 
 import argparse
@@ -20,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS
+from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, uses_vessels
 from tubesynth.config_loading import load_config
+from tubesynth.data.tokens import FORMAT as TOKEN_FORMAT
 from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
@@ -45,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--centrelines",
         type=Path,
         metavar="DIR",
-        help="C.centreline.json of each case: vessels instead of those traced in the label map",
+        help="C.centreline.json of each case: vessels in place of those in its label map",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-samples", type=int, default=1, help="volumes per label map")
@@ -83,7 +83,8 @@ def label_translation(pairs: list[str] | None) -> np.ndarray | None:
     table = np.zeros(256, dtype=np.uint8)
     for pair in pairs:
         value, equals, label = pair.partition("=")
-        if not (equals and value.isdigit() and label.isdigit() and int(value) < 256):
+        numbers = equals and value.isdigit() and label.isdigit()
+        if not numbers or max(int(value), int(label)) > 255:
             raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
         table[int(value)] = int(label)
     return table
@@ -114,6 +115,13 @@ def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
             raise InputError(
                 f"{args.config}: for stage {given.stage}, the model is of stage {config.stage}"
             )
+        for key in ("num_classes", "vessel_class", "hu_window"):
+            here, trained = getattr(given.data, key), getattr(config.data, key)
+            if here != trained:
+                raise InputError(
+                    f"{args.config}: data.{key} is {here}, the model was trained with {trained}:"
+                    " make them equal"
+                )
         config.data, config.sampling = given.data, given.sampling
     if args.latent_mode not in (None, config.latent_mode):
         raise InputError(
@@ -140,6 +148,8 @@ def settings_of(args: argparse.Namespace, pipeline: Pipeline) -> dict:
         "precision": args.precision,
         "label_map": args.label_map,
     }
+    if uses_vessels(config.unet):
+        settings["vessels"] = {"token_step_mm": data.token_step_mm, "format": TOKEN_FORMAT}
     if config.stage == 3 or args.control_scale != 1.0:
         settings["control_scale"] = args.control_scale
     return settings
@@ -149,8 +159,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     translation = label_translation(args.label_map)
     for name in ("num_samples", "steps"):
-        if (getattr(args, name) or 1) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
     device = dist.start()
     try:
         pipeline = load_model(args, device)
@@ -190,6 +201,11 @@ def main(argv: list[str] | None = None) -> None:
             if case in centrelines:
                 branches = read_centreline(centrelines[case])
                 vessels = tokens_of_branches(branches, labels, data.token_step_mm or 1.0)
+                if branches and not len(vessels):
+                    raise InputError(
+                        f"{centrelines[case]}: none of its vessels lies in {job.source}; is it"
+                        " another case's, or not in RAS world mm?"
+                    )
             sample = pipeline.sample(
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),

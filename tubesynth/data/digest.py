@@ -26,10 +26,11 @@ def file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def source_digest(path, memory: Path, read: bool = True) -> str | None:
+def source_digest(path, memory: Path | None = None, read: bool = True) -> str | None:
     """SHA-256 of a volume's file, or of all files of a DICOM folder or of a header with its data.
 
-    memory: the folder of remembered digests; where it cannot be written, nothing is remembered.
+    memory: the folder of remembered digests; without one, or where it cannot be written, nothing is
+    remembered.
     read=False: None instead of reading a file whose digest is not remembered.
     """
     path = Path(path).absolute()
@@ -38,8 +39,8 @@ def source_digest(path, memory: Path, read: bool = True) -> str | None:
         signature = [_signature(file) for file in files]
     except OSError as error:
         raise InputError(f"{path}: not readable ({error.strerror}); check the path") from error
-    memo = memory / f"{_text_digest(str(path))[:32]}.json"
-    known = read_json(memo)
+    memo = memory and memory / f"{_text_digest(str(path))[:32]}.json"
+    known = memo and read_json(memo)
     if known and known.get("signature") == signature:
         return known["sha256"]
     if not read:
@@ -49,7 +50,8 @@ def source_digest(path, memory: Path, read: bool = True) -> str | None:
     names = [file.name for file in files]
     digest = digests[0] if len(files) == 1 else _text_digest(json.dumps([names, digests]))
     newest = max(max(one[1], one[3]) for one in signature) / 1e9
-    if newest < start - _SETTLED_SECONDS and signature == [_signature(file) for file in files]:
+    settled = newest < start - _SETTLED_SECONDS
+    if memo and settled and signature == [_signature(file) for file in files]:
         try:
             with replacing(memo) as temporary:
                 record = {"path": str(path), "signature": signature, "sha256": digest}

@@ -1,8 +1,8 @@
 """What a latent generator is told of a case, and what its network has made of it.
 
-Every condition may be missing. The label condition is the whole label map, its vessel class
-included; the vessel condition is the tokens together with the fields drawn from them. Each is kept
-or dropped on its own, case by case.
+Every condition may be missing. The label condition is the label map, its vessel class included
+unless the network hides it; the vessel condition is the tokens together with the fields drawn from
+them. Each is kept or dropped on its own, case by case.
 """
 
 from dataclasses import dataclass

@@ -78,9 +78,9 @@ class ControlledPrepared:
 class ControlledUNet(nn.Module):
     """A frozen U-Net and its ControlNet, used like a U-Net.
 
-    vessel_class: the control is the mask of that class; None: the whole label map. It is part of
-    the label condition: where that is dropped the base model speaks alone. scale: of the residuals
-    while sampling; 0 is the base model.
+    vessel_class: the control is the mask of that class; None: what the base sees of the label map.
+    It is part of the label condition: where that is dropped the base model speaks alone. scale: of
+    the residuals while sampling; 0 is the base model.
     """
 
     def __init__(self, base: UNet, controlnet: ControlNet, vessel_class: int | None):
@@ -103,6 +103,8 @@ class ControlledUNet(nn.Module):
             keep = spacing.new_zeros(len(spacing))
         if self.vessel_class is not None:
             control = (control == self.vessel_class).to(control.dtype)
+        elif self.base.hidden_class is not None:
+            control = control.masked_fill(control == self.base.hidden_class, 0)
         memory = self.controlnet.memories(conditions, size, spacing)
         return ControlledPrepared(
             self.base.prepare(conditions, size, spacing),

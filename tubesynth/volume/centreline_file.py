@@ -73,6 +73,20 @@ def _branch(path: Path, number: int, row) -> Branch:
     return Branch(str(row.get("name", number)), parent, points)
 
 
+def dense(points: np.ndarray, step_mm: float = 0.25) -> np.ndarray:
+    """(K, 4) -> the same polyline with a point every step_mm or less, corners kept; a point that
+    repeats the one before it goes.
+    """
+    points = points[np.r_[True, np.diff(arc(points)) > 0]]
+    along = arc(points)
+    pieces = [
+        np.linspace(a, b, max(1, int(np.ceil((b - a) / step_mm))), endpoint=False)
+        for a, b in zip(along[:-1], along[1:], strict=True)
+    ]
+    at = np.concatenate([*pieces, along[-1:]])
+    return np.column_stack([np.interp(at, along, column) for column in points.T])
+
+
 def tokens_of_branches(
     branches: Sequence[Branch], grid: Volume, step_mm: float = 1.0
 ) -> VesselTokens:
@@ -84,7 +98,7 @@ def tokens_of_branches(
     for branch in branches:
         points = branch.points.copy()
         points[:, :3] = (points[:, :3] - grid.centre_mm) @ turn.T
-        points = points[np.r_[True, np.diff(arc(points)) > 0]]
+        points = dense(points)
         start_mm = 0.0
         if branch.parent is not None:
             trunk, along = ends[branch.parent]

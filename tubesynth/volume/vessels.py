@@ -195,6 +195,26 @@ def vessel_fields(
     return np.stack([distance.clip(-max_mm), radius]).reshape(2, *shape)
 
 
+def paint_vessels(labels: Volume, tokens: VesselTokens, vessel_class: int) -> Volume:
+    """The label map with these vessels, and no others: background where it had its own.
+
+    A voxel is of a vessel where its middle lies inside, or where a centreline passes through it: a
+    vessel thinner than a voxel stays in one piece.
+    """
+    array = np.where(labels.array == vessel_class, 0, labels.array).astype(labels.array.dtype)
+    shape, spacing = np.array(labels.shape), labels.spacing
+    distance, _ = vessel_fields(tokens, labels.shape, spacing, float(spacing.max()))
+    array[distance <= 0] = vessel_class
+    start, end, _ = tubes(tokens)
+    longest = np.linalg.norm(end - start, axis=1).max(initial=0)
+    along = np.linspace(0, 1, 2 + int(4 * longest / spacing.min()))[:, None, None]
+    points = (start + along * (end - start)).reshape(-1, 3)
+    passed = np.rint(points / spacing + (shape - 1) / 2).astype(int)
+    passed = passed[((passed >= 0) & (passed < shape)).all(axis=1)]
+    array[tuple(passed.T)] = vessel_class
+    return Volume(array, labels.affine)
+
+
 def tubes(tokens: VesselTokens):
     """Tokens -> tubes: start (S, 3), end (S, 3), radii (S, 2); a token by itself is a ball.
 
