@@ -78,6 +78,21 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 1\nautoencoder: {codebook_decay: 1.0}\n", "autoencoder.codebook_decay"),
         ("stage: 1\nautoencoder: {codebook_size: 1}\n", "autoencoder.codebook_size"),
         ("stage: 1\ntrain: {best_score: dice}\n", "train.best_score"),
+        ("stage: 1\ntrain: {learning_rate: -1.0}\n", "train.learning_rate"),
+        ("stage: 1\ntrain: {warmup_steps: -3}\n", "train.warmup_steps"),
+        ("stage: 1\ntrain: {keep: -1}\n", "train.keep"),
+        ("stage: 1\ntrain: {gradient_clip: -1.0}\n", "train.gradient_clip"),
+        ("stage: 1\ntrain: {ema_half_life: 100}\n", "keeps no averaged weights"),
+        (
+            "stage: segmenter\ndim: 2\ndata: {resolution: [64, 64], spacing: [1, 1]}\n",
+            "segmenter is for volumes",
+        ),
+        ("stage: 2\nunet: {channels: [64, 128, 200], attention_levels: [1]}\n", "level 2"),
+        (
+            "stage: 2\ndata: {token_step_mm: 1.0}\n"
+            "unet: {vessel_attention: distance, attention_levels: []}\n",
+            "unet.vessel_levels: empty",
+        ),
         ("stage: 2\ntrain: {ema_half_life: [100, 0]}\n", "train.ema_half_life"),
         ("stage: 2\ntrain: {ema_half_life: [100, 100]}\n", "train.ema_half_life"),
         ("stage: 2\ntrain: {ema_half_life: often}\n", "train.ema_half_life"),

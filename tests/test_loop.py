@@ -6,6 +6,8 @@ from itertools import pairwise, repeat
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from conftest import free_port
 from torch import nn
 
 from tubesynth.config import TrainConfig
@@ -129,6 +131,42 @@ def test_the_gradient_is_clipped_to_its_norm():
     assert terms["net_gradient_norm"] == pytest.approx(norm)  # logged as it was
     left = torch.cat([p.grad.flatten() for p in clipped.module.parameters()])
     assert left.norm().item() == pytest.approx(limit, rel=1e-4)
+
+
+def test_a_gradient_that_overflows_at_the_least_scale_is_a_bad_step():
+    """A finite loss with a gradient that never is: not for ever a probe of the scaler."""
+    train = replace(PLAIN, precision="16-mixed")
+
+    def broken(forward, batch):
+        return {"root": forward(batch["x"]).float().mul(0).abs().sqrt().mean()}
+
+    phase = linear_phase("net", broken, train)
+    found = [optimise(phase, [batch_of(0)], step, train)[1] for step in range(20)]
+    probes = int(math.log2(65536))
+    assert found == [True] * probes + [False] * (20 - probes)
+
+
+def _rank_of_two(rank, port, results):
+    """Steps of a phase whose loss is not finite on rank 0 alone."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    train = replace(PLAIN, precision="16-mixed")
+
+    def loss(forward, batch):
+        factor = math.nan if rank == 0 else 1.0
+        return {"square": factor * forward(batch["x"]).float().square().mean()}
+
+    results[rank] = optimise(linear_phase("net", loss, train), [batch_of(rank)], 0, train)[1]
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_leave_a_step_that_was_not_finite_on_one():
+    """In fp16: a rank that goes on with the next phase would wait there for ever."""
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_rank_of_two, (free_port(), results), nprocs=2)
+        assert dict(results) == {0: False, 1: False}
 
 
 def test_each_optimiser_has_a_scaler_of_its_own():

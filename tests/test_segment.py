@@ -124,6 +124,8 @@ def test_synthetic_cases_join_the_training(config, workplace, stage_2, tmp_path)
             (tmp_path / name / "seed_0" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         )
         assert json.loads(rows[-1])["step"] == steps
+    with pytest.raises(InputError, match="holds another run already .*without_real"):
+        run(segment, *common, "--run-dir", tmp_path / "alone")
 
 
 def test_wrong_configs_and_models_are_refused(config, workplace, stage_1, tmp_path):

@@ -17,6 +17,7 @@ import torch
 from tubesynth.config import STAGES
 from tubesynth.config_loading import load_config
 from tubesynth.errors import InputError
+from tubesynth.runtime import checkpoint
 from tubesynth.train import main
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latent import LatentStage
@@ -271,6 +272,39 @@ def test_bad_input_is_refused_by_name(workplace, stage_1, stage_2, tmp_path):
     broken.write_bytes(stage_1.read_bytes()[:5000])
     assert "broken.ckpt" in refused("--config", s1, *fresh, "--resume", broken)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default(workplace, stage_2, tmp_path):
+    config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path)]
+    main([*config, "train.epochs=1"])
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    state = checkpoint.load(path)
+    del state["config"]["unet"]["label_map_vessels"]
+    checkpoint.save(state, path)
+    main([*config, "train.epochs=1"])  # the same run, and nothing left to do
+    main([*config, "--resume", "auto"])
+    assert checkpoint.load(path)["position"]["step"] == STEPS
+
+
+def test_another_autoencoder_is_refused_before_anything_is_encoded(
+    workplace, stage_1, stage_2, tmp_path
+):
+    state = checkpoint.load(stage_1)
+    next(iter(state["phases"]["autoencoder"]["module"].values())).add_(1)
+    checkpoint.save(state, tmp_path / "other.ckpt")
+    options = ["--config", workplace / "s2.yml", "--run-dir", tmp_path / "run"]
+    options += ["--resume", stage_2, f"latents.autoencoder={tmp_path / 'other.ckpt'}"]
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    assert "trained on latents of autoencoder" in refused(*options, cache)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_last_written_checkpoints_stay_whatever_their_names(tmp_path):
+    for name in ("epoch_00015", "epoch_00010", "epoch_00006"):
+        (tmp_path / f"{name}.ckpt").write_bytes(b"")
+        time.sleep(0.01)
+    checkpoint.prune(tmp_path, "epoch_*.ckpt", 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_00006.ckpt", "epoch_00010.ckpt"]
 
 
 def test_bad_data_is_refused_by_name(workplace, tmp_path):

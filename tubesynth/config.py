@@ -247,6 +247,8 @@ class SegmenterConfig(Config):
 
     stage: Literal["segmenter"]
     segmenter: SegmenterModelConfig = field(default_factory=SegmenterModelConfig)
+    synthetic: list[str] = field(default_factory=list)  # folders of synthesize, to train on too
+    without_real: bool = False  # train on these alone; scores are of real cases always
 
 
 STAGES = {1: Stage1Config, 2: Stage2Config, 3: Stage3Config, "segmenter": SegmenterConfig}

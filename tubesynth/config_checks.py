@@ -46,11 +46,16 @@ def check(config: Config, source: str) -> None:
     check_data(config.data, config.dim, require)
     check_train(config, require)
     if isinstance(config, Stage1Config):
+        require(
+            config.train.ema_half_life is None,
+            "train.ema_half_life: stage 1 keeps no averaged weights: leave it out",
+        )
         check_autoencoder(config.autoencoder, require)
         check_losses(config, require)
         factor = 2 ** len(config.autoencoder.channels)
         check_multiples(config.data, factor, "the f of the autoencoder", require)
     if isinstance(config, SegmenterConfig):
+        require(config.dim == 3, f"dim: {config.dim}, but the segmenter is for volumes: 3")
         factor = 2 ** (len(config.segmenter.channels) - 1)
         check_multiples(config.data, factor, "segmenter.channels", require)
     if isinstance(config, Stage2Config):
@@ -113,6 +118,13 @@ def check_train(config: Config, require: Require) -> None:
         "save_every",
     ):
         require(getattr(train, key) >= 1, f"train.{key}: must be at least 1")
+    require(train.learning_rate > 0, f"train.learning_rate: {train.learning_rate}, not above 0")
+    for key in ("warmup_steps", "keep", "max_bad_steps"):
+        require(getattr(train, key) >= 0, f"train.{key}: {getattr(train, key)}, below 0")
+    require(
+        train.gradient_clip is None or train.gradient_clip >= 0,
+        f"train.gradient_clip: {train.gradient_clip}, below 0: give a norm, or 0 for none",
+    )
     require(
         train.best_score in config.BEST_SCORES,
         f"train.best_score: '{train.best_score}' is unknown: choose from"
@@ -202,7 +214,7 @@ def check_unet(config: Stage2Config, require: Require) -> None:
     unet, levels = config.unet, len(config.unet.channels)
     require(unet.head_channels >= 1, "unet.head_channels: must be at least 1")
     for key, found in (
-        ("attention_levels", unet.attention_levels),
+        ("attention_levels", [*unet.attention_levels, levels - 1]),  # the middle has attention
         ("vessel_levels", vessel_levels(unet)),
     ):
         for level in found:
@@ -215,6 +227,11 @@ def check_unet(config: Stage2Config, require: Require) -> None:
                 f"unet.head_channels: {unet.head_channels} does not divide the"
                 f" {unet.channels[level]} channels of level {level}",
             )
+    require(
+        unet.vessel_attention == "off" or len(vessel_levels(unet)) > 0,
+        f"unet.vessel_levels: empty, so unet.vessel_attention {unet.vessel_attention} would do"
+        " nothing: name a level, or set it off",
+    )
     bias = 2 * config.dim + 8  # models/distance_bias.py: bias_channels, which needs torch
     require(
         unet.vessel_attention != "distance" or unet.head_channels > bias,

@@ -64,7 +64,10 @@ def train_seeds(args) -> None:
     config = load_config(args.config, args.overrides)
     if not isinstance(config, SegmenterConfig):
         raise InputError(f"{args.config}: of stage {config.stage}, not segmenter")
-    if args.without_real and not args.synthetic:
+    if args.synthetic:
+        config = replace(config, synthetic=[str(folder) for folder in args.synthetic])
+    config = replace(config, without_real=args.without_real or config.without_real)
+    if config.without_real and not config.synthetic:
         raise InputError("--without-real: nothing is left to train on: give --synthetic")
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
     require_tools(config, args.logger)
@@ -72,24 +75,27 @@ def train_seeds(args) -> None:
     try:
         rows = []
         for seed in args.seeds or [config.seed]:
-            rows += train_one(replace(config, seed=seed), run_dir / f"seed_{seed}", device, args)
+            rows += train_one(
+                replace(config, seed=seed), run_dir / f"seed_{seed}", device, args.logger
+            )
         if dist.is_main():
             report(rows, run_dir)
     finally:
         dist.stop()
 
 
-def train_one(config: SegmenterConfig, run_dir: Path, device: torch.device, args) -> list[dict]:
-    """One training; the scores of every held-out case, the same on every rank."""
+def train_one(config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str):
+    """One training; rows with the scores of every held-out case, the same on every rank."""
     volumes = Volumes(config.data, config.dim, config.seed)
-    synthetic = [case for out in args.synthetic for case in pair_cases(out, out / "labels")]
-    volumes.training = synthetic + ([] if args.without_real else volumes.training)
+    folders = map(Path, config.synthetic)
+    synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
+    volumes.training = synthetic + ([] if config.without_real else volumes.training)
     resume_path = find_checkpoint(None, run_dir, config)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
     torch.manual_seed(config.seed)
     stage, position = SegmentationStage(config, volumes, device), Position()
-    run_stage(config, stage, volumes, position, run_dir, resume_path, args.logger, StopSignal())
+    run_stage(config, stage, volumes, position, run_dir, resume_path, logger, StopSignal())
     rows = dist.gather_rows(stage.case_scores())
     return [{"seed": config.seed, **row} for row in rows]
 
@@ -122,10 +128,14 @@ def report(rows: list[dict], run_dir: Path) -> None:
 
 def apply_model(args) -> None:
     cases = find_cases(args.input_dir)
-    segmenter = VesselSegmenter.load(args.model, dist.start())
-    for case, path in tqdm(cases.items(), desc="segment", unit="volume", disable=None):
-        mask = segmenter(read_volume(path))
-        write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
+    device = dist.start()
+    try:
+        segmenter = VesselSegmenter.load(args.model, device)
+        for case, path in tqdm(cases.items(), desc="segment", unit="volume", disable=None):
+            mask = segmenter(read_volume(path))
+            write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
+    finally:
+        dist.stop()
     print(f"{args.output_dir}: {len(cases)} vessel masks")
 
 

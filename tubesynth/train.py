@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.config import Config, Stage1Config, Stage3Config
+from tubesynth.config import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.config_loading import load_config
-from tubesynth.errors import CommandParser, InputError, run_command
-from tubesynth.runtime import dist
+from tubesynth.errors import CommandParser, InputError, Stopped, run_command
+from tubesynth.runtime import checkpoint, dist
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, Stage, StopSignal
@@ -104,6 +104,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     require_tools(config, args.logger)
     resume_path = find_checkpoint(args.resume, run_dir, config)
+    if resume_path and isinstance(config, Stage2Config):
+        from tubesynth.training.latents import check_autoencoder
+
+        check_autoencoder(config, checkpoint.load(resume_path), resume_path)
     # Finds bad input before any process starts.
     volumes = Volumes(config.data, config.dim, config.seed)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
@@ -122,14 +126,24 @@ def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, 
     stop = StopSignal()
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
+        _stop_here(stop, "the cache is built as far as it goes")
     position = Position()
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, position, device)
+    _stop_here(stop, "nothing was trained yet")
     if args.preprocess:
         if dist.is_main():
-            print(f"the cache is built: {config.data.cache_dir}")
+            kept = config.data.dataset_type == "persistent" or config.stage > 1
+            said = f"the cache is built: {config.data.cache_dir}"
+            print(said if kept else "data.dataset_type keeps nothing on the disk: nothing to build")
         return
     run_stage(config, stage, volumes, position, run_dir, resume_path, args.logger, stop)
+
+
+def _stop_here(stop: StopSignal, said: str) -> None:
+    """A signal that came while there was no step to end at."""
+    if dist.any_rank(stop.name is not None):
+        raise Stopped(f"{said}; the same command goes on from there")
 
 
 if __name__ == "__main__":

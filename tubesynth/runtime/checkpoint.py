@@ -71,7 +71,7 @@ def digest(state_dict: dict[str, Tensor]) -> str:
 
 
 def prune(folder: Path, pattern: str, keep: int) -> None:
-    """Remove all but the newest `keep` files of the pattern, by name."""
-    files = sorted(folder.glob(pattern))
+    """Remove all but the last `keep` written of the pattern."""
+    files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
     for path in files[: max(0, len(files) - keep)]:
         path.unlink(missing_ok=True)

@@ -78,6 +78,13 @@ def weights(plan: Plan):
                 yield error(None, f"{key}: {problem}")
                 continue
             yield from _fits(config, key, value, theirs)
+            if key == "control.base":
+                from tubesynth.training.control import load_base
+
+                try:
+                    load_base(config)
+                except InputError as problem:
+                    yield error(None, str(problem))
 
 
 def _fits(config: Config, key: str, path: str, theirs: Config):

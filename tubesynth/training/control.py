@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tubesynth.config import Stage2Config, Stage3Config, vessel_class, vessel_levels
+from tubesynth.config import (
+    Stage2Config,
+    Stage3Config,
+    uses_vessels,
+    vessel_class,
+    vessel_levels,
+)
 from tubesynth.config_loading import config_from_plain
 from tubesynth.errors import InputError
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
@@ -19,6 +25,7 @@ from tubesynth.runtime.ema import weights_to_use
 from tubesynth.strict import to_plain
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latent import LatentStage, build_unet
+from tubesynth.training.latents import check_autoencoder
 from tubesynth.training.loop import Position
 
 # What the base model has learned by, section by section: the same here, or it would not be heard.
@@ -67,7 +74,9 @@ def load_base(config: Stage3Config) -> dict:
     mine, theirs = to_plain(config), to_plain(config_from_plain(state["config"], path))
     unet_keys = [key for key in theirs["unet"] if key != "dropout"]
     mode_keys = FLOW_KEYS if config.latent_mode == "flow" else DIFFUSION_KEYS
-    compared = [("dim",), ("latent_mode",), ("data", "num_classes")]
+    compared = [("dim",), ("latent_mode",), ("data", "num_classes"), ("data", "vessel_class")]
+    if uses_vessels(config.unet):
+        compared.append(("data", "token_step_mm"))
     compared += [("unet", key) for key in unet_keys]
     compared += [(config.latent_mode, key) for key in mode_keys]
     for names in compared:
@@ -79,6 +88,13 @@ def load_base(config: Stage3Config) -> dict:
                 f"control.base: {path} was trained with {'.'.join(names)} {there}, this config has"
                 f" {here}: make them equal"
             )
+    for key in ("label_dropout", "vessel_dropout"):
+        mode = config.latent_mode
+        if mine[mode][key] > 0 and theirs[mode][key] == 0:
+            raise InputError(
+                f"{mode}.{key}: {mine[mode][key]}, but {path} was trained without: set it to 0, or"
+                " train the base with it"
+            )
     return state
 
 
@@ -89,6 +105,7 @@ class ControlStage(LatentStage):
         self, config: Stage3Config, volumes: Volumes, position: Position, device: torch.device
     ):
         self.base_state = load_base(config)
+        check_autoencoder(config, self.base_state, Path(config.control.base))
         super().__init__(config, volumes, position, device)
         self.latents.check_resumed(self.base_state, Path(config.control.base))
         for ema in self.phases[0].averages:

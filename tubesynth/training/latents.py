@@ -63,6 +63,29 @@ class FrozenAutoencoder:
                 f"data.resolution: {mine.resolution} must be multiples of {self.module.factor},"
                 f" the f of {path}"
             )
+        halvings = self.module.factor.bit_length() - 1
+        if len(config.unet.label_channels) <= halvings:
+            raise InputError(
+                f"unet.label_channels: {config.unet.label_channels}: {path} has f"
+                f" {self.module.factor}, so the label map is halved {halvings} times: give at least"
+                f" {halvings + 1} widths"
+            )
+
+
+def check_autoencoder(config: Stage2Config, state: dict, path: Path) -> None:
+    """InputError where a checkpoint of stage 2 or 3 was trained on another autoencoder's latents;
+    before anything is encoded.
+    """
+    _require_same(FrozenAutoencoder(config.latents.autoencoder, config).digest, state, path)
+
+
+def _require_same(digest: str, state: dict, path: Path) -> None:
+    theirs = state["autoencoder"]["digest"]
+    if theirs != digest:
+        raise InputError(
+            f"{path}: trained on latents of autoencoder {theirs}, but latents.autoencoder is"
+            f" {digest}: give the one it was made with"
+        )
 
 
 class Latents:
@@ -78,9 +101,7 @@ class Latents:
 
     def _encode(self, cases, variants: int, split: str) -> LatentDataset:
         """Encode what the cache lacks, this rank's share of it; wait for the others."""
-        volumes, store = self.volumes, self.volumes.store
-        plain = volumes.dataset(cases)
-        augmented = volumes.dataset(cases, augmentation=volumes.augmentation)
+        store = self.volumes.store
         keys = [[self._key(case, v) for v in range(variants)] for case in cases]
         missing = [
             (index, variant)
@@ -91,8 +112,10 @@ class Latents:
         dist.barrier()  # all ranks have looked before the first one writes
         mine = missing[dist.rank() :: dist.world_size()]
         quiet = None if dist.is_main() and missing else True
+        # Data sets that keep everything in memory are made only where something is to be encoded.
+        sources = self._sources(cases, mine)
         for index, variant in tqdm(mine, f"encode {split}", unit="volume", disable=quiet):
-            source = augmented if variant else plain
+            source = sources[variant > 0]
             store.ensure(
                 LATENTS,
                 keys[index][variant],
@@ -102,11 +125,19 @@ class Latents:
                     "sources": [str(cases[index].image), str(cases[index].label)],
                     "autoencoder": self.autoencoder.digest,
                     "variant": variant,
-                    "volume": volume_key(store, cases[index], volumes.preprocessing),
+                    "volume": volume_key(store, cases[index], self.volumes.preprocessing),
                 },
             )
         dist.barrier()
         return LatentDataset(store, [case.id for case in cases], keys, self.config.seed)
+
+    def _sources(self, cases, wanted: list[tuple[int, int]]) -> dict[bool, VolumeDataset]:
+        """The cases as they are, and augmented: those of the two that are wanted."""
+        augmentations = {False: None, True: self.volumes.augmentation}
+        return {
+            changed: self.volumes.dataset(cases, augmentation=augmentations[changed])
+            for changed in {variant > 0 for _, variant in wanted}
+        }
 
     def _key(self, case, variant: int) -> str:
         change = [self.config.seed, vars(self.config.data.augment)] if variant else None
@@ -188,9 +219,5 @@ class Latents:
 
     def check_resumed(self, state: dict, path: Path) -> None:
         """InputError where a checkpoint was trained on the latents of another autoencoder."""
-        if state["autoencoder"]["digest"] != self.autoencoder.digest:
-            raise InputError(
-                f"{path}: trained on latents of autoencoder {state['autoencoder']['digest']}, but"
-                f" latents.autoencoder is {self.autoencoder.digest}: give the one it was made with"
-            )
+        _require_same(self.autoencoder.digest, state, path)
         self.scale = LatentScale(**state["latent_scale"])

@@ -28,6 +28,7 @@ from tubesynth.runtime.seeding import derive
 from tubesynth.training.best import Best
 from tubesynth.training.phase import Phase
 
+LEAST_SCALE = 1.0  # of the gradients in 16-mixed: what overflows there is not finite by itself
 AUTOCAST_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -152,9 +153,10 @@ def optimise(
         phase.scaler.step(phase.optimiser)
         for ema in phase.averages:
             ema.update(phase.module, step + 1)
-    elif phase.scaler.is_enabled() and all(map(math.isfinite, values.values())):
-        # The scaler probes for the largest scale that does not overflow: no fault of the data.
-        finite = True
+    elif phase.scaler.is_enabled() and phase.scaler.get_scale() > LEAST_SCALE:
+        # The scaler probes for the largest scale that does not overflow: no fault of the data. The
+        # losses are each rank's own, and all must go the same way from here.
+        finite = not dist.any_rank(not all(map(math.isfinite, values.values())))
     phase.scaler.update()
     return {**values, f"{phase.name}_gradient_norm": norm}, finite
 

@@ -29,8 +29,9 @@ def describe_plan(config: Config, run_dir: Path) -> str:
     lines.append(f"{'steps per epoch:':28}{_steps(config)}")
     if isinstance(config, Stage3Config):
         base = config.control.base
-        missing = "" if base and Path(base).is_file() else " does not exist yet"
-        lines.append(f"{'control.base:':28}{base}{missing}")
+        there = base and Path(base).is_file()
+        found = base if there else f"{base} does not exist yet" if base else "not set"
+        lines.append(f"{'control.base:':28}{found}")
     lines.append(f"{'run folder:':28}{run_dir}")
     return "\n".join(lines)
 
@@ -64,7 +65,8 @@ def _modules(config: Config):
             stored = checkpoint.load(path, stage=1)["config"]["autoencoder"]
             sizes = AutoencoderConfig(**stored)
         else:
-            note = f"; {path} does not exist yet: published sizes assumed"
+            found = f"{path} does not exist yet" if path else "latents.autoencoder is not set"
+            note = f"; {found}: published sizes assumed"
         network = build_network(config, sizes.embedding_dim, 2 ** len(sizes.channels))
         if not isinstance(config, Stage3Config):
             return {"unet": network}, sizes, note

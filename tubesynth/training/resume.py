@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tubesynth.config import RESTARTS, Config, TrainConfig
+from tubesynth.config_loading import config_from_plain
 from tubesynth.errors import InputError
 from tubesynth.runtime import checkpoint, dist
 from tubesynth.strict import to_plain
@@ -41,7 +42,7 @@ def find_checkpoint(wanted: str | None, run_dir: Path, config: Config) -> Path |
 
 def _require_same_run(last: Path, started_from: Path | None, config: Config) -> None:
     state = checkpoint.load(last)
-    old, new = (_flat(plain) for plain in (state["config"], to_plain(config)))
+    old, new = (_flat(plain) for plain in (_settings(state, last), to_plain(config)))
     old["--resume"] = state["position"]["started_from"]
     new["--resume"] = str(started_from) if started_from else None
     different = [key for key in {**new, **old} if old.get(key) != new.get(key)]
@@ -54,7 +55,7 @@ def _require_same_run(last: Path, started_from: Path | None, config: Config) -> 
 
 
 def _require_same_model(path: Path, config: Config) -> None:
-    old, new = checkpoint.load(path, config.stage)["config"], to_plain(config)
+    old, new = _settings(checkpoint.load(path, config.stage), path), to_plain(config)
     old, new = ({s: c[s] for s in MODEL_SECTIONS if s in c} for c in (old, new))
     old, new = _flat(old), _flat(new)
     for key in new:
@@ -63,6 +64,11 @@ def _require_same_model(path: Path, config: Config) -> None:
                 f"{path}: {key} is {old.get(key)} there and {new[key]} in this config:"
                 " make them equal to resume"
             )
+
+
+def _settings(state: dict, path: Path) -> dict:
+    """The config in a checkpoint; settings that came later have their defaults."""
+    return to_plain(config_from_plain(state["config"], str(path)))
 
 
 def _flat(plain: dict, prefix: str = "") -> dict:
@@ -85,7 +91,7 @@ def resume(
     """
     state = checkpoint.load(path, config.stage)
     restart = set(config.train.restart)
-    if state["config"] == to_plain(config):
+    if _settings(state, path) == to_plain(config):
         restart = set()  # the very run, stopped and started again
     for phase in stage.phases:
         phase.load(state["phases"][phase.name], with_optimiser="optimisers" not in restart)
@@ -96,10 +102,18 @@ def resume(
     position.draw = 0 if "epochs" in restart else saved.draw
     position.schedule_start = saved.step if "schedule" in restart else saved.schedule_start
     stage.check_resumed(state, path)
-    if same_run and state["best"]["name"] == best.name:
+    if same_run and state["best"]["name"] == best.name and _is_kept(state["best"], run_dir):
         vars(best).update(state["best"])
     if dist.is_main():
         print(_what_carries_over(path, stage, state, best, config.train, restart))
+
+
+def _is_kept(best: dict, run_dir: Path) -> bool:
+    """Whether best.ckpt is the one that a checkpoint speaks of; a later one has replaced it where
+    the run goes on from before that.
+    """
+    path = run_dir / "checkpoints" / "best.ckpt"
+    return path.is_file() and checkpoint.load(path)["position"]["step"] == best["step"]
 
 
 def _what_carries_over(
