@@ -127,6 +127,26 @@ def test_verify_finds_and_removes_what_is_damaged_and_ends_with_1(project, capsy
     assert "1 built, 2 there" in capsys.readouterr().out
 
 
+def test_what_is_no_entry_is_never_touched(project, capsys):
+    """The wrong folder given: neither the data nor a run is taken for a damaged cache."""
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    for folder in (project, project / "data"):
+        run("verify", "--cache-dir", folder)
+        assert "0 entries" in capsys.readouterr().out
+    for path, content in before.items():
+        assert path.read_bytes() == content
+
+
+def test_tokens_and_latents_of_other_settings_are_freed(project):
+    run("build", "--config", project / "two.yml", "--workers", 1)
+    kept = keys(project, "latents")
+    changed = ["data.token_step_mm=2.0", "latents.variants=1"]
+    run("build", "--config", project / "two.yml", "--workers", 1, *changed)
+    assert len(keys(project, "tokens")) == 3 and len(keys(project, "latents")) > len(kept)
+    run("prune", "--config", project / "two.yml")
+    assert keys(project, "latents") == kept and not keys(project, "tokens")
+
+
 def test_list_says_what_each_entry_is_and_its_bytes(project, capsys):
     run("build", "--config", project / "two.yml", "--workers", 1)
     capsys.readouterr()

@@ -18,6 +18,7 @@ from tubesynth.volume.files import (
     pair_cases,
     read_labels,
     read_volume,
+    source_files,
     write_volume,
 )
 from tubesynth.volume.grid import Volume, centred_affine, same_grid
@@ -104,6 +105,21 @@ def test_itk_formats_have_the_world_coordinates_of_the_same_nifti(tmp_path, suff
     assert volume.array[tuple(index)] == image.GetPixel(2, 3, 4)
     assert np.allclose(sorted(volume.spacing), [0.5, 0.6, 0.9], atol=1e-6)
     assert np.allclose(volume.to_world(index), lps * [-1, -1, 1], atol=1e-5)
+
+
+def test_labels_that_a_slope_has_blurred_are_whole_numbers_again(tmp_path):
+    labels = np.arange(60).reshape(3, 4, 5) % 9
+    image = nib.Nifti1Image(labels.astype(np.float32), np.eye(4))
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert nib.load(tmp_path / "a.nii.gz").dataobj.slope != 1  # nibabel used the whole range
+    assert np.array_equal(read_labels(tmp_path / "a.nii.gz").array, labels)
+
+
+def test_a_header_of_many_data_files_is_refused(tmp_path):
+    (tmp_path / "a.mhd").write_text("NDims = 3\nDimSize = 2 2 2\nElementDataFile = LIST\n")
+    with pytest.raises(InputError, match="spread over many files"):
+        source_files(tmp_path / "a.mhd")
 
 
 def write_dicom(folder, positions, series="1.2.3", slope=(1, -1024), tilt=0.0):

@@ -11,8 +11,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from tubesynth import doctor, prepare
+from tubesynth.data import manifest
 from tubesynth.data.digest import file_digest
 from tubesynth.data.imagecas import STRUCTURES, place
 from tubesynth.data.volumes import Preprocessing, prepare_case
@@ -378,3 +380,38 @@ def test_wrong_use_is_one_line_and_exit_code_2(tmp_path):
     ):
         with pytest.raises(InputError, match=text):
             run(tmp_path, tmp_path / "out", *arguments)
+
+
+def test_an_affine_that_only_the_quaternion_has_is_kept(source, tmp_path):
+    """sform marked as set but all zero, as some converters leave it."""
+    path = source / "1-200" / "1.img.nii.gz"
+    image = nib.Nifti1Image(arrays(1)[0], AFFINE)
+    image.set_qform(AFFINE, code=1)
+    image.set_sform(np.zeros((4, 4)), code=1)
+    nib.save(image, path)
+    out = run(source, tmp_path / "out")
+    stored = nib.load(find(out, "label", 1))
+    assert np.allclose(stored.affine, AFFINE, atol=1e-4)
+    assert np.array_equal(np.asarray(stored.dataobj), 8 * arrays(1)[1])
+
+
+def test_an_image_in_two_files_is_written_as_one(source, tmp_path):
+    old = source / "1-200" / "1.img.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(old)), str(old.with_name("1.img.mhd")))
+    old.unlink()
+    out = run(source, tmp_path / "out")
+    image = read_volume(find(out, "image", 1))
+    assert find(out, "image", 1).name == "1.img.nii.gz"
+    assert np.array_equal(image.array, read_volume(source / "1-200" / "1.img.mhd").array)
+    run(source, tmp_path / "out")  # finished: nothing to do
+    raw = source / "1-200" / "1.img.raw"
+    raw.write_bytes(bytes(raw.stat().st_size))
+    run(source, tmp_path / "out")
+    assert not read_volume(find(out, "image", 1)).array.any()
+
+
+def test_a_second_prepare_waits_for_no_first_one(source, tmp_path):
+    out = tmp_path / "out"
+    with manifest.alone(out), pytest.raises(InputError, match="another prepare is at work"):
+        run(source, out)
+    run(source, out)

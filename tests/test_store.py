@@ -27,6 +27,7 @@ from tubesynth.data.volumes import (
 from tubesynth.errors import InputError
 from tubesynth.volume.files import Case
 
+KEY, LIVING = "0" * 32, "a" * 32
 GRID = Preprocessing((16, 14, 12), (1.0, 1.0, 1.0))
 
 
@@ -50,6 +51,17 @@ def numbers():
     return {"a": np.arange(24, dtype=np.int16).reshape(2, 3, 4), "empty": np.zeros((0, 3))}
 
 
+def arrays_of(store, kind, key, build, meta):
+    """The arrays of an entry, built first where there is none."""
+    return store.ensure(kind, key, build, meta)[0].arrays()
+
+
+def damaged(store) -> list:
+    """(folder, what is wrong) of every entry that is not as it was written."""
+    found = [(folder, store.problem(folder)) for folder in store.folders()]
+    return [(folder, why) for folder, why in found if why]
+
+
 def names(store):
     return sorted(str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file())
 
@@ -58,26 +70,26 @@ def names(store):
 
 
 def test_arrays_come_back_as_they_were_memory_mapped_and_read_only(store):
-    arrays = store.get_or_build("things", "k", numbers, {"case": "1"})
+    arrays = arrays_of(store, "things", KEY, numbers, {"case": "1"})
     assert isinstance(arrays["a"].base, mmap.mmap) and not arrays["a"].flags.writeable
     for name, expected in numbers().items():
         assert arrays[name].dtype == expected.dtype and np.array_equal(arrays[name], expected)
-    assert store.open("things", "k").meta["case"] == "1"
-    assert np.array_equal(np.load(store.root / "things" / "k" / "a.npy"), numbers()["a"])
-    assert names(store) == ["things/k/a.npy", "things/k/empty.npy", "things/k/meta.json"]
+    assert store.open("things", KEY).meta["case"] == "1"
+    assert np.array_equal(np.load(store.root / "things" / KEY / "a.npy"), numbers()["a"])
+    assert names(store) == [f"things/{KEY}/{file}" for file in ("a.npy", "empty.npy", "meta.json")]
 
 
 def test_the_second_time_nothing_is_built(store):
-    store.get_or_build("things", "k", numbers, {})
+    arrays_of(store, "things", KEY, numbers, {})
     built = []
-    store.get_or_build("things", "k", lambda: built.append(1), {})
+    arrays_of(store, "things", KEY, lambda: built.append(1), {})
     assert built == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "meta cut", "meta gone", "longer"])
 def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
-    store.get_or_build("things", "k", numbers, {})
-    folder = store.root / "things" / "k"
+    arrays_of(store, "things", KEY, numbers, {})
+    folder = store.root / "things" / KEY
     file, meta = folder / "a.npy", folder / "meta.json"
     if damage == "truncated":
         os.truncate(file, 100)
@@ -89,21 +101,21 @@ def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
         meta.unlink()
     else:
         file.write_bytes(file.read_bytes() + b"x")
-    assert store.open("things", "k") is None
-    assert [path for path, _ in store.damaged()] == [folder]
-    arrays = store.get_or_build("things", "k", numbers, {})
+    assert store.open("things", KEY) is None
+    assert [path for path, _ in damaged(store)] == [folder]
+    arrays = arrays_of(store, "things", KEY, numbers, {})
     assert np.array_equal(arrays["a"], numbers()["a"])
-    assert list(store.damaged()) == []
+    assert list(damaged(store)) == []
 
 
 def test_one_flipped_bit_is_found_by_the_checksums(store):
-    store.get_or_build("things", "k", numbers, {})
-    file = store.root / "things" / "k" / "a.npy"
+    arrays_of(store, "things", KEY, numbers, {})
+    file = store.root / "things" / KEY / "a.npy"
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    assert [(path.name, why) for path, why in store.damaged()] == [
-        ("k", "a.npy is not what was written")
+    assert [(path.name, why) for path, why in damaged(store)] == [
+        (KEY, "a.npy is not what was written")
     ]
 
 
@@ -112,7 +124,7 @@ def test_a_build_that_fails_leaves_nothing(store):
         raise InputError("no")
 
     with pytest.raises(InputError):
-        store.get_or_build("things", "k", fail, {})
+        arrays_of(store, "things", KEY, fail, {})
     assert names(store) == []
 
 
@@ -125,16 +137,16 @@ def test_a_key_changes_with_every_part_and_not_with_their_order():
 
 
 def test_removing_is_one_step_and_an_open_reader_keeps_its_arrays(store):
-    arrays = store.get_or_build("things", "k", numbers, {})
-    store.remove(store.open("things", "k").path)
-    assert store.open("things", "k") is None
+    arrays = arrays_of(store, "things", KEY, numbers, {})
+    store.remove(store.open("things", KEY).path)
+    assert store.open("things", KEY) is None
     assert np.array_equal(arrays["a"], numbers()["a"])
 
 
 def test_a_store_that_cannot_be_written_is_reported_with_the_key_to_change(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="data.cache_dir"):
-        Store(tmp_path / "file").get_or_build("things", "k", numbers, {})
+        Store(tmp_path / "file").ensure("things", KEY, numbers, {})
 
 
 # ---- keys of volumes: what is a miss
@@ -255,7 +267,7 @@ def test_a_killed_worker_is_reported_with_a_remedy_and_what_is_built_stays(store
     cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(2)]
     with pytest.raises(InputError, match="fewer workers"):
         build_volumes(store, cases, GRID, TokenSource(die_of_hunger), workers=2)
-    assert len(list(store.entries("volumes"))) >= 1 and list(store.damaged()) == []
+    assert len(list(store.entries("volumes"))) >= 1 and list(damaged(store)) == []
 
 
 def slow_build(root, queue, barrier):
@@ -267,7 +279,9 @@ def slow_build(root, queue, barrier):
     store = Store(root)
     for i in range(6):
         barrier.wait()
-        assert np.array_equal(store.get_or_build("things", f"k{i}", build, {})["a"], numbers()["a"])
+        assert np.array_equal(
+            arrays_of(store, "things", f"{i:032x}", build, {})["a"], numbers()["a"]
+        )
 
 
 def test_two_jobs_that_build_the_same_set_both_finish_and_write_each_entry_once(store):
@@ -280,7 +294,7 @@ def test_two_jobs_that_build_the_same_set_both_finish_and_write_each_entry_once(
         job.join()
     assert [job.exitcode for job in jobs] == [0, 0, 0]
     assert sum(1 for _ in range(6) if queue.get(timeout=5)) == 6 and queue.empty()
-    assert len(list(store.entries())) == 6 and list(store.damaged()) == []
+    assert len(list(store.entries())) == 6 and list(damaged(store)) == []
     assert store.leftovers() == []
 
 
@@ -313,7 +327,7 @@ def test_killed_at_any_moment_a_build_leaves_no_entry_that_reads_wrongly(tmp_pat
             time.sleep(rng.uniform(0, 0.04))
             job.send_signal(signal.SIGKILL)
             finished = job.stdout.readline() == "done\n"
-        assert list(store.damaged()) == []
+        assert list(damaged(store)) == []
         found = {entry.key: entry.meta["arrays"] for entry in store.entries()}
         assert seen <= set(found)  # what was finished once stays
         assert all(expected[key] == arrays for key, arrays in found.items())
@@ -344,7 +358,8 @@ def dying_save(stream, array, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     save(stream, array, **options)
 os.fsync, np.save = dying_sync, dying_save
-Store(sys.argv[1]).get_or_build("things", "k", lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
+KEY = "0" * 32
+Store(sys.argv[1]).ensure("things", KEY, lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
 """
 
 
@@ -352,17 +367,17 @@ Store(sys.argv[1]).get_or_build("things", "k", lambda: {"a": np.arange(9), "b": 
 def test_killed_at_each_step_of_writing_an_entry_is_whole_or_absent(store, moment):
     job = subprocess.run([sys.executable, "-c", DYING, str(store.root), str(moment)])
     assert job.returncode == -signal.SIGKILL
-    assert list(store.damaged()) == []
-    assert (store.open("things", "k") is not None) == (moment == 5)  # after the rename
+    assert list(damaged(store)) == []
+    assert (store.open("things", KEY) is not None) == (moment == 5)  # after the rename
     assert len(store.leftovers()) == (moment != 5)
-    arrays = store.get_or_build("things", "k", lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
+    arrays = arrays_of(store, "things", KEY, lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
     assert np.array_equal(arrays["a"], np.arange(9))
-    assert list(store.damaged()) == []
+    assert list(damaged(store)) == []
 
 
 def test_sweeping_takes_what_dead_builders_left_and_not_what_a_living_one_writes(store):
     dead = store.root / "things" / ".tmp-dead-host-1-abc"
-    living = store.root / "things" / ".tmp-living-host-2-abc"
+    living = store.root / "things" / f".tmp-{LIVING}-host-2-abc"
 
     def build():
         for folder in (dead, living):
@@ -371,6 +386,6 @@ def test_sweeping_takes_what_dead_builders_left_and_not_what_a_living_one_writes
         assert store.sweep() == 1
         return numbers()
 
-    store.get_or_build("things", "living", build, {})
+    arrays_of(store, "things", LIVING, build, {})
     assert not dead.exists() and living.exists()
     assert store.sweep() == 1

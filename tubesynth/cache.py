@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tubesynth.config_loading import load_config
 from tubesynth.data.store import Entry, Store
-from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, volume_key
+from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
 from tubesynth.errors import CommandParser, InputError, run_command
 
 
@@ -79,7 +79,7 @@ def build(store: Store, config, workers: int | None) -> None:
             print(f"{store.root}/{VOLUMES}: {report}{of_rank}")
             if swept:
                 print(f"removed the leftovers of {swept} builds that were stopped")
-        if config.stage > 1:
+        if config.stage in (2, 3):
             from tubesynth.training.latents import Latents
 
             before = len(list(store.folders(LATENTS)))
@@ -146,12 +146,13 @@ def what(entry: Entry) -> str:
 
 def prune(store: Store, configs: list, dry_run: bool) -> None:
     """Free the entries that no config refers to, and what dead builders left."""
-    volumes, autoencoders = set(), set()
-    for config in configs:
-        kept, autoencoder = references(store, config)
-        volumes |= kept
-        autoencoders |= {autoencoder}
-    doomed = [entry for entry in store.entries() if not wanted(entry, volumes, autoencoders)]
+    kept = set().union(*(references(store, config) for config in configs))
+    known = (VOLUMES, TOKENS, LATENTS)  # another kind is of a version that this one does not know
+    doomed = [
+        entry
+        for entry in store.entries()
+        if entry.kind in known and (entry.kind, entry.key) not in kept
+    ]
     leftovers = store.leftovers()
     for entry in doomed:
         print(f"{entry.kind} {entry.key[:10]} {entry.size / 1e6:.2f} MB  case {entry.meta['case']}")
@@ -164,35 +165,33 @@ def prune(store: Store, configs: list, dry_run: bool) -> None:
     print(f"{verb} {freed:.1f} MB: {len(doomed)} entries, {len(leftovers)} unfinished builds")
 
 
-def wanted(entry: Entry, volumes: set[str], autoencoders: set[str | None]) -> bool:
-    """Whether an entry is, or was made from, volumes that are kept, by an autoencoder in use."""
-    if entry.kind == VOLUMES:
-        return entry.key in volumes
-    if entry.kind == TOKENS:
-        return entry.meta["volume"] in volumes
-    if entry.kind == LATENTS:
-        made_from_kept = entry.meta.get("volume") in volumes | {None}
-        return made_from_kept and entry.meta["autoencoder"] in autoencoders
-    return True  # of a kind that this version does not know
-
-
-def references(store: Store, config) -> tuple[set[str], str | None]:
-    """The volume keys of a config's cases, and the digest of the autoencoder of its latents."""
+def references(store: Store, config) -> set[tuple[str, str]]:
+    """(kind, key) of every entry that training with a config would read."""
     from tubesynth.runtime import checkpoint
     from tubesynth.training.inputs import Volumes
+    from tubesynth.training.latents import latent_key
 
     volumes = Volumes(config.data, config.dim, config.seed)
+    volumes.store = store
     cases = volumes.training + volumes.validation
     with ThreadPoolExecutor() as pool:
         keys = pool.map(lambda case: volume_key(store, case, volumes.preprocessing), cases)
-        kept = set(tqdm(keys, "digests", len(cases), unit="case", disable=None))
-    path = config.latents.autoencoder if config.stage > 1 else None
+        keys = list(tqdm(keys, "digests", len(cases), unit="case", disable=None))
+    kept = {(VOLUMES, key) for key in keys}
+    if volumes.tokens:
+        kept |= {(TOKENS, token_key(key, volumes.tokens)) for key in keys}
+    path = config.latents.autoencoder if config.stage in (2, 3) else None
     if path is None:
-        return kept, None
+        return kept
     if not Path(path).is_file():
         raise InputError(f"latents.autoencoder: {path} does not exist; its latents cannot be told")
     state = checkpoint.load(path, stage=1)
-    return kept, checkpoint.digest(state["phases"]["autoencoder"]["module"])
+    digest = checkpoint.digest(state["phases"]["autoencoder"]["module"])
+    for split, variants in ((volumes.training, config.latents.variants), (volumes.validation, 1)):
+        for case in split:
+            for variant in range(variants):
+                kept.add((LATENTS, latent_key(config, volumes, digest, case, variant)))
+    return kept
 
 
 if __name__ == "__main__":

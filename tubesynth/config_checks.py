@@ -26,6 +26,8 @@ from tubesynth.errors import InputError
 
 PERCEPTUAL_LEAST_SIDE = 31  # voxels: AlexNet's last pooling needs them
 
+LEAST_WINDOW = 100  # grey values: fewer would be seen as steps
+
 Require = Callable[[bool, str], None]  # raises InputError with the message unless the first is true
 
 
@@ -80,6 +82,11 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
             )
     low, high = data.hu_window if len(data.hu_window) == 2 else (0, 0)
     require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")
+    require(
+        high - low >= LEAST_WINDOW and -(2**15) <= low and high < 2**15,
+        f"data.hu_window: {data.hu_window}: images are kept as whole numbers of 16 bits: take a"
+        f" window of {LEAST_WINDOW} or more from -32768 to 32767, and scale the images to it",
+    )
     require(data.num_classes >= 2, f"data.num_classes: expected at least 2, got {data.num_classes}")
     require(
         0 < vessel_class(data) < data.num_classes,
@@ -89,6 +96,10 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
     require(
         data.token_step_mm is None or data.token_step_mm > 0,
         f"data.token_step_mm: expected a length in mm, got {data.token_step_mm}",
+    )
+    require(
+        data.token_step_mm is None or dim == 3,
+        "data.token_step_mm: vessels are traced in volumes: leave it out where dim is 2",
     )
     for key in ("flip", "rotate90", "intensity"):
         value = getattr(data.augment, key)

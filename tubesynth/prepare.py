@@ -28,10 +28,9 @@ from tubesynth.data.imagecas import (
     place,
     stored_axes,
 )
-from tubesynth.data.layout import natural
 from tubesynth.data.pool import check_workers, each
 from tubesynth.errors import CommandParser, InputError, run_command
-from tubesynth.volume.files import SUFFIXES, write_volume
+from tubesynth.volume.files import SUFFIXES, natural, source_files, write_volume
 
 DEFAULT_FRACTION = 0.1
 
@@ -51,9 +50,16 @@ def main(argv: list[str] | None = None) -> None:
         "heart": args.heart_dir is not None,
         "crop_margin_mm": args.margin_mm if args.crop_to_heart else None,
     }
-    root = args.output_dir
+    with manifest.alone(args.output_dir):
+        prepare(args, sources, settings, workers)
+
+
+def prepare(args: argparse.Namespace, sources: list[Source], settings: dict, workers: int) -> None:
+    """Make what is missing, and say what there is."""
+    root, fraction = args.output_dir, settings["validation_fraction"]
     records = manifest.claim(root, settings)
-    parts = split([s.id for s in sources], args.seed, fraction, held, records)
+    ids = [source.id for source in sources]
+    parts = split(ids, args.seed, fraction, settings["validation_ids"], records)
     todo = [s for s in sources if not is_finished(root, s, parts[s.id], records.get(s.id))]
     jobs = [(root, s, parts[s.id], args.link, settings["crop_margin_mm"]) for s in todo]
     results = each(make_case, jobs, workers, "prepare")
@@ -76,14 +82,15 @@ def make_case(root: Path, source: Source, part: str, link: str, margin_mm: float
         return None, str(error)
     box = None if margin_mm is None else heart_box(labels, margin_mm)
     label_path = root / part / "labels" / f"{source.id}.label.nii.gz"
-    image_path = image_target(root, source, part, margin_mm is not None)
-    if margin_mm is not None:
-        if box is None:
-            notes.append("no labels to crop to: kept whole")
-        else:
-            image, labels = crop(image, box), crop(labels, box)
+    in_parts = len(source_files(source.image)) > 1  # a header with its data: one file is written
+    image_path = image_target(root, source, part, in_parts or margin_mm is not None)
+    if margin_mm is not None and box is None:
+        notes.append("no labels to crop to: kept whole")
+    if box is not None:
+        image, labels = crop(image, box), crop(labels, box)
+    if in_parts or margin_mm is not None:
         write_volume(image_path, stored_axes(image, source.image), np.int16)
-        made = "cropped"
+        made = "converted" if margin_mm is None else "cropped"
     else:
         made = place(source.image, image_path, link)
     write_volume(label_path, stored_axes(labels, source.image), np.uint8)
@@ -102,10 +109,10 @@ def make_case(root: Path, source: Source, part: str, link: str, margin_mm: float
     return record, None
 
 
-def image_target(root: Path, source: Source, part: str, cropped: bool) -> Path:
+def image_target(root: Path, source: Source, part: str, written: bool) -> Path:
     name = source.image.name.lower()
     suffix = max((s for s in SUFFIXES if name.endswith(s)), key=len)
-    return root / part / "images" / f"{source.id}.img{'.nii.gz' if cropped else suffix}"
+    return root / part / "images" / f"{source.id}.img{'.nii.gz' if written else suffix}"
 
 
 def is_finished(root: Path, source: Source, part: str, record: dict | None) -> bool:

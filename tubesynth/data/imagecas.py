@@ -8,23 +8,25 @@ are stored with its axes, so that other programs find voxel on voxel.
 
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tubesynth.atomic import replacing
-from tubesynth.data.layout import natural, scan
+from tubesynth.data.layout import scan
 from tubesynth.errors import InputError
 from tubesynth.volume.files import (
     SUFFIXES,
     case_id,
     check_same_grid,
+    natural,
     read_labels,
     read_volume,
+    source_files,
 )
 from tubesynth.volume.grid import Volume, same_grid
+from tubesynth.volume.nifti import stored_affine
 
 STRUCTURES = (  # classes 1 to 7
     *("heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right"),
@@ -44,7 +46,9 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        return [self.image, self.label, *self.heart]
+        """All of them; of a header with its data, both."""
+        volumes = [self.image, self.label, *self.heart]
+        return [file for volume in volumes for file in source_files(volume)]
 
 
 def find_sources(input_dir: Path, heart_dir: Path | None) -> list[Source]:
@@ -174,7 +178,7 @@ def stored_axes(volume: Volume, like: Path) -> Volume:
 
     if not like.name.lower().endswith((".nii", ".nii.gz")):
         return volume
-    stored = nib.io_orientation(nib.load(like).affine)
+    stored = nib.io_orientation(stored_affine(like.read_bytes(), like))
     change = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), stored)
     array = nib.orientations.apply_orientation(volume.array, change)
     moved = nib.orientations.inv_ornt_aff(change, volume.shape)
@@ -192,8 +196,6 @@ def place(source: Path, target: Path, link: str) -> str:
                 made = "copy"
         if made == "copy":
             shutil.copyfile(source, temporary)
-    with suppress(OSError):  # renaming one link of a file onto another leaves both
-        temporary.unlink(missing_ok=True)
     return made
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubesynth.errors import InputError
-from tubesynth.volume.files import SUFFIXES, Case, case_id, find_cases
+from tubesynth.volume.files import SUFFIXES, Case, case_id, find_cases, natural
 
 PARTS = ("training", "validation")
 
@@ -92,11 +92,6 @@ def scan(root: Path, problems: list) -> tuple[dict[str, Path], dict[str, Path]]:
             else:
                 found[case] = path
     return _in_order(images), _in_order(labels)
-
-
-def natural(text: str) -> tuple:
-    """A key to sort ids by: 2 before 10, numbers before names."""
-    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
 
 
 def _in_order(found: dict[str, Path]) -> dict[str, Path]:

@@ -8,14 +8,36 @@ not finished. Files are known by size and time, and by SHA-256 where these diffe
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
-from tubesynth.atomic import write_text
+from tubesynth.atomic import write_text, writing
 from tubesynth.data.digest import file_digest, read_json
 from tubesynth.errors import InputError
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"
+
+
+@contextmanager
+def alone(root: Path):
+    """For one process at a time; the kernel ends the claim with its process, however that ends."""
+    import fcntl
+
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        stream = (root / ".lock").open("a")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{root}: another prepare is at work there; wait for it") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            (root / ".lock").unlink(missing_ok=True)
 
 
 def claim(root: Path, settings: dict) -> dict[str, dict]:

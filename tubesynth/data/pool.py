@@ -55,7 +55,8 @@ def each(function: Callable, jobs: list[tuple], workers: int, title: str, unit="
         except BrokenProcessPool as error:
             raise InputError(
                 f"{title}: a process was killed, most likely for want of memory; start again with"
-                " fewer workers (--workers); what is done stays"
+                " fewer workers (--workers, where the command has it) or on a machine with more"
+                " memory; what is done stays"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

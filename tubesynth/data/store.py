@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from tubesynth.data.digest import file_digest, read_json, source_digest
 from tubesynth.errors import InputError
 
 _TEMPORARY = ".tmp-"
+_KEY = re.compile("[0-9a-f]{32}")  # as entry_key makes them
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,10 @@ class Store:
             return None
         return Entry(kind, key, path, meta)
 
-    def get_or_build(
+    def ensure(
         self, kind: str, key: str, build: Callable[[], dict[str, np.ndarray]], meta: dict
-    ) -> dict[str, np.ndarray]:
-        """The entry's arrays; made by `build` first where there is no whole entry yet."""
-        return self.ensure(kind, key, build, meta)[0].arrays()
-
-    def ensure(self, kind, key, build, meta) -> tuple[Entry, bool]:
-        """(entry, whether it was built here); `meta` says what it is, for `list` and for prune."""
+    ) -> tuple[Entry, bool]:
+        """(entry, whether it was built here); `meta` says what it is, for `list`."""
         entry = self.open(kind, key)
         if entry:
             return entry, False
@@ -129,22 +127,17 @@ class Store:
             if entry:
                 yield entry
 
-    def damaged(self, kind: str | None = None) -> Iterator[tuple[Path, str]]:
-        """(folder, what is wrong) of every entry that is not as it was written; reads all bytes."""
-        for folder in self.folders(kind):
-            problem = self.problem(folder)
-            if problem:
-                yield folder, problem
-
     def problem(self, folder: Path) -> str | None:
         """What is wrong with the entry in a folder, by its checksums; None where nothing is."""
         entry = self.open(folder.parent.name, folder.name)
         return entry.damage() if entry else "a file is missing or has the wrong size"
 
     def folders(self, kind: str | None = None) -> Iterator[Path]:
-        """The folders of all entries, whole or damaged, by kind and key."""
+        """The folders of all entries, whole or damaged, by kind and key; what has no key for a name
+        is not ours, and never touched.
+        """
         for folder in sorted(self.root.glob(f"{kind or '*'}/*/")):
-            if folder.is_dir() and not folder.name.startswith("."):
+            if _KEY.fullmatch(folder.name):
                 yield folder
 
     def remove(self, folder: Path) -> None:

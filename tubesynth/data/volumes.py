@@ -1,6 +1,6 @@
 """A case on the grid that models see: image int16 HU, label uint8, tokens; made once, cached.
 
-The same `prepare_case` serves all three ways of keeping data (on the fly, memory, disk), so their
+The same `lay_on_grid` serves all three ways of keeping data (on the fly, memory, disk), so their
 tensors are identical. What the cache key holds is exactly what decides the result: the sources'
 bytes, the preprocessing, and FORMAT below. Nothing here needs torch.
 """
@@ -26,7 +26,8 @@ VOLUMES, TOKENS, LATENTS = "volumes", "tokens", "latents"  # the kinds of entrie
 class Preprocessing:
     """The grid, the HU window that images are clipped to, and the number of classes.
 
-    resolution and spacing (mm) have two or three entries; two describe one slice.
+    resolution and spacing (mm) have two or three entries; two describe one slice, whose thickness
+    is that of the file.
     """
 
     resolution: tuple[int, ...]
@@ -38,7 +39,7 @@ class Preprocessing:
         flat = (1,) * (3 - len(self.resolution))
         set_field = object.__setattr__  # frozen, and hashed as given: 256 and 256.0 are one key
         set_field(self, "resolution", (*(int(n) for n in self.resolution), *flat))
-        set_field(self, "spacing", (*(float(s) for s in self.spacing), *map(float, flat)))
+        set_field(self, "spacing", tuple(float(s) for s in self.spacing))
         set_field(self, "hu_window", tuple(float(v) for v in self.hu_window))
 
 

@@ -88,6 +88,19 @@ def _require_same(digest: str, state: dict, path: Path) -> None:
         )
 
 
+def latent_key(config: Stage2Config, volumes: Volumes, autoencoder: str, case, variant: int) -> str:
+    """The key of a case's latents: what decides their bytes. autoencoder: its digest."""
+    change = [config.seed, vars(config.data.augment)] if variant else None
+    return entry_key(
+        format=FORMAT,
+        volume=volume_key(volumes.store, case, volumes.preprocessing),
+        autoencoder=autoencoder,
+        tokens=volumes.tokens.settings if volumes.tokens else None,
+        variant=variant,
+        augmentation=change,
+    )
+
+
 class Latents:
     """The encoded data set: training draws, validation cases, and the scale of the latents."""
 
@@ -102,7 +115,11 @@ class Latents:
     def _encode(self, cases, variants: int, split: str) -> LatentDataset:
         """Encode what the cache lacks, this rank's share of it; wait for the others."""
         store = self.volumes.store
-        keys = [[self._key(case, v) for v in range(variants)] for case in cases]
+        digest = self.autoencoder.digest
+        keys = [
+            [latent_key(self.config, self.volumes, digest, case, v) for v in range(variants)]
+            for case in cases
+        ]
         missing = [
             (index, variant)
             for index in range(len(cases))
@@ -138,17 +155,6 @@ class Latents:
             changed: self.volumes.dataset(cases, augmentation=augmentations[changed])
             for changed in {variant > 0 for _, variant in wanted}
         }
-
-    def _key(self, case, variant: int) -> str:
-        change = [self.config.seed, vars(self.config.data.augment)] if variant else None
-        return entry_key(
-            format=FORMAT,
-            volume=volume_key(self.volumes.store, case, self.volumes.preprocessing),
-            autoencoder=self.autoencoder.digest,
-            tokens=self.volumes.tokens.settings if self.volumes.tokens else None,
-            variant=variant,
-            augmentation=change,
-        )
 
     @torch.no_grad()
     def _build(self, source: VolumeDataset, index: int, variant: int):

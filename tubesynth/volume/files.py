@@ -16,6 +16,7 @@ from tubesynth.atomic import replacing
 from tubesynth.errors import InputError
 from tubesynth.volume.grid import Volume, same_grid
 
+SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
 
 
@@ -48,11 +49,12 @@ def read_labels(path) -> Volume:
         raise InputError(
             f"{path}: label values from {low} to {high}, not 0 to 255; is it a label map?"
         )
-    labels = array.astype(np.uint8, copy=False)
-    if array.dtype.kind == "f" and not np.array_equal(labels, array):
-        first = array[labels != array][0]
+    whole = np.rint(array) if array.dtype.kind == "f" else array
+    wrong = whole is not array and np.abs(whole - array) > SLOPE_ERROR
+    if np.any(wrong):
+        first = array[wrong][0]
         raise InputError(f"{path}: label value {first} is no whole number; was it interpolated?")
-    return Volume(labels, volume.affine)
+    return Volume(whole.astype(np.uint8, copy=False), volume.affine)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, path) -> None:
@@ -117,7 +119,7 @@ def find_cases(folder) -> dict[str, Path]:
     """{case id: file or DICOM folder} of one folder, in natural order (2 before 10)."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; check data.root")
+        raise InputError(f"{folder}: no such folder; check the path, or data.root")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and (_suffix(path) in SUFFIXES or _is_dicom_folder(path)):
@@ -130,7 +132,7 @@ def find_cases(folder) -> dict[str, Path]:
             raise InputError(
                 f"{folder}: case {case} is there {len(paths)} times ({names}); keep one"
             )
-    return {case: found[case][0] for case in sorted(found, key=_natural)}
+    return {case: found[case][0] for case in sorted(found, key=natural)}
 
 
 def pair_cases(images_dir, labels_dir=None) -> list[Case]:
@@ -160,6 +162,10 @@ def source_files(path) -> list[Path]:
     if _suffix(path) in (".mhd", ".nhdr"):
         header = path.read_bytes()[:65536].decode("latin-1")
         named = re.search(r"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", header)
+        if named and (named[1].upper().startswith("LIST") or "%" in named[1]):
+            raise InputError(
+                f"{path}: its voxels are spread over many files; convert it to one .nii.gz file"
+            )
         if named and (path.parent / named[1]).is_file():
             return [path, path.parent / named[1]]
     return [path]
@@ -218,7 +224,8 @@ def _is_dicom_folder(path: Path) -> bool:
     return False
 
 
-def _natural(text: str):
+def natural(text: str) -> list:
+    """A sort key with the numbers in a text as numbers: 2 before 10."""
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
 
 

@@ -19,21 +19,14 @@ _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 def decode_nifti(raw: bytes, path: Path) -> Volume:
     """The volume in a .nii or .nii.gz file's bytes; InputError says what is wrong with them."""
-    import nibabel as nib
-
     raw = _gunzip(raw, path) if raw[:2] == b"\x1f\x8b" else raw
-    if len(raw) < 348:
-        raise InputError(f"{path}: {len(raw)} bytes are no NIfTI file; copy or convert it again")
-    is_second = 540 in (int.from_bytes(raw[:4], order) for order in ("little", "big"))
-    header_type = nib.Nifti2Header if is_second else nib.Nifti1Header
+    header = _header(raw, path)
     try:
-        header = header_type(raw[: header_type.template_dtype.itemsize], check=False)
-        header.check_fix(logger=_Silent(), error_level=40)
         dtype, shape = header.get_data_dtype(), header.get_data_shape()
         slope, intercept = header.get_slope_inter()
         offset = header.get_data_offset()
     except Exception as error:  # nibabel raises many kinds here; all mean the same to the user
-        raise InputError(f"{path}: no readable NIfTI header ({error}); convert it again") from error
+        raise _unreadable(path, error) from error
     if header["magic"].item()[:2] == b"ni":
         raise InputError(f"{path}: header of a .hdr/.img pair; convert it to one .nii.gz file")
     shape = _three_axes(shape, path)
@@ -58,6 +51,31 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
     return to_ras(array, _affine_of(header, path))
+
+
+def stored_affine(raw: bytes, path: Path) -> np.ndarray:
+    """(4, 4): the affine of the array as a .nii or .nii.gz file's bytes have it, not yet RAS+."""
+    raw = _gunzip(raw, path) if raw[:2] == b"\x1f\x8b" else raw
+    return _affine_of(_header(raw, path), path)
+
+
+def _header(raw: bytes, path: Path):
+    import nibabel as nib
+
+    if len(raw) < 348:
+        raise InputError(f"{path}: {len(raw)} bytes are no NIfTI file; copy or convert it again")
+    is_second = 540 in (int.from_bytes(raw[:4], order) for order in ("little", "big"))
+    header_type = nib.Nifti2Header if is_second else nib.Nifti1Header
+    try:
+        header = header_type(raw[: header_type.template_dtype.itemsize], check=False)
+        header.check_fix(logger=_Silent(), error_level=40)
+    except Exception as error:  # nibabel raises many kinds here; all mean the same to the user
+        raise _unreadable(path, error) from error
+    return header
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: no readable NIfTI header ({error}); convert it again")
 
 
 def encode_nifti(volume: Volume, dtype) -> bytes:

@@ -24,9 +24,9 @@ def target_grid(volume: Volume, spacing, resolution, centre_mm=None):
     moves by half a voxel at most): data that is already at its spacing is cropped or padded, never
     blurred.
     """
-    flat = 3 - len(resolution)  # two-dimensional data is one slice, of the thickness that it has
-    shape = (*(int(n) for n in resolution), *(1,) * flat)
-    spacing = np.array([*spacing, *volume.spacing[3 - flat :]], dtype=np.float64)
+    # two-dimensional data is one slice, of the thickness that it has
+    shape = (*(int(n) for n in resolution), *(1,) * (3 - len(resolution)))
+    spacing = np.array([*spacing, *volume.spacing[len(spacing) :]], dtype=np.float64)
     directions = volume.affine[:3, :3] / volume.spacing
     centre = volume.centre_mm if centre_mm is None else np.asarray(centre_mm, dtype=np.float64)
     step = spacing / volume.spacing

@@ -115,7 +115,7 @@ def hu_range(facts: Facts, expected: Expected):
     elif hu["max"] - hu["min"] <= 2 < (high - low) / 50:
         yield error(
             facts.case,
-            f"{facts.image}: values {shown} are scaled, not HU; store HU, or set data.hu_window",
+            f"{facts.image}: values {shown} are scaled, not HU; store HU",
         )
     elif low < 0 <= hu["min"] and hu["max"] <= 255:
         yield error(
