@@ -13,14 +13,14 @@ e.g. 1=3 2=7 3=6: values not named become 0. --centrelines has C.centreline.json
 
 import argparse
 from collections.abc import Iterable
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, uses_vessels
+from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, uses_vessels, vessel_class
 from tubesynth.config_loading import load_config
+from tubesynth.data.digest import file_digest
 from tubesynth.data.tokens import FORMAT as TOKEN_FORMAT
 from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.pipeline import Pipeline
@@ -30,6 +30,7 @@ from tubesynth.stream import Job, run_jobs, tile_option
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline, tokens_of_branches
 from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.vessels import VesselTokens
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -102,6 +103,18 @@ def find_centrelines(args: argparse.Namespace, cases: Iterable[str]) -> dict[str
     return found
 
 
+def drawn_vessels(path: Path, labels: Volume, source: Path, step_mm: float | None) -> VesselTokens:
+    """The vessels of a centreline file in a label map."""
+    branches = read_centreline(path)
+    vessels = tokens_of_branches(branches, labels, step_mm or 1.0)
+    if branches and not len(vessels):
+        raise InputError(
+            f"{path}: none of its vessels lies in {source}; is it another case's, or not in RAS"
+            " world mm?"
+        )
+    return vessels
+
+
 def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
     """The model with the data and the sampling asked for; refuses what does not fit it."""
     tile = tile_option(args.tile)
@@ -115,12 +128,14 @@ def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
             raise InputError(
                 f"{args.config}: for stage {given.stage}, the model is of stage {config.stage}"
             )
+        here, trained = (
+            {**vars(data), "vessel_class": vessel_class(data)} for data in (given.data, config.data)
+        )
         for key in ("num_classes", "vessel_class", "hu_window"):
-            here, trained = getattr(given.data, key), getattr(config.data, key)
-            if here != trained:
+            if here[key] != trained[key]:
                 raise InputError(
-                    f"{args.config}: data.{key} is {here}, the model was trained with {trained}:"
-                    " make them equal"
+                    f"{args.config}: data.{key} is {here[key]}, the model was trained with"
+                    f" {trained[key]}: make them equal"
                 )
         config.data, config.sampling = given.data, given.sampling
     if args.latent_mode not in (None, config.latent_mode):
@@ -171,19 +186,13 @@ def main(argv: list[str] | None = None) -> None:
         else:
             cases = find_cases(args.input_dir or Path(data.root) / "validation" / "labels")
         centrelines = find_centrelines(args, cases)
-        drawn = {
-            case: {"centreline": sha256(path.read_bytes()).hexdigest()}
-            for case, path in centrelines.items()
-        }
-        jobs = [
-            Job(
-                f"{case}_s{k}",
-                path,
-                {**settings, **drawn.get(case, {}), "case": case, "sample": k},
-            )
-            for case, path in cases.items()
-            for k in range(args.num_samples)
-        ]
+        jobs = []
+        for case, path in cases.items():
+            own = {**settings, "case": case}
+            if case in centrelines:
+                own["centreline_sha256"] = file_digest(centrelines[case])
+            for k in range(args.num_samples):
+                jobs.append(Job(f"{case}_s{k}", path, {**own, "sample": k}))
 
         def make(job: Job) -> tuple[Volume, dict]:
             def write_state(t: float, volume: Volume) -> None:
@@ -197,19 +206,11 @@ def main(argv: list[str] | None = None) -> None:
                     labels = Volume(translation[labels.array], labels.affine)
                 check_labels(labels.array, data.num_classes, job.source)
             case, k = job.settings["case"], job.settings["sample"]
-            vessels = None
-            if case in centrelines:
-                branches = read_centreline(centrelines[case])
-                vessels = tokens_of_branches(branches, labels, data.token_step_mm or 1.0)
-                if branches and not len(vessels):
-                    raise InputError(
-                        f"{centrelines[case]}: none of its vessels lies in {job.source}; is it"
-                        " another case's, or not in RAS world mm?"
-                    )
+            drawn = centrelines.get(case)
             sample = pipeline.sample(
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
-                vessels=vessels,
+                vessels=drawn and drawn_vessels(drawn, labels, job.source, data.token_step_mm),
                 guidance_label=args.guidance_label,
                 guidance_vessel=args.guidance_vessel,
                 control_scale=args.control_scale,
