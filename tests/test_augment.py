@@ -14,7 +14,7 @@ from tubesynth.data.augment import (
 )
 
 SPACING = np.array([0.7, 0.7, 1.05])
-ALL = Augmentation(flip=0.5, rotate90=0.7, intensity=0.5, label_dropout=0.2, vessel_dropout=0.4)
+ALL = Augmentation(flip=0.5, rotate90=0.7, intensity=0.5)
 
 
 def tube(shape, start_mm, end_mm, radius_mm):
@@ -99,15 +99,13 @@ def test_only_planes_of_equal_extent_and_spacing_are_turned():
 
 
 def test_rates_and_ranges_are_those_asked_for():
-    a = Augmentation(0.5, 0.25, 0.3, 0.1, 0.05, label_dropout=0.2, vessel_dropout=0.4)
+    a = Augmentation(0.5, 0.25, 0.3, 0.1, 0.05)
     rng = np.random.default_rng(0)
     changes = [draw_change(rng, (16, 16, 8), SPACING, (8, 8, 8), a) for _ in range(4000)]
     rate = {
         0.5: np.mean([c.pose.flips for c in changes]),
         0.25: np.mean([c.pose.turns > 0 for c in changes]),
         0.3: np.mean([c.scale != 1 for c in changes]),
-        0.2: np.mean([not c.keep_label for c in changes]),
-        0.4: np.mean([not c.keep_vessels for c in changes]),
     }
     for expected, measured in rate.items():
         assert abs(measured - expected) < 0.03
@@ -115,14 +113,6 @@ def test_rates_and_ranges_are_those_asked_for():
     assert 0.09 < np.abs(scales - 1).max() <= 0.1 and 0.045 < np.abs(shifts).max() <= 0.05
     starts = np.array([c.pose.start for c in changes])
     assert (starts.min(axis=0) == 0).all() and (starts.max(axis=0) == [8, 8, 0]).all()
-
-
-def test_dropout_of_label_and_vessels_is_independent():
-    a = Augmentation(label_dropout=0.5, vessel_dropout=0.5)
-    rng = np.random.default_rng(1)
-    kept = [draw_change(rng, (8, 8, 8), SPACING, None, a) for _ in range(2000)]
-    both = np.mean([not c.keep_label and not c.keep_vessels for c in kept])
-    assert abs(both - 0.25) < 0.03
 
 
 def test_without_augmentation_a_case_stays_as_it_is_and_one_setting_moves_no_other():

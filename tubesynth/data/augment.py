@@ -23,8 +23,6 @@ class Augmentation:
     intensity: float = 0.0  # a scale and, on its own, a shift
     intensity_scale: float = 0.1  # factor from 1 -+ this
     intensity_shift: float = 0.05  # offset from -+ this, in units of the window
-    label_dropout: float = 0.0
-    vessel_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,6 @@ class Change:
     pose: Pose
     scale: float = 1.0
     shift: float = 0.0
-    keep_label: bool = True
-    keep_vessels: bool = True
 
 
 def draw_change(rng, shape, spacing, crop=None, augmentation: Augmentation | None = None) -> Change:
@@ -58,7 +54,7 @@ def draw_change(rng, shape, spacing, crop=None, augmentation: Augmentation | Non
     size = tuple(int(n) for n in (crop or shape))
     room = np.array(shape) - size
     assert (room >= 0).all(), f"a crop of {size} does not fit into {tuple(shape)}"
-    corner, flips, turn, intensity, dropout = (rng.random(n) for n in (3, 3, 3, 4, 2))
+    corner, flips, turn, intensity = (rng.random(n) for n in (3, 3, 3, 4))
     start = tuple(int(n) for n in np.floor(corner * (room + 1)))
     planes = turnable_planes(size, spacing)
     turns = 1 + int(3 * turn[1]) if planes and turn[0] < a.rotate90 else 0
@@ -71,8 +67,6 @@ def draw_change(rng, shape, spacing, crop=None, augmentation: Augmentation | Non
         Pose(start, size, flipped, plane, turns),
         scale=1.0 + scale,
         shift=shift,
-        keep_label=bool(dropout[0] >= a.label_dropout),
-        keep_vessels=bool(dropout[1] >= a.vessel_dropout),
     )
 
 

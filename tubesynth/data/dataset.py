@@ -1,9 +1,8 @@
 """Draws to samples: the same draw gives the same sample, whoever asks and in any order.
 
 A sample is dict(case str, draw int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z), spacing
-float32 (3,) mm, intensity float32 (2,) scale and shift, keep_label, keep_vessels bool, and tokens
-{name: (N, ...)} when asked for). The window, one-hot labels, intensities and dropout happen on the
-device: what travels is as small as what the disk holds. Two-dimensional data loses its Z axis.
+float32 (3,) mm, intensity float32 (2,) scale and shift, and tokens {name: (N, ...)} when asked
+for). The window, one-hot labels, intensities and dropout happen on the device: what travels is as small as what the disk holds. Two-dimensional data loses its Z axis.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -48,14 +47,13 @@ class VolumeDataset(torch.utils.data.Dataset):
         crop=None,
         augmentation: Augmentation | None = None,
         tokens: TokenSource | None = None,
-        shuffle: bool = True,
         dim: int = 3,
     ):
         assert mode in MODES, f"{mode} is none of {MODES}"
         assert mode != "persistent" or store is not None, "mode persistent keeps data in a store"
         self.cases, self.preprocessing, self.mode = list(cases), preprocessing, mode
         self.store = store if mode == "persistent" else None
-        self.seed, self.shuffle, self.dim = seed, shuffle, dim
+        self.seed, self.dim = seed, dim
         self.augmentation, self.tokens = augmentation or Augmentation(), tokens
         self.crop = None if crop is None else (*crop, *(1,) * (3 - len(crop)))
         if self.crop and any(
@@ -88,7 +86,7 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     def view(self, draw: int) -> dict:
         """The sample of a draw as views of the stored arrays, not copied yet."""
-        index = case_of_draw(draw, len(self.cases), self.seed, self.shuffle)
+        index = case_of_draw(draw, len(self.cases), self.seed)
         return {**self.sample(index, np.random.default_rng([self.seed, draw])), "draw": draw}
 
     def sample(self, index: int, rng=None) -> dict:
@@ -107,8 +105,6 @@ class VolumeDataset(torch.utils.data.Dataset):
             "image": self._flat(move_array(arrays["image"], change.pose))[None],
             "spacing": spacing.astype(np.float32),
             "intensity": np.array([change.scale, change.shift], dtype=np.float32),
-            "keep_label": change.keep_label,
-            "keep_vessels": change.keep_vessels,
         }
         if "label" in arrays:
             sample["label"] = self._flat(move_array(arrays["label"], change.pose))

@@ -16,44 +16,31 @@ def _permutation(num_cases: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_cases)
 
 
-def case_of_draw(draw: int, num_cases: int, seed: int, shuffle: bool = True) -> int:
-    """The index of the case that a draw takes; without shuffling, the cases in their order."""
+def case_of_draw(draw: int, num_cases: int, seed: int) -> int:
+    """The index of the case that a draw takes."""
     epoch, place = divmod(draw, num_cases)
-    return int(_permutation(num_cases, seed, epoch)[place]) if shuffle else place
+    return int(_permutation(num_cases, seed, epoch)[place])
 
 
 class DrawSampler:
     """A batch sampler: this rank's lists of draws from start_draw up to end_draw (not included).
 
     Every rank gets the same number of batches of the same size, as collectives need; draws
-    that do not fill a step of all ranks are left out, unless `keep_tail` (validation without
-    collectives inside the loop) hands them out in shorter batches.
+    that do not fill a step of all ranks are left out.
     """
 
     def __init__(
-        self,
-        start_draw: int,
-        end_draw: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        keep_tail: bool = False,
+        self, start_draw: int, end_draw: int, batch_size: int, rank: int = 0, world: int = 1
     ):
         assert 0 <= rank < world and batch_size > 0 and 0 <= start_draw <= end_draw
         self.start_draw, self.end_draw, self.batch_size = start_draw, end_draw, batch_size
-        self.rank, self.world, self.keep_tail = rank, world, keep_tail
+        self.rank, self.world = rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.world * self.batch_size
-        for first in range(self.start_draw, self.end_draw, step):
-            if first + step > self.end_draw and not self.keep_tail:
-                return
+        for first in range(self.start_draw, self.end_draw - step + 1, step):
             start = first + self.rank * self.batch_size
-            draws = list(range(start, min(start + self.batch_size, self.end_draw)))
-            if draws:
-                yield draws
+            yield list(range(start, start + self.batch_size))
 
     def __len__(self) -> int:
-        step = self.world * self.batch_size
-        whole, rest = divmod(self.end_draw - self.start_draw, step)
-        return whole + bool(self.keep_tail and rest > self.rank * self.batch_size)
+        return (self.end_draw - self.start_draw) // (self.world * self.batch_size)

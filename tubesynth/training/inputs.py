@@ -21,7 +21,7 @@ from tubesynth.data.tokens import vessel_token_source
 from tubesynth.data.volumes import BuildReport, Preprocessing, build_volumes
 from tubesynth.errors import InputError
 from tubesynth.runtime import dist
-from tubesynth.runtime.panels import draw_panel
+from tubesynth.runtime.panels import CLASS_NAMES, draw_panel
 from tubesynth.volume.files import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
 
@@ -150,6 +150,7 @@ class Volumes:
             tuple(batch["spacing"][0].tolist()),
             label,
             vessel_class=vessel_class(self.data),
+            class_names=CLASS_NAMES if self.data.num_classes == len(CLASS_NAMES) + 1 else {},
             title=f"case {batch['case'][0]}",
         )
 
