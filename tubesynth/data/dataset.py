@@ -2,7 +2,8 @@
 
 A sample is dict(case str, draw int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z), spacing
 float32 (3,) mm, intensity float32 (2,) scale and shift, and tokens {name: (N, ...)} when asked
-for). The window, one-hot labels, intensities and dropout happen on the device: what travels is as small as what the disk holds. Two-dimensional data loses its Z axis.
+for). The window, one-hot labels, intensities and dropout happen on the device: what travels is as
+small as what the disk holds. Two-dimensional data loses its Z axis.
 """
 
 from concurrent.futures import ThreadPoolExecutor
