@@ -14,6 +14,7 @@ from test_train import assert_same_state, checkpoint_of, lines, run_command
 
 from tubesynth import reconstruct, synthesize, train
 from tubesynth.config_loading import load_config
+from tubesynth.data.digest import file_digest
 from tubesynth.errors import InputError
 from tubesynth.models.vqvae import VQVAE, space_to_depth
 from tubesynth.pipeline import Pipeline
@@ -246,7 +247,7 @@ def test_reconstructing_with_a_vessel_mask_needs_the_label_maps(all_on, workplac
     written = read_volume(find_cases(tmp_path / "out")[name])
     assert np.abs(made.array.astype(int) - written.array).max() <= 1
     record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
-    assert record["settings"]["labels"] == str(validation / "labels")
+    assert record["settings"]["label_sha256"] == file_digest(path)
 
 
 def test_labels_for_a_model_that_takes_none_are_refused(stage_1, workplace, tmp_path):
