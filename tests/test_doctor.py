@@ -299,6 +299,20 @@ def test_a_torn_tree_is_a_warning_with_the_number_of_pieces(data):
     assert "vessels in 7 pieces" in only(look(data), "warning", "vessel_pieces", "1")
 
 
+def test_vessels_that_fall_apart_in_the_models_voxels_are_named(data):
+    """A slanted vessel a voxel thin and two wide: voxels of twice the size meet it in every other slice."""
+    _, label, _ = heart(1)
+    label[label == 8] = 0
+    z = np.arange(4, 30)
+    label[8 + z // 2, 24, z] = label[8 + z // 2, 25, z] = 8
+    put(data, "training", 1, label=label)
+    coarse = ["data.spacing=[8,8,8]", "data.resolution=[20,20,16]"]
+    config = doctor.load_config(data.parent / "one.yml", coarse)
+    found = doctor.examine(doctor.find_parts(data), config, 1, False)
+    (said,) = [f.message for f in found if (f.rule, f.case) == ("vessels_on_the_grid", "1")]
+    assert "vessels in 1 pieces are" in said and "voxels of 8 x 8 x 8 mm" in said
+
+
 def test_pieces_touch_by_corners():
     mask = np.zeros((6, 6, 6), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = mask[4, 4, 4] = True

@@ -10,6 +10,7 @@ SPACING_MM = 0.1, 10.0
 MOST_PADDING = 0.5  # share of the model's field of view
 MOST_LOST = 0.02  # share of the labelled voxels
 MOST_PIECES = 4  # a left and a right tree, and two breaks
+MOST_CRUMBS = 4  # pieces on the model's grid for one in the file
 SPECK_ML = 0.01
 LEAST_CONTRAST_HU = 40.0  # of filled vessels against what is around them, thin ones included
 NAMES = (
@@ -227,6 +228,19 @@ def vessel_pieces(facts: Facts, expected: Expected):
         )
 
 
+def vessels_on_the_grid(facts: Facts, expected: Expected):
+    """A vessel thinner than the model's voxels falls into crumbs there."""
+    count = max(len(facts.pieces_ml), 1)
+    if facts.grid_pieces > MOST_CRUMBS * count and expected.knows(facts.voxels):
+        spacing = " x ".join(f"{s:g}" for s in expected.preprocessing.spacing)
+        yield warning(
+            facts.case,
+            f"{facts.label}: vessels in {count} pieces are {facts.grid_pieces} in the model's"
+            f" voxels of {spacing} mm; smaller ones (data.spacing) keep them, or tokens, which are"
+            " traced in the file: unet.vessel_attention, unet.vessel_fields",
+        )
+
+
 def vessel_contrast(facts: Facts, expected: Expected):
     if facts.around_hu is None or not expected.knows(facts.voxels):
         return
@@ -251,5 +265,6 @@ CASE_RULES = [
     class_volume,
     vessels_present,
     vessel_pieces,
+    vessels_on_the_grid,
     vessel_contrast,
 ]

@@ -14,7 +14,7 @@ from tubesynth.data.volumes import Preprocessing
 from tubesynth.errors import InputError
 from tubesynth.volume.files import Case, check_same_grid, read_labels, read_volume
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.resample import target_grid
+from tubesynth.volume.resample import resample_labels, target_grid
 
 SAMPLE = 2_000_000  # voxels that percentiles and centres are taken from
 AIR_HU = -1024
@@ -73,6 +73,7 @@ class Facts:
     cropped: float = 0.0  # share of the image outside of the model's field of view
     lost: float = 0.0  # share of the foreground there
     lost_vessel: float = 0.0
+    grid_pieces: int = 0  # of the vessel class, on the model's grid
 
 
 def measure(case: Case, part: str, expected: Expected) -> Facts:
@@ -223,3 +224,5 @@ def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: 
         facts.lost = 1 - sum(n for value, n in kept.items() if value) / total
     if vessel := facts.voxels.get(expected.vessel_class):
         facts.lost_vessel = 1 - kept.get(expected.vessel_class, 0) / vessel
+        on_grid = resample_labels(labels, shape, affine).array == expected.vessel_class
+        facts.grid_pieces = len(pieces(on_grid))
