@@ -300,7 +300,7 @@ def test_a_torn_tree_is_a_warning_with_the_number_of_pieces(data):
 
 
 def test_vessels_that_fall_apart_in_the_models_voxels_are_named(data):
-    """A slanted vessel a voxel thin and two wide: voxels of twice the size meet it in every other slice."""
+    """A slanted vessel, one voxel thin: larger voxels meet it in every other slice."""
     _, label, _ = heart(1)
     label[label == 8] = 0
     z = np.arange(4, 30)
