@@ -12,6 +12,7 @@ from tubesynth.errors import InputError
 from tubesynth.evaluate import main
 from tubesynth.metrics.summary import json_safe, statistics, summarise, table
 from tubesynth.metrics.training_log import validation_losses
+from tubesynth.volume.centreline_file import Branch, write_centreline
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume, centred_affine
 
@@ -134,6 +135,29 @@ def test_a_synthesis_needs_no_real_ct(folders):
     result = evaluate(folders, "labels", "synthesis")
     assert list(result["synthesis"]) == ["diversity_ms_ssim"] and result["vessels"]["real"] == {}
     assert result["vessels"]["synthesis"]["centreline_in_range"]["mean"] == pytest.approx(0.5)
+
+
+def test_drawn_vessels_are_what_a_synthesis_is_scored_against(folders):
+    """The CTs hold a tube 14 voxels away from where the label map has it, and as drawn."""
+    for case in ("1", "2", "10"):
+        hu, labels = heart_and_vessel(int(case))
+        other = np.where(labels == 8, -80, np.where(np.roll(labels == 8, 14, axis=0), 350, hu))
+        write(folders / "moved", f"{case}_s0.img", other)
+        middle = (np.array(SHAPE) - 1) / 2
+        ends = (np.array([[34, 6, 0], [34, 6, SHAPE[2] - 1]]) - middle) * SPACING
+        points = np.column_stack([ends, [2 * SPACING[0]] * 2])
+        path = folders / "centrelines" / f"{case}.centreline.json"
+        write_centreline(path, [Branch("", None, points)])
+    options = ["--synthesis", folders / "moved"]
+    old = evaluate(folders, "labels", extra=options)["vessels"]["synthesis"]
+    new = evaluate(folders, "labels", "centrelines", extra=options)["vessels"]["synthesis"]
+    assert old["centreline_in_range"]["mean"] < 0.05 < 0.9 < new["centreline_in_range"]["mean"]
+    assert new["vesselness_auc"]["mean"] > 0.9 > old["vesselness_auc"]["mean"]
+    (folders / "centrelines" / "2.centreline.json").unlink()
+    with pytest.raises(InputError, match="2.centreline.json: no centreline can be read"):
+        evaluate(folders, "labels", "centrelines", extra=options)
+    with pytest.raises(InputError, match="give --labels"):
+        evaluate(folders, "real", "centrelines", "reconstruction")
 
 
 def test_images_on_another_grid_are_scored_there_and_this_is_said(folders, capsys):

@@ -50,7 +50,9 @@ from tubesynth.report.pictures import draw_case, panel_path
 from tubesynth.report.terminal import tables
 from tubesynth.runtime.log import environment
 from tubesynth.training.segmentation import VesselSegmenter
+from tubesynth.volume.centreline_file import read_centreline, tokens_of_branches
 from tubesynth.volume.files import read_labels
+from tubesynth.volume.vessels import paint_vessels
 
 PICTURES_LISTED = 10
 PRELOADED = ["tubesynth.metrics.case", "tubesynth.report.pictures"]
@@ -68,7 +70,9 @@ def main(argv=None) -> None:
     if args.training is not None:
         files_of(args.training, "--training")
     runs = runs_of(args.synthesis)
-    cases, notes = collect_cases(args.real, args.labels, args.reconstruction, runs)
+    cases, notes = collect_cases(
+        args.real, args.labels, args.reconstruction, runs, args.centrelines
+    )
     losses = validation_losses(args.training_log)
     classes = Classes(args.vessel_class, tuple(args.heart_classes), args.aorta_class)
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
@@ -113,6 +117,13 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--real", type=Path, help="folder of real CTs")
     add("--labels", type=Path, help="folder of their label maps (the condition)")
+    add(
+        "--centrelines",
+        type=Path,
+        metavar="DIR",
+        help="C.centreline.json of each case: vessels in place of those in its label map, as"
+        " synthesize --centrelines took them",
+    )
     add("--reconstruction", type=Path, help="folder of reconstructions; needs --real")
     add(
         "--synthesis",
@@ -157,6 +168,9 @@ def evaluate_case(
         volumes = read_case(case)
         label = None if case.label is None else read_labels(case.label)
         tokens = None if label is None else tokens_of(label, settings.classes)
+        if case.centreline is not None:
+            tokens = tokens_of_branches(read_centreline(case.centreline), label)
+            label = paint_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
         scores = score_case(case, volumes, label, tokens, settings, segment)
         draw_case(case, volumes, label, tokens, settings.classes.vessel, output_dir)
@@ -271,7 +285,7 @@ def ceiling_notes(result) -> list[str]:
 
 
 def provenance(args, cases, runs, notes) -> dict:
-    folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction")}
+    folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction", "centrelines")}
     folders |= {run.source: run.folder for run in runs}
     return {
         **environment(),

@@ -40,6 +40,7 @@ class EvaluationCase:
     label: Path | None
     images: list[tuple[str, int, Path]]
     stranger: Path | None = None  # the real CT of another patient, for the floor
+    centreline: Path | None = None  # drawn vessels, in place of those in the label map
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tubesynth.errors import InputError
 from tubesynth.metrics.case import EvaluationCase
+from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 from tubesynth.volume.files import find_cases
 
 MOST_FLOORS = 10  # cases with a stranger: an image that has nothing to do with them costs as much
@@ -50,7 +51,9 @@ def runs_of(options: list[str] | None) -> list[Run]:
     return runs
 
 
-def collect_cases(real, labels, reconstruction, runs) -> tuple[list[EvaluationCase], list[str]]:
+def collect_cases(
+    real, labels, reconstruction, runs, centrelines=None
+) -> tuple[list[EvaluationCase], list[str]]:
     """Every image with its partners, and notes on real CTs that nothing was made from."""
     if real is None and not runs:
         raise InputError("nothing to score: give --real and --reconstruction, or --synthesis")
@@ -58,6 +61,8 @@ def collect_cases(real, labels, reconstruction, runs) -> tuple[list[EvaluationCa
         raise InputError("--reconstruction is scored against the real CT; give --real")
     if runs and labels is None:
         raise InputError("--synthesis is scored against its condition; give --labels")
+    if centrelines is not None and labels is None:
+        raise InputError("--centrelines: drawn into label maps; give --labels")
     reals, maps = files_of(real, "--real"), files_of(labels, "--labels")
     made: dict[str, list[tuple[str, int, Path]]] = {}
     for case, path in files_of(reconstruction, "--reconstruction").items():
@@ -95,7 +100,10 @@ def collect_cases(real, labels, reconstruction, runs) -> tuple[list[EvaluationCa
         if own and case in made and len(order) > 1 and len(cases) % every == 0:
             stranger = reals[order[(order.index(case) + 1) % len(order)]]
         images = own + made.get(case, [])
-        cases.append(EvaluationCase(case, maps.get(case), images, stranger))
+        drawn = centrelines and centrelines / f"{case}{SUFFIX}"
+        if drawn:
+            read_centreline(drawn)  # refused here, before any case is scored
+        cases.append(EvaluationCase(case, maps.get(case), images, stranger, drawn))
     return cases, notes
 
 
