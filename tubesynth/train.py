@@ -130,7 +130,7 @@ def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, 
     position = Position()
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, position, device)
-    _stop_here(stop, "nothing was trained yet")
+    _stop_here(stop, "stopped before the first step")
     if args.preprocess:
         if dist.is_main():
             kept = config.data.dataset_type == "persistent" or config.stage > 1

@@ -71,10 +71,11 @@ def load_base(config: Stage3Config) -> dict:
     if path is None:
         raise InputError("control.base: not set: give the path of a stage-2 checkpoint")
     state = checkpoint.load(path, stage=2)
-    mine, theirs = to_plain(config), to_plain(config_from_plain(state["config"], path))
+    base = config_from_plain(state["config"], path)
+    mine, theirs = ({**to_plain(c), "vessel_class": vessel_class(c.data)} for c in (config, base))
     unet_keys = [key for key in theirs["unet"] if key != "dropout"]
     mode_keys = FLOW_KEYS if config.latent_mode == "flow" else DIFFUSION_KEYS
-    compared = [("dim",), ("latent_mode",), ("data", "num_classes"), ("data", "vessel_class")]
+    compared = [("dim",), ("latent_mode",), ("data", "num_classes"), ("vessel_class",)]
     if uses_vessels(config.unet):
         compared.append(("data", "token_step_mm"))
     compared += [("unet", key) for key in unet_keys]
