@@ -4,8 +4,11 @@
 # About 8 minutes on 2 free CPU cores once .venv is made, faster on a GPU.
 
 # Waiting threads spin for a while, which on a quiet machine makes a step a quarter faster. Beside other work they must
-# sleep at once: there spinning doubles a step. (/proc/loadavg: the processes of the last minute, before .venv is made.)
-busy=$(awk -v cores="$(getconf _NPROCESSORS_ONLN)" '{ print ($1 > cores / 2) }' /proc/loadavg 2>/dev/null || echo 0)
+# sleep at once: there spinning doubles a step. Quiet is where the cores (/proc/stat) are idle for half of a second or more.
+idle_and_all() { awk '/^cpu / { print $5 + $6, $2 + $3 + $4 + $5 + $6 + $7 + $8 + $9; exit }' /proc/stat 2>/dev/null; }
+before=$(idle_and_all)
+sleep 1
+busy=$(echo "$before $(idle_and_all)" | awk '{ print (NF == 4 && 2 * ($3 - $1) < $4 - $2) }')
 if [ "$busy" = 1 ]; then export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}; fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
