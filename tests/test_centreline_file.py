@@ -9,6 +9,7 @@ from test_vessels import distances
 from tubesynth.errors import InputError
 from tubesynth.volume.centreline_file import (
     Branch,
+    drawn_vessels,
     read_centreline,
     tokens_of_branches,
     write_centreline,
@@ -100,6 +101,16 @@ def test_a_bad_file_is_refused_in_one_line_with_its_branch(text, said, tmp_path)
     with pytest.raises(InputError, match=said) as refusal:
         read_centreline(path)
     assert str(refusal.value).startswith(str(path))
+
+
+def test_vessels_of_another_place_are_refused(tmp_path):
+    write_centreline(tmp_path / "a.centreline.json", FORK)
+    affine = np.eye(4)
+    grid = Volume(np.zeros((20, 20, 20), np.uint8), affine)
+    assert len(drawn_vessels(tmp_path / "a.centreline.json", grid)) > 0
+    affine[:3, 3] = 500
+    with pytest.raises(InputError, match="a.centreline.json: none of its vessels lies in"):
+        drawn_vessels(tmp_path / "a.centreline.json", Volume(grid.array, affine))
 
 
 def test_the_phantoms_file_has_the_keys_that_are_documented(tmp_path):

@@ -50,7 +50,7 @@ from tubesynth.report.pictures import draw_case, panel_path
 from tubesynth.report.terminal import tables
 from tubesynth.runtime.log import environment
 from tubesynth.training.segmentation import VesselSegmenter
-from tubesynth.volume.centreline_file import read_centreline, tokens_of_branches
+from tubesynth.volume.centreline_file import drawn_vessels
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.vessels import paint_vessels
 
@@ -169,7 +169,7 @@ def evaluate_case(
         label = None if case.label is None else read_labels(case.label)
         tokens = None if label is None else tokens_of(label, settings.classes)
         if case.centreline is not None:
-            tokens = tokens_of_branches(read_centreline(case.centreline), label)
+            tokens = drawn_vessels(case.centreline, label)
             label = paint_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
         scores = score_case(case, volumes, label, tokens, settings, segment)

@@ -35,7 +35,7 @@ class ModelGrid:
     def blank_labels(self, spacing=None, resolution=None) -> Volume:
         """A label map of background around the origin."""
         data = self.config.data
-        self._check(spacing, resolution)
+        self._check_options(spacing, resolution)
         flat = (1,) * (3 - self.config.dim)
         shape = (*(resolution or data.resolution), *flat)
         affine = centred_affine(shape, (*(spacing or data.spacing), *flat))
@@ -43,10 +43,10 @@ class ModelGrid:
 
     def _target(self, volume: Volume, spacing, resolution):
         data = self.config.data
-        self._check(spacing, resolution)
+        self._check_options(spacing, resolution)
         return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
 
-    def _check(self, spacing, resolution) -> None:
+    def _check_options(self, spacing, resolution) -> None:
         dim = self.config.dim
         for name, value in (("--resolution", resolution), ("--spacing", spacing)):
             if value is not None and (len(value) != dim or min(value) <= 0):

@@ -58,6 +58,7 @@ def is_finished(output_dir: Path, job: Job) -> bool:
 
 
 def digest_of(source: Path | None) -> str | None:
+    """SHA-256 of a volume's bytes; None for none."""
     return None if source is None else source_digest(source)
 
 

@@ -27,10 +27,9 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
 from tubesynth.stream import Job, run_jobs, tile_option
-from tubesynth.volume.centreline_file import SUFFIX, read_centreline, tokens_of_branches
+from tubesynth.volume.centreline_file import SUFFIX, drawn_vessels, read_centreline
 from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.vessels import VesselTokens
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,18 +100,6 @@ def find_centrelines(args: argparse.Namespace, cases: Iterable[str]) -> dict[str
     for path in found.values():
         read_centreline(path)  # all of them, before the first volume is made
     return found
-
-
-def drawn_vessels(path: Path, labels: Volume, source: Path, step_mm: float | None) -> VesselTokens:
-    """The vessels of a centreline file in a label map."""
-    branches = read_centreline(path)
-    vessels = tokens_of_branches(branches, labels, step_mm or 1.0)
-    if branches and not len(vessels):
-        raise InputError(
-            f"{path}: none of its vessels lies in {source}; is it another case's, or not in RAS"
-            " world mm?"
-        )
-    return vessels
 
 
 def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
@@ -210,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
             sample = pipeline.sample(
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
-                vessels=drawn and drawn_vessels(drawn, labels, job.source, data.token_step_mm),
+                vessels=drawn and drawn_vessels(drawn, labels, data.token_step_mm or 1.0),
                 guidance_label=args.guidance_label,
                 guidance_vessel=args.guidance_vessel,
                 control_scale=args.control_scale,

@@ -110,3 +110,15 @@ def tokens_of_branches(
     tokens = VesselTokens.from_array(np.vstack(rows) if rows else np.zeros((0, 9)))
     inside = in_box(tokens.position_mm, tokens.radius_mm, np.array(grid.shape) * grid.spacing)
     return VesselTokens.from_array(tokens.to_array()[inside])
+
+
+def drawn_vessels(path: Path, labels: Volume, step_mm: float = 1.0) -> VesselTokens:
+    """The tokens of a centreline file in its label map; InputError where all lie outside it."""
+    branches = read_centreline(path)
+    tokens = tokens_of_branches(branches, labels, step_mm)
+    if branches and not len(tokens):
+        raise InputError(
+            f"{path}: none of its vessels lies in the case's label map; is it another case's, or"
+            " not in RAS world mm?"
+        )
+    return tokens

@@ -40,7 +40,7 @@ class FiniteScalarQuantizer(nn.Module):
             self._follow(encoded.detach().float())
         latents = self.latents(encoded)
         quantised = self.quantise(latents)
-        scaled = latents / (self._meeting(self.levels, latents) // 2)
+        scaled = latents / (self._per_channel(self.levels, latents) // 2)
         # Straight-through: the gradient passes the rounding as if it were not there.
         return scaled + (quantised - scaled).detach(), {}, self._indices(latents.detach())
 
@@ -48,12 +48,12 @@ class FiniteScalarQuantizer(nn.Module):
         """(B, D, ...) -> bounded (B, D, ...), in 32 bits; the mean becomes 0. An even number of
         levels has one more below 0 than above.
         """
-        levels = self._meeting(self.levels, encoded)
+        levels = self._per_channel(self.levels, encoded)
         half_range = (levels - 1) / 2
         offset = 0.5 * (levels % 2 == 0)
         shift = torch.atanh(offset / half_range)
-        centred = encoded.float() - self._meeting(self.mean, encoded)
-        standard = centred / self._meeting(self.deviation, encoded)
+        centred = encoded.float() - self._per_channel(self.mean, encoded)
+        standard = centred / self._per_channel(self.deviation, encoded)
         return half_range * torch.tanh(standard + shift) - offset
 
     @torch.no_grad()
@@ -61,38 +61,37 @@ class FiniteScalarQuantizer(nn.Module):
         """Move mean and deviation towards those of the batches of all ranks."""
         # One NaN would stay in the averages for ever; a step that is skipped must leave no trace.
         vectors = encoded.movedim(1, 0).flatten(1).double()
-        vectors = vectors[:, vectors.isfinite().all(0)]
-        count = vectors.new_full((1,), vectors.shape[1])
-        packed = torch.cat([count, vectors.sum(1), vectors.square().sum(1)])
+        finite = vectors.isfinite().all(0)
+        vectors = torch.where(finite, vectors, 0)
+        packed = torch.cat([finite.sum()[None], vectors.sum(1), vectors.square().sum(1)])
         if dist.is_initialized():
             dist.all_reduce(packed)
         count, total, squares = packed.split([1, len(vectors), len(vectors)])
-        if count == 0:
-            return
-        mean = total / count
-        deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
-        share = 1 - DECAY if self.initialised else 1.0
+        mean = total / count.clamp_min(1)
+        deviation = (squares / count.clamp_min(1) - mean.square()).clamp_min(1e-12).sqrt()
+        # Decided on the device: asking it would make every step wait for it.
+        share = torch.where(self.initialised, 1 - DECAY, 1.0) * (count > 0)
         self.mean.lerp_(mean.float(), share)
         self.deviation.lerp_(deviation.float(), share)
-        self.initialised.fill_(True)
+        self.initialised.logical_or_((count > 0)[0])
 
     def quantise(self, latents: Tensor) -> Tensor:
         """(B, D, ...) latents, also beyond the bounds -> nearest levels, scaled to [-1, 1]."""
-        return self._nearest_level(latents) / (self._meeting(self.levels, latents) // 2)
+        return self._nearest_level(latents) / (self._per_channel(self.levels, latents) // 2)
 
     def _nearest_level(self, latents: Tensor) -> Tensor:
-        levels = self._meeting(self.levels, latents)
+        levels = self._per_channel(self.levels, latents)
         lowest = -(levels // 2)
         return latents.float().round().clamp(lowest, lowest + levels - 1)
 
     def _indices(self, latents: Tensor) -> Tensor:
         """(B, ...) positions on the grid of levels, channel 0 running fastest; NaN counts as 0."""
-        levels = self._meeting(self.levels, latents)
+        levels = self._per_channel(self.levels, latents)
         digits = self._nearest_level(latents.nan_to_num()).long() + levels // 2
         strides = levels.cumprod(0) // levels
         return (digits * strides).sum(1)
 
     @staticmethod
-    def _meeting(channels: Tensor, like: Tensor) -> Tensor:
+    def _per_channel(channels: Tensor, like: Tensor) -> Tensor:
         """(D,) -> (D, 1, ...), to meet (B, D, ...)."""
         return channels.view(-1, *[1] * (like.ndim - 2))
