@@ -9,7 +9,7 @@ vector. extra_mb is what the work needed beyond what the process held before.
 import math
 import time
 
-from tubesynth.benchmarks.measure import PeakMemory, measure, result
+from tubesynth.benchmarks.measure import PeakMemory, measure, result, significant
 from tubesynth.benchmarks.options import GRID, add_repeats, check_options
 
 CASES = ("eval", "train")
@@ -74,13 +74,13 @@ def run_case(case: str, args) -> dict:
         threads=torch.get_num_threads(),
         extra_mb=_difference(measured.peak_mb, before.peak_mb),
         peer="one-hot",
-        peer_seconds=round(peer.seconds, 3),
+        peer_seconds=significant(peer.seconds),
         peer_peak_mb=peer.peak_mb and round(peer.peak_mb, 1),
         peer_extra_mb=_difference(peer.peak_mb, before_peer.peak_mb),
         peer_vectors=len(some),
-        speedup=round(peer.seconds / len(some) / (measured.seconds / math.prod(args.latent)), 1),
-        memory_ratio=peer.peak_mb and round(measured.peak_mb / peer.peak_mb, 3),
-        peer_cpu_seconds=peer.cpu_seconds and round(peer.cpu_seconds, 3),
+        speedup=significant(peer.seconds / len(some) * math.prod(args.latent) / measured.seconds),
+        memory_ratio=peer.peak_mb and significant(measured.peak_mb / peer.peak_mb),
+        peer_cpu_seconds=peer.cpu_seconds and significant(peer.cpu_seconds),
         same_indices=same,
     )
 

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from tubesynth.benchmarks.measure import measure, result
+from tubesynth.benchmarks.measure import measure, result, significant
 from tubesynth.benchmarks.options import GRID, add_device, add_repeats, check_options
 from tubesynth.errors import InputError
 
@@ -116,7 +116,7 @@ def run_case(case: str, args, workers: int) -> dict:
         workers=workers,
         stored=args.stored,
         **({"one_hot": args.one_hot} if with_classes else {}),
-        volumes_per_second=round(args.volumes / measured.seconds, 2),
+        volumes_per_second=significant(args.volumes / measured.seconds),
         cache_mb=cache_mb(volumes.store, "latents" if case == "stage2" else "volumes"),
     )
 
@@ -147,7 +147,7 @@ def cold(args) -> dict:
         device="cpu",
         threads=cores(),
         workers=min(cores(), len(cases)),
-        seconds_per_volume=round(measured.seconds / len(cases), 3),
+        seconds_per_volume=significant(measured.seconds / len(cases)),
         cache_mb=held,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tubesynth.benchmarks.data import cores, make_phantoms
-from tubesynth.benchmarks.measure import measure, result
+from tubesynth.benchmarks.measure import measure, result, significant
 from tubesynth.benchmarks.options import GRID, add_repeats, check_options
 
 CASES = ("pairs",)
@@ -80,5 +80,5 @@ def run_case(case: str, args, workers: int) -> dict:
         f"{len(jobs)} x {'x'.join(map(str, args.resolution))}",
         device="cpu",
         threads=workers,
-        seconds_per_pair=round(measured.seconds / len(jobs), 3),
+        seconds_per_pair=significant(measured.seconds / len(jobs)),
     )

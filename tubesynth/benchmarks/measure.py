@@ -131,19 +131,24 @@ def _proportional_kb(pid: int) -> int:
     return 0
 
 
+def significant(value: float, digits: int = 4) -> float:
+    """Rounded to so many significant digits: a microsecond is no zero, however fast the machine."""
+    return float(f"{value:.{digits}g}")
+
+
 def result(bench: str, case: str, measured: Measurement, size: str, **more) -> dict:
     """The object of one line; `more` are further keys, among them device and threads."""
     peak, cpu = measured.peak_mb, measured.cpu_seconds
     return {
         "bench": bench,
         "case": case,
-        "seconds": round(measured.seconds, 4),
+        "seconds": significant(measured.seconds),
         "spread": round(measured.spread, 3),
         "peak_mb": peak and round(peak, 1),
         "size": size,
         **more,
         "commit": commit(),
-        "cpu_seconds": cpu and round(cpu, 3),
+        "cpu_seconds": cpu and significant(cpu),
         "repeats": len(measured.times),
         "load": round(os.getloadavg()[0], 2),
     }

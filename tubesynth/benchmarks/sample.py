@@ -49,6 +49,7 @@ def config_of(args):
 def run_case(case: str, args) -> dict:
     import torch
 
+    from tubesynth.benchmarks.measure import significant
     from tubesynth.benchmarks.turns import compared, device_name, device_of, in_turns
     from tubesynth.models.conditions import Conditions
     from tubesynth.training.latent import build_unet
@@ -89,5 +90,5 @@ def run_case(case: str, args) -> dict:
         device=device_name(device),
         precision=args.precision,
         config=str(args.config),
-        saved_seconds=round(every.seconds - once.seconds, 4),
+        saved_seconds=significant(every.seconds - once.seconds),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from tubesynth.benchmarks.measure import Measurement, measure, result
+from tubesynth.benchmarks.measure import Measurement, measure, result, significant
 from tubesynth.errors import InputError
 
 
@@ -61,7 +61,7 @@ def _peak_mb(work: Callable[[], None], device: torch.device) -> float | None:
 def compared(
     bench: str, case: str, ours: Measurement, peer: str, theirs: Measurement, size: str, **more
 ) -> dict:
-    """The JSON object of one line; speedup and memory_ratio are theirs / ours.
+    """The JSON object of one line; speedup is theirs / ours, memory_ratio ours / theirs.
 
     The median of each turn's own ratio moves less than the ratio of medians.
     """
@@ -69,9 +69,9 @@ def compared(
     return {
         **result(bench, case, ours, size, threads=torch.get_num_threads(), **more),
         "peer": peer,
-        "peer_seconds": round(theirs.seconds, 4),
+        "peer_seconds": significant(theirs.seconds),
         "peer_peak_mb": theirs.peak_mb and round(theirs.peak_mb, 1),
-        "speedup": round(statistics.median(speedups), 3),
-        "memory_ratio": ours.peak_mb and round(theirs.peak_mb / ours.peak_mb, 3),
-        "peer_cpu_seconds": theirs.cpu_seconds and round(theirs.cpu_seconds, 3),
+        "speedup": significant(statistics.median(speedups)),
+        "memory_ratio": theirs.peak_mb and significant(ours.peak_mb / theirs.peak_mb),
+        "peer_cpu_seconds": theirs.cpu_seconds and significant(theirs.cpu_seconds),
     }
