@@ -92,13 +92,15 @@ def test_the_vessel_benches_say_both_sides(capfd):
     tiny = "--size 6 6 4 --tokens 20 --channels 32 --head-channels 32 --repeats 2".split()
     bench.main(["vessel_attention", *tiny])
     config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
-    tiny = "--resolution 16 16 16 --tokens 20 --repeats 2 --case guided".split()
+    tiny = "--resolution 16 16 16 --tokens 20 --repeats 2 --case guided --batch-size 2".split()
     bench.main(["sample", *config, *tiny])
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == ["forward", "training", "guided"]
     for line in lines:
         assert {*KEYS, "peer", "peer_seconds", "speedup", "memory_ratio"} <= line.keys()
         assert line["repeats"] == 2 and line["seconds"] > 0 and line["peer_seconds"] > 0
+    assert lines[2]["size"] == "2 x 16x16x16, 20 tokens, 6 rows"
+    assert math.isclose(lines[2]["seconds_per_case"], lines[2]["seconds"] / 2, rel_tol=2e-3)
     difference = lines[2]["peer_seconds"] - lines[2]["seconds"]
     assert math.isclose(
         lines[2]["saved_seconds"], difference, abs_tol=1e-3 * lines[2]["peer_seconds"]

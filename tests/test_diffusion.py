@@ -34,7 +34,12 @@ def best_prediction(diffusion: Diffusion):
 def sample(diffusion, noise, solver="ddim", seed=0, network=None, **settings):
     sampling = SamplingConfig(solver=solver, **settings)
     random = torch.Generator().manual_seed(seed)
-    return diffusion.sample(network or best_prediction(diffusion), noise, sampling, random)
+    return diffusion.sample(
+        network or best_prediction(diffusion),
+        noise,
+        sampling,
+        lambda: torch.randn(noise.shape, generator=random),
+    )
 
 
 def test_the_names_of_the_config_are_those_of_the_samplers():
@@ -194,7 +199,7 @@ def test_the_callback_sees_every_step_up_to_the_data():
         torch.randn(1, 2),
         sampling,
         None,
-        lambda t, x: seen.append((t, x)),
+        lambda t, x: seen.append((t.item(), x)),
     )
     assert [t for t, _ in seen] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert torch.equal(seen[-1][1], end)

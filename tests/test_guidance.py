@@ -47,3 +47,9 @@ def test_outside_the_interval_the_conditional_network_stands_alone():
     velocity = guided(lambda x, t: x * 0, [2.0, -1.0], lambda x, t: x * 0 + 7, interval)
     times = torch.tensor([0.0, 0.25, 0.4, 0.5, 0.6])
     assert [velocity(torch.zeros(1, 1), t[None]).item() for t in times] == [7, 0, 0, 0, 7]
+
+
+def test_cases_at_times_of_their_own_are_guided_where_each_is():
+    velocity = guided(lambda x, t: x * 0, [2.0, -1.0], lambda x, t: x * 0 + 7, (0.25, 0.5))
+    times = torch.tensor([0.2, 0.3, 0.6])
+    assert velocity(torch.zeros(3, 1), times)[:, 0].tolist() == [7, 0, 7]

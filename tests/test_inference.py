@@ -95,6 +95,25 @@ def test_a_sample_depends_on_seed_case_and_number_alone(workplace, stage_2, tmp_
     assert min(differences) > 0
 
 
+def test_volumes_made_together_are_those_made_one_by_one(workplace, stage_2, tmp_path):
+    """Three jobs in batches of two, of which the last is not full; and any number goes on."""
+    common = ["--model", stage_2, "--unconditional", "--num-samples", 3, "--steps", 2]
+    run(synthesize, *common, "--output-dir", tmp_path / "one")
+    run(synthesize, *common, "--output-dir", tmp_path / "two", "--batch-size", 2)
+    for k in range(3):
+        name = f"unconditional_s{k}"
+        one, two = (read_volume(tmp_path / f / f"{name}.img.nii.gz") for f in ("one", "two"))
+        assert np.abs(one.array - two.array.astype(int)).max() <= 1
+        record = json.loads((tmp_path / "two" / f"{name}.json").read_text(encoding="utf-8"))
+        assert record["batch"] == (2 if k < 2 else 1) and record["evaluations"] == 4
+    stamps = [path.stat().st_mtime_ns for path in sorted((tmp_path / "two").glob("*.nii.gz"))]
+    run(synthesize, *common, "--output-dir", tmp_path / "two", "--batch-size", 3)
+    again = [path.stat().st_mtime_ns for path in sorted((tmp_path / "two").glob("*.nii.gz"))]
+    assert stamps == again
+    with pytest.raises(InputError, match="--batch-size 0"):
+        run(synthesize, *common, "--output-dir", tmp_path / "two", "--batch-size", 0)
+
+
 def test_finished_cases_are_skipped_and_other_settings_are_not(
     workplace, stage_2, tmp_path, capsys
 ):

@@ -62,17 +62,24 @@ def test_dopri5_names_a_velocity_that_is_not_finite():
 
 def test_callback_sees_every_step_up_to_the_end():
     seen = []
-    solve(decay, torch.ones(1, 1), "heun", steps=4, callback=lambda t, x: seen.append(t))
+    solve(decay, torch.ones(1, 1), "heun", steps=4, callback=lambda t, x: seen.append(t.item()))
     assert seen == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_a_shifted_and_a_given_grid_are_walked_along():
     times = []
-    solve(decay, torch.ones(1, 1), "euler", 2, shift=3.0, callback=lambda t, x: times.append(t))
+    solve(
+        decay, torch.ones(1, 1), "euler", 2, shift=3.0, callback=lambda t, x: times.append(t.item())
+    )
     assert times == pytest.approx([0.25, 1.0])
     grid, times = [0, 0.1, 0.7, 1], []
     end, evaluations = solve(
-        decay, torch.ones(1, 1), "heun", 99, times=grid, callback=lambda t, x: times.append(t)
+        decay,
+        torch.ones(1, 1),
+        "heun",
+        99,
+        times=grid,
+        callback=lambda t, x: times.append(t.item()),
     )
     assert times == grid[1:] and evaluations == 6
 
@@ -87,6 +94,26 @@ def test_each_order_of_a_solver_is_exact_for_polynomials_of_time():
             times=[0, 0.3, 1],
         )
         assert end.item() == pytest.approx(1 / order, rel=1e-6)
+
+
+def test_dopri5_steps_every_case_by_itself():
+    """A batch of an easy, a hard and a still case ends where each of them ends alone."""
+    rates = torch.tensor([[-1.0], [-60.0], [0.0]], dtype=torch.float64)
+    start = torch.tensor([[1.0, 2.0], [1.0, -1.0], [3.0, 0.0]], dtype=torch.float64)
+    seen = []
+    together, evaluations = solve(
+        lambda x, t: rates * x, start, "dopri5", callback=lambda t, x: seen.append(t)
+    )
+    alone = [
+        solve(lambda x, t, r=rate: r * x, x[None], "dopri5")
+        for rate, x in zip(rates, start, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat([end for end, _ in alone]), rtol=1e-12, atol=0)
+    costs = [cost for _, cost in alone]
+    assert evaluations == max(costs) == costs[1] > 3 * costs[0]
+    times = torch.stack(seen)
+    assert (times.diff(dim=0) >= 0).all() and times[-1].tolist() == [1, 1, 1]
+    assert (times[1, 0] - times[1, 1]).abs() > 0.01  # they are not in step
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])

@@ -223,8 +223,10 @@ def test_a_dropped_case_and_a_case_without_tokens_are_encoded_alike():
         "root_distance_mm": torch.linspace(0, 300, 10).expand(2, -1),
         "mask": torch.ones(2, 10, dtype=torch.bool),
     }
-    result = encoder(tokens, torch.tensor([1.0, 0.0]))
-    assert result.mask.sum(1).tolist() == [10, 0]
+    result = encoder(tokens)
+    told = result.for_rows(4, torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    assert told.mask.sum(1).tolist() == [10, 0, 0, 10]
+    assert torch.equal(told.features, torch.cat([result.features] * 2))
     assert result.features.isfinite().all() and result.radius_mm.min() > 0
     # positions 1 mm apart are told apart, wherever they are
     moved = encoder({**tokens, "position_mm": tokens["position_mm"] + 1.0})

@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubesynth.config import Config, SamplingConfig, Stage2Config, uses_vessels, vessel_class
+from tubesynth.conditioning import Request, conditions_of, sides_of, trace
+from tubesynth.config import Config, SamplingConfig, Stage2Config, vessel_class
 from tubesynth.config_checks import check_sampling
 from tubesynth.config_loading import config_from_plain
-from tubesynth.data.dataset import pad_tokens
-from tubesynth.data.tokens import latent_fields
 from tubesynth.errors import InputError
-from tubesynth.generative.guidance import Side, guided, sides
+from tubesynth.generative.guidance import Side, Velocity, guided
 from tubesynth.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
@@ -46,14 +45,15 @@ from tubesynth.volume.files import check_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.intensity import hu_to_unit
 from tubesynth.volume.resample import resample_labels
-from tubesynth.volume.vessels import VesselTokens, extract_tokens, paint_vessels, place_tokens
+from tubesynth.volume.vessels import VesselTokens
 
 
 @dataclass
 class Sample:
     """A synthetic volume (int16 HU), its labels (uint8) on the same grid, and what it cost.
 
-    latents: (1, C, x, ...), normalised, where the solver ended.
+    evaluations: of the network, which all samples of a batch share. latents: (1, C, x, ...),
+    normalised, where the solver ended.
     """
 
     volume: Volume
@@ -174,142 +174,123 @@ class Pipeline:
         """
         return self.sample(labels, generator(torch.device("cpu"), seed), **options).volume
 
-    @torch.no_grad()
     def sample(
         self,
         labels: Volume | None,
         random: torch.Generator,
         sampling: SamplingConfig | None = None,
         vessels: VesselTokens | None = None,
+        callback: Callable[[float, Volume], None] | None = None,
+        **options,
+    ) -> Sample:
+        """Like `synthesize`, with the cost. vessels: as in conditioning.Request; other options are
+        those of `sample_batch`.
+        """
+        request = Request(labels, random, vessels)
+        show = callback and (lambda index, t, volume: callback(t, volume))
+        return self.sample_batch([request], sampling, callback=show, **options)[0]
+
+    @torch.no_grad()
+    def sample_batch(
+        self,
+        requests: list[Request],
+        sampling: SamplingConfig | None = None,
         guidance_label: float = 1.0,
         guidance_vessel: float = 1.0,
         control_scale: float = 1.0,
         spacing=None,
         resolution=None,
-        callback: Callable[[float, Volume], None] | None = None,
+        callback: Callable[[int, float, Volume], None] | None = None,
         **changes,
-    ) -> Sample:
-        """Like `synthesize`, with the cost. `changes`: fields of SamplingConfig (solver, steps,
-        ...).
+    ) -> list[Sample]:
+        """Samples that go through the network together; each is what it is alone, to rounding.
 
-        vessels: in mm from the middle of the label map, instead of its own, which are painted over;
-        by default the model's vessel class is traced in the label map. A map without vessels is a
-        case without vessels.
         guidance_*: 1 is the conditional model; other weights are guidance (generative/guidance.py),
         for a model that was trained with that condition dropped. 0 leaves the condition out.
         control_scale: of what the ControlNet of a stage-3 model says; 0 is the base model.
+        callback(index, t, volume) sees every step of every sample. changes: fields of
+        SamplingConfig (solver, steps, ...).
         """
+        self._set_control(control_scale)
+        sampling = self._sampling(sampling, changes)
+        parts = sides_of(requests, self.config, guidance_label, guidance_vessel)
+        net, with_vessels = self.autoencoder, any(side.vessels for side in parts)
+        maps, conditions = conditions_of(
+            requests, self.grid, net.factor, with_vessels, spacing, resolution
+        )
+        size = tuple(n // net.factor for n in conditions.labels.shape[1:])
+
+        def normal() -> Tensor:
+            # Drawn on the CPU, sample by sample: a seed is the same noise on every device.
+            shape = (1, net.embedding_dim, *size)
+            drawn = [torch.randn(shape, generator=request.random) for request in requests]
+            return torch.cat(drawn).to(self.device)
+
+        def decode(latents: Tensor, index: int) -> Volume:
+            """One of the batch, by itself: an image takes far more memory than its latents."""
+            label = conditions.labels[index : index + 1]
+            tile, restored = self._tile_for(label.shape[1:]), self.scale.restore(latents)
+            image = net.decode(restored[index : index + 1], tile=tile, vessels=self._vessels(label))
+            return self.grid.volume(image, maps[index].affine)
+
+        reached = [0.0] * len(requests)
+
+        def show(times: Tensor, latents: Tensor) -> None:
+            for index, t in enumerate(times.tolist()):
+                if t > reached[index]:  # not every case has moved in a step of dopri5
+                    reached[index] = t
+                    callback(index, t, decode(latents, index))
+
+        with self._autocast():
+            latents, evaluations = build_objective(self.config).sample(
+                self._velocity(conditions, size, maps[0].spacing, parts, sampling),
+                normal(),
+                sampling,
+                normal,
+                show if callback else None,
+            )
+            return [
+                Sample(decode(latents, i), labels, evaluations, latents[i : i + 1])
+                for i, labels in enumerate(maps)
+            ]
+
+    def _set_control(self, scale: float) -> None:
         if self.unet is None:
             raise InputError("a stage-1 checkpoint cannot synthesise: give one of stage 2 or 3")
         if isinstance(self.unet, ControlledUNet):
-            self.unet.scale = control_scale
-        elif control_scale != 1.0:
-            raise InputError(
-                f"control scale {control_scale}: this model has no ControlNet (stage 3)"
-            )
-        config = self.config
+            self.unet.scale = scale
+        elif scale != 1.0:
+            raise InputError(f"control scale {scale}: this model has no ControlNet (stage 3)")
+
+    def _sampling(self, sampling: SamplingConfig | None, changes: dict) -> SamplingConfig:
         if "steps" in changes:
             changes = {"time_grid": None, **changes}  # a grid that is given says its own number
-        sampling = replace(sampling or config.sampling, **changes)
-        check_sampling(config, sampling, "this model")
-        has_vessels = uses_vessels(config.unet) and not (labels is None and vessels is None)
-        if not uses_vessels(config.unet) and (labels is None and vessels or guidance_vessel != 1.0):
-            raise InputError(
-                "this model was trained without vessels (unet.vessel_attention, vessel_fields): it"
-                " has them from a label map alone; leave --guidance-vessel at 1"
-            )
-        parts = sides(
-            None if labels is None else guidance_label, guidance_vessel if has_vessels else None
-        )
-        self._check_sides(parts)
-        asked = self.grid.blank_labels(spacing, resolution) if labels is None else labels
-        prepared = self.grid.prepare_labels(asked, spacing, resolution)
-        if vessels is not None:
-            vessels = place_tokens(vessels, asked, prepared.shape, prepared.affine)
-            prepared = paint_vessels(prepared, vessels, vessel_class(config.data))
-        factor = self.autoencoder.factor
-        label = self.grid.tensor(prepared.array)[None]
-        if any(n % factor for n in label.shape[1:]):
-            raise InputError(
-                f"--resolution {' '.join(map(str, prepared.shape))}: every side must be a multiple"
-                f" of {factor}"
-            )
-        size = tuple(n // factor for n in label.shape[1:])
-        # Noise is drawn on the CPU: the same seed is the same noise on every device.
-        noise = torch.randn((1, self.autoencoder.embedding_dim, *size), generator=random)
-        spacing_mm = torch.tensor(prepared.spacing[: self.config.dim], dtype=torch.float32)
-        spacing_mm = spacing_mm[None].to(self.device)
-        tokens = fields = None
-        if has_vessels:
-            if vessels is None:
-                traced = self.trace(labels)
-                vessels = place_tokens(traced, labels, prepared.shape, prepared.affine)
-            tokens, fields = self._vessel_tensors(vessels, prepared)
-        conditions = Conditions(label, tokens, fields)
-
-        def decode(latents: Tensor) -> Volume:
-            tile = self._tile_for(label.shape[1:])
-            restored = self.scale.restore(latents)
-            image = self.autoencoder.decode(restored, tile=tile, vessels=self._vessels(label))
-            return self.grid.volume(image, prepared.affine)
-
-        with self._autocast():
-            latents, evaluations = build_objective(config).sample(
-                self._velocity(conditions, size, spacing_mm, parts, sampling.guidance_interval),
-                noise.to(self.device),
-                sampling,
-                random,
-                (lambda t, x: callback(t, decode(x))) if callback else None,
-            )
-            return Sample(decode(latents), prepared, evaluations, latents)
-
-    def _check_sides(self, parts: list[Side]) -> None:
-        """InputError where a side leaves out a condition that the model never had to do without."""
-        mode, objective = self.config.latent_mode, self.config.objective
-        if objective.label_dropout == 0 and not all(side.label for side in parts):
-            raise InputError(
-                f"this model was trained without {mode}.label_dropout, so it has no side without"
-                " labels: give labels, and leave --guidance-label at 1"
-            )
-        if not uses_vessels(self.config.unet):
-            return
-        if objective.vessel_dropout == 0 and not all(side.vessels for side in parts):
-            raise InputError(
-                f"this model was trained without {mode}.vessel_dropout, so it has no side without"
-                " vessels: leave --guidance-label and --guidance-vessel at 1"
-            )
+        sampling = replace(sampling or self.config.sampling, **changes)
+        check_sampling(self.config, sampling, "this model")
+        return sampling
 
     def trace(self, labels: Volume) -> VesselTokens:
-        """The tokens of a label map in its own voxels, as training has them: to be changed and
-        handed to `sample` as its vessels.
-        """
-        data = self.config.data
-        if data.token_step_mm is None:
-            raise InputError("data.token_step_mm: not set, but this model takes vessel tokens")
-        mask = labels.array == vessel_class(data)
-        return extract_tokens(mask, labels.affine, data.token_step_mm)
-
-    def _vessel_tensors(self, vessels: VesselTokens, labels: Volume) -> tuple[dict, Tensor]:
-        """Padded tokens and the vessel fields (1, 2, x, ...), both of one case."""
-        tokens = {k: v.to(self.device) for k, v in pad_tokens([vars(vessels)]).items()}
-        fields = latent_fields(vessels, labels.shape, labels.spacing, self.autoencoder.factor)
-        fields = fields[..., 0] if self.config.dim == 2 else fields
-        return tokens, torch.from_numpy(fields)[None].to(self.device)
+        """The vessels of a label map: to be changed and handed to `sample`."""
+        return trace(labels, self.config.data)
 
     def _velocity(
-        self, conditions: Conditions, size, spacing_mm: Tensor, parts: list[Side], interval
-    ):
-        """The guided velocity of one case; what time does not change is computed here, once."""
-        count = len(parts)
+        self, conditions: Conditions, size, spacing, parts: list[Side], sampling: SamplingConfig
+    ) -> Velocity:
+        """The guided velocity of a batch; what time does not change is computed here, once."""
+        cases = len(conditions.labels)
         kept = torch.tensor([[side.label, side.vessels] for side in parts], device=self.device)
-        told = conditions.told(*kept.float().unbind(1))
-        prepared = self.unet.prepare(told, size, spacing_mm.expand(count, -1))
-        fullest = prepared.rows(torch.tensor([0], device=self.device))
+        keep_label, keep_vessels = kept.float().repeat_interleave(cases, dim=0).unbind(1)
+        told = replace(conditions, keep_label=keep_label, keep_vessels=keep_vessels)
+        spacing_mm = torch.tensor(spacing[: self.config.dim], dtype=torch.float32)
+        spacing_mm = spacing_mm.to(self.device).expand(len(kept) * cases, -1)
+        prepared = self.unet.prepare(told, size, spacing_mm)
+        fullest = prepared.rows(torch.arange(cases, device=self.device))
 
         def network(x, t):
-            return self.unet(x, t, spacing_mm.expand(count, -1), prepared).float()
+            return self.unet(x, t, spacing_mm, prepared).float()
 
         def conditional(x, t):
-            return self.unet(x, t, spacing_mm, fullest).float()
+            return self.unet(x, t, spacing_mm[:cases], fullest).float()
 
-        return guided(network, [side.weight for side in parts], conditional, tuple(interval))
+        interval = tuple(sampling.guidance_interval)
+        return guided(network, [side.weight for side in parts], conditional, interval)

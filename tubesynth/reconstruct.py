@@ -80,14 +80,15 @@ def main(argv: list[str] | None = None) -> None:
             label = {"label_sha256": digest_of(labels[case])} if labels else {}
             jobs.append(Job(case, path, {**settings, **label}))
 
-        def make(job: Job) -> tuple[Volume, dict]:
+        def make(batch: list[Job]) -> list[tuple[Volume, dict]]:
+            (job,) = batch
             image = read_volume(job.source)
             label = read_labels(labels[job.name]) if labels else None
             result = pipeline.reconstruct(image, settings["spacing"], settings["resolution"], label)
             if args.original_grid:
                 fill = data.hu_window[0]
                 result = resample_image(result, image.shape, image.affine, fill=fill)
-            return result, {"model": str(args.model)}
+            return [(result, {"model": str(args.model)})]
 
         run_jobs(jobs, args.output_dir, make, device, "reconstruct")
     finally:

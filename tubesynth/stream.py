@@ -73,32 +73,42 @@ def image_path(output_dir: Path, job: Job) -> Path:
 def run_jobs(
     jobs: list[Job],
     output_dir: Path,
-    make: Callable[[Job], tuple[Volume, dict]],
+    make: Callable[[list[Job]], list[tuple[Volume, dict]]],
     device: torch.device,
     title: str,
+    batch_size: int = 1,
 ) -> None:
-    """Make what is missing; `make` returns a volume (HU) and what to add to its sidecar."""
+    """Make what is missing, batch by batch; `make` returns the volume (HU) of each job and what to
+    add to its sidecar.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not is_finished(output_dir, job)]
     dist.barrier()  # all ranks have looked before the first one writes
     mine = missing[dist.rank() :: dist.world_size()]
     started = time.perf_counter()
-    for job in tqdm(mine, desc=title, unit="volume", disable=None if dist.is_main() else True):
-        began = time.perf_counter()
-        sidecar(output_dir, job).unlink(missing_ok=True)  # what it told of is about to go
-        volume, extra = make(job)
-        write_volume(image_path(output_dir, job), volume, "int16")
-        record = {
-            "source": source_name(job),
-            "source_sha256": digest_of(job.source),
-            "settings": job.settings,
-            **extra,
-            "seconds": round(time.perf_counter() - began, 3),
-            "peak_memory_mb": round(peak_mb(device)),
-            "device": str(device),
-            "tubesynth": tubesynth.__version__,
-        }
-        write_text(sidecar(output_dir, job), json.dumps(record, indent=2) + "\n")
+    quiet = None if dist.is_main() else True
+    with tqdm(total=len(mine), desc=title, unit="volume", disable=quiet) as bar:
+        for batch in (mine[i : i + batch_size] for i in range(0, len(mine), batch_size)):
+            began = time.perf_counter()
+            for job in batch:
+                sidecar(output_dir, job).unlink(missing_ok=True)  # what it told of is about to go
+            made = make(batch)
+            for job, (volume, _) in zip(batch, made, strict=True):
+                write_volume(image_path(output_dir, job), volume, "int16")
+            seconds = round((time.perf_counter() - began) / len(batch), 3)
+            for job, (_, extra) in zip(batch, made, strict=True):
+                record = {
+                    "source": source_name(job),
+                    "source_sha256": digest_of(job.source),
+                    "settings": job.settings,
+                    **extra,
+                    "seconds": seconds,
+                    "peak_memory_mb": round(peak_mb(device)),
+                    "device": str(device),
+                    "tubesynth": tubesynth.__version__,
+                }
+                write_text(sidecar(output_dir, job), json.dumps(record, indent=2) + "\n")
+                bar.update()
     dist.barrier()
     if dist.is_main():
         spent = time.perf_counter() - started

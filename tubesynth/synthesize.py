@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tubesynth.conditioning import Request
 from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, uses_vessels, vessel_class
 from tubesynth.config_loading import load_config
 from tubesynth.data.digest import file_digest
@@ -49,6 +50,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-samples", type=int, default=1, help="volumes per label map")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="volumes made together: more speed, more memory"
+    )
     parser.add_argument("--config", help="a config to take data and sampling from, if not the own")
     parser.add_argument("--latent-mode", help="must agree with the checkpoint")
     parser.add_argument("--solver", choices=[*FLOW_SOLVERS, *DIFFUSION_SAMPLERS])
@@ -160,7 +164,7 @@ def settings_of(args: argparse.Namespace, pipeline: Pipeline) -> dict:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     translation = label_translation(args.label_map)
-    for name in ("num_samples", "steps"):
+    for name in ("num_samples", "batch_size", "steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
@@ -181,11 +185,7 @@ def main(argv: list[str] | None = None) -> None:
             for k in range(args.num_samples):
                 jobs.append(Job(f"{case}_s{k}", path, {**own, "sample": k}))
 
-        def make(job: Job) -> tuple[Volume, dict]:
-            def write_state(t: float, volume: Volume) -> None:
-                path = args.output_dir / "process" / job.name / f"t{t:.3f}.img.nii.gz"
-                write_volume(path, volume, "int16")
-
+        def request(job: Job) -> Request:
             labels = None
             if job.source is not None:
                 labels = read_labels(job.source)
@@ -194,10 +194,19 @@ def main(argv: list[str] | None = None) -> None:
                 check_labels(labels.array, data.num_classes, job.source)
             case, k = job.settings["case"], job.settings["sample"]
             drawn = centrelines.get(case)
-            sample = pipeline.sample(
+            return Request(
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
-                vessels=drawn and drawn_vessels(drawn, labels, data.token_step_mm or 1.0),
+                drawn and drawn_vessels(drawn, labels, data.token_step_mm or 1.0),
+            )
+
+        def make(batch: list[Job]) -> list[tuple[Volume, dict]]:
+            def write_state(index: int, t: float, volume: Volume) -> None:
+                folder = args.output_dir / "process" / batch[index].name
+                write_volume(folder / f"t{t:.3f}.img.nii.gz", volume, "int16")
+
+            samples = pipeline.sample_batch(
+                [request(job) for job in batch],
                 guidance_label=args.guidance_label,
                 guidance_vessel=args.guidance_vessel,
                 control_scale=args.control_scale,
@@ -205,12 +214,16 @@ def main(argv: list[str] | None = None) -> None:
                 resolution=settings["resolution"],
                 callback=write_state if args.save_process else None,
             )
-            if labels is not None:
-                path = args.output_dir / "labels" / f"{job.name}.label.nii.gz"
-                write_volume(path, sample.labels, "uint8")
-            return sample.volume, {"model": str(args.model), "evaluations": sample.evaluations}
+            for job, sample in zip(batch, samples, strict=True):
+                if job.source is not None:
+                    path = args.output_dir / "labels" / f"{job.name}.label.nii.gz"
+                    write_volume(path, sample.labels, "uint8")
+            cost = {"model": str(args.model), "batch": len(batch)}
+            return [
+                (sample.volume, {**cost, "evaluations": sample.evaluations}) for sample in samples
+            ]
 
-        run_jobs(jobs, args.output_dir, make, device, "synthesize")
+        run_jobs(jobs, args.output_dir, make, device, "synthesize", args.batch_size)
     finally:
         dist.stop()
 

@@ -72,7 +72,12 @@ def main() -> None:
                 continue
             sampling = SimpleNamespace(solver=solver, steps=steps, eta=eta, timesteps=timesteps)
             random = torch.Generator().manual_seed(0)
-            ours, evaluations = diffusion.sample(network, noise, sampling, random)
+            ours, evaluations = diffusion.sample(
+                network,
+                noise,
+                sampling,
+                lambda random=random: torch.randn(noise.shape, generator=random),
+            )
             assert evaluations == steps
             theirs = peer_sample(diffusion, sampling, noise)
             difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()

@@ -1,11 +1,11 @@
 """An evaluation of the latent generator, its conditions prepared once a sample or at every step.
 
-The network of a config with weights as they are drawn, one case with labels, tokens and fields.
+The network of a config with weights as they are drawn, cases with labels, tokens and fields.
 Cases:
-  conditional  one row
-  guided       three rows: both conditions, the label map alone, none
+  conditional  a row for each case
+  guided       three rows for each: both conditions, the label map alone, none
 seconds are those of an evaluation that finds its conditions prepared; the peer prepares them again,
-as a network without that seam must.
+as a network without that seam must. seconds_per_case is what a larger --batch-size brings down.
 """
 
 from pathlib import Path
@@ -23,13 +23,14 @@ def add_arguments(parser) -> None:
     add("--config", type=Path, default=Path("configs/demo/stage_2_crossattn.yml"), help="stage 2")
     add("--resolution", type=int, nargs="+", help="voxels; default: the config's")
     add("--tokens", type=int, default=500)
+    add("--batch-size", type=int, default=1, help="cases that go through the network together")
     add_precision(parser)
     add_repeats(parser, 5, "turns of both")
     add_device(parser)
 
 
 def check(args) -> None:
-    check_options(args, "tokens", "repeats")
+    check_options(args, "tokens", "batch_size", "repeats")
     shape = config_of(args).data.resolution
     if any(n % FACTOR for n in shape):
         raise InputError(f"--resolution {shape}: must be multiples of {FACTOR}")
@@ -59,19 +60,19 @@ def run_case(case: str, args) -> dict:
     torch.manual_seed(0)
     net = build_unet(config, LATENT_CHANNELS, FACTOR).to(device).eval().requires_grad_(False)
     shape = tuple(config.data.resolution)
-    size, rows = tuple(n // FACTOR for n in shape), len(ROWS[case])
+    size, cases = tuple(n // FACTOR for n in shape), args.batch_size
+    kept = torch.tensor(ROWS[case], device=device).float().repeat_interleave(cases, dim=0)
+    rows = len(kept)
     spacing = torch.tensor(config.data.spacing, device=device).expand(rows, -1)
-    keep_label, keep_vessels = torch.tensor(ROWS[case], device=device).float().unbind(1)
     extent_mm = spacing[0] * torch.tensor(shape, device=device)
-    position = torch.zeros(rows, args.tokens, 3, device=device)
+    position = torch.zeros(cases, args.tokens, 3, device=device)
     position[..., : len(shape)] = extent_mm * (torch.rand(args.tokens, len(shape)) - 0.5).to(device)
-    ones = torch.ones(rows, args.tokens, device=device)
+    ones = torch.ones(cases, args.tokens, device=device)
     tokens = {"position_mm": position, "radius_mm": ones, "tangent": torch.zeros_like(position)}
     tokens |= {"root_distance_mm": ones, "mask": ones.bool()}
-    labels = torch.randint(0, config.data.num_classes, (1, *shape), dtype=torch.uint8)
-    labels = labels.to(device).expand(rows, *shape)
-    fields = torch.randn(rows, 2, *size, device=device)
-    conditions = Conditions(labels, tokens, fields, keep_label, keep_vessels)
+    labels = torch.randint(0, config.data.num_classes, (cases, *shape), dtype=torch.uint8)
+    fields = torch.randn(cases, 2, *size, device=device)
+    conditions = Conditions(labels.to(device), tokens, fields, *kept.unbind(1))
     x = torch.randn(rows, LATENT_CHANNELS, *size, device=device)
     t = torch.full((rows,), 0.5, device=device)
 
@@ -86,9 +87,10 @@ def run_case(case: str, args) -> dict:
         once,
         "conditions prepared at every step",
         every,
-        f"{rows} x {'x'.join(map(str, shape))}, {args.tokens} tokens",
+        f"{cases} x {'x'.join(map(str, shape))}, {args.tokens} tokens, {rows} rows",
         device=device_name(device),
         precision=args.precision,
         config=str(args.config),
+        seconds_per_case=significant(once.seconds / cases),
         saved_seconds=significant(every.seconds - once.seconds),
     )

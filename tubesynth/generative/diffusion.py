@@ -8,14 +8,15 @@ is told t = 1 - (k + 1) / T, and its time embedding gets 1000 t.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from tubesynth.generative.flow import expand
 from tubesynth.generative.objective import Network, Sampling, mean_error
+from tubesynth.generative.times import expand
 
 
 def scaled_linear(num_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
@@ -114,7 +115,7 @@ class Diffusion:
         network: Network,
         noise: Tensor,
         sampling: Sampling,
-        random: torch.Generator,
+        fresh: Callable[[], Tensor],
         callback=None,
     ) -> tuple[Tensor, int]:
         """Steps of Song et al. 2021, eq. 12 and 16: eta = 0 is DDIM, eta = 1 is the ancestral
@@ -131,9 +132,8 @@ class Diffusion:
             variance = eta**2 * (1 - after) / (1 - now) * (1 - now / after)
             x = math.sqrt(after) * data + math.sqrt(1 - after - variance) * eps
             if variance > 0:
-                fresh = torch.randn(x.shape, generator=random, device=random.device)
-                x = x + math.sqrt(variance) * fresh.to(x.device)
+                x = x + math.sqrt(variance) * fresh()
             if callback:
                 last = i == len(visited) - 1
-                callback(1.0 if last else self.time_of(visited[i + 1]), x)
+                callback(torch.full_like(t, 1.0 if last else self.time_of(visited[i + 1])), x)
         return x, len(visited)

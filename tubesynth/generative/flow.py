@@ -5,20 +5,15 @@ velocity to be learned is x_1 - (1 - sigma_min) x_0 (eq. 23). The network is any
 velocity(x_t, t).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tubesynth.generative.coupling import couple
 from tubesynth.generative.objective import Network, Sampling, mean_error
 from tubesynth.generative.ode import solve
-from tubesynth.generative.times import logit_normal, shift_times
-
-
-def expand(t: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ..., 1)."""
-    return t.reshape(-1, *[1] * (like.ndim - 1))
+from tubesynth.generative.times import expand, logit_normal, shift_times
 
 
 def path(noise: Tensor, data: Tensor, t: Tensor, sigma_min: float) -> tuple[Tensor, Tensor]:
@@ -66,10 +61,10 @@ class FlowMatching:
         velocity: Network,
         noise: Tensor,
         sampling: Sampling,
-        random: torch.Generator,
+        fresh: Callable[[], Tensor],
         callback=None,
     ) -> tuple[Tensor, int]:
-        """The flow adds no noise on the way: random is not used."""
+        """The flow adds no noise on the way: fresh is not used."""
         return solve(
             velocity,
             noise,

@@ -15,7 +15,10 @@ taken as it is.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from tubesynth.generative.times import expand
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
 
@@ -68,12 +71,17 @@ def guided(
     if len(weights) == 1:  # of weight 1, since all add up to it
         return network
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        # One time for all: a solver steps the whole batch together.
-        if not (always or low <= t[0].item() <= high):
-            return conditional(x, t)
+    def weighted(x: Tensor, t: Tensor) -> Tensor:
         count = len(weights)
         out = network(x.repeat(count, *[1] * (x.ndim - 1)), t.repeat(count))
         return sum(w * side for w, side in zip(weights, out.chunk(count), strict=True))
 
-    return velocity
+    def within(x: Tensor, t: Tensor) -> Tensor:
+        inside = (low <= t) & (t <= high)  # a solver may step every case by itself
+        if inside.all():
+            return weighted(x, t)
+        if not inside.any():
+            return conditional(x, t)
+        return torch.where(expand(inside, x), weighted(x, t), conditional(x, t))
+
+    return weighted if always else within

@@ -7,7 +7,6 @@ network(x_t (B, C, ...), t (B,)) with t = 0 at noise and t = 1 at data, in both 
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,12 +48,13 @@ class Objective(Protocol):
         network: Network,
         noise: Tensor,
         sampling: Sampling,
-        random: torch.Generator,
-        callback: Callable[[float, Tensor], None] | None = None,
+        fresh: Callable[[], Tensor],
+        callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> tuple[Tensor, int]:
         """Noise (B, C, ...) -> data, and the number of network evaluations.
 
-        random: for what a sampler adds on the way; callback(t, x) sees every step.
+        fresh: draws white noise (B, C, ...), for what a sampler adds on the way;
+        callback(t (B,), x) sees every step.
         """
 
 

@@ -2,7 +2,7 @@
 
 Fixed steps: euler, midpoint, heun, rk4. Adaptive: dopri5 (Dormand and Prince 1980; step control
 after Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4). Each
-returns the end point and the number of network evaluations, which is what a sample costs.
+returns the end point and the number of network evaluations, which is what a batch costs.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tubesynth.generative.times import time_grid
+from tubesynth.generative.times import expand, time_grid
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
 
@@ -60,21 +60,19 @@ DOPRI5_FOURTH = (
 )
 
 
-def _combine(x: Tensor, step: float, weights, stages: list[Tensor]) -> Tensor:
+def _combine(x: Tensor, step: Tensor, weights, stages: list[Tensor]) -> Tensor:
+    """x and the weighted stages of a step (B,), summed."""
     for weight, stage in zip(weights, stages, strict=False):
         if weight:
-            x = x + (step * weight) * stage
+            x = x + expand((step * weight).to(x.dtype), x) * stage
     return x
 
 
-def _time(t: float, x: Tensor) -> Tensor:
-    return torch.full((x.shape[0],), t, device=x.device, dtype=torch.float32)
-
-
-def _stages(velocity: Velocity, x: Tensor, t: float, step: float, tableau: Tableau, first=None):
-    stages = [velocity(x, _time(t, x)) if first is None else first]
+def _stages(velocity: Velocity, x: Tensor, t: Tensor, step: Tensor, tableau: Tableau, first=None):
+    """The velocities of a step (B,) from times t (B,), both float64."""
+    stages = [velocity(x, t.float()) if first is None else first]
     for c, row in zip(tableau.c[1:], tableau.a, strict=True):
-        stages.append(velocity(_combine(x, step, row, stages), _time(t + c * step, x)))
+        stages.append(velocity(_combine(x, step, row, stages), (t + c * step).float()))
     return stages
 
 
@@ -84,11 +82,12 @@ def solve_fixed(
     """Step along the given times (ascending, usually 0 to 1)."""
     tableau, evaluations = FIXED[solver], 0
     for t, t_next in zip(times[:-1], times[1:], strict=True):
-        stages = _stages(velocity, x, t, t_next - t, tableau)
+        step = torch.full((len(x),), t_next - t, dtype=torch.float64, device=x.device)
+        stages = _stages(velocity, x, torch.full_like(step, t), step, tableau)
         evaluations += len(stages)
-        x = _combine(x, t_next - t, tableau.b, stages)
+        x = _combine(x, step, tableau.b, stages)
         if callback:
-            callback(t_next, x)
+            callback(torch.full_like(step, t_next), x)
     return x, evaluations
 
 
@@ -97,39 +96,45 @@ def solve_dopri5(
 ) -> tuple[Tensor, int]:
     """From t = 0 to 1 with each step's error, relative to atol + rtol |x|, at most one (RMS).
 
-    The norm runs over the whole batch, as a solver that steps all of it together must.
+    Every case has a time and a step of its own, so a batch ends where its cases end one by one (as
+    torchode has it, Lienen and Guennemann 2022, arXiv 2210.12375). The network sees all of them
+    until the last is there.
     """
 
-    def norm(v: Tensor) -> float:
-        return v.double().square().mean().sqrt().item()
+    def norm(v: Tensor) -> Tensor:
+        return v.double().flatten(1).square().mean(1).sqrt()
 
-    first = velocity(x, _time(0.0, x))
+    t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    first = velocity(x, t.float())
     evaluations = 1
     # First step (Hairer II.4): an explicit Euler step that changes x by a hundredth of itself.
     scale = atol + rtol * x.abs()
     d0, d1 = norm(x / scale), norm(first / scale)
-    step = min(1.0, 0.01 * d0 / d1 if min(d0, d1) > 1e-5 else 1e-6)
-    t = 0.0
+    known = torch.minimum(d0, d1) > 1e-5
+    step = torch.where(known, 0.01 * d0 / d1, 1e-6)
+    difference = [b - b4 for b, b4 in zip(DOPRI5.b, DOPRI5_FOURTH, strict=True)]
     for _ in range(max_steps):
-        if t >= 1.0:
+        if bool((t >= 1).all()):  # one sync point a step
             return x, evaluations
-        step = min(step, 1.0 - t)
+        step = torch.minimum(step, 1 - t)  # of a case that is there: 0, which changes nothing
         stages = _stages(velocity, x, t, step, DOPRI5, first)
         evaluations += len(stages) - 1
         candidate = _combine(x, step, DOPRI5.b, stages)
-        difference = [b - b4 for b, b4 in zip(DOPRI5.b, DOPRI5_FOURTH, strict=True)]
         error = _combine(torch.zeros_like(x), step, difference, stages)
         ratio = norm(error / (atol + rtol * torch.maximum(x.abs(), candidate.abs())))
-        if ratio <= 1.0:
-            t = 1.0 if step >= 1.0 - t else t + step
-            x, first = candidate, stages[-1]  # first same as last
-            if callback:
-                callback(t, x)
-        if not ratio == ratio:
-            raise FloatingPointError(f"dopri5: the velocity is not finite near t = {t:.4f}")
-        growth = 10.0 if ratio == 0 else 0.9 * ratio ** (-1 / 5)
-        step *= min(10.0, max(0.2, growth)) if ratio <= 1.0 else min(1.0, max(0.2, growth))
-    raise RuntimeError(f"dopri5: no end after {max_steps} steps (t = {t:.4f}): raise atol or rtol")
+        if bool(ratio.isnan().any()):
+            at = t[ratio.isnan()].min().item()
+            raise FloatingPointError(f"dopri5: the velocity is not finite near t = {at:.4f}")
+        accepted = ratio <= 1
+        t = torch.where(accepted, torch.where(step >= 1 - t, 1.0, t + step), t)
+        x = torch.where(expand(accepted, x), candidate, x)
+        first = torch.where(expand(accepted, x), stages[-1], first)  # first same as last
+        if callback and bool(accepted.any()):
+            callback(t, x)
+        growth = (0.9 * ratio ** (-1 / 5)).clamp(0.2, 10.0)
+        step = step * torch.where(accepted, growth, growth.clamp_max(1.0))
+    at = t.min().item()
+    raise RuntimeError(f"dopri5: no end after {max_steps} steps (t = {at:.4f}): raise atol or rtol")
 
 
 def solve(
@@ -139,11 +144,12 @@ def solve(
     steps: int = 10,
     atol: float = 1e-4,
     rtol: float = 1e-2,
-    callback: Callable[[float, Tensor], None] | None = None,
+    callback: Callable[[Tensor, Tensor], None] | None = None,
     times: list[float] | None = None,
     shift: float = 1.0,
 ) -> tuple[Tensor, int]:
-    """The state at t = 1 and the number of evaluations; `callback(t, x)` sees every step.
+    """The state at t = 1 and the number of evaluations; `callback(t, x)` sees every step, with the
+    time of each case, t (B,).
 
     A fixed-step solver goes along `times`, or where there are none along time_grid(steps, shift).
     """

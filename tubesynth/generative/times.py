@@ -23,6 +23,11 @@ def shift_times(t, shift: float):
     return t / (t + shift * (1 - t))
 
 
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """A number for each case, (B,) -> (B, 1, ..., 1), to go with its (B, ...)."""
+    return t.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     """steps + 1 times from 0 to 1, evenly spaced and then shifted."""
     return [shift_times(i / steps, shift) for i in range(steps + 1)]

@@ -53,6 +53,16 @@ def run(block: Callable, *inputs, recompute: bool):
     return block(*inputs)
 
 
+def for_rows(cases: Tensor, count: int) -> Tensor:
+    """(B, ...) -> (count, ...): all cases, then all of them again, as far as count goes.
+
+    What a network has made of B cases, for the rows that are told different parts of it.
+    """
+    if count == len(cases):
+        return cases
+    return cases.repeat(count // len(cases), *[1] * (cases.ndim - 1))
+
+
 def sinusoidal(values: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) -> (B, channels): cosines and sines (Vaswani et al. 2017, section 3.5).
 

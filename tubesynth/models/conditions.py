@@ -16,8 +16,10 @@ from tubesynth.models.vessel_tokens import Tokens
 @dataclass(frozen=True)
 class Conditions:
     """labels (B, fX, ...) uint8 class indices; tokens, padded, with their mask; fields
-    (B, 2, X, ...) closeness and radius of the vessels, as data/tokens.py draws them;
-    keep_* (B,) in {0, 1}, None: all.
+    (B, 2, X, ...) closeness and radius of the vessels, as data/tokens.py draws them.
+
+    keep_* in {0, 1}, None: all: one for each row of the network's batch, which has all cases once
+    (B,), or once for each side of a guidance (S B,).
     """
 
     labels: Tensor | None = None
@@ -25,16 +27,6 @@ class Conditions:
     fields: Tensor | None = None
     keep_label: Tensor | None = None
     keep_vessels: Tensor | None = None
-
-    def told(self, keep_label: Tensor, keep_vessels: Tensor) -> "Conditions":
-        """One case as a batch, each row told of the conditions that are kept there."""
-
-        def repeated(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.expand(len(keep_label), *x.shape[1:])
-
-        tokens = self.tokens and {name: repeated(values) for name, values in self.tokens.items()}
-        fields = repeated(self.fields)
-        return Conditions(repeated(self.labels), tokens, fields, keep_label, keep_vessels)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import conv, zero_init
+from tubesynth.models.blocks import conv, for_rows, zero_init
 from tubesynth.models.conditions import Conditions, Prepared
 from tubesynth.models.spade import LabelEncoder
 from tubesynth.models.unet import Encoder, UNet
@@ -99,7 +99,7 @@ class ControlledUNet(nn.Module):
         control, keep = conditions.labels, conditions.keep_label
         if control is None:  # no label condition: the base model alone
             shape = [n * self.base.label_factor for n in size]
-            control = torch.zeros((len(spacing), *shape), dtype=torch.uint8, device=spacing.device)
+            control = torch.zeros((1, *shape), dtype=torch.uint8, device=spacing.device)
             keep = spacing.new_zeros(len(spacing))
         if self.vessel_class is not None:
             control = (control == self.vessel_class).to(control.dtype)
@@ -109,7 +109,7 @@ class ControlledUNet(nn.Module):
         return ControlledPrepared(
             self.base.prepare(conditions, size, spacing),
             self.controlnet.prepare_encoder(memory),
-            self.controlnet.control_encoder(control),
+            for_rows(self.controlnet.control_encoder(control), len(spacing)),
             keep,
         )
 

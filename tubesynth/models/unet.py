@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tubesynth.models.attention import SelfAttention
-from tubesynth.models.blocks import conv, group_norm, run, sinusoidal, zero_init
+from tubesynth.models.blocks import conv, for_rows, group_norm, run, sinusoidal, zero_init
 from tubesynth.models.conditions import Conditions, Prepared
 from tubesynth.models.spade import FieldEncoder, LabelEncoder, Spade
 from tubesynth.models.vessel_attention import VesselAttention, VesselMemory
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
         sizes, tokens = self.level_sizes(size), None
         if self.token_encoder:
             given = conditions.tokens or no_tokens(len(spacing), spacing.device)
-            tokens = self.token_encoder(given, conditions.keep_vessels)
+            tokens = self.token_encoder(given).for_rows(len(spacing), conditions.keep_vessels)
 
         def memory(attention: VesselAttention | None, level: int) -> VesselMemory | None:
             if attention is None:
@@ -256,7 +256,9 @@ class UNet(Encoder):
         self.act = nn.SiLU()
 
     def prepare(self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor) -> Prepared:
-        """Everything that time does not change, for latents of a size and images of a spacing."""
+        """Everything that time does not change, for latents of a size and images of a spacing (one
+        for each row).
+        """
         memory, sizes = self.memories(conditions, size, spacing), self.level_sizes(size)
         features = self._label_features(conditions, sizes[0], spacing)
         level, spade, decoder_vessels = len(sizes) - 1, [], []
@@ -271,6 +273,7 @@ class UNet(Encoder):
         """(B, label_channels[-1], *size): of labels and fields; zero is the missing condition."""
 
         def kept(features: Tensor, keep: Tensor | None) -> Tensor:
+            features = for_rows(features, len(spacing))
             if keep is None:
                 return features
             return features * keep.reshape(-1, *[1] * (features.ndim - 1))

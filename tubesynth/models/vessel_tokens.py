@@ -6,13 +6,13 @@ values from the result.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import sinusoidal
+from tubesynth.models.blocks import for_rows, sinusoidal
 
 LONGEST_MM = 512.0  # wavelengths of positions: this, halved down to 4 mm
 WAVELENGTHS = 8
@@ -30,6 +30,11 @@ class EncodedTokens:
     position_mm: Tensor
     radius_mm: Tensor
     mask: Tensor
+
+    def for_rows(self, count: int, keep: Tensor | None) -> "EncodedTokens":
+        """The cases for count rows; keep (count,) in {0, 1}: zero leaves a row without tokens."""
+        rows = EncodedTokens(*(for_rows(getattr(self, f.name), count) for f in fields(self)))
+        return rows if keep is None else replace(rows, mask=rows.mask & keep.bool()[:, None])
 
     def padded(self, least: int) -> "EncodedTokens":
         """At least so many, the further ones masked."""
@@ -56,8 +61,7 @@ class TokenEncoder(nn.Module):
             nn.LayerNorm(channels),
         )
 
-    def forward(self, tokens: Tokens, keep: Tensor | None = None) -> EncodedTokens:
-        """keep (B,) in {0, 1}: zero leaves a case without tokens."""
+    def forward(self, tokens: Tokens) -> EncodedTokens:
         position = tokens["position_mm"][..., : self.dim]
         radius = tokens["radius_mm"].clamp_min(THINNEST_MM)
         distance = tokens["root_distance_mm"]
@@ -68,10 +72,8 @@ class TokenEncoder(nn.Module):
             tokens["tangent"][..., : self.dim],
             root.unflatten(0, distance.shape),
         ]
-        mask = tokens["mask"]
-        if keep is not None:
-            mask = mask & keep.bool()[:, None]
-        return EncodedTokens(self.layers(torch.cat(features, dim=-1)), position, radius, mask)
+        features = self.layers(torch.cat(features, dim=-1))
+        return EncodedTokens(features, position, radius, tokens["mask"])
 
 
 def position_channels(dim: int) -> int:

@@ -192,11 +192,14 @@ class LatentStage:
         net = self.sampler_net
         batch = self.latents.validation_batch(index)
         random = generator(self.device, self.config.seed, "preview", index)
-        noise = torch.randn(batch["latent"].shape, generator=random, device=self.device)
+
+        def normal() -> Tensor:
+            return torch.randn(batch["latent"].shape, generator=random, device=self.device)
+
         training = net.training
         net.eval()
         network = self._conditioned(net, batch)
-        latents, _ = self.objective.sample(network, noise, self.config.sampling, random)
+        latents, _ = self.objective.sample(network, normal(), self.config.sampling, normal)
         net.train(training)
         vessels = batch["label"] == vessel_class(self.config.data)
         autoencoder = self.latents.autoencoder.module
