@@ -1,6 +1,8 @@
 """The segmenter learns the vessels, reports over cases and seeds, writes masks on the CT."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from tubesynth import evaluate, segment, synthesize
-from tubesynth.errors import InputError
+from tubesynth.errors import InputError, Stopped
 from tubesynth.losses import dice_loss
 from tubesynth.models.segmenter import SegmentationUNet
+from tubesynth.training import segmentation
 from tubesynth.volume.files import find_cases, read_labels, read_volume
 
 CONFIG = """
@@ -77,6 +80,27 @@ def test_scores_are_of_held_out_cases_over_cases_and_seeds(trained):
     assert result["over_cases"]["dice"]["mean"] > 0.5
     rows = (trained / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + 4 and "cldice" in rows[0]
+
+
+def test_a_signal_while_cases_are_scored_is_heeded(config, tmp_path, monkeypatch):
+    """It comes with the first score; the same command scores what is trained, and ends."""
+    scored, whole = [], segmentation.centreline_overlap
+
+    def with_signal(*arguments):
+        scored.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments)
+
+    options = ["train", "--config", config, "--run-dir", tmp_path, "--logger", "none"]
+    options += ["--set", "train.epochs=1"]
+    monkeypatch.setattr(segmentation, "centreline_overlap", with_signal)
+    with pytest.raises(Stopped, match="not all of it scored"):
+        run(segment, *options)
+    assert len(scored) == 1 and not (tmp_path / "metrics.json").exists()
+    monkeypatch.undo()
+    run(segment, *options)
+    rows = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + 2
 
 
 def test_masks_lie_on_the_ct_and_on_its_vessel(trained, workplace, tmp_path):

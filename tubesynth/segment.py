@@ -73,18 +73,19 @@ def train_seeds(args) -> None:
     require_tools(config, args.logger)
     device = dist.start()
     try:
-        rows = []
+        rows, stop = [], StopSignal()
         for seed in args.seeds or [config.seed]:
-            rows += train_one(
-                replace(config, seed=seed), run_dir / f"seed_{seed}", device, args.logger
-            )
+            own, folder = replace(config, seed=seed), run_dir / f"seed_{seed}"
+            rows += train_one(own, folder, device, args.logger, stop)
         if dist.is_main():
             report(rows, run_dir)
     finally:
         dist.stop()
 
 
-def train_one(config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str):
+def train_one(
+    config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str, stop: StopSignal
+) -> list[dict]:
     """One training; rows with the scores of every held-out case, the same on every rank."""
     volumes = Volumes(config.data, config.dim, config.seed)
     folders = map(Path, config.synthetic)
@@ -93,10 +94,13 @@ def train_one(config: SegmenterConfig, run_dir: Path, device: torch.device, logg
     resume_path = find_checkpoint(None, run_dir, config)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
+        stop.end_here("the cache is built as far as it goes")
     torch.manual_seed(config.seed)
     stage, position = SegmentationStage(config, volumes, device), Position()
-    run_stage(config, stage, volumes, position, run_dir, resume_path, logger, StopSignal())
-    rows = dist.gather_rows(stage.case_scores())
+    run_stage(config, stage, volumes, position, run_dir, resume_path, logger, stop)
+    scores = stage.case_scores(wanted=lambda: stop.name is None)
+    stop.end_here(f"{run_dir}: trained, but not all of it scored")
+    rows = dist.gather_rows(scores)
     return [{"seed": config.seed, **row} for row in rows]
 
 

@@ -18,7 +18,7 @@ import torch
 
 from tubesynth.config import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.config_loading import load_config
-from tubesynth.errors import CommandParser, InputError, Stopped, run_command
+from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.runtime import checkpoint, dist
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
@@ -126,11 +126,11 @@ def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, 
     stop = StopSignal()
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
-        _stop_here(stop, "the cache is built as far as it goes")
+        stop.end_here("the cache is built as far as it goes")
     position = Position()
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, position, device)
-    _stop_here(stop, "stopped before the first step")
+    stop.end_here("stopped before the first step")
     if args.preprocess:
         if dist.is_main():
             kept = config.data.dataset_type == "persistent" or config.stage > 1
@@ -138,12 +138,6 @@ def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, 
             print(said if kept else "data.dataset_type keeps nothing on the disk: nothing to build")
         return
     run_stage(config, stage, volumes, position, run_dir, resume_path, args.logger, stop)
-
-
-def _stop_here(stop: StopSignal, said: str) -> None:
-    """A signal that came while there was no step to end at."""
-    if dist.any_rank(stop.name is not None):
-        raise Stopped(f"{said}; the same command goes on from there")
 
 
 if __name__ == "__main__":

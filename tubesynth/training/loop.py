@@ -78,7 +78,7 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGUSR1 or SIGINT, so that the loop can end at a step, after saving."""
+    """Remembers SIGTERM, SIGUSR1 or SIGINT, so that a run can end where nothing is lost."""
 
     def __init__(self):
         self.name = None
@@ -89,6 +89,11 @@ class StopSignal:
         if self.name and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice
         self.name = signal.Signals(number).name
+
+    def end_here(self, said: str) -> None:
+        """Stopped on every rank, where a signal has come to one."""
+        if dist.any_rank(self.name is not None):
+            raise Stopped(f"{said}; the same command goes on from there")
 
 
 class BadStepGuard:

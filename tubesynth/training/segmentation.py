@@ -4,7 +4,7 @@ Loss: soft Dice and cross-entropy, the common pair (nnU-Net, Isensee et al. 2021
 of whole real volumes that it has not seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,10 +97,12 @@ class SegmentationStage:
             yield batch, found.cpu().numpy(), (batch["label"][0] == self.vessel).cpu().numpy()
         self.segmenter.train()
 
-    def case_scores(self) -> list[dict]:
-        """Dice and clDice of each of this rank's validation cases."""
+    def case_scores(self, wanted: Callable[[], bool]) -> list[dict]:
+        """Dice and clDice of each of this rank's validation cases, while they are wanted."""
         rows = []
         for batch, found, truth in self.masks():
+            if not wanted():
+                break
             spacing = batch["spacing"][0].cpu().numpy()
             cldice = centreline_overlap(found, truth, spacing)["cldice"]
             rows.append({"case": batch["case"][0], "dice": dice(found, truth), "cldice": cldice})
