@@ -4,9 +4,10 @@ import pytest
 import torch
 from networks import labelled_inputs, small_unet
 
+from tubesynth.models.blocks import sinusoidal
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.discriminator import PatchDiscriminator
-from tubesynth.models.unet import UNet
+from tubesynth.models.unet import TIME_SCALE, UNet
 from tubesynth.models.vqvae import VQVAE
 
 
@@ -42,6 +43,15 @@ def test_the_signal_keeps_its_size_through_an_autoencoder_without_norms():
     assert 0.1 < latents.std() < 10
     out = net.decode(torch.randn_like(latents), quantise=False)
     assert 0.02 < out.std() < 1 and abs(out.mean() - 0.35) < 0.05
+
+
+def test_time_is_embedded_smoothly_over_a_solvers_step_and_tells_steps_apart():
+    times = torch.linspace(0, 1, 501)
+    features = sinusoidal(TIME_SCALE * times, 64, max_period=10 * TIME_SCALE)
+    assert (features[1:] - features[:-1]).abs().max() < 0.21  # 0.002 apart: a fifth of a radian
+    apart = (features[:, None] - features[None]).norm(dim=-1)
+    far = (times[:, None] - times[None]).abs() > 0.019
+    assert apart[far].min() > 1
 
 
 def test_checkpointing_changes_no_gradient():

@@ -112,8 +112,7 @@ def ways_of(latent_mode: str) -> dict[str, SamplingConfig]:
 def reference_of(config, steps: int | None) -> SamplingConfig:
     if config.latent_mode == "diffusion":
         return SamplingConfig("ddim", steps=steps or config.diffusion.num_timesteps)
-    # The network is told 1000 t in sinusoids whose shortest period is 2 pi: a grid whose steps are
-    # longer than 2 pi / 1000 takes what it makes of the fastest for a velocity that lasts.
+    # Steps far shorter than the shortest wavelength of the time embedding (models/unet.py).
     return SamplingConfig("midpoint", steps=steps or 200)
 
 

@@ -4,7 +4,7 @@ Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM, arXiv 2010.02502), Nichol and Dha
 Salimans and Ho 2022 (v), Lin et al. 2024 (zero terminal SNR, trailing steps, arXiv 2305.08891).
 Timestep k = 0 .. T - 1 has x = sqrt(alpha_bar_k) x_0 + sqrt(1 - alpha_bar_k) eps, the state after
 k + 1 noising steps. As everywhere in this project t = 0 is noise and t = 1 is data, so the network
-is told t = 1 - (k + 1) / T, and its time embedding gets 1000 t.
+is told t = 1 - (k + 1) / T.
 """
 
 import math

@@ -66,8 +66,7 @@ def for_rows(cases: Tensor, count: int) -> Tensor:
 def sinusoidal(values: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) -> (B, channels): cosines and sines (Vaswani et al. 2017, section 3.5).
 
-    Wavelengths run from 2 pi to max_period * 2 pi, so values should span hundreds: a flow time in
-    [0, 1] is given as 1000 t.
+    Wavelengths run from 2 pi to max_period * 2 pi, so values should span many of the shortest.
     """
     half = channels // 2
     frequencies = torch.exp(

@@ -18,6 +18,10 @@ from tubesynth.models.spade import FieldEncoder, LabelEncoder, Spade
 from tubesynth.models.vessel_attention import VesselAttention, VesselMemory
 from tubesynth.models.vessel_tokens import TokenEncoder, no_tokens
 
+# Of t in [0, 1] before it is embedded, so the shortest wavelength is 0.06. Ten times as much, as
+# is usual, lets the velocity ripple faster in t than a solver steps: docs/results.md, Solvers.
+TIME_SCALE = 100.0
+
 
 class ResBlock(nn.Module):
     """Two convolutions around the embedding; in the decoder both norms are SPADE."""
@@ -170,7 +174,8 @@ class Encoder(nn.Module):
 
     def embed(self, t: Tensor, spacing: Tensor) -> Tensor:
         """t (B,), spacing (B, dim) mm -> (B, 4 channels[0])."""
-        embedding = self.embed_time(sinusoidal(1000 * t, self.time_channels))
+        times = sinusoidal(TIME_SCALE * t, self.time_channels, max_period=10 * TIME_SCALE)
+        embedding = self.embed_time(times)
         return embedding + self.embed_spacing(torch.log(spacing.float()))
 
     def encode(
