@@ -21,7 +21,9 @@ WRITERS = {
     "picture": lambda path: save_png(
         path, np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     ),
-    "checkpoint": lambda path: checkpoint.save({"weights": torch.ones(99_999)}, path),
+    "checkpoint": lambda path: checkpoint.save(
+        {"config": {"stage": 1}, "weights": torch.ones(99_999)}, path
+    ),
     "volume": lambda path: write_volume(
         path.with_suffix(".nii"), Volume(np.ones((64, 64, 9), np.int16), np.eye(4)), "int16"
     ),

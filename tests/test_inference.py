@@ -210,9 +210,16 @@ def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_p
 
 @pytest.mark.parametrize("config", [None, 3, {"seed": 0}])
 def test_tensors_of_another_program_are_no_checkpoint(tmp_path, config):
-    torch.save({"format": checkpoint.FORMAT, "config": config}, tmp_path / "a.ckpt")
+    torch.save({"format": checkpoint.FORMATS[1], "config": config}, tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="not a tubesynth checkpoint"):
         checkpoint.load(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_of_another_format_is_refused(stage_2, tmp_path):
+    state = checkpoint.load(stage_2)
+    checkpoint.save({**state, "format": 4}, tmp_path / "older.ckpt")
+    with pytest.raises(InputError, match="older.ckpt: format 4 of stage 2, this version reads 5"):
+        Pipeline.load(tmp_path / "older.ckpt")
 
 
 def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):

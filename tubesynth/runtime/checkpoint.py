@@ -14,16 +14,17 @@ from torch import Tensor
 from tubesynth.atomic import replacing
 from tubesynth.errors import InputError
 
-# 1: a single average, no best score; 2: vessel fields as distances; 3: fsq without its scale,
-# vessel tokens traced on the model's grid; 4: ten times as fast a time embedding
-FORMAT = 5
+# By stage, since what changes in one leaves the others' weights as they are. 2: several averages and
+# a best score; 3: vessel fields as closeness; 4: fsq with its scale, vessel tokens traced in the
+# label file's own voxels; 5: a slower time embedding.
+FORMATS = {1: 4, 2: 5, 3: 5, "segmenter": 4}
 
 
 def save(state: dict, path: Path) -> None:
     """Write atomically, and onto the disk before the old file goes."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save({"format": FORMATS[state["config"]["stage"]], **state}, file)
         except RuntimeError as error:
             # torch says where its writer stood, and not why the file took no more
             if isinstance(error.__context__, OSError):
@@ -47,12 +48,12 @@ def load(path: str | Path, stage: int | str | None = None) -> dict:
     config = state.get("config") if isinstance(state, dict) else None
     if not isinstance(config, dict) or "stage" not in config or "format" not in state:
         raise InputError(f"{path}: not a tubesynth checkpoint (no format or config in it)")
-    if state["format"] != FORMAT:
-        raise InputError(
-            f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}:"
-            " use the version of tubesynth that wrote it"
-        )
     found = config["stage"]
+    if state["format"] != FORMATS.get(found):
+        raise InputError(
+            f"{path}: format {state['format']} of stage {found}, this version reads"
+            f" {FORMATS.get(found)}: use the version of tubesynth that wrote it"
+        )
     if stage is not None and found != stage:
         raise InputError(
             f"{path}: a stage-{found} checkpoint, where one of stage {stage} is needed"
