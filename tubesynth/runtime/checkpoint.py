@@ -14,9 +14,9 @@ from torch import Tensor
 from tubesynth.atomic import replacing
 from tubesynth.errors import InputError
 
-# By stage, since what changes in one leaves the others' weights as they are. 2: several averages and
-# a best score; 3: vessel fields as closeness; 4: fsq with its scale, vessel tokens traced in the
-# label file's own voxels; 5: a slower time embedding.
+# By stage: what changes in one leaves the weights of the others as they are. 2: several averages
+# and a best score; 3: vessel fields as closeness; 4: fsq with its scale, vessel tokens traced in
+# the label file's own voxels; 5: a slower time embedding.
 FORMATS = {1: 4, 2: 5, 3: 5, "segmenter": 4}
 
 
