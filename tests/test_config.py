@@ -40,6 +40,16 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path):
     assert config.train.learning_rate == 3e-5
 
 
+def test_words_that_yaml_reads_as_something_else_are_understood(tmp_path):
+    config = load_config(write(tmp_path, "stage: 2\ntrain: {precision: 32}\n"))
+    assert config.train.precision == "32"
+    assert (
+        load_config(write(tmp_path, "stage: 1\n"), ["train.precision=32"]).train.precision == "32"
+    )
+    config = load_config(write(tmp_path, "stage: 2\nunet: {vessel_attention: off}\n"))
+    assert config.unet.vessel_attention == "off"
+
+
 def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path):
     message = refusal(tmp_path, "stage: 1\ntrain: {learning_rat: 1.0}\n")
     assert "train.learning_rat" in message and "train.learning_rate" in message

@@ -437,6 +437,18 @@ def test_what_differs_in_kind_is_not_sampled_together(pipeline, labels):
     assert not np.array_equal(both[0].volume.array, both[1].volume.array)
 
 
+def test_latents_that_are_not_finite_make_no_ct(trained, labels):
+    broken = Pipeline.load(trained)
+    with torch.no_grad():
+        broken.unet.conv_out.bias[0] = float("nan")
+    with pytest.raises(InputError, match="the generator of this model"):
+        broken.synthesize(labels)
+    with torch.no_grad():
+        next(broken.autoencoder.encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="the encoder of this model"):
+        broken.reconstruct(Volume(labels.array.astype(np.int16), labels.affine))
+
+
 def test_another_size_than_trained_is_sampled(pipeline, labels):
     sample = pipeline.synthesize(labels, seed=3, resolution=(40, 24, 28), spacing=(5.0, 6.0, 5.5))
     assert sample.shape == (40, 24, 28) and sample.array.std() > 0

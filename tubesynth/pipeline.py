@@ -151,7 +151,8 @@ class Pipeline:
             vessels = self._vessels(label[:, 0])
         tile = self._tile_for(padded.shape[2:])
         with self._autocast():
-            out = net.decode(net.encode(padded, tile), tile=tile, vessels=vessels)
+            latents = _finite(net.encode(padded, tile), "encoder")
+            out = net.decode(latents, tile=tile, vessels=vessels)
         return self.grid.volume(out[crop], prepared.affine)
 
     def _vessels(self, label: Tensor) -> Tensor:
@@ -206,7 +207,8 @@ class Pipeline:
         """Samples that go through the network together; each is what it is alone, to rounding.
 
         guidance_*: 1 is the conditional model; other weights are guidance (generative/guidance.py),
-        for a model that was trained with that condition dropped. 0 leaves the condition out.
+        for a model that was trained with that condition dropped. guidance_vessel=0 leaves the
+        vessels out, and with it guidance_label=0 the label map too.
         control_scale: of what the ControlNet of a stage-3 model says; 0 is the base model.
         callback(index, t, volume) sees every step of every sample. changes: fields of
         SamplingConfig (solver, steps, ...).
@@ -249,6 +251,7 @@ class Pipeline:
                 normal,
                 show if callback else None,
             )
+            _finite(latents, "generator")
             return [
                 Sample(decode(latents, i), labels, evaluations, latents[i : i + 1])
                 for i, labels in enumerate(maps)
@@ -294,3 +297,13 @@ class Pipeline:
 
         interval = tuple(sampling.guidance_interval)
         return guided(network, [side.weight for side in parts], conditional, interval)
+
+
+def _finite(latents: Tensor, source: str) -> Tensor:
+    """The latents; InputError where they are not finite: a codebook would make a CT of them too."""
+    if not latents.isfinite().all():
+        raise InputError(
+            f"the {source} of this model gives latents that are not finite: use --precision 32 if"
+            " it was less, or a checkpoint from before its training went wrong"
+        )
+    return latents

@@ -133,6 +133,10 @@ def _convert(kind, value, source: str, key: str) -> Any:
         return _convert(kind, value, source, key)
     if origin is typing.Literal:
         options = typing.get_args(kind)
+        if type(value) is int and value not in options:
+            value = str(value)  # YAML reads `precision: 32` as a number,
+        elif value is False and "off" in options:
+            value = "off"  # and `vessel_attention: off` as false
         if value not in options:
             raise wrong("one of " + ", ".join(map(str, options)))
         return value

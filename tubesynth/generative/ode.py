@@ -106,12 +106,17 @@ def solve_dopri5(
 
     t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     first = velocity(x, t.float())
-    evaluations = 1
-    # First step (Hairer II.4): an explicit Euler step that changes x by a hundredth of itself.
+    # First step (Hairer II.4): an explicit Euler step that changes x by a hundredth of itself says
+    # how fast the velocity changes, and so how long a step of fifth order may be.
     scale = atol + rtol * x.abs()
     d0, d1 = norm(x / scale), norm(first / scale)
-    known = torch.minimum(d0, d1) > 1e-5
-    step = torch.where(known, 0.01 * d0 / d1, 1e-6)
+    short = torch.where(torch.minimum(d0, d1) > 1e-5, 0.01 * d0 / d1, 1e-6).clamp_max(1.0)
+    second = velocity(_combine(x, short, (1,), [first]), short.float())
+    evaluations = 2
+    steepest = torch.maximum(d1, norm((second - first) / scale) / short)
+    still = (1e-3 * short).clamp_min(1e-6)
+    step = torch.where(steepest > 1e-15, (0.01 / steepest) ** (1 / 5), still)
+    step = torch.minimum(step, 100 * short)
     difference = [b - b4 for b, b4 in zip(DOPRI5.b, DOPRI5_FOURTH, strict=True)]
     for _ in range(max_steps):
         if bool((t >= 1).all()):  # one sync point a step

@@ -19,6 +19,7 @@ from torch import Tensor
 ONE = 16.0  # the query's constant, and 1 / that of |q|^2: nothing overflows in 16 bits
 MASKED = -4096.0  # times ONE: far below any score, and finite in 16 bits
 EXTENT_MM = 256.0  # high parts are made for voxels and tokens within this of the centre
+NARROWEST_MM = 0.25  # a scale times a radius below it is taken as this, or 16 bits overflow
 LARGEST_SIDE = 256  # voxels; the index of a larger lattice would not be exact in bf16
 # Digits of a high part. In 32 bits products of two and their sum over a voxel's and a token's five
 # factors are exact, so that what cancels leaves no error; they are summed first.
@@ -62,7 +63,7 @@ def key_channels(
     mask (B, T): False is no token and gets no attention; cell_mm (B, dim) as the queries have it.
     """
     cell = cell_mm.double()[:, None, None]  # (B, 1, 1, dim)
-    width_mm = scale.double()[:, None] * radius_mm.double()[:, None]
+    width_mm = (scale.double()[:, None] * radius_mm.double()[:, None]).clamp_min(NARROWEST_MM)
     a = (0.5 / width_mm.square())[..., None]  # (B, heads, T, 1)
     power = torch.exp2(torch.frexp(a.detach()).exponent.double())  # the next power of two
     cell_power = torch.exp2(torch.frexp(cell).exponent.double())
