@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from tubesynth.errors import InputError
 from tubesynth.generative.ode import FIXED, solve
 
 ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
@@ -56,8 +57,23 @@ def test_dopri5_keeps_its_tolerance_and_costs_what_scipys_costs():
 
 
 def test_dopri5_names_a_velocity_that_is_not_finite():
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(InputError, match="not finite"):
         solve(lambda x, t: x * float("nan"), torch.ones(1, 1), "dopri5")
+
+
+def test_dopri5_costs_what_scipys_costs_at_a_loose_tolerance():
+    """Where the first steps weigh most: at the published tolerance, on the nonlinear problem."""
+    calls = []
+
+    def velocity(x, t):
+        calls.append(t)
+        return 3 * (1 - x) * x
+
+    _, evaluations = solve(velocity, torch.full((1, 1), 0.2), "dopri5", atol=1e-4, rtol=1e-2)
+    reference = solve_ivp(
+        lambda t, x: 3 * (1 - x) * x, (0, 1), [0.2], method="RK45", rtol=1e-2, atol=1e-4
+    )
+    assert evaluations == len(calls) <= reference.nfev
 
 
 def test_callback_sees_every_step_up_to_the_end():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tubesynth.errors import InputError
 from tubesynth.generative.times import expand, time_grid
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
@@ -129,7 +130,10 @@ def solve_dopri5(
         ratio = norm(error / (atol + rtol * torch.maximum(x.abs(), candidate.abs())))
         if bool(ratio.isnan().any()):
             at = t[ratio.isnan()].min().item()
-            raise FloatingPointError(f"dopri5: the velocity is not finite near t = {at:.4f}")
+            raise InputError(
+                f"dopri5: the velocity is not finite near t = {at:.4f}: use --precision 32 if it was"
+                " less, or a checkpoint from before its training went wrong"
+            )
         accepted = ratio <= 1
         t = torch.where(accepted, torch.where(step >= 1 - t, 1.0, t + step), t)
         x = torch.where(expand(accepted, x), candidate, x)
@@ -139,7 +143,7 @@ def solve_dopri5(
         growth = (0.9 * ratio ** (-1 / 5)).clamp(0.2, 10.0)
         step = step * torch.where(accepted, growth, growth.clamp_max(1.0))
     at = t.min().item()
-    raise RuntimeError(f"dopri5: no end after {max_steps} steps (t = {at:.4f}): raise atol or rtol")
+    raise InputError(f"dopri5: no end after {max_steps} steps (t = {at:.4f}): raise atol or rtol")
 
 
 def solve(
