@@ -131,8 +131,8 @@ def solve_dopri5(
         if bool(ratio.isnan().any()):
             at = t[ratio.isnan()].min().item()
             raise InputError(
-                f"dopri5: the velocity is not finite near t = {at:.4f}: use --precision 32 if it was"
-                " less, or a checkpoint from before its training went wrong"
+                f"dopri5: the velocity is not finite near t = {at:.4f}: use --precision 32 if it"
+                " was less, or a checkpoint from before its training went wrong"
             )
         accepted = ratio <= 1
         t = torch.where(accepted, torch.where(step >= 1 - t, 1.0, t + step), t)
