@@ -190,9 +190,7 @@ def test_two_dimensional_cases_lose_their_last_axis(tmp_path):
     assert torch.equal(whole["image"][0], torch.from_numpy(pixels[::-1].T[4:20].copy()).short())
 
 
-def test_crop_larger_than_the_volume_and_no_cases_are_refused(cases):
-    with pytest.raises(InputError, match="data.crop"):
-        VolumeDataset(cases, GRID, crop=(32, 8, 8))
+def test_a_data_set_without_cases_is_refused():
     with pytest.raises(InputError, match="data.root"):
         VolumeDataset([], GRID)
 

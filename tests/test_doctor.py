@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from tubesynth import doctor
 from tubesynth.data.examine.case_rules import CASE_RULES
@@ -121,6 +123,19 @@ def test_phantoms_are_ok(workplace, capsys):
     assert code == 0 and not [f for f in findings if f["level"] == "error"]
     cases = [f["message"] for f in findings if f["rule"] == "cases"]
     assert cases == ["4 training and 2 validation cases, all with label maps"]
+
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_that_is_published_can_be_asked_about(workplace, path, capsys):
+    """Findings, of data and machine, and no traceback."""
+    options = ["--config", str(path), "--data", str(workplace / "data"), "--quick", "--json"]
+    with suppress(SystemExit):  # 2, where checkpoints are not there yet
+        doctor.main([*options, "--workers", "1"])
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert any("training takes about" in finding["message"] for finding in found)
 
 
 def test_unpaired_files_are_named_on_both_sides(data):

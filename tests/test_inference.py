@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from tubesynth import reconstruct, synthesize
+from tubesynth import reconstruct, synthesize, train
 from tubesynth.errors import InputError
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import checkpoint
@@ -220,6 +220,34 @@ def test_a_checkpoint_of_another_format_is_refused(stage_2, tmp_path):
     checkpoint.save({**state, "format": 4}, tmp_path / "older.ckpt")
     with pytest.raises(InputError, match="older.ckpt: format 4 of stage 2, this version reads 5"):
         Pipeline.load(tmp_path / "older.ckpt")
+
+
+def test_results_go_to_a_folder_of_their_own_that_can_be_made(workplace, stage_2, tmp_path):
+    labels = tmp_path / "set" / "labels"
+    shutil.copytree(workplace / "data" / "validation" / "labels", labels)
+    before = sorted(labels.iterdir())
+    common = ["--model", stage_2, "--input-dir", labels]
+    for out in (labels, labels.parent):
+        with pytest.raises(InputError, match="is the folder of the label maps"):
+            run(synthesize, *common, "--output-dir", out)
+    assert sorted(labels.iterdir()) == before
+    (tmp_path / "file").write_text("no folder")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=f"{out}: not written"):
+            run(synthesize, *common, "--output-dir", out)
+        with pytest.raises(InputError, match=f"{out}: not written"):
+            config = ["--config", workplace / "s1.yml", "--run-dir", out]
+            run(train, *config)
+
+
+@pytest.mark.parametrize("name", ["label", "vessel"])
+def test_a_weight_that_is_no_number_is_refused(workplace, stage_2, tmp_path, name):
+    common = ["--input-dir", workplace / "data/validation/labels", "--output-dir", tmp_path / "out"]
+    with pytest.raises(InputError, match=f"weight of {name} is nan"):
+        run(synthesize, "--model", stage_2, *common, f"--guidance-{name}", "nan")
+    for wrong, said in (("1=9", "the classes are 0 to 8"), ("1=2 1=3", "1 has a class already")):
+        with pytest.raises(InputError, match=said):
+            run(synthesize, "--model", stage_2, *common, "--label-map", *wrong.split())
 
 
 def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):

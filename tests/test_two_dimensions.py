@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 from conftest import AUTOENCODER, UNET
 from PIL import Image
 
-from tubesynth import reconstruct, synthesize, train
-from tubesynth.volume.files import read_volume
+from tubesynth import doctor, reconstruct, synthesize, train
+from tubesynth.errors import InputError
+from tubesynth.volume.files import read_volume, write_volume
+from tubesynth.volume.grid import Volume
 
 DATA = """
 dim: 2
@@ -46,7 +49,7 @@ def losses(run_dir):
     return [row["loss"] for row in rows if row["split"] == "validation"]
 
 
-def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path):
+def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path, capsys):
     write_discs(tmp_path)
     model = tmp_path / "s1" / "checkpoints" / "last.ckpt"
     for stage, network in ((1, AUTOENCODER), (2, UNET)):
@@ -58,6 +61,8 @@ def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path):
         assert found[-1] < found[0]
         assert list((tmp_path / f"s{stage}" / "panels").glob("*.png"))
 
+    doctor.main(["--config", str(tmp_path / "s1.yml")])
+    assert "the model sees 32 x 32 voxels of 1 x 1 mm" in " ".join(capsys.readouterr().out.split())
     validation = tmp_path / "data" / "validation"
     model = str(tmp_path / "s2" / "checkpoints" / "last.ckpt")
     common = ["--model", model, "--output-dir"]
@@ -68,4 +73,8 @@ def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path):
     np.testing.assert_allclose(result.centre_mm, real.centre_mm)
     assert np.corrcoef(result.array.ravel(), real.array.ravel())[0, 1] > 0.5
     synthesize.main([*common, str(tmp_path / "s"), "--input-dir", str(validation / "labels")])
+    deep = Volume(np.zeros((32, 32, 9), np.int16), np.eye(4))
+    write_volume(tmp_path / "deep" / "0.nii.gz", deep, "int16")
+    with pytest.raises(InputError, match="32 x 32 x 9 voxels, where dim 2 takes one slice"):
+        reconstruct.main([*common, str(tmp_path / "d"), "--input-dir", str(tmp_path / "deep")])
     assert read_volume(tmp_path / "s" / "1_s0.img.nii.gz").shape == (32, 32, 1)

@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tubesynth.config_loading import load_config
+from tubesynth.data.pool import check_workers
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
 from tubesynth.errors import CommandParser, InputError, run_command
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.command != "build" and not store.root.is_dir():
         raise InputError(f"{store.root}: no such folder; set data.cache_dir or --cache-dir")
     if args.command == "build":
+        if args.workers is not None:
+            check_workers(args.workers)
         for config in configs:
             build(store, config, args.workers)
     elif args.command == "verify":

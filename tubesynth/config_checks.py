@@ -45,6 +45,7 @@ def check(config: Config, source: str) -> None:
     """InputError where values contradict each other, with key, value and remedy."""
     require = requirement(source)
     require(config.dim in (2, 3), f"dim: expected 2 or 3, got {config.dim}")
+    check_seed(config.seed, "seed", require)
     check_data(config.data, config.dim, require)
     check_train(config, require)
     if isinstance(config, Stage1Config):
@@ -58,6 +59,7 @@ def check(config: Config, source: str) -> None:
         check_multiples(config.data, factor, "the f of the autoencoder", require)
     if isinstance(config, SegmenterConfig):
         require(config.dim == 3, f"dim: {config.dim}, but the segmenter is for volumes: 3")
+        check_widths(config.segmenter, "segmenter", ("channels",), require)
         factor = 2 ** (len(config.segmenter.channels) - 1)
         check_multiples(config.data, factor, "segmenter.channels", require)
     if isinstance(config, Stage2Config):
@@ -71,6 +73,21 @@ def check(config: Config, source: str) -> None:
         check_sampling(config, config.sampling, source)
 
 
+def check_seed(seed: int, key: str, require: Require) -> None:
+    require(0 <= seed < 2**63, f"{key}: {seed}: expected a whole number from 0 to below 2^63")
+
+
+def check_widths(section, name: str, keys: tuple[str, ...], require: Require) -> None:
+    """A number, or numbers, of at least 1 each: channels, layers."""
+    for key in keys:
+        value = getattr(section, key)
+        listed = value if isinstance(value, list) else [value]
+        require(
+            len(listed) > 0 and min(listed) >= 1,
+            f"{name}.{key}: expected at least 1, got {value}",
+        )
+
+
 def check_data(data: DataConfig, dim: int, require: Require) -> None:
     """Grid, window, classes, batches and augmentation."""
     for key in ("resolution", "spacing", "crop"):
@@ -80,6 +97,11 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
                 len(value) == dim and min(value) > 0,
                 f"data.{key}: expected {dim} positive numbers (the dim), got {value}",
             )
+    require(
+        data.crop is None or all(c <= n for c, n in zip(data.crop, data.resolution, strict=True)),
+        f"data.crop: {data.crop} is larger than data.resolution {data.resolution}: make it smaller",
+    )
+    require(data.num_workers >= 0, f"data.num_workers: {data.num_workers}, below 0")
     low, high = data.hu_window if len(data.hu_window) == 2 else (0, 0)
     require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")
     require(
@@ -154,6 +176,10 @@ def check_train(config: Config, require: Require) -> None:
 
 def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
     """Levels, and what the settings of the quantiser need of each other."""
+    widths = ("channels", "residual_channels", "embedding_dim")
+    check_widths(model, "autoencoder", widths, require)
+    for key in ("num_residual_layers", "commitment", "revive_after"):
+        require(getattr(model, key) >= 0, f"autoencoder.{key}: {getattr(model, key)}, below 0")
     require(
         len(model.channels) == len(model.residual_channels),
         "autoencoder.residual_channels: as many entries as autoencoder.channels",
@@ -185,6 +211,9 @@ def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
 def check_losses(config: Stage1Config, require: Require) -> None:
     """What the losses of stage 1 need of each other and of the data."""
     losses, data = config.losses, config.data
+    check_widths(config.discriminator, "discriminator", ("channels", "num_layers"), require)
+    start = losses.adversarial_from_step
+    require(start >= 0, f"losses.adversarial_from_step: {start}, below 0")
     for key in ("l1", "l2", "spectral", "adversarial", "feature_matching", "perceptual"):
         value = getattr(losses, key)
         require(value >= 0, f"losses.{key}: a weight of 0 or more, got {value}")
@@ -223,6 +252,13 @@ def check_losses(config: Stage1Config, require: Require) -> None:
 def check_unet(config: Stage2Config, require: Require) -> None:
     """What the U-Net of stage 2 and its conditions need of each other."""
     unet, levels = config.unet, len(config.unet.channels)
+    widths = ("channels", "num_res_blocks", "label_channels", "spade_hidden", "vessel_channels")
+    check_widths(unet, "unet", widths, require)
+    require(
+        unet.channels[0] % 2 == 0,
+        f"unet.channels: {unet.channels}: the first also embeds time, in pairs: make it even",
+    )
+    require(0 <= unet.dropout < 1, f"unet.dropout: a share below 1, got {unet.dropout}")
     require(unet.head_channels >= 1, "unet.head_channels: must be at least 1")
     for key, found in (
         ("attention_levels", [*unet.attention_levels, levels - 1]),  # the middle has attention

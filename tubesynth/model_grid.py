@@ -4,6 +4,8 @@ Spacing (mm) and resolution (voxels) are those of the config unless others are g
 volume of one slice, which the tensors of a two-dimensional model lack.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from tubesynth.config import Config
 from tubesynth.errors import InputError
-from tubesynth.volume.files import check_labels
+from tubesynth.volume.files import check_labels, check_one_slice
 from tubesynth.volume.grid import Volume, centred_affine
 from tubesynth.volume.intensity import unit_to_hu
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
@@ -44,12 +46,15 @@ class ModelGrid:
     def _target(self, volume: Volume, spacing, resolution):
         data = self.config.data
         self._check_options(spacing, resolution)
+        if self.config.dim == 2:
+            check_one_slice(volume, "input")
         return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
 
     def _check_options(self, spacing, resolution) -> None:
         dim = self.config.dim
         for name, value in (("--resolution", resolution), ("--spacing", spacing)):
-            if value is not None and (len(value) != dim or min(value) <= 0):
+            good = value is None or (len(value) == dim and all(0 < n < math.inf for n in value))
+            if not good:
                 given = " ".join(map(str, value))
                 raise InputError(f"{name} {given}: expected {dim} positive numbers")
 

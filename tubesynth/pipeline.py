@@ -11,6 +11,7 @@ A checkpoint of stage 2 or 3 holds the autoencoder that made its latents, and on
 base model too, so one file is all there is to carry.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -213,6 +214,10 @@ class Pipeline:
         callback(index, t, volume) sees every step of every sample. changes: fields of
         SamplingConfig (solver, steps, ...).
         """
+        weights = {"label": guidance_label, "vessel": guidance_vessel, "control": control_scale}
+        for name, value in weights.items():
+            if not math.isfinite(value):
+                raise InputError(f"the weight of {name} is {value}: give a number")
         self._set_control(control_scale)
         sampling = self._sampling(sampling, changes)
         parts = sides_of(requests, self.config, guidance_label, guidance_vessel)

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from tubesynth.config import SegmenterConfig
+from tubesynth.config_checks import check_seed, requirement
 from tubesynth.config_loading import load_config
 from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.metrics.summary import statistics, write_csv, write_json
@@ -69,6 +70,8 @@ def train_seeds(args) -> None:
     config = replace(config, without_real=args.without_real or config.without_real)
     if config.without_real and not config.synthetic:
         raise InputError("--without-real: nothing is left to train on: give --synthetic")
+    for seed in args.seeds or []:
+        check_seed(seed, "--seeds", requirement(args.config))
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
     require_tools(config, args.logger)
     device = dist.start()

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import tubesynth
-from tubesynth.atomic import write_text
+from tubesynth.atomic import write_text, writing
 from tubesynth.data.digest import source_digest
 from tubesynth.errors import InputError
 from tubesynth.runtime import dist
@@ -81,7 +81,8 @@ def run_jobs(
     """Make what is missing, batch by batch; `make` returns the volume (HU) of each job and what to
     add to its sidecar.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    with writing(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not is_finished(output_dir, job)]
     dist.barrier()  # all ranks have looked before the first one writes
     mine = missing[dist.rank() :: dist.world_size()]

@@ -80,16 +80,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def label_translation(pairs: list[str] | None) -> np.ndarray | None:
+def label_translation(pairs: list[str] | None, num_classes: int) -> np.ndarray | None:
     """(256,) uint8: class of each stored value; None where labels are classes already."""
     if pairs is None:
         return None
-    table = np.zeros(256, dtype=np.uint8)
+    table, seen = np.zeros(256, dtype=np.uint8), set()
     for pair in pairs:
         value, equals, label = pair.partition("=")
         numbers = equals and value.isdigit() and label.isdigit()
         if not numbers or max(int(value), int(label)) > 255:
             raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
+        if value in seen:
+            raise InputError(f"--label-map {pair}: {value} has a class already: give it one")
+        if int(label) >= num_classes:
+            raise InputError(f"--label-map {pair}: the classes are 0 to {num_classes - 1}")
+        seen.add(value)
         table[int(value)] = int(label)
     return table
 
@@ -163,7 +168,6 @@ def settings_of(args: argparse.Namespace, pipeline: Pipeline) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    translation = label_translation(args.label_map)
     for name in ("num_samples", "batch_size", "steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -172,10 +176,18 @@ def main(argv: list[str] | None = None) -> None:
     try:
         pipeline = load_model(args, device)
         settings, data = settings_of(args, pipeline), pipeline.config.data
+        translation = label_translation(args.label_map, data.num_classes)
         if args.unconditional:
             cases = {"unconditional": None}
         else:
-            cases = find_cases(args.input_dir or Path(data.root) / "validation" / "labels")
+            given = args.input_dir or Path(data.root) / "validation" / "labels"
+            cases = find_cases(given)
+            for folder in (args.output_dir, args.output_dir / "labels"):
+                if folder.resolve() == given.resolve():
+                    raise InputError(
+                        f"--output-dir {args.output_dir}: {folder} is the folder of the label maps:"
+                        " choose another"
+                    )
         centrelines = find_centrelines(args, cases)
         jobs = []
         for case, path in cases.items():

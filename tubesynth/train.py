@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from tubesynth.atomic import writing
 from tubesynth.config import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.config_loading import load_config
 from tubesynth.errors import CommandParser, InputError, run_command
@@ -71,6 +72,8 @@ def config_of(args: argparse.Namespace) -> Config:
     config = load_config(args.config, overrides)
     if config.stage == "segmenter":
         raise InputError(f"{args.config}: of the segmenter: python -m tubesynth.segment trains it")
+    if args.gpus is not None and args.gpus < 1:
+        raise InputError(f"--gpus {args.gpus}: at least 1 process")
     for name in ("stage", "dim"):
         wanted = getattr(args, name)
         if wanted is not None and wanted != getattr(config, name):
@@ -79,6 +82,19 @@ def config_of(args: argparse.Namespace) -> Config:
                 " choose the config that fits"
             )
     return config
+
+
+def require_checkpoints(config: Config) -> None:
+    """InputError where a checkpoint that the stage builds on is not there."""
+    paths = {}
+    if isinstance(config, Stage2Config):
+        paths["latents.autoencoder"] = config.latents.autoencoder
+    if isinstance(config, Stage3Config):
+        paths["control.base"] = config.control.base
+    for key, path in paths.items():
+        if path is None or not Path(path).is_file():
+            found = "not set" if path is None else f"{path}: no such checkpoint"
+            raise InputError(f"{key}: {found}: train that stage first, or give its .ckpt file")
 
 
 def make_stage(config: Config, volumes: Volumes, position: Position, device) -> Stage:
@@ -103,13 +119,16 @@ def main(argv: list[str] | None = None) -> None:
         print(describe_plan(config, run_dir))
         return
     require_tools(config, args.logger)
+    require_checkpoints(config)
     resume_path = find_checkpoint(args.resume, run_dir, config)
     if resume_path and isinstance(config, Stage2Config):
         from tubesynth.training.latents import check_autoencoder
 
         check_autoencoder(config, checkpoint.load(resume_path), resume_path)
-    # Finds bad input before any process starts.
+    # Finds bad input before any process starts, and before anything is encoded.
     volumes = Volumes(config.data, config.dim, config.seed)
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
         dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
         return

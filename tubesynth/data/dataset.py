@@ -57,13 +57,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         self.seed, self.dim = seed, dim
         self.augmentation, self.tokens = augmentation or Augmentation(), tokens
         self.crop = None if crop is None else (*crop, *(1,) * (3 - len(crop)))
-        if self.crop and any(
-            c > n for c, n in zip(self.crop, preprocessing.resolution, strict=True)
-        ):
-            raise InputError(
-                f"data.crop {list(crop)} is larger than data.resolution "
-                f"{list(preprocessing.resolution)}; make it smaller"
-            )
+        whole = preprocessing.resolution
+        assert crop is None or all(c <= n for c, n in zip(self.crop, whole, strict=True))
         if not self.cases:
             raise InputError("a data set without cases; check data.root")
         self.keys = None

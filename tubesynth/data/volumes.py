@@ -15,7 +15,14 @@ import numpy as np
 from tubesynth.data.pool import cores, each
 from tubesynth.data.store import Entry, Store, entry_key
 from tubesynth.errors import InputError
-from tubesynth.volume.files import Case, check_labels, check_same_grid, read_labels, read_volume
+from tubesynth.volume.files import (
+    Case,
+    check_labels,
+    check_one_slice,
+    check_same_grid,
+    read_labels,
+    read_volume,
+)
 from tubesynth.volume.grid import Volume
 
 FORMAT = 1  # raise it when prepare_case gives other voxels for the same input
@@ -75,6 +82,8 @@ def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume 
     """Image and label map as their files have them, which must be on one grid."""
     image = read_volume(case.image)
     label = None if case.label is None else read_labels(case.label)
+    if len(preprocessing.spacing) == 2:
+        check_one_slice(image, case.image)
     if label is not None:
         check_same_grid(image, label, case.image, case.label)
         check_labels(label.array, preprocessing.num_classes, case.label)

@@ -67,7 +67,8 @@ class RunLog:
         if not self.active:
             return
         self.run_dir = run_dir
-        (run_dir / "panels").mkdir(parents=True, exist_ok=True)
+        with writing(run_dir):
+            (run_dir / "panels").mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yml", config_text)
         write_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
         self.metrics = run_dir / "metrics.jsonl"

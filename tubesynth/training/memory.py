@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tubesynth.config import AutoencoderConfig, Config, Stage1Config, half_lives
+from tubesynth.config import AutoencoderConfig, Config, SegmenterConfig, Stage1Config, half_lives
 
 IN_FLIGHT = 4  # tensors of the largest size beside those that are kept: gradients, a recomputed one
 HALF = 0.6  # of the activations' bytes under autocast: norms and losses stay in 32 bits
@@ -78,6 +78,11 @@ def _forward(config: Config, latent: AutoencoderConfig):
             discriminator(autoencoder.decode(latents, quantise=False, vessels=vessels))
 
         return [autoencoder, discriminator], run
+    if isinstance(config, SegmenterConfig):
+        from tubesynth.training.segmentation import build_segmenter
+
+        segmenter = build_segmenter(config)
+        return [segmenter], lambda: segmenter(torch.empty(batch, 1, *shape))
     from tubesynth.models.conditions import Conditions
     from tubesynth.training.control import build_network
 

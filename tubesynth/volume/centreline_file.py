@@ -22,6 +22,7 @@ from tubesynth.volume.vessel_tree import arc
 from tubesynth.volume.vessels import VesselTokens, in_box, spaced
 
 SUFFIX = ".centreline.json"
+WIDEST_MM = 100.0  # no vessel has such a radius: other units, or a slip
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,12 @@ def _branch(path: Path, number: int, row) -> Branch:
     except (TypeError, ValueError):
         points = np.empty(0)
     good = points.ndim == 2 and points.shape[1:] == (4,) and len(points) >= 2
-    if not (good and np.isfinite(points).all() and (points[:, 3] > 0).all()):
-        raise InputError(f"{where}.points: expected two or more of [x, y, z, radius above 0] in mm")
+    sane = good and np.isfinite(points).all() and (points[:, 3] > 0).all()
+    if not (sane and (points[:, 3] < WIDEST_MM).all()):
+        raise InputError(
+            f"{where}.points: expected two or more of [x, y, z, radius] in mm, the radius above 0"
+            f" and below {WIDEST_MM:g}"
+        )
     parent = row.get("parent")
     if parent is not None and not (type(parent) is int and 0 <= parent < number):
         raise InputError(f"{where}.parent: {parent!r}, expected null or an earlier branch's number")

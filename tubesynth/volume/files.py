@@ -67,6 +67,15 @@ def check_labels(labels: np.ndarray, num_classes: int, path) -> None:
         )
 
 
+def check_one_slice(volume: Volume, path) -> None:
+    """Refuses a volume where a picture is needed."""
+    if volume.shape[2] != 1:
+        raise InputError(
+            f"{path}: {' x '.join(map(str, volume.shape))} voxels, where dim 2 takes one slice: use"
+            " a config of dim 3, or write slices"
+        )
+
+
 def check_same_grid(image: Volume, label: Volume, image_path, label_path) -> None:
     """Refuses a label map that does not lie on its image's grid, to a tenth of a voxel."""
     if same_grid(image, label, tolerance_mm=max(0.01, 0.1 * float(image.spacing.min()))):
@@ -130,7 +139,8 @@ def find_cases(folder) -> dict[str, Path]:
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
             raise InputError(
-                f"{folder}: case {case} is there {len(paths)} times ({names}); keep one"
+                f"{folder}: case {case} is there {len(paths)} times ({names}); keep one, or rename"
+                " them: a case is known by its name up to the first dot"
             )
     return {case: found[case][0] for case in sorted(found, key=natural)}
 

@@ -54,10 +54,11 @@ def geometry(parts: list[Part], facts: list[Facts], expected: Expected):
     yield info(
         None, f"{shapes} voxels of {spacings} mm" + (f"; stored as {stored}" if stored else "")
     )
-    extent = [n * s for n, s in zip(wanted.resolution, wanted.spacing, strict=True)]
+    resolution = wanted.resolution[: len(wanted.spacing)]  # of a picture without its one slice
+    extent = [n * s for n, s in zip(resolution, wanted.spacing, strict=True)]
     yield info(
         None,
-        f"the model sees {' x '.join(map(str, wanted.resolution))} voxels of"
+        f"the model sees {' x '.join(map(str, resolution))} voxels of"
         f" {' x '.join(f'{s:g}' for s in wanted.spacing)} mm ="
         f" {' x '.join(f'{e:.0f}' for e in extent)} mm: cuts off"
         f" {100 * np.mean([one.cropped for one in read]):.0f} % of the images, and"
