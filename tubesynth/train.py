@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.atomic import writing
 from tubesynth.config import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.config_loading import load_config
 from tubesynth.errors import CommandParser, InputError, run_command
@@ -127,8 +126,6 @@ def main(argv: list[str] | None = None) -> None:
         check_autoencoder(config, checkpoint.load(resume_path), resume_path)
     # Finds bad input before any process starts, and before anything is encoded.
     volumes = Volumes(config.data, config.dim, config.seed)
-    with writing(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
         dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
         return
