@@ -2,7 +2,9 @@
 
 import importlib
 
+import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 
 from tubesynth.errors import EXIT_INPUT, run_command
@@ -24,6 +26,21 @@ def test_an_unknown_option_is_refused_in_one_line_that_names_the_command(name, c
     assert captured.out == "" and captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert f"python -m tubesynth.{name} --help" in captured.err
+
+
+@pytest.mark.parametrize("what", ["numpy", "torch"])
+def test_too_little_memory_is_said_in_one_line(what, capsys):
+    def ask():
+        size = 2**50
+        np.zeros(size, np.uint8) if what == "numpy" else torch.zeros(size, dtype=torch.uint8)
+
+    with pytest.raises(SystemExit) as end:
+        run_command(ask)
+    assert end.value.code == EXIT_INPUT
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory: lower --batch-size") and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="shape"):
+        run_command(lambda: torch.zeros(2).reshape(3))  # another fault keeps its traceback
 
 
 def test_every_command_is_among_them():

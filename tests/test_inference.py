@@ -114,6 +114,21 @@ def test_volumes_made_together_are_those_made_one_by_one(workplace, stage_2, tmp
         run(synthesize, *common, "--output-dir", tmp_path / "two", "--batch-size", 0)
 
 
+def test_what_was_lost_of_a_result_is_made_again(workplace, stage_2, tmp_path, capsys):
+    common = ["--model", stage_2, "--output-dir", tmp_path, "--num-samples", 1]
+    common += ["--input-dir", workplace / "data" / "validation" / "labels"]
+    run(synthesize, *common)
+    (first, second) = sorted((tmp_path / "labels").glob("*.nii.gz"))
+    content = first.read_bytes()
+    first.unlink()
+    (tmp_path / f"{second.name.partition('.')[0]}.json").write_text("[]")
+    run(synthesize, *common)
+    assert "2 volumes" in capsys.readouterr().out.splitlines()[-1]
+    assert first.read_bytes() == content
+    with pytest.raises(InputError, match="--unconditional takes no label maps"):
+        run(synthesize, *common, "--unconditional")
+
+
 def test_finished_cases_are_skipped_and_other_settings_are_not(
     workplace, stage_2, tmp_path, capsys
 ):

@@ -115,6 +115,15 @@ def test_masks_lie_on_the_ct_and_on_its_vessel(trained, workplace, tmp_path):
         assert overlap > 0.5
 
 
+def test_masks_are_not_written_over_label_maps(trained, workplace):
+    part = workplace / "data" / "validation"
+    common = ["--model", trained / "seed_0" / "checkpoints" / "last.ckpt"]
+    for out in (part / "images", part / "labels"):
+        with pytest.raises(InputError, match="choose another"):
+            options = ["--input-dir", part / "images", "--output-dir", out]
+            run(segment, "apply", *common, *options)
+
+
 def test_evaluate_scores_the_vessels_that_it_finds(trained, workplace, tmp_path):
     model = trained / "seed_0" / "checkpoints" / "last.ckpt"
     real = workplace / "data" / "validation"

@@ -121,6 +121,20 @@ def test_the_same_command_again_finds_nothing_to_do(stage_1, workplace, capsys):
     assert stage_1.read_bytes() == before
 
 
+def test_a_run_killed_between_two_validations_goes_on_from_its_newest_checkpoint(
+    stage_2, workplace, tmp_path, capsys
+):
+    """It had been validated at the start only, so there is no last.ckpt yet."""
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy2(stage_2.parent / "epoch_00001.ckpt", tmp_path / "checkpoints")
+    command = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path)]
+    with pytest.raises(InputError, match="holds another run already"):
+        main([*command, "train.learning_rate=1.0"])
+    main(command)
+    assert "epoch_00001.ckpt at step" in capsys.readouterr().out
+    assert_same_state(checkpoint_of(stage_2.parent.parent), checkpoint_of(tmp_path))
+
+
 def test_loader_workers_change_nothing(stage_1, workplace, tmp_path):
     done = checkpoint_of(stage_1.parent.parent)
     main(["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "data.num_workers=2"])

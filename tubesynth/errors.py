@@ -11,6 +11,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_INPUT = 2
+OUT_OF_MEMORY = (
+    "out of memory: lower --batch-size or --resolution; for training data.batch_size or data.crop,"
+    " or set train.checkpointing=true"
+)
 EXIT_STOPPED = 75  # EX_TEMPFAIL: start the same command again and it goes on
 
 
@@ -29,6 +33,12 @@ class CommandParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """NumPy's, a GPU's and torch's on a CPU; without torch, which not every command needs."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and leave with the exit code that design and docs promise."""
     try:
@@ -42,6 +52,11 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: {OUT_OF_MEMORY} ({' '.join(str(error).split())})", file=sys.stderr)
+        sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

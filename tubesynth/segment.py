@@ -135,6 +135,12 @@ def report(rows: list[dict], run_dir: Path) -> None:
 
 def apply_model(args) -> None:
     cases = find_cases(args.input_dir)
+    for folder in (args.input_dir, args.input_dir.parent / "labels"):
+        if args.output_dir.resolve() == folder.resolve():
+            raise InputError(
+                f"--output-dir {args.output_dir}: is the folder of the CTs or of their label maps:"
+                " choose another"
+            )
     device = dist.start()
     try:
         segmenter = VesselSegmenter.load(args.model, device)

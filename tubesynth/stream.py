@@ -40,6 +40,7 @@ class Job:
     name: str
     source: Path | None  # None: made from noise alone
     settings: dict  # plain values that decide the voxels
+    with_label: bool = False  # OUT/labels/name.label.nii.gz is written too
 
 
 def sidecar(output_dir: Path, job: Job) -> Path:
@@ -51,8 +52,10 @@ def is_finished(output_dir: Path, job: Job) -> bool:
         record = json.loads(sidecar(output_dir, job).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    if not isinstance(record, dict):
+        return False
     same = (record.get("source"), record.get("settings")) == (source_name(job), job.settings)
-    if not same or not image_path(output_dir, job).exists():
+    if not same or not all(path.exists() for path in outputs(output_dir, job)):
         return False
     return record.get("source_sha256") == digest_of(job.source)
 
@@ -68,6 +71,15 @@ def source_name(job: Job) -> str | None:
 
 def image_path(output_dir: Path, job: Job) -> Path:
     return output_dir / f"{job.name}.img.nii.gz"
+
+
+def label_path(output_dir: Path, job: Job) -> Path:
+    return output_dir / "labels" / f"{job.name}.label.nii.gz"
+
+
+def outputs(output_dir: Path, job: Job) -> list[Path]:
+    image = image_path(output_dir, job)
+    return [image, label_path(output_dir, job)] if job.with_label else [image]
 
 
 def run_jobs(
@@ -92,7 +104,8 @@ def run_jobs(
         for batch in (mine[i : i + batch_size] for i in range(0, len(mine), batch_size)):
             began = time.perf_counter()
             for job in batch:
-                sidecar(output_dir, job).unlink(missing_ok=True)  # what it told of is about to go
+                with writing(output_dir):  # what it told of is about to go
+                    sidecar(output_dir, job).unlink(missing_ok=True)
             made = make(batch)
             for job, (volume, _) in zip(batch, made, strict=True):
                 write_volume(image_path(output_dir, job), volume, "int16")

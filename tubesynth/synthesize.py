@@ -27,7 +27,7 @@ from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
-from tubesynth.stream import Job, run_jobs, tile_option
+from tubesynth.stream import Job, label_path, run_jobs, tile_option
 from tubesynth.volume.centreline_file import SUFFIX, drawn_vessels, read_centreline
 from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
 from tubesynth.volume.grid import Volume
@@ -178,6 +178,8 @@ def main(argv: list[str] | None = None) -> None:
         settings, data = settings_of(args, pipeline), pipeline.config.data
         translation = label_translation(args.label_map, data.num_classes)
         if args.unconditional:
+            if args.input_dir:
+                raise InputError("--input-dir: --unconditional takes no label maps: leave one out")
             cases = {"unconditional": None}
         else:
             given = args.input_dir or Path(data.root) / "validation" / "labels"
@@ -195,7 +197,8 @@ def main(argv: list[str] | None = None) -> None:
             if case in centrelines:
                 own["centreline_sha256"] = file_digest(centrelines[case])
             for k in range(args.num_samples):
-                jobs.append(Job(f"{case}_s{k}", path, {**own, "sample": k}))
+                settled = {**own, "sample": k}
+                jobs.append(Job(f"{case}_s{k}", path, settled, with_label=path is not None))
 
         def request(job: Job) -> Request:
             labels = None
@@ -227,9 +230,8 @@ def main(argv: list[str] | None = None) -> None:
                 callback=write_state if args.save_process else None,
             )
             for job, sample in zip(batch, samples, strict=True):
-                if job.source is not None:
-                    path = args.output_dir / "labels" / f"{job.name}.label.nii.gz"
-                    write_volume(path, sample.labels, "uint8")
+                if job.with_label:
+                    write_volume(label_path(args.output_dir, job), sample.labels, "uint8")
             cost = {"model": str(args.model), "batch": len(batch)}
             return [
                 (sample.volume, {**cost, "evaluations": sample.evaluations}) for sample in samples

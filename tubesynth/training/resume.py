@@ -28,16 +28,24 @@ def find_checkpoint(wanted: str | None, run_dir: Path, config: Config) -> Path |
     wanted: a path, "auto" (the run's own last one, if any) or None. The same command given again
     goes on with its own run; another command in the folder of a run is refused.
     """
-    last = run_dir / "checkpoints" / "last.ckpt"
+    last = newest(run_dir / "checkpoints")
     path = Path(wanted) if wanted not in (None, "auto") else None
     if path is None or run_dir.resolve() not in path.resolve().parents:
-        if last.exists():
+        if last:
             if wanted != "auto":
                 _require_same_run(last, path, config)
             path = last
     if path is not None:
         _require_same_model(path, config)
     return path
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from: last.ckpt, or a periodic one that was written since,
+    where the run was killed before its next validation.
+    """
+    found = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _require_same_run(last: Path, started_from: Path | None, config: Config) -> None:
@@ -48,9 +56,10 @@ def _require_same_run(last: Path, started_from: Path | None, config: Config) -> 
     different = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     if different:
         key = different[0]
+        resume = "" if config.stage == "segmenter" else "--resume auto to go on with it, or "
         raise InputError(
             f"{last.parent.parent}: holds another run already ({key}: {old.get(key)} there,"
-            f" {new.get(key)} now): --resume auto to go on with it, or --run-dir for a new folder"
+            f" {new.get(key)} now): {resume}--run-dir for a new folder"
         )
 
 
