@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole job in small: phantoms, stage 1 in two phases, stage 2, reconstruction, synthesis, scores and pictures.
 #   bash launch/demo.sh            everything goes to demo/; a second run reuses what is there
-# About 8 minutes on 2 free CPU cores once .venv is made, faster on a GPU.
+# 4 to 9 minutes on 2 free CPU cores once .venv is made, faster on a GPU.
 
 # Waiting threads spin for a while, which on a quiet machine makes a step a quarter faster. Beside other work they must
 # sleep at once: there spinning doubles a step. Quiet is where the cores (/proc/stat) are idle for half of a second or more.

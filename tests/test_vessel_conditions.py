@@ -335,7 +335,8 @@ def test_drawn_centrelines_take_the_place_of_those_in_the_label_map(trained, wor
     with pytest.raises(InputError, match=f"{case}.centreline.json: no centreline can be read"):
         synthesize.main(with_drawn)
     with pytest.raises(InputError, match="--unconditional has no cases"):
-        synthesize.main([*with_drawn, "--unconditional"])
+        alone = ["--model", str(trained), "--output-dir", str(out), "--unconditional"]
+        synthesize.main([*alone, "--centrelines", str(drawn)])
 
 
 def test_a_label_map_without_vessels_is_synthesised(pipeline, labels):
