@@ -256,6 +256,16 @@ def test_a_file_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkeypa
     refusal(lambda: read_volume(path), path, "Permission denied")
 
 
+def test_a_folder_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkeypatch):
+    """Said by the system as to a user who is not root; here the tests may run as one who may."""
+
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    refusal(lambda: find_cases(tmp_path), tmp_path, "Permission denied", "give permission")
+
+
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_voxels_that_are_no_numbers_are_not_written_as_others(tmp_path, dtype):
     array = numbers().astype(np.float32)

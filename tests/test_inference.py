@@ -125,6 +125,8 @@ def test_what_was_lost_of_a_result_is_made_again(workplace, stage_2, tmp_path, c
     run(synthesize, *common)
     assert "2 volumes" in capsys.readouterr().out.splitlines()[-1]
     assert first.read_bytes() == content
+    run(synthesize, *common, "--save-process")  # what was not asked for then is made now
+    assert len(list((tmp_path / "process").iterdir())) == 2
     with pytest.raises(InputError, match="--unconditional takes no label maps"):
         run(synthesize, *common, "--unconditional")
 

@@ -42,8 +42,10 @@ def writing(path):
     except OSError as error:
         if error.errno in NOT_WRITABLE:
             remedy = "free space or choose" if error.errno in FULL else "choose"
+            # What is missing may be a source that was to be copied here.
+            missing = f": {error.filename}" if error.errno == errno.ENOENT else ""
             raise InputError(
-                f"{path}: not written ({error.strerror}); {remedy} another folder"
+                f"{path}: not written ({error.strerror}{missing}); {remedy} another folder"
             ) from error
         raise
 

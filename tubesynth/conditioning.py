@@ -65,7 +65,7 @@ def sides_of(
     return parts
 
 
-def conditions_of(
+def conditions_on_grid(
     requests: list[Request],
     grid: ModelGrid,
     factor: int,
@@ -75,7 +75,7 @@ def conditions_of(
 ) -> tuple[list[Volume], Conditions]:
     """The label map of every request on the model's grid, and the conditions of all of them.
 
-    factor: voxels a side of a latent cell; with_vessels: the model takes tokens and fields.
+    factor: voxels a side of a latent cell; with_vessels: tokens and fields are among them.
     """
     maps, vessels = [], []
     for request in requests:

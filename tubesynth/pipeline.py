@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubesynth.conditioning import Request, conditions_of, sides_of, trace
+from tubesynth.conditioning import Request, conditions_on_grid, sides_of, trace
 from tubesynth.config import Config, SamplingConfig, Stage2Config, vessel_class
 from tubesynth.config_checks import check_sampling
 from tubesynth.config_loading import config_from_plain
@@ -205,7 +205,8 @@ class Pipeline:
         callback: Callable[[int, float, Volume], None] | None = None,
         **changes,
     ) -> list[Sample]:
-        """Samples that go through the network together; each is what it is alone, to rounding.
+        """Samples that go through the network together; each is what it is alone, to rounding (with
+        dopri5, whose steps follow the rounding, to its tolerance).
 
         guidance_*: 1 is the conditional model; other weights are guidance (generative/guidance.py),
         for a model that was trained with that condition dropped. guidance_vessel=0 leaves the
@@ -222,7 +223,7 @@ class Pipeline:
         sampling = self._sampling(sampling, changes)
         parts = sides_of(requests, self.config, guidance_label, guidance_vessel)
         net, with_vessels = self.autoencoder, any(side.vessels for side in parts)
-        maps, conditions = conditions_of(
+        maps, conditions = conditions_on_grid(
             requests, self.grid, net.factor, with_vessels, spacing, resolution
         )
         size = tuple(n // net.factor for n in conditions.labels.shape[1:])

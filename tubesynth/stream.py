@@ -40,7 +40,7 @@ class Job:
     name: str
     source: Path | None  # None: made from noise alone
     settings: dict  # plain values that decide the voxels
-    with_label: bool = False  # OUT/labels/name.label.nii.gz is written too
+    beside: tuple[Path, ...] = ()  # what `make` writes too: without these it is not finished
 
 
 def sidecar(output_dir: Path, job: Job) -> Path:
@@ -55,7 +55,8 @@ def is_finished(output_dir: Path, job: Job) -> bool:
     if not isinstance(record, dict):
         return False
     same = (record.get("source"), record.get("settings")) == (source_name(job), job.settings)
-    if not same or not all(path.exists() for path in outputs(output_dir, job)):
+    written = (image_path(output_dir, job), *job.beside)
+    if not same or not all(path.exists() for path in written):
         return False
     return record.get("source_sha256") == digest_of(job.source)
 
@@ -71,15 +72,6 @@ def source_name(job: Job) -> str | None:
 
 def image_path(output_dir: Path, job: Job) -> Path:
     return output_dir / f"{job.name}.img.nii.gz"
-
-
-def label_path(output_dir: Path, job: Job) -> Path:
-    return output_dir / "labels" / f"{job.name}.label.nii.gz"
-
-
-def outputs(output_dir: Path, job: Job) -> list[Path]:
-    image = image_path(output_dir, job)
-    return [image, label_path(output_dir, job)] if job.with_label else [image]
 
 
 def run_jobs(

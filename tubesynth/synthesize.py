@@ -27,7 +27,7 @@ from tubesynth.errors import CommandParser, InputError, run_command
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
-from tubesynth.stream import Job, label_path, run_jobs, tile_option
+from tubesynth.stream import Job, run_jobs, tile_option
 from tubesynth.volume.centreline_file import SUFFIX, drawn_vessels, read_centreline
 from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
 from tubesynth.volume.grid import Volume
@@ -145,6 +145,14 @@ def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
     return pipeline
 
 
+def label_path(output_dir: Path, name: str) -> Path:
+    return output_dir / "labels" / f"{name}.label.nii.gz"
+
+
+def process_folder(output_dir: Path, name: str) -> Path:
+    return output_dir / "process" / name
+
+
 def settings_of(args: argparse.Namespace, pipeline: Pipeline) -> dict:
     """What decides the voxels of all samples alike."""
     config, data = pipeline.config, pipeline.config.data
@@ -197,8 +205,12 @@ def main(argv: list[str] | None = None) -> None:
             if case in centrelines:
                 own["centreline_sha256"] = file_digest(centrelines[case])
             for k in range(args.num_samples):
-                settled = {**own, "sample": k}
-                jobs.append(Job(f"{case}_s{k}", path, settled, with_label=path is not None))
+                name, beside = f"{case}_s{k}", []
+                if path is not None:
+                    beside.append(label_path(args.output_dir, name))
+                if args.save_process:
+                    beside.append(process_folder(args.output_dir, name))
+                jobs.append(Job(name, path, {**own, "sample": k}, tuple(beside)))
 
         def request(job: Job) -> Request:
             labels = None
@@ -206,7 +218,8 @@ def main(argv: list[str] | None = None) -> None:
                 labels = read_labels(job.source)
                 if translation is not None:
                     labels = Volume(translation[labels.array], labels.affine)
-                check_labels(labels.array, data.num_classes, job.source)
+                remedy = "say with --label-map what they are"
+                check_labels(labels.array, data.num_classes, job.source, remedy)
             case, k = job.settings["case"], job.settings["sample"]
             drawn = centrelines.get(case)
             return Request(
@@ -217,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
 
         def make(batch: list[Job]) -> list[tuple[Volume, dict]]:
             def write_state(index: int, t: float, volume: Volume) -> None:
-                folder = args.output_dir / "process" / batch[index].name
+                folder = process_folder(args.output_dir, batch[index].name)
                 write_volume(folder / f"t{t:.3f}.img.nii.gz", volume, "int16")
 
             samples = pipeline.sample_batch(
@@ -230,8 +243,8 @@ def main(argv: list[str] | None = None) -> None:
                 callback=write_state if args.save_process else None,
             )
             for job, sample in zip(batch, samples, strict=True):
-                if job.with_label:
-                    write_volume(label_path(args.output_dir, job), sample.labels, "uint8")
+                if job.source is not None:
+                    write_volume(label_path(args.output_dir, job.name), sample.labels, "uint8")
             cost = {"model": str(args.model), "batch": len(batch)}
             return [
                 (sample.volume, {**cost, "evaluations": sample.evaluations}) for sample in samples

@@ -57,13 +57,18 @@ def read_labels(path) -> Volume:
     return Volume(whole.astype(np.uint8, copy=False), volume.affine)
 
 
-def check_labels(labels: np.ndarray, num_classes: int, path) -> None:
+def check_labels(
+    labels: np.ndarray,
+    num_classes: int,
+    path,
+    remedy: str = "remap them or raise data.num_classes",
+) -> None:
     """Refuses label values outside 0 ... num_classes - 1."""
     if labels.size and int(labels.max()) >= num_classes:
         values = ", ".join(map(str, np.unique(labels[labels >= num_classes])[:8]))
         raise InputError(
-            f"{path}: label values {values} are outside the classes 0 to {num_classes - 1}; "
-            "remap them or raise data.num_classes"
+            f"{path}: label values {values} are outside the classes 0 to {num_classes - 1};"
+            f" {remedy}"
         )
 
 
@@ -130,9 +135,15 @@ def find_cases(folder) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; check the path, or data.root")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and (_suffix(path) in SUFFIXES or _is_dicom_folder(path)):
-            found.setdefault(case_id(path), []).append(path)
+    try:
+        for path in sorted(folder.iterdir()):
+            known = _suffix(path) in SUFFIXES
+            if not path.name.startswith(".") and (known or _is_dicom_folder(path)):
+                found.setdefault(case_id(path), []).append(path)
+    except PermissionError as error:
+        raise InputError(
+            f"{error.filename}: may not be read ({error.strerror}): give permission"
+        ) from error
     if not found:
         raise InputError(f"{folder}: holds no volumes ({', '.join(SUFFIXES)} or DICOM folders)")
     for case, paths in found.items():
