@@ -1,7 +1,9 @@
 """Joining and leaving the process group."""
 
 import os
+import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,12 +28,32 @@ def test_tasks_that_cannot_find_each_other_are_refused_before_they_wait(monkeypa
         dist.start()
 
 
-def threads() -> set[str]:
-    """All of this process, Python's and the others."""
-    return set(os.listdir("/proc/self/task"))
+GROUP_THREADS = ("gloo", "pt_gloo", "pt_tcpstore")  # the names that torch and gloo give theirs
+DEADLINE_SECONDS = 30.0
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def group_threads() -> set[str]:
+    """Ids of this process's threads that belong to a process group."""
+    ids = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            name = (task / "comm").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+        if name.startswith(GROUP_THREADS):
+            ids.add(task.name)
+    return ids
+
+
+def wait_until(condition) -> bool:
+    """Whether the condition holds before the deadline; threads start and end in their own time."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="reads threads in /proc")
 @pytest.mark.parametrize("raised", [None, Stopped])
 def test_a_run_that_ends_leaves_no_thread_of_its_group(raised, monkeypatch):
     """Gloo's threads outlive destroy_process_group where a DDP wrapper is left to the collector."""
@@ -40,14 +62,14 @@ def test_a_run_that_ends_leaves_no_thread_of_its_group(raised, monkeypatch):
         RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()
     ).items():
         monkeypatch.setenv(name, str(value))
-    before = threads()
+    before = group_threads()
     dist.start()
 
     def work():
         net = DistributedDataParallel(torch.nn.Linear(2, 2))
         net.itself = net  # a model is full of such cycles
         net(torch.ones(1, 2)).sum().backward()
-        assert threads() - before
+        assert wait_until(lambda: group_threads() - before)
         if raised:
             raise raised
 
@@ -56,5 +78,4 @@ def test_a_run_that_ends_leaves_no_thread_of_its_group(raised, monkeypatch):
             work()
         finally:
             dist.stop()
-            left = threads() - before
-    assert not left
+    assert wait_until(lambda: not group_threads() - before)
