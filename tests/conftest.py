@@ -91,7 +91,7 @@ def real_ct() -> Path:
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory) -> Path:
     """A folder with data/ (four training, two validation phantoms), and s1.yml and s2.yml on it."""
-    from tubesynth.phantom import main
+    from tubesynth.phantom.__main__ import main
 
     folder = tmp_path_factory.mktemp("workplace")
     grid = "--resolution 32 32 24 --spacing 5.5 5.5 5.5".split()

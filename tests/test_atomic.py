@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.atomic import replacing, write_text
-from tubesynth.errors import InputError
 from tubesynth.runtime import checkpoint
+from tubesynth.runtime.atomic import replacing, save_png, write_text
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import RunLog
-from tubesynth.runtime.panels import save_png
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 

@@ -13,11 +13,11 @@ from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of, lines, run_command
 
 from tubesynth import reconstruct, synthesize, train
-from tubesynth.config_loading import load_config
+from tubesynth.config.loading import load_config
 from tubesynth.data.digest import file_digest
-from tubesynth.errors import InputError
 from tubesynth.models.vqvae import VQVAE, space_to_depth
 from tubesynth.pipeline import Pipeline
+from tubesynth.runtime.errors import InputError
 from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position

@@ -1,21 +1,21 @@
-"""python -m tubesynth.bench: its lines can be scripted on, and what it measures is what it says."""
+"""tests/bench/bench.py: its lines can be scripted on, and what it measures is what it says."""
 
 import json
 import math
 import mmap
 import time
 
+import bench
 import pytest
 import torch
 from conftest import REPOSITORY
+from parts.autoencoder import recorded_convolutions, training_step
+from parts.codebook import usual_quantiser
+from parts.measure import PeakMemory, measure, significant
 
-from tubesynth import bench
-from tubesynth.benchmarks.autoencoder import recorded_convolutions, training_step
-from tubesynth.benchmarks.codebook import usual_quantiser
-from tubesynth.benchmarks.measure import PeakMemory, measure, significant
-from tubesynth.errors import InputError
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.spade import one_hot
+from tubesynth.runtime.errors import InputError
 
 KEYS = "bench case seconds spread peak_mb size device threads commit".split()
 TINY = (

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tubesynth import cache
-from tubesynth.config_loading import load_config
+from tubesynth.build.networks import build_autoencoder
+from tubesynth.config.loading import load_config
+from tubesynth.config.strict import to_plain
 from tubesynth.data.store import Store
-from tubesynth.errors import InputError
 from tubesynth.runtime import checkpoint
-from tubesynth.strict import to_plain
-from tubesynth.training.autoencoder import build_autoencoder
+from tubesynth.runtime.errors import InputError
 
 STAGE_1 = """stage: 1
 data:

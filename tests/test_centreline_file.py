@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_vessels import distances
 
-from tubesynth.errors import InputError
+from tubesynth.phantom.anatomy import make_phantom
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.centreline_file import (
     Branch,
     drawn_vessels,
@@ -15,7 +16,6 @@ from tubesynth.volume.centreline_file import (
     write_centreline,
 )
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.phantom import make_phantom
 from tubesynth.volume.vessels import extract_tokens
 
 FORK = [

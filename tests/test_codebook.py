@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import free_port
+from parts.measure import PeakMemory
 from torch import Tensor
 
-from tubesynth.benchmarks.measure import PeakMemory
 from tubesynth.models.quantizers import codebook, search
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer

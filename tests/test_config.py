@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tubesynth.config import vessel_class
-from tubesynth.config_loading import config_from_plain, load_config
-from tubesynth.errors import InputError
+from tubesynth.config.loading import config_from_plain, load_config
+from tubesynth.config.schema import vessel_class
+from tubesynth.config.strict import dump, read_yaml
 from tubesynth.models.distance_bias import bias_channels
-from tubesynth.strict import dump, read_yaml
+from tubesynth.runtime.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yml"))
 

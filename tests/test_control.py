@@ -11,11 +11,11 @@ from conftest import REPOSITORY
 from networks import ENCODER, LABELS, awaken, labelled_inputs, small_unet
 
 from tubesynth import synthesize, train
-from tubesynth.errors import InputError
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.ema import weights_to_use
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import find_cases, read_labels
 
 

@@ -21,7 +21,7 @@ from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import DrawSampler, case_of_draw
 from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import Case, pair_cases, read_volume
 from tubesynth.volume.grid import spacing_of
 from tubesynth.volume.resample import resample_labels

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, SamplingConfig
+from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, SamplingConfig
 from tubesynth.generative.diffusion import Diffusion, spaced
 from tubesynth.generative.ode import FIXED
 

@@ -10,8 +10,8 @@ import torch
 from conftest import free_port
 from torch.nn.parallel import DistributedDataParallel
 
-from tubesynth.errors import InputError, Stopped
 from tubesynth.runtime import dist
+from tubesynth.runtime.errors import InputError, Stopped
 
 SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
 

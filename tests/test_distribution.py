@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.errors import InputError
 from tubesynth.metrics import distribution_set, set_scores
 from tubesynth.metrics.damage import ValidityCheck, damage, erase_vessels
 from tubesynth.metrics.distribution import (
@@ -21,6 +20,7 @@ from tubesynth.metrics.features import radiomic_features
 from tubesynth.metrics.frechet import Moments, frechet, merge
 from tubesynth.metrics.manifold import bootstrap_mean, covered, radii
 from tubesynth.metrics.memorisation import memorisation, threshold
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import find_cases, read_labels, read_volume
 
 SPACING = (3.0, 3.0, 3.0)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from tubesynth import doctor
-from tubesynth.data.examine.case_rules import CASE_RULES
-from tubesynth.data.examine.facts import Expected, content_digest, measure, pieces
-from tubesynth.data.examine.set_rules import SET_RULES
 from tubesynth.data.volumes import Preprocessing
-from tubesynth.errors import InputError
+from tubesynth.doctor import __main__ as doctor
+from tubesynth.doctor.case_rules import CASE_RULES
+from tubesynth.doctor.facts import Expected, content_digest, measure, pieces
+from tubesynth.doctor.set_rules import SET_RULES
+from tubesynth.doctor.training_memory import estimate
+from tubesynth.runtime.errors import InputError
 from tubesynth.training import checks
-from tubesynth.training.memory import estimate
 from tubesynth.volume.files import Case
 
 SPACING = 4.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from tubesynth.errors import EXIT_INPUT, run_command
+from tubesynth.runtime.errors import EXIT_INPUT, run_command
 
 COMMANDS = sorted(
     path.stem

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from tubesynth.errors import InputError
 from tubesynth.evaluate import main
 from tubesynth.metrics.summary import json_safe, statistics, summarise, table
 from tubesynth.metrics.training_log import validation_losses
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.centreline_file import Branch, write_centreline
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume, centred_affine

@@ -8,10 +8,10 @@ import torch
 from networks import radimagenet_layout
 from scipy.ndimage import gaussian_filter
 
-from tubesynth.errors import InputError
 from tubesynth.metrics.features import FEATURE_NAMES, radiomic_features
 from tubesynth.metrics.pretrained import PretrainedFeatures, load_features
 from tubesynth.models.pretrained_layers import InceptionV3, ResNet50
+from tubesynth.runtime.errors import InputError
 
 
 def unit(hu):

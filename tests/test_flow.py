@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config import SamplingConfig
+from tubesynth.config.schema import SamplingConfig
 from tubesynth.generative.coupling import couple
 from tubesynth.generative.flow import FlowMatching, path
 from tubesynth.generative.objective import mean_error, vessel_weight

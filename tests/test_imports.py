@@ -1,5 +1,6 @@
-"""Imports go one way: commands -> training, pipeline -> data, metrics -> the five that know nobody
--> config.
+"""Imports go one way: commands and pipeline -> training, inference, doctor -> build,
+conditioning ->
+data, metrics, pictures -> models, generative, losses, volume -> runtime; config beside them.
 """
 
 import ast
@@ -9,69 +10,75 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tubesynth"
-BOTTOM = {"errors", "atomic"}
-CONFIG = {"config", "config_loading"}
-FIVE = {"volume", "models", "generative", "losses", "runtime"}
+FLOOR = {"runtime"}
+NETWORKS = {"models", "generative", "losses"}
+CONFIGURED = FLOOR | NETWORKS | {"volume", "config", "data"}
+# What each room may import besides itself. `runtime.errors` and `runtime.atomic` import nobody.
 MAY_IMPORT = {
-    "errors": set(),
-    "atomic": {"errors"},
-    "strict": BOTTOM,
-    "config": BOTTOM,
-    "config_checks": BOTTOM | {"config"},
-    "config_loading": BOTTOM | {"strict", "config", "config_checks"},
-    **{part: BOTTOM | {part} for part in FIVE},
-    "data": BOTTOM | FIVE | {"data"},
-    "metrics": BOTTOM | FIVE | {"metrics"},
-    "report": BOTTOM | FIVE | {"metrics", "report"},
-    "training": BOTTOM | FIVE | CONFIG | {"data", "metrics", "strict", "training"},
+    "runtime": set(),
+    "volume": FLOOR,
+    **{part: FLOOR | {"volume"} for part in NETWORKS},
+    "config": FLOOR,
+    "phantom": FLOOR | {"volume", "data"},
+    "data": FLOOR | NETWORKS | {"volume"},
+    "prepare": FLOOR | {"volume", "data"},
+    "metrics": FLOOR | NETWORKS | {"volume"},
+    "pictures": FLOOR | {"volume", "metrics"},
+    "report": FLOOR | {"volume", "metrics", "pictures"},
+    "build": CONFIGURED,
+    "conditioning": CONFIGURED,
+    "training": CONFIGURED | {"build", "conditioning", "metrics", "pictures"},
+    "inference": CONFIGURED | {"build", "conditioning"},
+    "doctor": CONFIGURED | {"build"},
 }
-LOSSES_AND_MODELS_KNOW_NO_PROCESS = {"models", "losses", "generative", "volume"}
+KNOW_NO_PROCESS = {"models", "losses", "generative", "volume"}
 
 
-def imported_parts(path):
+def imported_modules(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        modules = []
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             folder = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
             name = "." * node.level + (node.module or "")
-            modules = [importlib.util.resolve_name(name, folder)]
-            if modules == ["tubesynth"]:
-                modules = [f"tubesynth.{alias.name}" for alias in node.names]
-        for module in modules:
-            if module.startswith("tubesynth."):
-                yield module.split(".")[1]
+            module = importlib.util.resolve_name(name, folder)
+            if module == "tubesynth":
+                yield from (f"tubesynth.{alias.name}" for alias in node.names)
+            else:
+                yield module
+
+
+def imported_parts(path):
+    for module in imported_modules(path):
+        if module.startswith("tubesynth."):
+            yield module.split(".")[1]
+
+
+def test_every_room_has_its_rule():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("part", sorted(MAY_IMPORT))
 def test_a_part_imports_only_what_lies_below_it(part):
-    paths = list((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
-    for path in paths:
-        found = set(imported_parts(path)) - {"__version__"}
+    for path in (PACKAGE / part).rglob("*.py"):
+        found = set(imported_parts(path)) - {"__version__", part}
         assert found <= MAY_IMPORT[part], f"{path.name} imports {found - MAY_IMPORT[part]}"
+
+
+@pytest.mark.parametrize("part", sorted(KNOW_NO_PROCESS))
+def test_mathematics_knows_no_process(part):
+    for path in (PACKAGE / part).rglob("*.py"):
+        assert "tubesynth.runtime.dist" not in imported_modules(path), path
 
 
 def test_volume_never_imports_torch():
     for path in (PACKAGE / "volume").rglob("*.py"):
-        names = {
-            name
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module]
-            )
-        }
-        assert not any(name.split(".")[0] == "torch" for name in names), path
+        assert not any(name.split(".")[0] == "torch" for name in imported_modules(path)), path
 
 
 def test_no_training_framework_is_imported():
-    forbidden = {"monai", "lightning", "pytorch_lightning", "hydra", "omegaconf", "torchvision"}
+    forbidden = {"monai", "lightning", "pytorch_lightning", "hydra", "omegaconf"}
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                assert not {alias.name.split(".")[0] for alias in node.names} & forbidden, path
-            elif isinstance(node, ast.ImportFrom):
-                assert node.module.split(".")[0] not in forbidden, path
+        found = {name.split(".")[0] for name in imported_modules(path)}
+        assert not found & forbidden, path

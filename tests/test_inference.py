@@ -10,9 +10,9 @@ import torch
 from conftest import REPOSITORY
 
 from tubesynth import reconstruct, synthesize, train
-from tubesynth.errors import InputError
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import checkpoint
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 

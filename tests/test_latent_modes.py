@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tubesynth import synthesize, train
-from tubesynth.errors import InputError
 from tubesynth.pipeline import Pipeline
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import find_cases, read_labels
 
 DIFFUSION = [

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config_loading import load_config
+from tubesynth.config.loading import load_config
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.volumes import LATENTS
-from tubesynth.errors import InputError
 from tubesynth.models.scale import LatentScale
 from tubesynth.runtime import checkpoint
+from tubesynth.runtime.errors import InputError
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import Latents
 

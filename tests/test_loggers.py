@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import RunLog, git_commit
 from tubesynth.train import main
 

@@ -10,11 +10,11 @@ import torch.multiprocessing as mp
 from conftest import free_port
 from torch import nn
 
-from tubesynth.config import TrainConfig
-from tubesynth.config_loading import load_config
-from tubesynth.errors import InputError
+from tubesynth.config.loading import load_config
+from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.ema import Ema, weights_to_use
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import RunLog
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.best import Best

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.losses import (
+from tubesynth.losses.autoencoder import (
     adaptive_weight,
     feature_matching_loss,
     hinge_discriminator_loss,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from tubesynth.errors import InputError
 from tubesynth.generative.ode import FIXED, solve
+from tubesynth.runtime.errors import InputError
 
 ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tubesynth.runtime.lettering import font, wrapped
-from tubesynth.runtime.panels import COLOURS, MARGIN, choose_views, draw_panel, save_png
+from tubesynth.pictures.lettering import font, wrapped
+from tubesynth.pictures.panel import COLOURS, MARGIN, choose_views, draw_panel
+from tubesynth.runtime.atomic import save_png
 
 AIR = -1000
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from networks import radimagenet_layout
 
-from tubesynth.config import AutoencoderLossConfig
-from tubesynth.errors import InputError
+from tubesynth.config.schema import AutoencoderLossConfig
 from tubesynth.models.perceptual import load_perceptual
 from tubesynth.models.pretrained_layers import AlexNet, ResNet50
+from tubesynth.runtime.errors import InputError
 from tubesynth.training.perceptual import Perceptual
 
 WIDTHS = (64, 192, 384, 256, 256)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, binary_erosion, label
 
-from tubesynth import phantom as command
-from tubesynth.errors import EXIT_INPUT, InputError, run_command
+from tubesynth.phantom import __main__ as command
+from tubesynth.phantom.anatomy import CORONARY, draw_anatomy, make_phantom
+from tubesynth.phantom.scanner import ct_noise
+from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
 from tubesynth.volume.files import read_labels, read_volume
-from tubesynth.volume.phantom import CORONARY, draw_anatomy, make_phantom
-from tubesynth.volume.phantom.scanner import ct_noise
 
 AORTA = 6
 MIDDLE = ((128, 128, 96), (1.2, 1.2, 1.2))

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tubesynth import doctor, prepare
 from tubesynth.data import manifest
 from tubesynth.data.digest import file_digest
-from tubesynth.data.imagecas import STRUCTURES, place
 from tubesynth.data.volumes import Preprocessing, prepare_case
-from tubesynth.errors import InputError
+from tubesynth.doctor import __main__ as doctor
+from tubesynth.prepare import __main__ as prepare
+from tubesynth.prepare.imagecas import STRUCTURES, place
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import Case, pair_cases, read_labels, read_volume
 
 SHAPE = (20, 18, 12)

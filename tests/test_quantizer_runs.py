@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config_loading import load_config
+from tubesynth.config.loading import load_config
 from tubesynth.models.quantizers import codebook
 from tubesynth.pipeline import Pipeline
 from tubesynth.train import main

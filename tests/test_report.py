@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tubesynth.errors import InputError
 from tubesynth.evaluate import main
 from tubesynth.metrics.case import EvaluationCase, Settings, evaluate_pair
 from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.pairing import runs_of
+from tubesynth.pictures.case_pictures import case_panel, straightened
 from tubesynth.report.charts import COLOURS, TICK_ROOM, curve, dots, grid, height_of
 from tubesynth.report.page import headline
-from tubesynth.report.pictures import case_panel, straightened
 from tubesynth.report.style import STYLE
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume, centred_affine
 

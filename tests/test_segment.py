@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tubesynth import evaluate, segment, synthesize
-from tubesynth.errors import InputError, Stopped
-from tubesynth.losses import dice_loss
+from tubesynth.losses.segmentation import dice_loss
 from tubesynth.models.segmenter import SegmentationUNet
+from tubesynth.runtime.errors import InputError, Stopped
 from tubesynth.training import segmentation
 from tubesynth.volume.files import find_cases, read_labels, read_volume
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from tubesynth.config import SamplingConfig
+from tubesynth.config.schema import SamplingConfig
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.files import find_cases, read_labels

@@ -24,7 +24,7 @@ from tubesynth.data.volumes import (
     ensure_volume,
     volume_key,
 )
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import Case
 
 KEY, LIVING = "0" * 32, "a" * 32

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tubesynth.runtime.straight_panel import BAR, MARGIN, OUTLINE, SCALE, draw_straightened
+from tubesynth.pictures.straight_panel import BAR, MARGIN, OUTLINE, SCALE, draw_straightened
 from tubesynth.volume.straighten import frames, longest_way
 from tubesynth.volume.vessels import COLUMNS, VesselTokens
 

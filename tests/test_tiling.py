@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config import DataConfig, Stage1Config
-from tubesynth.model_grid import ModelGrid
+from tubesynth.conditioning.model_grid import ModelGrid
+from tubesynth.config.schema import DataConfig, Stage1Config
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.tiling import largest_tile, run_tiled
 from tubesynth.models.vqvae import VQVAE

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.config import STAGES
-from tubesynth.config_loading import load_config
-from tubesynth.errors import InputError
+from tubesynth.config.loading import load_config
+from tubesynth.config.schema import STAGES
 from tubesynth.runtime import checkpoint
+from tubesynth.runtime.errors import InputError
 from tubesynth.train import main
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latent import LatentStage

@@ -7,8 +7,9 @@ import pytest
 from conftest import AUTOENCODER, UNET
 from PIL import Image
 
-from tubesynth import doctor, reconstruct, synthesize, train
-from tubesynth.errors import InputError
+from tubesynth import reconstruct, synthesize, train
+from tubesynth.doctor import __main__ as doctor
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import read_volume, write_volume
 from tubesynth.volume.grid import Volume
 

@@ -11,16 +11,16 @@ from networks import small_unet
 from test_train import assert_same_state, checkpoint_of, run_command
 
 from tubesynth import synthesize
-from tubesynth.conditioning import Request
-from tubesynth.config_loading import load_config
+from tubesynth.build.networks import build_unet
+from tubesynth.conditioning.request import Request
+from tubesynth.config.loading import load_config
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields
-from tubesynth.errors import InputError
 from tubesynth.models.conditions import Conditions
 from tubesynth.pipeline import Pipeline
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.seeding import generator
 from tubesynth.train import main
-from tubesynth.training.latent import build_unet
 from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens

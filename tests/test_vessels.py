@@ -5,9 +5,9 @@ import pytest
 from scipy.ndimage import label
 
 from tubesynth.data.tokens import vessel_token_source
+from tubesynth.phantom.anatomy import make_phantom
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.phantom import make_phantom
 from tubesynth.volume.resample import resample_labels, target_grid
 from tubesynth.volume.vessels import (
     VesselTokens,

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tubesynth.config_loading import load_config
+from tubesynth.config.loading import load_config
 from tubesynth.data.pool import check_workers
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
-from tubesynth.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,9 +22,8 @@ import torch
 from tqdm import tqdm
 
 import tubesynth
-from tubesynth.atomic import write_text
 from tubesynth.data import pool
-from tubesynth.errors import CommandParser, InputError, run_command
+from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
 from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.definitions import DEFINITIONS
@@ -45,11 +44,12 @@ from tubesynth.metrics.set_scores import (
 from tubesynth.metrics.summary import summarise, write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
+from tubesynth.pictures.case_pictures import draw_case, panel_path
 from tubesynth.report.page import report_page
-from tubesynth.report.pictures import draw_case, panel_path
 from tubesynth.report.terminal import tables
+from tubesynth.runtime.atomic import write_text
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.runtime.log import environment
-from tubesynth.training.segmentation import VesselSegmenter
 from tubesynth.volume.centreline_file import drawn_vessels
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.vessels import paint_vessels

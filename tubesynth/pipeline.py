@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubesynth.conditioning import Request, conditions_on_grid, sides_of, trace
-from tubesynth.config import Config, SamplingConfig, Stage2Config, vessel_class
-from tubesynth.config_checks import check_sampling
-from tubesynth.config_loading import config_from_plain
-from tubesynth.errors import InputError
+from tubesynth.build.networks import build_autoencoder, build_network
+from tubesynth.build.objective import build_objective
+from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
+from tubesynth.conditioning.request import Request, conditions_on_grid, sides_of, trace
+from tubesynth.config.checks import check_sampling
+from tubesynth.config.loading import config_from_plain
+from tubesynth.config.schema import Config, SamplingConfig, Stage2Config, vessel_class
 from tubesynth.generative.guidance import Side, Velocity, guided
-from tubesynth.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.scale import LatentScale
@@ -36,12 +37,10 @@ from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import checkpoint
 from tubesynth.runtime.ema import weights_to_use
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.memory import free_bytes
+from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import generator
-from tubesynth.training.autoencoder import build_autoencoder
-from tubesynth.training.control import build_network
-from tubesynth.training.latent import build_objective
-from tubesynth.training.loop import AUTOCAST_DTYPE
 from tubesynth.volume.files import check_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.intensity import hu_to_unit

@@ -11,10 +11,10 @@ with air.
 import argparse
 from pathlib import Path
 
-from tubesynth.errors import CommandParser, InputError, run_command
+from tubesynth.inference.jobs import Job, digest_of, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
-from tubesynth.stream import Job, digest_of, run_jobs, tile_option
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.files import find_cases, read_labels, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_image

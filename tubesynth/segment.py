@@ -17,19 +17,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tubesynth.config import SegmenterConfig
-from tubesynth.config_checks import check_seed, requirement
-from tubesynth.config_loading import load_config
-from tubesynth.errors import CommandParser, InputError, run_command
+from tubesynth.config.checks import check_seed, requirement
+from tubesynth.config.loading import load_config
+from tubesynth.config.schema import SegmenterConfig
+from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.runtime.log import environment
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, StopSignal
 from tubesynth.training.resume import find_checkpoint
 from tubesynth.training.run import require_tools, run_stage
-from tubesynth.training.segmentation import SegmentationStage, VesselSegmenter
+from tubesynth.training.segmentation import SegmentationStage
 from tubesynth.volume.files import find_cases, pair_cases, read_volume, write_volume
 
 

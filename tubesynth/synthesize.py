@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubesynth.conditioning import Request
-from tubesynth.config import DIFFUSION_SAMPLERS, FLOW_SOLVERS, uses_vessels, vessel_class
-from tubesynth.config_loading import load_config
+from tubesynth.conditioning.request import Request
+from tubesynth.config.loading import load_config
+from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, uses_vessels, vessel_class
 from tubesynth.data.digest import file_digest
 from tubesynth.data.tokens import FORMAT as TOKEN_FORMAT
-from tubesynth.errors import CommandParser, InputError, run_command
+from tubesynth.inference.jobs import Job, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.runtime.seeding import generator
-from tubesynth.stream import Job, run_jobs, tile_option
 from tubesynth.volume.centreline_file import SUFFIX, drawn_vessels, read_centreline
 from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
 from tubesynth.volume.grid import Volume

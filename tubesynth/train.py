@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.config import Config, Stage1Config, Stage2Config, Stage3Config
-from tubesynth.config_loading import load_config
-from tubesynth.errors import CommandParser, InputError, run_command
+from tubesynth.config.loading import load_config
+from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, Stage, StopSignal
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     require_checkpoints(config)
     resume_path = find_checkpoint(args.resume, run_dir, config)
     if resume_path and isinstance(config, Stage2Config):
-        from tubesynth.training.latents import check_autoencoder
+        from tubesynth.build.base_models import check_autoencoder
 
         check_autoencoder(config, checkpoint.load(resume_path), resume_path)
     # Finds bad input before any process starts, and before anything is encoded.

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from tubesynth.phantom.anatomy import make_phantom
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.phantom import make_phantom
 from tubesynth.volume.vessels import extract_tokens
 
 VESSEL = 8

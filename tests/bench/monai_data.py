@@ -1,4 +1,4 @@
-"""Side by side with MONAI: `python -m tubesynth.bench data` and monai_pipeline.py, in turns.
+"""Side by side with MONAI: `python tests/bench/bench.py data` and monai_pipeline.py, in turns.
 
     python3 -m venv monai_env
     monai_env/bin/pip install torch==2.13.0 "monai==1.4.*" nibabel scipy
@@ -58,7 +58,13 @@ def one_round(case: str, args) -> tuple[list[dict], list[dict]]:
     for workers in args.workers:
         if not cold or not ours:  # our build takes all cores whatever the loader's workers
             scans = map(str, ["--scans", args.scans, "--scan-resolution", *args.scan_resolution])
-            bench = [sys.executable, "-m", "tubesynth.bench", "data", "--case", name]
+            bench = [
+                sys.executable,
+                REPOSITORY / "tests" / "bench" / "bench.py",
+                "data",
+                "--case",
+                name,
+            ]
             folder = ["--data-dir", args.data_dir, "--volumes", str(args.volumes), *scans]
             stored = ["--stored"] if case.endswith("_stored") else []
             ours += run([*bench, *folder, *size, *types, *stored, "--workers", str(workers)])

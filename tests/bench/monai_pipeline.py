@@ -1,7 +1,7 @@
 """The peer's side of monai_data.py: MONAI's PersistentDataset and DataLoader on the same files.
 
 Runs in an environment of its own that holds monai, torch and nibabel (and not this package: of it
-only tubesynth/benchmarks/measure.py is used, by path). Transforms are those that a MONAI project
+only parts/measure.py is used, by path). Transforms are those that a MONAI project
 with a persistent cache uses for CT with labels; what is random comes after what is cached.
 """
 
@@ -24,7 +24,7 @@ NUM_CLASSES = 9
 
 
 def ruler():
-    path = Path(__file__).parents[2] / "tubesynth" / "benchmarks" / "measure.py"
+    path = Path(__file__).parent / "parts" / "measure.py"
     spec = importlib.util.spec_from_file_location("measure", path)
     module = sys.modules["measure"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -24,7 +24,7 @@ def main() -> None:
     both = ["--crop", *args.crop, "--batch", args.batch, "--repeats", args.repeats]
     both += ["--device", args.device]
     settings = [f"train.precision='{args.precision}'", *args.overrides]
-    ours = [sys.executable, "-m", "tubesynth.bench", "autoencoder", *both, "--set", *settings]
+    ours = [sys.executable, HERE / "bench.py", "autoencoder", *both, "--set", *settings]
     peer = [args.peer_python, "-W", "ignore", HERE / "monai_vqvae_step.py", *both]
     peer += ["--precision", args.precision]
     steps, bare, theirs = [], [], []

@@ -22,7 +22,7 @@ import torch
 from solver_picture import picture
 from tqdm import tqdm
 
-from tubesynth.config import SamplingConfig
+from tubesynth.config.schema import SamplingConfig
 from tubesynth.metrics.condition import Classes, tokens_of
 from tubesynth.metrics.image import mae_hu
 from tubesynth.metrics.vessel import centreline_scores

@@ -24,7 +24,7 @@ from tubesynth.data.volumes import (
     read_case,
     volume_key,
 )
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import Case
 from tubesynth.volume.grid import spacing_of
 

@@ -10,8 +10,8 @@ import os
 import time
 from pathlib import Path
 
-from tubesynth.atomic import replacing
-from tubesynth.errors import InputError
+from tubesynth.runtime.atomic import replacing
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import source_files
 
 _SETTLED_SECONDS = 2

@@ -13,7 +13,7 @@ import torch
 from tubesynth.data.sampler import case_of_draw
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.vessels import VesselTokens
 
 

@@ -10,7 +10,7 @@ Nothing is refused here: what does not fit is returned as a list of problems, al
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import SUFFIXES, Case, case_id, find_cases, natural
 
 PARTS = ("training", "validation")

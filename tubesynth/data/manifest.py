@@ -11,9 +11,9 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from tubesynth.atomic import write_text, writing
 from tubesynth.data.digest import file_digest, read_json
-from tubesynth.errors import InputError
+from tubesynth.runtime.atomic import write_text, writing
+from tubesynth.runtime.errors import InputError
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tubesynth.atomic import FULL, NOT_WRITABLE
 from tubesynth.data.digest import file_digest, read_json, source_digest
-from tubesynth.errors import InputError
+from tubesynth.runtime.atomic import FULL, NOT_WRITABLE
+from tubesynth.runtime.errors import InputError
 
 _TEMPORARY = ".tmp-"
 _KEY = re.compile("[0-9a-f]{32}")  # as entry_key makes them

@@ -14,7 +14,7 @@ import numpy as np
 
 from tubesynth.data.pool import cores, each
 from tubesynth.data.store import Entry, Store, entry_key
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import (
     Case,
     check_labels,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tubesynth.errors import InputError
 from tubesynth.generative.times import expand, time_grid
+from tubesynth.runtime.errors import InputError
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
 

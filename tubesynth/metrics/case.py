@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubesynth.errors import InputError
 from tubesynth.metrics.condition import (
     Classes,
     Condition,
@@ -23,6 +22,7 @@ from tubesynth.metrics.condition import (
 )
 from tubesynth.metrics.image import image_scores
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU, centreline_scores
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid

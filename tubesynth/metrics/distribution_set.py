@@ -11,10 +11,10 @@ import zlib
 import numpy as np
 import torch
 
-from tubesynth.errors import InputError
 from tubesynth.metrics.features import radiomic_features
 from tubesynth.metrics.frechet import Moments, merge
 from tubesynth.metrics.memorisation import thumbnail
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.intensity import hu_to_unit
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis that a slice is cut across

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tubesynth.errors import InputError
 from tubesynth.metrics.manifold import bootstrap_mean
+from tubesynth.runtime.errors import InputError
 
 THUMBNAIL = (24, 24, 24)
 RANGE_HU = (-200.0, 500.0)

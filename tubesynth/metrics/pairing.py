@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tubesynth.errors import InputError
 from tubesynth.metrics.case import EvaluationCase
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 from tubesynth.volume.files import find_cases
 

@@ -7,7 +7,6 @@ them, and the order changes nothing. Volumes are brought onto the grid of what w
 
 import numpy as np
 
-from tubesynth.errors import InputError
 from tubesynth.metrics.case import as_if_here
 from tubesynth.metrics.damage import ValidityCheck
 from tubesynth.metrics.distribution import (
@@ -27,6 +26,7 @@ from tubesynth.metrics.distribution_set import (
     sampling_order,
 )
 from tubesynth.metrics.features import radiomic_features
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import read_labels, read_volume
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels

@@ -13,7 +13,7 @@ import json
 import math
 from pathlib import Path
 
-from tubesynth.atomic import write_text
+from tubesynth.runtime.atomic import write_text
 
 KEYS = ("case", "sample", "source")
 BOUNDS = {

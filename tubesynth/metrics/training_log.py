@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 
 
 def validation_losses(logs) -> dict[str, dict]:

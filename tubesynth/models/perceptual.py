@@ -14,9 +14,9 @@ al. 2022 (RadImageNet).
 import torch
 from torch import Tensor, nn
 
-from tubesynth.errors import InputError
 from tubesynth.models.pretrained import PretrainedNetwork, fill, read_weights, recognise
 from tubesynth.models.pretrained_layers import AlexNet, ResNet50
+from tubesynth.runtime.errors import InputError
 
 
 def unit_channels(maps: Tensor) -> Tensor:

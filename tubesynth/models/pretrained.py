@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tubesynth.errors import InputError
 from tubesynth.models.pretrained_layers import FID_CLASSES, InceptionV3, ResNet50
+from tubesynth.runtime.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)

@@ -10,8 +10,8 @@ from base64 import b64encode
 from pathlib import Path
 
 from tubesynth.metrics.summary import cell
+from tubesynth.pictures.case_pictures import panel_path, straight_path
 from tubesynth.report.charts import curve, dots
-from tubesynth.report.pictures import panel_path, straight_path
 from tubesynth.report.style import STYLE
 
 # Metric, what a reader calls it, and whether more is better.

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tubesynth.atomic import replacing
-from tubesynth.errors import InputError
+from tubesynth.runtime.atomic import replacing
+from tubesynth.runtime.errors import InputError
 
 # By stage: what changes in one leaves the weights of the others as they are. 2: several averages
 # and a best score; 3: vessel fields as closeness; 4: fsq with its scale, vessel tokens traced in

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 
 
 def require_compiler() -> None:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 # default, for ever. Imported here, before there is a group, they keep none.
 import torch.distributed.nn.functional
 
-from tubesynth.errors import InputError, Stopped
+from tubesynth.runtime.errors import InputError, Stopped
 
 
 def rank() -> int:

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 
 
 class Ema:

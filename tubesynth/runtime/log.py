@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import tubesynth
-from tubesynth.atomic import write_text, writing
 from tubesynth.runtime import dist
+from tubesynth.runtime.atomic import write_text, writing
 from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
 
 HERE = Path(__file__).resolve().parent
@@ -105,7 +105,7 @@ class RunLog:
         """picture: (H, W, 3) uint8."""
         if not self.active:
             return
-        from tubesynth.runtime.panels import save_png
+        from tubesynth.runtime.atomic import save_png
 
         save_png(self.run_dir / "panels" / f"{name}_step{step:07d}.png", picture)
         if self.logger:

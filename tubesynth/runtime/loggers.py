@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 
 LOGGERS = ("tensorboard", "wandb", "none")
 

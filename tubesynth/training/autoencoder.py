@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tubesynth.config import Stage1Config, vessel_class
-from tubesynth.losses import (
+from tubesynth.build.networks import build_autoencoder, build_discriminator
+from tubesynth.config.schema import Stage1Config, vessel_class
+from tubesynth.losses.autoencoder import (
     DISCRIMINATOR_LOSS,
     GENERATOR_LOSS,
     adaptive_weight,
@@ -31,8 +32,6 @@ from tubesynth.metrics.vessel_fidelity import (
     mean_fidelity,
     vessel_fidelity,
 )
-from tubesynth.models.discriminator import PatchDiscriminator
-from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
@@ -40,31 +39,6 @@ from tubesynth.training.loop import Position
 from tubesynth.training.perceptual import Perceptual
 from tubesynth.training.phase import Phase
 from tubesynth.volume.intensity import unit_to_hu
-
-
-def build_autoencoder(config: Stage1Config) -> VQVAE:
-    model = config.autoencoder
-    return VQVAE(
-        dim=config.dim,
-        channels=tuple(model.channels),
-        residual_channels=tuple(model.residual_channels),
-        num_residual_layers=model.num_residual_layers,
-        embedding_dim=model.embedding_dim,
-        quantizer=model.quantizer,
-        codebook_size=model.codebook_size,
-        commitment=model.commitment,
-        codebook_decay=model.codebook_decay,
-        revive_after=model.revive_after,
-        fsq_levels=tuple(model.fsq_levels),
-        kl_weight=model.kl_weight,
-        checkpointing=config.train.checkpointing,
-        vessel_mask=model.vessel_mask_in_decoder,
-    )
-
-
-def build_discriminator(config: Stage1Config) -> PatchDiscriminator:
-    settings = config.discriminator
-    return PatchDiscriminator(config.dim, settings.channels, settings.num_layers)
 
 
 class AutoencoderStage:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 
 
 @dataclass

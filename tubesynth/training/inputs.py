@@ -11,25 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubesynth.config import DataConfig, vessel_class
+from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.config.schema import DataConfig, vessel_class
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import DrawSampler
 from tubesynth.data.store import Store
 from tubesynth.data.tokens import vessel_token_source
-from tubesynth.data.volumes import BuildReport, Preprocessing, build_volumes
-from tubesynth.errors import InputError
+from tubesynth.data.volumes import BuildReport, build_volumes
+from tubesynth.pictures.panel import CLASS_NAMES, draw_panel
 from tubesynth.runtime import dist
-from tubesynth.runtime.panels import CLASS_NAMES, draw_panel
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
-
-
-def preprocessing_of(data: DataConfig) -> Preprocessing:
-    return Preprocessing(
-        tuple(data.resolution), tuple(data.spacing), tuple(data.hu_window), data.num_classes
-    )
 
 
 def split_cases(data: DataConfig, split: str) -> list[Case]:

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tubesynth.config import Stage2Config, vessel_class, vessel_levels
-from tubesynth.generative.diffusion import Diffusion
-from tubesynth.generative.flow import FlowMatching
-from tubesynth.generative.objective import Network, Objective, vessel_weight
+from tubesynth.build.networks import build_unet
+from tubesynth.build.objective import build_objective
+from tubesynth.config.schema import Stage2Config, vessel_class
+from tubesynth.generative.objective import Network, vessel_weight
 from tubesynth.models.conditions import Conditions
-from tubesynth.models.unet import UNet
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.inputs import Volumes
@@ -30,57 +29,10 @@ from tubesynth.training.phase import Phase
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
-    settings = config.unet
-    return UNet(
-        dim=config.dim,
-        in_channels=latent_channels,
-        channels=tuple(settings.channels),
-        num_res_blocks=settings.num_res_blocks,
-        attention_levels=tuple(settings.attention_levels),
-        head_channels=settings.head_channels,
-        num_classes=config.data.num_classes,
-        label_channels=tuple(settings.label_channels),
-        label_factor=factor,
-        spade_hidden=settings.spade_hidden,
-        dropout=settings.dropout,
-        checkpointing=config.train.checkpointing,
-        vessel_attention=settings.vessel_attention,
-        vessel_levels=tuple(vessel_levels(settings)),
-        vessel_channels=settings.vessel_channels,
-        vessel_fields=settings.vessel_fields,
-        hidden_class=None if settings.label_map_vessels else vessel_class(config.data),
-    )
-
-
 def conditions_of(batch: dict, keep_label=None, keep_vessels=None) -> Conditions:
     """The conditions of a batch; keep_* (B,) in {0, 1} drops some of them, None none."""
     return Conditions(
         batch["label"], batch.get("tokens"), batch.get("fields"), keep_label, keep_vessels
-    )
-
-
-def build_objective(config: Stage2Config) -> Objective:
-    if config.latent_mode == "flow":
-        flow = config.flow
-        return FlowMatching(
-            flow.sigma_min,
-            flow.loss,
-            flow.time_sampling,
-            flow.time_mean,
-            flow.time_std,
-            flow.time_shift,
-            flow.coupling,
-        )
-    diffusion = config.diffusion
-    return Diffusion(
-        diffusion.schedule,
-        diffusion.num_timesteps,
-        diffusion.beta_start,
-        diffusion.beta_end,
-        diffusion.prediction,
-        diffusion.zero_terminal_snr,
-        diffusion.loss,
     )
 
 

@@ -12,80 +12,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tubesynth.config import Stage1Config, Stage2Config, vessel_class
-from tubesynth.config_loading import config_from_plain
+from tubesynth.build.base_models import FrozenAutoencoder, require_same_autoencoder
+from tubesynth.config.schema import Stage2Config
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
 from tubesynth.data.tokens import latent_fields
 from tubesynth.data.volumes import LATENTS, volume_key
-from tubesynth.errors import InputError
 from tubesynth.models.scale import LatentScale
-from tubesynth.models.vqvae import VQVAE
-from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import derive
-from tubesynth.training.autoencoder import build_autoencoder
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
 from tubesynth.volume.vessels import VesselTokens
 
 FORMAT = 3  # raise it when the same case and autoencoder would give other latents
-
-
-class FrozenAutoencoder:
-    """The autoencoder of a stage-1 checkpoint, with what identifies it."""
-
-    def __init__(self, path: str | None, config: Stage2Config):
-        if path is None:
-            raise InputError("latents.autoencoder: not set: give the path of a stage-1 checkpoint")
-        state = checkpoint.load(path, stage=1)
-        self.config: Stage1Config = config_from_plain(state["config"], path)
-        mine, theirs = config.data, self.config.data
-        if mine.hu_window != theirs.hu_window or config.dim != self.config.dim:
-            raise InputError(
-                f"{path}: trained with data.hu_window {theirs.hu_window} and dim {self.config.dim},"
-                f" this config has {mine.hu_window} and {config.dim}: make them equal"
-            )
-        if self.config.autoencoder.vessel_mask_in_decoder:
-            classes = [vessel_class(data) for data in (mine, theirs)]
-            if classes[0] != classes[1]:
-                raise InputError(
-                    f"{path}: its decoder takes the mask of data.vessel_class {classes[1]}, here it"
-                    f" is {classes[0]}: make them equal"
-                )
-        self.plain_config = state["config"]
-        weights = state["phases"]["autoencoder"]["module"]
-        self.digest = checkpoint.digest(weights)
-        self.module: VQVAE = build_autoencoder(self.config)
-        self.module.load_state_dict(weights)
-        self.module.eval().requires_grad_(False)
-        if any(n % self.module.factor for n in mine.resolution):
-            raise InputError(
-                f"data.resolution: {mine.resolution} must be multiples of {self.module.factor},"
-                f" the f of {path}"
-            )
-        halvings = self.module.factor.bit_length() - 1
-        if len(config.unet.label_channels) <= halvings:
-            raise InputError(
-                f"unet.label_channels: {config.unet.label_channels}: {path} has f"
-                f" {self.module.factor}, so the label map is halved {halvings} times: give at least"
-                f" {halvings + 1} widths"
-            )
-
-
-def check_autoencoder(config: Stage2Config, state: dict, path: Path) -> None:
-    """InputError where a checkpoint of stage 2 or 3 was trained on another autoencoder's latents;
-    before anything is encoded.
-    """
-    _require_same(FrozenAutoencoder(config.latents.autoencoder, config).digest, state, path)
-
-
-def _require_same(digest: str, state: dict, path: Path) -> None:
-    theirs = state["autoencoder"]["digest"]
-    if theirs != digest:
-        raise InputError(
-            f"{path}: trained on latents of autoencoder {theirs}, but latents.autoencoder is"
-            f" {digest}: give the one it was made with"
-        )
 
 
 def latent_key(config: Stage2Config, volumes: Volumes, autoencoder: str, case, variant: int) -> str:
@@ -225,5 +165,5 @@ class Latents:
 
     def check_resumed(self, state: dict, path: Path) -> None:
         """InputError where a checkpoint was trained on the latents of another autoencoder."""
-        _require_same(self.autoencoder.digest, state, path)
+        require_same_autoencoder(self.autoencoder.digest, state, path)
         self.scale = LatentScale(**state["latent_scale"])

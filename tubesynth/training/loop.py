@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from tubesynth.config import TrainConfig
-from tubesynth.errors import InputError, Stopped
+from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime import dist
+from tubesynth.runtime.errors import InputError, Stopped
 from tubesynth.runtime.log import RunLog
+from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import derive
 from tubesynth.training.best import Best
 from tubesynth.training.phase import Phase
 
 LEAST_SCALE = 1.0  # of the gradients in 16-mixed: what overflows there is not finite by itself
-AUTOCAST_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Stage(Protocol):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from tubesynth.config import AutoencoderLossConfig
+from tubesynth.config.schema import AutoencoderLossConfig
 from tubesynth.data.digest import file_digest
-from tubesynth.losses import perceptual_loss
+from tubesynth.losses.autoencoder import perceptual_loss
 from tubesynth.models.perceptual import load_perceptual
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator

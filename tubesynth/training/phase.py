@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tubesynth.config import TrainConfig, half_lives
+from tubesynth.config.schema import TrainConfig, half_lives
 from tubesynth.runtime.ema import Ema
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the rank of a weight

@@ -5,10 +5,16 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.config import AutoencoderConfig, Config, Stage1Config, Stage2Config, Stage3Config
-from tubesynth.errors import InputError
+from tubesynth.config.schema import (
+    AutoencoderConfig,
+    Config,
+    Stage1Config,
+    Stage2Config,
+    Stage3Config,
+)
+from tubesynth.config.strict import dump
 from tubesynth.runtime import checkpoint
-from tubesynth.strict import dump
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import find_cases
 
 
@@ -49,7 +55,7 @@ def _modules(config: Config):
     """Modules on the meta device, which has shapes but no memory; the autoencoder's sizes."""
     with torch.device("meta"):
         if isinstance(config, Stage1Config):
-            from tubesynth.training.autoencoder import build_autoencoder, build_discriminator
+            from tubesynth.build.networks import build_autoencoder, build_discriminator
 
             modules = {
                 "autoencoder": build_autoencoder(config),
@@ -57,7 +63,7 @@ def _modules(config: Config):
             }
             return modules, config.autoencoder, ""
         assert isinstance(config, Stage2Config)
-        from tubesynth.training.control import build_network
+        from tubesynth.build.networks import build_network
 
         path, note = config.latents.autoencoder, ""
         sizes = AutoencoderConfig()

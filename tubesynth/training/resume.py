@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from tubesynth.config import RESTARTS, Config, TrainConfig
-from tubesynth.config_loading import config_from_plain
-from tubesynth.errors import InputError
+from tubesynth.config.loading import config_from_plain
+from tubesynth.config.schema import RESTARTS, Config, TrainConfig
+from tubesynth.config.strict import to_plain
 from tubesynth.runtime import checkpoint, dist
-from tubesynth.strict import to_plain
+from tubesynth.runtime.errors import InputError
 from tubesynth.training.best import Best
 from tubesynth.training.loop import Position, Stage
 

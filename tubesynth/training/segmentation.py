@@ -12,52 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.config import SegmenterConfig, vessel_class
-from tubesynth.config_loading import config_from_plain
-from tubesynth.losses import dice_loss
+from tubesynth.build.networks import build_segmenter
+from tubesynth.config.schema import SegmenterConfig, vessel_class
+from tubesynth.losses.segmentation import dice_loss
 from tubesynth.metrics.overlap import centreline_overlap, dice
-from tubesynth.models.segmenter import SegmentationUNet
-from tubesynth.runtime import checkpoint, dist
-from tubesynth.runtime.ema import weights_to_use
+from tubesynth.runtime import dist
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.phase import Phase
-from tubesynth.volume.grid import Volume
-from tubesynth.volume.intensity import hu_to_unit
-from tubesynth.volume.resample import resample_image, target_grid
-
-
-def build_segmenter(config: SegmenterConfig) -> SegmentationUNet:
-    return SegmentationUNet(config.dim, tuple(config.segmenter.channels))
-
-
-class VesselSegmenter:
-    """A trained segmenter: a CT in HU -> the mask (uint8) of its vessels on the CT's own grid.
-
-    The mask is 0 outside of the model's field of view.
-    """
-
-    def __init__(self, config: SegmenterConfig, net: SegmentationUNet, device: torch.device):
-        self.data, self.device = config.data, device
-        self.net = net.to(device).eval()
-
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device) -> "VesselSegmenter":
-        state = checkpoint.load(path, stage="segmenter")
-        config = config_from_plain(state["config"], str(path))
-        net = build_segmenter(config)
-        phase = state["phases"]["segmenter"]
-        net.load_state_dict(weights_to_use(phase))
-        return cls(config, net, device)
-
-    @torch.no_grad()
-    def __call__(self, ct: Volume) -> Volume:
-        shape, affine = target_grid(ct, self.data.spacing, self.data.resolution)
-        prepared = resample_image(ct, shape, affine, fill=self.data.hu_window[0])
-        unit = hu_to_unit(prepared.array.astype(np.float32), self.data.hu_window)
-        logits = self.net(torch.from_numpy(unit)[None, None].to(self.device))[0, 0]
-        logits = Volume(logits.float().cpu().numpy(), affine)
-        found = resample_image(logits, ct.shape, ct.affine, fill=-10.0)
-        return Volume((found.array > 0).astype(np.uint8), ct.affine)
 
 
 class SegmentationStage:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tubesynth.atomic import write_text
-from tubesynth.errors import InputError
+from tubesynth.runtime.atomic import write_text
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessel_tree import arc
 from tubesynth.volume.vessels import VesselTokens, in_box, spaced

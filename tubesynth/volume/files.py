@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tubesynth.atomic import replacing
-from tubesynth.errors import InputError
+from tubesynth.runtime.atomic import replacing
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume, same_grid
 
 SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.nifti import check_affine, to_ras
 

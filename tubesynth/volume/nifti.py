@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubesynth.errors import InputError
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
 
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}

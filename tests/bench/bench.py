@@ -1,0 +1,90 @@
+"""Measure this machine on one part of the work: one JSON object a line.
+
+    python tests/bench/bench.py data --data-dir bench --workers 0 2
+    python tests/bench/bench.py evaluate --data-dir bench
+    python tests/bench/bench.py autoencoder --crop 64 64 64
+    python tests/bench/bench.py codebook
+    python tests/bench/bench.py vessel_attention
+    python tests/bench/bench.py sample --device cuda \\
+        --config configs/stage_2_3d_f4_lfm_crossattn.yml
+
+data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
+that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
+scores of pairs of CTs. autoencoder: a training step of stage 1, and its convolutions alone.
+codebook: the quantiser of one volume's latents, beside the usual one. vessel_attention: what the
+distance bias costs. sample: what conditions that are prepared once save. Each case runs in a
+process of its own, so that its memory is its own. Where there is a peer, speedup is its time over
+ours, and memory_ratio our peak over its. docs/benchmarks.md says what was measured,
+the files beside this one compare side by side with other libraries.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from parts import autoencoder, codebook, data, evaluate, sample, vessel_attention
+from parts.measure import show
+
+from tubesynth.runtime.errors import CommandParser, run_command
+
+
+class Bench(NamedTuple):
+    """A file of parts/, which has CASES, add_arguments, check and run_case.
+
+    prepare: makes ahead of a case what is not measured; lines: what run_case is given for each line
+    of a case, besides the case and the arguments.
+    """
+
+    module: ModuleType
+    prepare: Callable[[str, argparse.Namespace], None] = lambda case, args: None
+    lines: Callable[[str, argparse.Namespace], list[tuple]] = lambda case, args: [()]
+
+
+BENCHES = {
+    "data": Bench(data, data.prepare, data.lines),
+    "evaluate": Bench(evaluate, evaluate.prepare, evaluate.lines),
+    "autoencoder": Bench(autoencoder),
+    "codebook": Bench(codebook),
+    "vessel_attention": Bench(vessel_attention),
+    "sample": Bench(sample),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    bench = BENCHES[args.bench]
+    bench.module.check(args)
+    with tempfile.TemporaryDirectory(prefix="tubesynth-bench-") as temporary:
+        args.data_dir = Path(getattr(args, "data_dir", None) or temporary)
+        for case in args.case:
+            bench.prepare(case, args)
+            for line in bench.lines(case, args):
+                show(in_fresh_process(bench.module.run_case, case, args, *line))
+
+
+def in_fresh_process(function, *arguments):
+    """function(*arguments) in a new interpreter: nothing that ran before weighs on its memory."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandParser(prog="python tests/bench/bench.py", description=__doc__.splitlines()[0])
+    benches = parser.add_subparsers(dest="bench", required=True)
+    for name, (module, *_) in BENCHES.items():
+        text, raw = module.__doc__, argparse.RawDescriptionHelpFormatter
+        one = benches.add_parser(
+            name, help=text.splitlines()[0], description=text, formatter_class=raw
+        )
+        one.add_argument("--case", nargs="+", choices=module.CASES, default=list(module.CASES))
+        module.add_arguments(one)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

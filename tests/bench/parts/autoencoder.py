@@ -1,0 +1,126 @@
+"""A training step of stage 1 at the published widths, and its convolutions alone.
+
+Cases:
+  step          generator and discriminator: forward, losses, backward, clipping, both optimisers
+  convolutions  every convolution of that step, forward and backward for what the step asks of it
+                (input, weights or both), and nothing between them
+The batch is random: what is measured is the step, not the loader. --set takes what a config takes,
+e.g. train.checkpointing=true losses.vessel_weight=10.
+"""
+
+from parts.measure import result
+from parts.options import add_device, add_repeats, check_options
+
+CASES = ("step", "convolutions")
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add("--crop", type=int, nargs="+", default=(64, 64, 64), help="voxels a side")
+    add("--batch", type=int, default=1)
+    text = "settings on top of the published ones"
+    add("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help=text)
+    add_repeats(parser, 5, "steps")
+    add_device(parser)
+
+
+def check(args) -> None:
+    check_options(args, "batch", "repeats")
+    config_of(args)
+
+
+def config_of(args):
+    """Published sizes and losses that need no weights, with --set on top."""
+    from tubesynth.config.loading import config_from_plain
+    from tubesynth.config.strict import apply_overrides
+
+    data = {"crop": list(args.crop)}
+    if len(args.crop) == 2:
+        data |= {"resolution": [256, 256], "spacing": [0.7, 0.7]}
+    plain = {"stage": 1, "dim": len(args.crop), "data": data}
+    return config_from_plain(apply_overrides(plain, args.overrides), "--set")
+
+
+def run_case(case: str, args) -> dict:
+    """One case, measured: its JSON object."""
+    import torch
+    from parts.turns import device_name, device_of, in_turns
+
+    device = device_of(args.device)
+    step, stage = training_step(args)
+    if case == "convolutions":
+        step = bare(recorded_convolutions(stage, step))
+    (measured,) = in_turns([step], args.repeats, device)
+    return result(
+        "autoencoder",
+        case,
+        measured,
+        f"{args.batch} x {'x'.join(map(str, args.crop))}",
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        settings=args.overrides,
+    )
+
+
+def training_step(args):
+    """(a function of one optimiser step of both phases, the stage that it trains)."""
+    import torch
+
+    from tubesynth.training.autoencoder import AutoencoderStage
+    from tubesynth.training.loop import Position, optimise
+
+    config, device = config_of(args), torch.device(args.device)
+    torch.manual_seed(0)
+    stage = AutoencoderStage(config, None, Position(step=10**9), device)
+    shape = (args.batch, *args.crop)
+    batch = {
+        "image": torch.rand(shape)[:, None].to(device),
+        "label": torch.randint(config.data.num_classes, shape, dtype=torch.uint8).to(device),
+        "draw": list(range(args.batch)),
+    }
+
+    def step():
+        for phase in stage.phases:
+            optimise(phase, [batch], 0, config.train)
+
+    return step, stage
+
+
+def recorded_convolutions(stage, step) -> list[tuple]:
+    """(layer, shape of its input, does that need a gradient?, do its weights?) for each call."""
+    import torch
+
+    calls, handles = [], []
+
+    def record(layer, inputs):
+        (x,) = inputs
+        calls.append((layer, x.shape, x.requires_grad, layer.weight.requires_grad))
+
+    for phase in stage.phases:
+        for layer in phase.module.modules():
+            if isinstance(layer, torch.nn.modules.conv._ConvNd):
+                handles.append(layer.register_forward_pre_hook(record))
+    step()
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def bare(calls: list[tuple]):
+    """A function that runs these convolutions forward and backward, one by one."""
+    import torch
+
+    work = []
+    for layer, shape, for_input, for_weights in calls:
+        x = torch.randn(shape, device=layer.weight.device, requires_grad=for_input)
+        with torch.no_grad():
+            gradient = torch.randn_like(layer(x))
+        wanted = [x] if for_input else []
+        wanted += list(layer.parameters()) if for_weights else []
+        work.append((layer, x, gradient, wanted))
+
+    def run():
+        for layer, x, gradient, wanted in work:
+            torch.autograd.grad(layer(x), wanted, gradient)
+
+    return run

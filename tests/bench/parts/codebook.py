@@ -1,0 +1,109 @@
+"""The quantiser of one volume's latents, against the usual one with its N x K matrices.
+
+Cases: eval (search and look-up) and train (the moving averages besides). The usual implementation
+holds all distances, makes a one-hot row of every index, and multiplies with it; where its 16 bytes
+a pair do not fit into memory, fewer vectors are given to it, and `speedup` compares the time of one
+vector. extra_mb is what the work needed beyond what the process held before.
+"""
+
+import math
+import time
+
+from parts.measure import PeakMemory, measure, result, significant
+from parts.options import GRID, add_repeats, check_options
+
+CASES = ("eval", "train")
+PEER_BYTES_PER_PAIR = 16  # distances, and one-hot rows as int64 and float32
+SHARE_OF_MEMORY = 0.6  # of what is free, for the peer: its result comes on top
+DECAY = 0.5
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add("--latent", type=int, default=(64, 64, 32), help="cells", **GRID)
+    add("--codes", type=int, default=8192)
+    add("--channels", type=int, default=8)
+    add("--peer-vectors", type=int, help="vectors that the usual quantiser gets; default: that fit")
+    add_repeats(parser, 3, "runs of each side")
+
+
+def check(args) -> None:
+    given = [] if args.peer_vectors is None else ["peer_vectors"]
+    check_options(args, "latent", "codes", "channels", "repeats", *given)
+
+
+def run_case(case: str, args) -> dict:
+    """Both sides, one after the other: the JSON object."""
+    import torch
+
+    from tubesynth.models.quantizers.codebook import EmaQuantizer
+    from tubesynth.runtime.memory import free_bytes
+
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    latents = torch.randn(1, args.channels, *args.latent)
+    ours = EmaQuantizer(args.codes, args.channels, decay=DECAY).train(case == "train")
+    codebook = torch.randn(args.codes, args.channels)
+
+    def restart():
+        ours.codebook.copy_(codebook)
+        ours.ema_sum.copy_(codebook)
+        ours.ema_count.fill_(1.0)
+        ours.initialised.fill_(True)
+
+    with PeakMemory() as before:
+        time.sleep(0.1)
+    measured = measure(lambda: ours(latents), args.repeats, restart)
+
+    vectors = latents.movedim(1, -1).reshape(-1, args.channels)
+    room = SHARE_OF_MEMORY * free_bytes(torch.device("cpu")) / PEER_BYTES_PER_PAIR / args.codes
+    some = vectors[: args.peer_vectors or min(len(vectors), int(room))]
+    with PeakMemory() as before_peer:
+        time.sleep(0.1)
+    peer = measure(lambda: usual_quantiser(some, codebook, case == "train"), args.repeats)
+
+    restart()
+    indices = ours(latents)[2].flatten()[: len(some)]
+    same = (indices == usual_quantiser(some, codebook, False)[1]).double().mean().item()
+    return result(
+        "codebook",
+        case,
+        measured,
+        f"{'x'.join(map(str, args.latent))} x {args.codes} codes x {args.channels}",
+        device="cpu",
+        threads=torch.get_num_threads(),
+        extra_mb=_difference(measured.peak_mb, before.peak_mb),
+        peer="one-hot",
+        peer_seconds=significant(peer.seconds),
+        peer_peak_mb=peer.peak_mb and round(peer.peak_mb, 1),
+        peer_extra_mb=_difference(peer.peak_mb, before_peer.peak_mb),
+        peer_vectors=len(some),
+        speedup=significant(peer.seconds / len(some) * math.prod(args.latent) / measured.seconds),
+        memory_ratio=peer.peak_mb and significant(measured.peak_mb / peer.peak_mb),
+        peer_cpu_seconds=peer.cpu_seconds and significant(peer.cpu_seconds),
+        same_indices=same,
+    )
+
+
+def usual_quantiser(vectors, codebook, follow: bool):
+    """(N, D), (K, D) -> quantised (N, D), indices (N,), and the codebook moved, if it is to follow.
+
+    As van den Oord et al. 2017 is usually written down; the codebook given stays as it is.
+    """
+    import torch.nn.functional as F
+
+    distances = (
+        vectors.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * vectors @ codebook.T
+    )
+    indices = distances.argmin(1)
+    chosen = F.one_hot(indices, len(codebook)).to(vectors.dtype)
+    quantised = chosen @ codebook
+    if follow:
+        count = DECAY + (1 - DECAY) * chosen.sum(0)
+        total = DECAY * codebook + (1 - DECAY) * chosen.T @ vectors
+        codebook = total / count[:, None]
+    return quantised, indices, codebook
+
+
+def _difference(peak_mb: float | None, before_mb: float | None) -> float | None:
+    return None if peak_mb is None or before_mb is None else round(peak_mb - before_mb, 1)

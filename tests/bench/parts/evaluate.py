@@ -1,0 +1,83 @@
+"""The evaluation: all image and vessel scores of pairs of CTs, without distributions and pictures.
+
+The real CTs are phantoms; beside each lies a copy with blur and noise, as a model would leave it.
+Timed from files to scores, as `evaluate` works: a pair a core.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from parts.data import cores, make_phantoms
+from parts.measure import measure, result, significant
+from parts.options import GRID, add_repeats, check_options
+
+CASES = ("pairs",)
+BLUR_VOXELS, NOISE_HU = 0.6, 15.0
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add("--data-dir", help="phantoms are made here, or found; default: a temporary folder")
+    add("--pairs", type=int, default=20)
+    add("--resolution", type=int, default=(256, 256, 128), **GRID)
+    add("--spacing", type=float, default=(0.7, 0.7, 1.05), **GRID)
+    add("--workers", type=int, nargs="+", default=[cores()], help="pairs at a time: a line each")
+    add_repeats(parser, 3, "evaluations of all pairs")
+
+
+def check(args) -> None:
+    check_options(args, "pairs", "repeats", "workers")
+
+
+def lines(case: str, args) -> list[tuple[int]]:
+    return [(workers,) for workers in args.workers]
+
+
+def prepare(case: str, args) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    from tubesynth.volume.files import read_volume, write_volume
+    from tubesynth.volume.grid import Volume
+
+    make_phantoms(args.data_dir / "phantoms", args.pairs, args.resolution, args.spacing)
+    for real, made, _ in pairs(args):
+        if not made.is_file():
+            ct = read_volume(real)
+            random = np.random.default_rng(0)
+            noise = random.normal(0, NOISE_HU, ct.shape)
+            blurred = gaussian_filter(ct.array.astype(np.float32), BLUR_VOXELS) + noise
+            write_volume(made, Volume(blurred, ct.affine), "int16")
+
+
+def pairs(args) -> list[tuple[Path, Path, Path]]:
+    """(real, made, label) files of each pair."""
+    from tubesynth.volume.files import pair_cases
+
+    root = args.data_dir / "phantoms" / "training"
+    cases = pair_cases(root / "images", root / "labels")[: args.pairs]
+    return [(c.image, args.data_dir / "made" / c.image.name, c.label) for c in cases]
+
+
+def score(real: Path, made: Path, label: Path) -> dict:
+    from tubesynth.metrics.case import evaluate_pair
+    from tubesynth.volume.files import read_labels, read_volume
+
+    return evaluate_pair(read_volume(real), read_volume(made), read_labels(label))
+
+
+def run_case(case: str, args, workers: int) -> dict:
+    """All pairs, measured: the JSON object."""
+    from tubesynth.data import pool
+
+    jobs = pairs(args)
+    measured = measure(partial(pool.each, score, jobs, workers, "evaluate"), args.repeats)
+    return result(
+        "evaluate",
+        case,
+        measured,
+        f"{len(jobs)} x {'x'.join(map(str, args.resolution))}",
+        device="cpu",
+        threads=workers,
+        seconds_per_pair=significant(measured.seconds / len(jobs)),
+    )

@@ -1,1 +1,0 @@
-"""What `python -m tubesynth.bench` measures: one file a part of the work."""

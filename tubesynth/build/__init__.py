@@ -1,0 +1,1 @@
+"""Networks and objectives from a config, and autoencoders from a checkpoint."""

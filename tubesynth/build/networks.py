@@ -1,0 +1,92 @@
+"""The networks of all stages from a config, with fresh weights."""
+
+from tubesynth.config.schema import (
+    SegmenterConfig,
+    Stage1Config,
+    Stage2Config,
+    Stage3Config,
+    vessel_class,
+    vessel_levels,
+)
+from tubesynth.models.controlnet import ControlledUNet, ControlNet
+from tubesynth.models.discriminator import PatchDiscriminator
+from tubesynth.models.segmenter import SegmentationUNet
+from tubesynth.models.unet import UNet
+from tubesynth.models.vqvae import VQVAE
+
+
+def build_autoencoder(config: Stage1Config) -> VQVAE:
+    model = config.autoencoder
+    return VQVAE(
+        dim=config.dim,
+        channels=tuple(model.channels),
+        residual_channels=tuple(model.residual_channels),
+        num_residual_layers=model.num_residual_layers,
+        embedding_dim=model.embedding_dim,
+        quantizer=model.quantizer,
+        codebook_size=model.codebook_size,
+        commitment=model.commitment,
+        codebook_decay=model.codebook_decay,
+        revive_after=model.revive_after,
+        fsq_levels=tuple(model.fsq_levels),
+        kl_weight=model.kl_weight,
+        checkpointing=config.train.checkpointing,
+        vessel_mask=model.vessel_mask_in_decoder,
+    )
+
+
+def build_discriminator(config: Stage1Config) -> PatchDiscriminator:
+    settings = config.discriminator
+    return PatchDiscriminator(config.dim, settings.channels, settings.num_layers)
+
+
+def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
+    settings = config.unet
+    return UNet(
+        dim=config.dim,
+        in_channels=latent_channels,
+        channels=tuple(settings.channels),
+        num_res_blocks=settings.num_res_blocks,
+        attention_levels=tuple(settings.attention_levels),
+        head_channels=settings.head_channels,
+        num_classes=config.data.num_classes,
+        label_channels=tuple(settings.label_channels),
+        label_factor=factor,
+        spade_hidden=settings.spade_hidden,
+        dropout=settings.dropout,
+        checkpointing=config.train.checkpointing,
+        vessel_attention=settings.vessel_attention,
+        vessel_levels=tuple(vessel_levels(settings)),
+        vessel_channels=settings.vessel_channels,
+        vessel_fields=settings.vessel_fields,
+        hidden_class=None if settings.label_map_vessels else vessel_class(config.data),
+    )
+
+
+def build_network(config: Stage2Config, latent_channels: int, factor: int) -> UNet | ControlledUNet:
+    """What a config of stage 2 or 3 samples from."""
+    base = build_unet(config, latent_channels, factor)
+    if not isinstance(config, Stage3Config):
+        return base
+    settings, of_vessels = config.unet, config.control.condition == "vessel"
+    controlnet = ControlNet(
+        config.dim,
+        tuple(settings.channels),
+        2 if of_vessels else config.data.num_classes,
+        tuple(settings.label_channels),
+        factor,
+        in_channels=latent_channels,
+        num_res_blocks=settings.num_res_blocks,
+        attention_levels=tuple(settings.attention_levels),
+        head_channels=settings.head_channels,
+        vessel_attention=settings.vessel_attention,
+        vessel_levels=tuple(vessel_levels(settings)),
+        vessel_channels=settings.vessel_channels,
+        dropout=settings.dropout,
+        checkpointing=config.train.checkpointing,
+    )
+    return ControlledUNet(base, controlnet, vessel_class(config.data) if of_vessels else None)
+
+
+def build_segmenter(config: SegmenterConfig) -> SegmentationUNet:
+    return SegmentationUNet(config.dim, tuple(config.segmenter.channels))

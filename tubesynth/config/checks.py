@@ -1,0 +1,373 @@
+"""Whether the values of a config fit each other; every refusal names key, value and remedy.
+
+strict.py has seen to keys and types before. Each function asks about one section; `require` is how
+it refuses.
+"""
+
+from collections.abc import Callable
+
+from tubesynth.config.schema import (
+    DIFFUSION_SAMPLERS,
+    FLOW_SOLVERS,
+    RESTARTS,
+    AutoencoderConfig,
+    Config,
+    DataConfig,
+    SamplingConfig,
+    SegmenterConfig,
+    Stage1Config,
+    Stage2Config,
+    half_lives,
+    uses_vessels,
+    vessel_class,
+    vessel_levels,
+)
+from tubesynth.runtime.errors import InputError
+
+PERCEPTUAL_LEAST_SIDE = 31  # voxels: AlexNet's last pooling needs them
+
+LEAST_WINDOW = 100  # grey values: fewer would be seen as steps
+
+Require = Callable[[bool, str], None]  # raises InputError with the message unless the first is true
+
+
+def requirement(source: str) -> Require:
+    """A `require` whose messages name the source: a file, or what the config comes from."""
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise InputError(f"{source}: {message}")
+
+    return require
+
+
+def check(config: Config, source: str) -> None:
+    """InputError where values contradict each other, with key, value and remedy."""
+    require = requirement(source)
+    require(config.dim in (2, 3), f"dim: expected 2 or 3, got {config.dim}")
+    check_seed(config.seed, "seed", require)
+    check_data(config.data, config.dim, require)
+    check_train(config, require)
+    if isinstance(config, Stage1Config):
+        require(
+            config.train.ema_half_life is None,
+            "train.ema_half_life: stage 1 keeps no averaged weights: leave it out",
+        )
+        check_autoencoder(config.autoencoder, require)
+        check_losses(config, require)
+        factor = 2 ** len(config.autoencoder.channels)
+        check_multiples(config.data, factor, "the f of the autoencoder", require)
+    if isinstance(config, SegmenterConfig):
+        require(config.dim == 3, f"dim: {config.dim}, but the segmenter is for volumes: 3")
+        check_widths(config.segmenter, "segmenter", ("channels",), require)
+        factor = 2 ** (len(config.segmenter.channels) - 1)
+        check_multiples(config.data, factor, "segmenter.channels", require)
+    if isinstance(config, Stage2Config):
+        require(
+            config.data.crop is None,
+            "data.crop: stage 2 trains on whole volumes: remove it or set null",
+        )
+        require(config.latents.variants >= 1, "latents.variants: must be at least 1")
+        check_unet(config, require)
+        check_objective(config, require)
+        check_sampling(config, config.sampling, source)
+
+
+def check_seed(seed: int, key: str, require: Require) -> None:
+    require(0 <= seed < 2**63, f"{key}: {seed}: expected a whole number from 0 to below 2^63")
+
+
+def check_widths(section, name: str, keys: tuple[str, ...], require: Require) -> None:
+    """A number, or numbers, of at least 1 each: channels, layers."""
+    for key in keys:
+        value = getattr(section, key)
+        listed = value if isinstance(value, list) else [value]
+        require(
+            len(listed) > 0 and min(listed) >= 1,
+            f"{name}.{key}: expected at least 1, got {value}",
+        )
+
+
+def check_data(data: DataConfig, dim: int, require: Require) -> None:
+    """Grid, window, classes, batches and augmentation."""
+    for key in ("resolution", "spacing", "crop"):
+        value = getattr(data, key)
+        if value is not None:
+            require(
+                len(value) == dim and min(value) > 0,
+                f"data.{key}: expected {dim} positive numbers (the dim), got {value}",
+            )
+    require(
+        data.crop is None or all(c <= n for c, n in zip(data.crop, data.resolution, strict=True)),
+        f"data.crop: {data.crop} is larger than data.resolution {data.resolution}: make it smaller",
+    )
+    require(data.num_workers >= 0, f"data.num_workers: {data.num_workers}, below 0")
+    low, high = data.hu_window if len(data.hu_window) == 2 else (0, 0)
+    require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")
+    require(
+        high - low >= LEAST_WINDOW and -(2**15) <= low and high < 2**15,
+        f"data.hu_window: {data.hu_window}: images are kept as whole numbers of 16 bits: take a"
+        f" window of {LEAST_WINDOW} or more from -32768 to 32767, and scale the images to it",
+    )
+    require(data.num_classes >= 2, f"data.num_classes: expected at least 2, got {data.num_classes}")
+    require(
+        0 < vessel_class(data) < data.num_classes,
+        f"data.vessel_class: {data.vessel_class} is not a foreground class of {data.num_classes}",
+    )
+    require(data.batch_size >= 1, "data.batch_size: must be at least 1")
+    require(
+        data.token_step_mm is None or data.token_step_mm > 0,
+        f"data.token_step_mm: expected a length in mm, got {data.token_step_mm}",
+    )
+    require(
+        data.token_step_mm is None or dim == 3,
+        "data.token_step_mm: vessels are traced in volumes: leave it out where dim is 2",
+    )
+    for key in ("flip", "rotate90", "intensity"):
+        value = getattr(data.augment, key)
+        require(0 <= value <= 1, f"data.augment.{key}: a probability, got {value}")
+
+
+def check_multiples(data: DataConfig, factor: int, reason: str, require: Require) -> None:
+    """Every side of a volume, or of a crop of it, is halved down to whole cells."""
+    for key in ("resolution", "crop"):
+        value = getattr(data, key)
+        require(
+            value is None or all(n % factor == 0 for n in value),
+            f"data.{key}: {value} must be multiples of {factor} ({reason})",
+        )
+
+
+def check_train(config: Config, require: Require) -> None:
+    """Lengths, cadences, the best score, averages and what restarts."""
+    train = config.train
+    for key in (
+        "epochs",
+        "accumulate",
+        "log_every",
+        "validate_every",
+        "panel_every",
+        "panel_cases",
+        "save_every",
+    ):
+        require(getattr(train, key) >= 1, f"train.{key}: must be at least 1")
+    require(train.learning_rate > 0, f"train.learning_rate: {train.learning_rate}, not above 0")
+    for key in ("warmup_steps", "keep", "max_bad_steps"):
+        require(getattr(train, key) >= 0, f"train.{key}: {getattr(train, key)}, below 0")
+    require(
+        train.gradient_clip is None or train.gradient_clip >= 0,
+        f"train.gradient_clip: {train.gradient_clip}, below 0: give a norm, or 0 for none",
+    )
+    require(
+        train.best_score in config.BEST_SCORES,
+        f"train.best_score: '{train.best_score}' is unknown: choose from"
+        f" {list(config.BEST_SCORES)}",
+    )
+    averages = half_lives(train.ema_half_life)
+    require(
+        all(steps > 0 for steps in averages) and len(set(averages)) == len(averages),
+        f"train.ema_half_life: expected numbers of steps above 0, no two alike, got {averages}",
+    )
+    for item in train.restart:
+        require(
+            item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"
+        )
+
+
+def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
+    """Levels, and what the settings of the quantiser need of each other."""
+    widths = ("channels", "residual_channels", "embedding_dim")
+    check_widths(model, "autoencoder", widths, require)
+    for key in ("num_residual_layers", "commitment", "revive_after"):
+        require(getattr(model, key) >= 0, f"autoencoder.{key}: {getattr(model, key)}, below 0")
+    require(
+        len(model.channels) == len(model.residual_channels),
+        "autoencoder.residual_channels: as many entries as autoencoder.channels",
+    )
+    require(
+        model.codebook_size >= 2,
+        f"autoencoder.codebook_size: must be at least 2, got {model.codebook_size}",
+    )
+    require(
+        0 <= model.codebook_decay < 1,
+        f"autoencoder.codebook_decay: expected 0 to below 1, got {model.codebook_decay}",
+    )
+    require(
+        model.kl_weight >= 0, f"autoencoder.kl_weight: a weight of 0 or more, got {model.kl_weight}"
+    )
+    if model.quantizer == "fsq":
+        levels, channels = model.fsq_levels, model.embedding_dim
+        require(
+            len(levels) > 0 and min(levels) >= 3,
+            f"autoencoder.fsq_levels: expected numbers of at least 3, got {levels}",
+        )
+        require(
+            len(levels) == channels,
+            f"autoencoder.embedding_dim: {channels}, but each of the {len(levels)} entries of"
+            f" autoencoder.fsq_levels {levels} is a channel: set embedding_dim to {len(levels)}",
+        )
+
+
+def check_losses(config: Stage1Config, require: Require) -> None:
+    """What the losses of stage 1 need of each other and of the data."""
+    losses, data = config.losses, config.data
+    check_widths(config.discriminator, "discriminator", ("channels", "num_layers"), require)
+    start = losses.adversarial_from_step
+    require(start >= 0, f"losses.adversarial_from_step: {start}, below 0")
+    for key in ("l1", "l2", "spectral", "adversarial", "feature_matching", "perceptual"):
+        value = getattr(losses, key)
+        require(value >= 0, f"losses.{key}: a weight of 0 or more, got {value}")
+    require(losses.l1 + losses.l2 > 0, "losses.l1: 0, and so is losses.l2: set one of them")
+    require(
+        losses.vessel_weight > 0,
+        f"losses.vessel_weight: must be above 0, got {losses.vessel_weight}",
+    )
+    require(
+        losses.vessel_margin_mm >= 0,
+        f"losses.vessel_margin_mm: a length in mm, got {losses.vessel_margin_mm}",
+    )
+    require(
+        losses.feature_matching == 0 or losses.adversarial > 0,
+        "losses.feature_matching: needs the discriminator: set losses.adversarial above 0",
+    )
+    require(
+        losses.perceptual == 0 or len(losses.perceptual_files) > 0,
+        "losses.perceptual_files: name LPIPS's or RadImageNet's weights, or set losses.perceptual=0"
+        " and use losses.feature_matching, which needs none",
+    )
+    require(
+        losses.adversarial_weighting == "fixed" or not config.train.compile,
+        "losses.adversarial_weighting: adaptive goes through the graph more than once, which a"
+        " compiled one does not allow: set fixed, or train.compile=false",
+    )
+    require(losses.perceptual_slices >= 1, "losses.perceptual_slices: must be at least 1")
+    smallest = min(data.crop or data.resolution)
+    require(
+        losses.perceptual == 0 or smallest >= PERCEPTUAL_LEAST_SIDE,
+        f"losses.perceptual: slices need {PERCEPTUAL_LEAST_SIDE} voxels a side, data.crop or"
+        f" data.resolution has {smallest}",
+    )
+
+
+def check_unet(config: Stage2Config, require: Require) -> None:
+    """What the U-Net of stage 2 and its conditions need of each other."""
+    unet, levels = config.unet, len(config.unet.channels)
+    widths = ("channels", "num_res_blocks", "label_channels", "spade_hidden", "vessel_channels")
+    check_widths(unet, "unet", widths, require)
+    require(
+        unet.channels[0] % 2 == 0,
+        f"unet.channels: {unet.channels}: the first also embeds time, in pairs: make it even",
+    )
+    require(0 <= unet.dropout < 1, f"unet.dropout: a share below 1, got {unet.dropout}")
+    require(unet.head_channels >= 1, "unet.head_channels: must be at least 1")
+    for key, found in (
+        ("attention_levels", [*unet.attention_levels, levels - 1]),  # the middle has attention
+        ("vessel_levels", vessel_levels(unet)),
+    ):
+        for level in found:
+            require(
+                0 <= level < levels,
+                f"unet.{key}: level {level} does not exist (levels 0 to {levels - 1})",
+            )
+            require(
+                unet.channels[level] % unet.head_channels == 0,
+                f"unet.head_channels: {unet.head_channels} does not divide the"
+                f" {unet.channels[level]} channels of level {level}",
+            )
+    require(
+        unet.vessel_attention == "off" or len(vessel_levels(unet)) > 0,
+        f"unet.vessel_levels: empty, so unet.vessel_attention {unet.vessel_attention} would do"
+        " nothing: name a level, or set it off",
+    )
+    bias = 2 * config.dim + 8  # models/distance_bias.py: bias_channels, which needs torch
+    require(
+        unet.vessel_attention != "distance" or unet.head_channels > bias,
+        f"unet.head_channels: {unet.head_channels} leaves nothing beside the {bias} channels of the"
+        " distance bias: take at least 16, 32 to 64 are usual",
+    )
+    require(
+        not uses_vessels(unet) or config.data.token_step_mm is not None,
+        "data.token_step_mm: not set, but unet.vessel_attention or unet.vessel_fields needs"
+        " vessel tokens: give the length between two of them in mm, e.g. 1.0",
+    )
+
+
+def check_objective(config: Stage2Config, require: Require) -> None:
+    """What the settings of flow or diffusion need of each other and of the data."""
+    mode, flow, diffusion = config.latent_mode, config.flow, config.diffusion
+    shared = config.objective
+    for key in ("label_dropout", "vessel_dropout"):
+        value = getattr(shared, key)
+        require(0 <= value < 1, f"{mode}.{key}: a share below 1, got {value}")
+    require(
+        shared.vessel_weight > 0,
+        f"{mode}.vessel_weight: {shared.vessel_weight} must be above 0 (1: no weighting)",
+    )
+    if mode == "flow":
+        require(0 <= flow.sigma_min < 1, f"flow.sigma_min: {flow.sigma_min} is not in [0, 1)")
+        for key in ("time_std", "time_shift"):
+            require(getattr(flow, key) > 0, f"flow.{key}: must be above 0")
+        require(
+            flow.coupling == "independent" or config.data.batch_size > 1,
+            "flow.coupling: optimal_transport permutes the noise within a batch, and"
+            " data.batch_size is 1: raise it, or set flow.coupling=independent",
+        )
+        return
+    count, first, last = diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end
+    require(count >= 2, f"diffusion.num_timesteps: {count} is fewer than 2")
+    require(
+        0 < first <= last < 1,
+        f"diffusion.beta_start, beta_end: expected 0 < start <= end < 1, got {first} and {last}",
+    )
+    require(
+        not (diffusion.zero_terminal_snr and diffusion.prediction == "epsilon"),
+        "diffusion.prediction: with zero_terminal_snr the last timestep holds no signal, and"
+        " epsilon says nothing about it: set diffusion.prediction=v",
+    )
+
+
+def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) -> None:
+    """InputError where a way to sample does not fit the model, with key, value and remedy."""
+    require = requirement(source)
+    solver, grid = sampling.solver, sampling.time_grid
+    if config.latent_mode == "diffusion":
+        fitting, count = DIFFUSION_SAMPLERS, config.diffusion.num_timesteps
+    else:
+        fitting, count = FLOW_SOLVERS, None
+    require(
+        solver in fitting,
+        f"sampling.solver: {solver} cannot sample a {config.latent_mode} model: choose from"
+        f" {', '.join(fitting)}",
+    )
+    require(sampling.steps >= 1, f"sampling.steps: {sampling.steps} must be at least 1")
+    require(sampling.shift > 0, f"sampling.shift: {sampling.shift} must be above 0")
+    for key in ("atol", "rtol"):
+        require(getattr(sampling, key) > 0, f"sampling.{key}: must be above 0")
+    if grid is not None:
+        rising = all(a < b for a, b in zip(grid[:-1], grid[1:], strict=True))
+        require(
+            len(grid) >= 2 and grid[0] == 0 and grid[-1] == 1 and rising,
+            f"sampling.time_grid: expected rising times from 0 to 1, got {grid}",
+        )
+        require(
+            solver in FLOW_SOLVERS and solver != "dopri5",
+            f"sampling.time_grid: {solver} chooses its own times: set it to null, or a fixed-step"
+            " solver",
+        )
+    interval = sampling.guidance_interval
+    require(
+        len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
+        f"sampling.guidance_interval: expected [low, high] within 0 and 1, got {interval}",
+    )
+    if count is None:
+        return
+    require(
+        sampling.steps <= count,
+        f"sampling.steps: {sampling.steps} are more than diffusion.num_timesteps, {count}",
+    )
+    require(0 <= sampling.eta <= 1, f"sampling.eta: {sampling.eta} is not in [0, 1]")
+    require(
+        sampling.timesteps == "trailing" or not config.diffusion.zero_terminal_snr,
+        "sampling.timesteps: leading never visits the last timestep, which zero_terminal_snr made"
+        " the one to start from: set sampling.timesteps=trailing",
+    )

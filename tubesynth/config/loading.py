@@ -1,0 +1,30 @@
+"""A config from its file, or from a checkpoint: built by the schema, then checked.
+
+`section.key=value` items, as they stand on a command line, go on top of a file. strict.py refuses
+unknown keys and wrong types, config_checks.py values that do not fit each other.
+
+    config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
+"""
+
+from pathlib import Path
+
+from tubesynth.config.checks import check
+from tubesynth.config.schema import STAGES, Config
+from tubesynth.config.strict import apply_overrides, build, read_yaml
+from tubesynth.runtime.errors import InputError
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read, override, type and check a config; InputError names file and key."""
+    content = apply_overrides(read_yaml(path), list(overrides))
+    return config_from_plain(content, str(path))
+
+
+def config_from_plain(content: dict, source: str) -> Config:
+    """A checked config from nested plain values (a YAML file, or a checkpoint)."""
+    stage = content.get("stage")
+    if stage not in list(STAGES):  # a list in the file could not be looked up
+        raise InputError(f"{source}: stage: expected one of {list(STAGES)}, got {stage!r}")
+    config = build(STAGES[stage], content, source)
+    check(config, source)
+    return config

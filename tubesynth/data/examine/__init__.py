@@ -1,1 +1,0 @@
-"""What is wrong with a data set: facts of every case, then rules over them."""

@@ -1,0 +1,270 @@
+"""Rules on one case: can it be read, is it a CT in HU, do image and labels fit, is the tree whole.
+
+Each rule takes (facts, expected); see findings.py. CASE_RULES is the list that is asked.
+"""
+
+from tubesynth.doctor.facts import AIR_HU, Expected, Facts
+from tubesynth.doctor.findings import error, info, warning
+
+SPACING_MM = 0.1, 10.0
+MOST_PADDING = 0.5  # share of the model's field of view
+MOST_LOST = 0.02  # share of the labelled voxels
+MOST_PIECES = 4  # a left and a right tree, and two breaks
+MOST_CRUMBS = 4  # pieces on the model's grid for one in the file
+SPECK_ML = 0.01
+LEAST_CONTRAST_HU = 40.0  # of filled vessels against what is around them, thin ones included
+NAMES = (
+    *("background", "myocardium", "left atrium", "left ventricle", "right atrium"),
+    *("right ventricle", "aorta", "pulmonary artery", "coronary arteries"),
+)
+# ml of adults with margins for disease (ventricles of 400 ml occur) and for short scans
+PLAUSIBLE_ML = {
+    1: (30, 500),
+    2: (10, 400),
+    3: (15, 500),
+    4: (15, 500),
+    5: (20, 600),
+    6: (5, 900),
+    7: (5, 400),
+    8: (0.5, 60),
+}
+
+
+def class_name(value: int, expected: Expected) -> str:
+    return f"class {value}" + (f" ({NAMES[value]})" if expected.heart_classes else "")
+
+
+def _is_heart(facts: Facts, expected: Expected) -> bool:
+    return expected.heart_classes and expected.knows(facts.voxels)
+
+
+def readable(facts: Facts, expected: Expected):
+    for problem in (facts.image_error, facts.label_error):
+        if problem:
+            yield error(facts.case, problem)
+
+
+def same_grid(facts: Facts, expected: Expected):
+    if facts.grid_error:
+        yield error(facts.case, facts.grid_error)
+
+
+def spacing(facts: Facts, expected: Expected):
+    low, high = SPACING_MM
+    axes = 3 if facts.shape and facts.shape[2] > 1 else 2
+    if not all(low <= s <= high * 1.001 for s in facts.spacing[:axes]):
+        sizes = " x ".join(f"{s:.4g}" for s in facts.spacing)
+        yield error(
+            facts.case,
+            f"{facts.image}: voxels of {sizes} mm are outside {low:g} to {high:g} mm; correct the"
+            " spacing in the header",
+        )
+
+
+def orientation(facts: Facts, expected: Expected):
+    if not facts.located:
+        yield warning(
+            facts.case,
+            f"{facts.image}: the header does not say where its axes point (sform and qform codes"
+            " 0); left and right are a guess, convert it from DICOM again",
+        )
+    if facts.tilt_deg > 30:
+        yield warning(
+            facts.case,
+            f"{facts.image}: tilted by {facts.tilt_deg:.0f} degrees against the patient's axes,"
+            " and so is the model's field of view",
+        )
+    if facts.shear > 0.01:
+        yield warning(
+            facts.case,
+            f"{facts.image}: its axes are not at right angles (gantry tilt); resample it onto"
+            " straight axes",
+        )
+
+
+def anatomy(facts: Facts, expected: Expected):
+    """Where the heart's chambers lie in the patient, which shows a mirrored file."""
+    centre = facts.centres_mm
+    if not _is_heart(facts, expected) or not all(c in centre for c in (3, 4, 7)):
+        return
+    if centre[3][0] > centre[4][0]:  # x grows to the patient's right
+        yield warning(
+            facts.case,
+            f"{facts.label}: the left ventricle lies right of the right atrium; is the file"
+            " mirrored, or are classes mixed up?",
+        )
+    if centre[7][2] < centre[3][2]:
+        yield warning(
+            facts.case,
+            f"{facts.label}: the pulmonary artery lies below the left ventricle; is the file"
+            " upside down, or are classes mixed up?",
+        )
+
+
+def hu_range(facts: Facts, expected: Expected):
+    """Images that hold something else than HU, seen through the window that the model looks at."""
+    if not facts.hu:
+        return
+    hu, (low, high) = facts.hu, expected.preprocessing.hu_window
+    shown = f"{hu['min']:.4g} to {hu['max']:.4g}, middle {hu['p50']:.4g}"
+
+    def inside(value):
+        return min(max(value, low), high)
+
+    if hu["min"] == hu["max"]:
+        yield error(facts.case, f"{facts.image}: every voxel is {hu['min']:g}; remove the case")
+    elif hu["max"] - hu["min"] <= 2 < (high - low) / 50:
+        yield error(
+            facts.case,
+            f"{facts.image}: values {shown} are scaled, not HU; store HU",
+        )
+    elif low < 0 <= hu["min"] and hu["max"] <= 255:
+        yield error(
+            facts.case,
+            f"{facts.image}: values {shown} are 8-bit grey, not HU; store HU, or set"
+            " data.hu_window",
+        )
+    elif low < -100 and (hu["p50"] > 500 or (hu["min"] > -100 and hu["p99"] > 700)):
+        yield error(
+            facts.case,
+            f"{facts.image}: values {shown}: not HU, the rescale intercept is missing; subtract"
+            " 1024",
+        )
+    elif low < -100 and hu["p99.9"] < 0:
+        yield error(
+            facts.case,
+            f"{facts.image}: values {shown}: all lighter than water; was the rescale intercept"
+            " taken off twice? add 1024",
+        )
+    elif inside(hu["p99.9"]) - inside(hu["p0.1"]) < 0.02 * (high - low):
+        yield error(
+            facts.case,
+            f"{facts.image}: values {shown} leave no contrast in data.hu_window [{low:g},"
+            f" {high:g}]; store HU, or set the window",
+        )
+    elif hu["max"] > 20_000:
+        yield warning(
+            facts.case, f"{facts.image}: values {shown}; are they multiples of HU, or overflown?"
+        )
+    elif low < -100 and hu["p0.1"] > -150:
+        yield warning(
+            facts.case, f"{facts.image}: values {shown}: neither air nor lung; is it HU, is it CT?"
+        )
+
+
+def hu_padding(facts: Facts, expected: Expected):
+    if facts.below_air > 0.001:
+        yield info(
+            facts.case,
+            f"{100 * facts.below_air:.1f} % of voxels below {AIR_HU} HU (padding, down to"
+            f" {facts.hu['min']:.0f}); they are clipped to the window",
+        )
+
+
+def field_of_view(facts: Facts, expected: Expected):
+    """What the model's grid cuts off, and how much of it stays empty."""
+    if facts.padded > MOST_PADDING:
+        yield warning(
+            facts.case,
+            f"{facts.image}: {100 * facts.padded:.0f} % of the model's field of view lies outside"
+            " the image; choose a smaller data.resolution x data.spacing",
+        )
+    lost = max(facts.lost, facts.lost_vessel)
+    if lost > MOST_LOST:
+        what = "vessels" if facts.lost_vessel >= facts.lost else "labelled voxels"
+        yield warning(
+            facts.case,
+            f"{facts.image}: the model's field of view cuts off {100 * lost:.0f} % of the {what};"
+            " prepare with --crop-to-heart, or raise data.resolution",
+        )
+
+
+def label_values(facts: Facts, expected: Expected):
+    classes = expected.preprocessing.num_classes
+    outside = [value for value in facts.voxels if value >= classes]
+    if outside:
+        values = ", ".join(map(str, outside[:8])) + (", ..." if len(outside) > 8 else "")
+        yield error(
+            facts.case,
+            f"{facts.label}: values {values} are outside the classes 0 to {classes - 1}; remap"
+            " them or raise data.num_classes",
+        )
+    elif facts.voxels and not facts.volumes_ml:
+        yield warning(facts.case, f"{facts.label}: all background; was the right file copied?")
+
+
+def class_volume(facts: Facts, expected: Expected):
+    """Sizes that no heart has; only where the classes are this project's nine."""
+    if not _is_heart(facts, expected):
+        return
+    for value, volume_ml in facts.volumes_ml.items():
+        low, high = PLAUSIBLE_ML[value]
+        if not low <= volume_ml <= high:
+            yield warning(
+                facts.case,
+                f"{facts.label}: {class_name(value, expected)} has {volume_ml:.3g} ml, plausible"
+                f" are {low:g} to {high:g}",
+            )
+
+
+def vessels_present(facts: Facts, expected: Expected):
+    if facts.volumes_ml and not facts.pieces_ml and expected.knows(facts.voxels):
+        name = class_name(expected.vessel_class, expected)
+        yield warning(
+            facts.case,
+            f"no vessels: {facts.label} has no {name}; legal, but it teaches the model none",
+        )
+
+
+def vessel_pieces(facts: Facts, expected: Expected):
+    count = len(facts.pieces_ml)
+    if count > MOST_PIECES and expected.knows(facts.voxels):
+        specks = sum(size < SPECK_ML for size in facts.pieces_ml)
+        share = facts.pieces_ml[0] / sum(facts.pieces_ml)
+        yield warning(
+            facts.case,
+            f"{facts.label}: vessels in {count} pieces ({specks} under {1000 * SPECK_ML:g} mm3, the"
+            f" largest holds {100 * share:.0f} %); a whole tree has 1 or 2",
+        )
+
+
+def vessels_on_the_grid(facts: Facts, expected: Expected):
+    """A vessel thinner than the model's voxels falls into crumbs there."""
+    count = max(len(facts.pieces_ml), 1)
+    if facts.grid_pieces > MOST_CRUMBS * count and expected.knows(facts.voxels):
+        spacing = " x ".join(f"{s:g}" for s in expected.preprocessing.spacing)
+        yield warning(
+            facts.case,
+            f"{facts.label}: vessels in {count} pieces are {facts.grid_pieces} in the model's"
+            f" voxels of {spacing} mm; smaller ones (data.spacing) keep them, or tokens, which are"
+            " traced in the file: unet.vessel_attention, unet.vessel_fields",
+        )
+
+
+def vessel_contrast(facts: Facts, expected: Expected):
+    if facts.around_hu is None or not expected.knows(facts.voxels):
+        return
+    if facts.vessel_hu - facts.around_hu < LEAST_CONTRAST_HU:
+        yield warning(
+            facts.case,
+            f"{facts.label}: {facts.vessel_hu:.0f} HU in its vessels and {facts.around_hu:.0f} HU"
+            " around them; without contrast, or the label map of another image?",
+        )
+
+
+CASE_RULES = [
+    readable,
+    same_grid,
+    spacing,
+    orientation,
+    anatomy,
+    hu_range,
+    hu_padding,
+    field_of_view,
+    label_values,
+    class_volume,
+    vessels_present,
+    vessel_pieces,
+    vessels_on_the_grid,
+    vessel_contrast,
+]

@@ -1,0 +1,271 @@
+"""What a config asks of this machine: weights, disk, memory, device; said before a run finds out.
+
+Each rule takes a Plan; see data/examine/findings.py. RULES is the list that is asked.
+"""
+
+import math
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.config.loading import config_from_plain
+from tubesynth.config.schema import (
+    AutoencoderConfig,
+    Config,
+    Stage1Config,
+    Stage2Config,
+    Stage3Config,
+)
+from tubesynth.config.strict import to_plain
+from tubesynth.data.latents import LATENTS
+from tubesynth.data.layout import Part
+from tubesynth.data.store import Store
+from tubesynth.data.volumes import VOLUMES, volume_key
+from tubesynth.doctor.findings import error, info, warning
+from tubesynth.doctor.training_memory import Estimate, estimate
+from tubesynth.runtime import checkpoint
+from tubesynth.runtime.errors import InputError
+
+WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
+STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # keys that hold a checkpoint of a stage
+TIGHT = 0.9  # of what is free
+BYTES_PER_VOXEL = 3  # int16 image and uint8 label
+
+
+class Plan:
+    """A config and the cases that it would be trained on."""
+
+    def __init__(self, config: Config, parts: list[Part]):
+        self.config = config
+        self.cases = [case for part in parts for case in part.cases]
+        self.training = sum(len(part.cases) for part in parts if part.name == "training")
+
+    @cached_property
+    def latent_sizes(self) -> AutoencoderConfig | None:
+        """The autoencoder of the latents; the published sizes where it is not there yet."""
+        if not isinstance(self.config, Stage2Config):
+            return None
+        try:
+            path = self.config.latents.autoencoder or ""
+            return AutoencoderConfig(**checkpoint.load(path, stage=1)["config"]["autoencoder"])
+        except (InputError, TypeError, KeyError):
+            return AutoencoderConfig()
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        return estimate(self.config, self.latent_sizes)
+
+
+def weights(plan: Plan):
+    """Every file of weights that the config names is there and is what it has to be."""
+    config = plan.config
+    if isinstance(config, Stage2Config) and config.latents.autoencoder is None:
+        yield error(None, "latents.autoencoder: not set; give the path of a stage-1 checkpoint")
+    if isinstance(config, Stage3Config) and config.control.base is None:
+        yield error(None, "control.base: not set; give the path of a stage-2 checkpoint")
+    for key, value in _leaves(to_plain(config)):
+        if key not in STAGE_OF and not (isinstance(value, str) and value.endswith(WEIGHTS)):
+            continue
+        if value is None:
+            continue
+        if not Path(value).is_file():
+            first = f"train stage {STAGE_OF[key]} first, or " if key in STAGE_OF else ""
+            remedy = f"{first}correct the path"
+            yield error(None, f"{key}: {value} does not exist; {remedy}")
+        elif key in STAGE_OF:
+            try:
+                state = checkpoint.load(value, stage=STAGE_OF[key])
+                theirs = config_from_plain(state["config"], value)
+            except InputError as problem:
+                yield error(None, f"{key}: {problem}")
+                continue
+            yield from _fits(config, key, value, theirs)
+            if key == "control.base":
+                from tubesynth.build.base_models import load_base
+
+                try:
+                    load_base(config)
+                except InputError as problem:
+                    yield error(None, str(problem))
+
+
+def _fits(config: Config, key: str, path: str, theirs: Config):
+    mine = config.data
+    if config.dim != theirs.dim or mine.hu_window != theirs.data.hu_window:
+        yield error(
+            None,
+            f"{key}: {path} was trained with data.hu_window {theirs.data.hu_window} and dim"
+            f" {theirs.dim}, this config has {mine.hu_window} and {config.dim}; make them equal",
+        )
+    if isinstance(theirs, Stage1Config):
+        factor = 2 ** len(theirs.autoencoder.channels)
+        if any(n % factor for n in mine.resolution):
+            yield error(
+                None,
+                f"data.resolution: {mine.resolution} must be multiples of {factor}, the f of"
+                f" {path}",
+            )
+    if mine.spacing != theirs.data.spacing:
+        yield warning(
+            None,
+            f"{key}: {path} has seen voxels of {theirs.data.spacing} mm, data.spacing is"
+            f" {mine.spacing}",
+        )
+
+
+def disk(plan: Plan):
+    """What the cache will take, less what it holds, against what is free there."""
+    data = plan.config.data
+    folder = _existing(Path(data.cache_dir))
+    if not os.access(folder, os.W_OK):
+        yield error(None, f"data.cache_dir: {folder} cannot be written; choose another folder")
+        return
+    free = shutil.disk_usage(folder).free
+    needed, there = _cache_bytes(plan)
+    text = f"cache in {data.cache_dir}: {_size(needed + there)}"
+    text += f", {_size(there)} of it there" if there else ""
+    text += f"; {_size(free)} free"
+    if needed > free:
+        yield error(None, f"{text}; free {_size(needed - free)} or set data.cache_dir elsewhere")
+    elif needed > TIGHT * free:
+        yield warning(None, f"{text}; that is tight, free some or set data.cache_dir elsewhere")
+    else:
+        yield info(None, text)
+
+
+def checkpoints(plan: Plan):
+    """The newest, the last periodic ones, and one that is being written."""
+    folder = _existing(Path("runs"))
+    free = shutil.disk_usage(folder).free
+    one, train = plan.estimate.checkpoint, plan.config.train
+    files = train.keep + 2  # and the last and the best one
+    text = f"{files} checkpoints of about {_size(one)} in runs/; {_size(free)} free"
+    if one * (files + 1) > free:  # one more while it is written
+        yield warning(None, f"{text}; free some, lower train.keep, or give --run-dir elsewhere")
+    else:
+        yield info(None, text)
+
+
+def memory(plan: Plan):
+    """An estimate for one process, against its device; data that is kept in memory besides."""
+    config, needed = plan.config, plan.estimate
+    device, total = _device_memory()
+    text = (
+        f"training takes about {_size(needed.training)} (estimate: {needed.parameters / 1e6:.1f} M"
+        f" parameters, batch {config.data.batch_size}); {device} has {_size(total)}"
+    )
+    if needed.training > TIGHT * total:
+        yield warning(
+            None,
+            f"{text}; set train.checkpointing=true, --precision bf16-mixed, a smaller data.crop or"
+            " batch_size",
+        )
+    else:
+        yield info(None, text)
+    host = _host_memory()
+    kept = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
+    if config.data.dataset_type == "cache":
+        text = f"data.dataset_type cache keeps {_size(kept)} in memory; this machine has"
+        if kept > TIGHT * host:
+            yield warning(None, f"{text} {_size(host)}; set data.dataset_type=persistent")
+        else:
+            yield info(None, f"{text} {_size(host)}")
+
+
+def device(plan: Plan):
+    precision = plan.config.train.precision
+    if not torch.cuda.is_available():
+        yield warning(
+            None,
+            f"no GPU: training runs on {os.cpu_count()} CPU cores, which is for small sizes only"
+            + (f"; {precision} is no faster there" if precision != "32" else ""),
+        )
+        return
+    count = torch.cuda.device_count()
+    major, minor = torch.cuda.get_device_capability()
+    bf16 = major >= 8
+    yield info(
+        None,
+        f"{count} x {torch.cuda.get_device_name()}, compute capability {major}.{minor},"
+        f" {'bf16 and 16-bit' if bf16 else '16-bit'} precision",
+    )
+    if precision == "bf16-mixed" and not bf16:
+        yield warning(None, f"train.precision: {precision} is slow on this GPU; take 16-mixed")
+
+
+def split_sizes(plan: Plan):
+    """A batch that the cases do not fill."""
+    config = plan.config
+    batch = config.data.batch_size * config.train.accumulate
+    if 0 < plan.training < batch:
+        yield warning(
+            None,
+            f"data.batch_size x train.accumulate is {batch}, but there are only"
+            f" {plan.training} cases",
+        )
+
+
+RULES = [weights, disk, memory, device, split_sizes, checkpoints]
+
+
+def _cache_bytes(plan: Plan) -> tuple[int, int]:
+    """(bytes still to be written, bytes there already)."""
+    config, cases = plan.config, plan.cases
+    data, store = config.data, Store(config.data.cache_dir)
+    voxels = math.prod(data.resolution)
+    needed = there = 0
+    if data.dataset_type == "persistent":
+        preprocessing = preprocessing_of(data)
+        for case in cases:
+            key = volume_key(store, case, preprocessing, read=False)
+            entry = store.open(VOLUMES, key) if key else None
+            there += entry.size if entry else 0
+            needed += 0 if entry else BYTES_PER_VOXEL * voxels
+    if isinstance(config, Stage2Config):
+        sizes = plan.latent_sizes
+        cells = voxels // 2 ** (len(sizes.channels) * config.dim)
+        one = 2 * sizes.embedding_dim * cells + voxels
+        wanted = one * config.latents.variants * len(cases)
+        found = sum(entry.size for entry in store.entries(LATENTS))
+        there += min(found, wanted)  # whose they are is known to their autoencoder only
+        needed += max(0, wanted - found)
+    return needed, there
+
+
+def _device_memory() -> tuple[str, int]:
+    if torch.cuda.is_available():
+        return "the GPU", torch.cuda.get_device_properties(0).total_memory
+    return "this machine", _host_memory()
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _leaves(content: dict, prefix: str = ""):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield from ((prefix + key, one) for one in value)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _size(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
+    return f"{count / 1e3:.0f} kB"

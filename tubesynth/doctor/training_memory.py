@@ -1,0 +1,113 @@
+"""How much memory training takes, estimated without running it.
+
+The networks are made on the meta device, which has shapes but no memory, and one forward pass is
+recorded: every tensor that autograd keeps for the backward pass is counted once. To that come
+weights, gradients and Adam's two moments (16 bytes a parameter; 4 of a frozen one), averaged
+weights (4 each), and the gradients in flight. Kernels' workspaces and the allocator's waste are not
+known: take it as rough. On a CPU, stage 1 took 0.8 and stage 2 0.65 of what it says, at small
+sizes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tubesynth.config.schema import (
+    AutoencoderConfig,
+    Config,
+    SegmenterConfig,
+    Stage1Config,
+    half_lives,
+)
+
+IN_FLIGHT = 4  # tensors of the largest size beside those that are kept: gradients, a recomputed one
+HALF = 0.6  # of the activations' bytes under autocast: norms and losses stay in 32 bits
+OVERHEAD = 1.3  # workspaces, fragmentation
+LOSS_VOLUMES = 12  # float images: differences, spectra, amplitudes and their gradients
+TOKENS = 1000  # vessel tokens of a case, where they are used
+PROGRAM = 500e6  # Python, torch, the device's context
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes: all while training, and of one checkpoint file."""
+
+    training: int
+    checkpoint: int
+    parameters: int
+
+
+def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Estimate:
+    """For one process. autoencoder: that of the latents, where the stage needs one."""
+    kept: dict[int, tuple] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage, storage.nbytes()  # held, or its address is given again
+        return tensor
+
+    with torch.device("meta"):
+        modules, forward = _forward(config, autoencoder or AutoencoderConfig())
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            forward()
+    own = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
+    sizes = [size for key, (_, size) in kept.items() if key not in own]
+    parameters = [p for module in modules for p in module.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trained
+    data = config.data
+    volume = 4 * data.batch_size * math.prod(data.crop or data.resolution)
+    activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
+    if config.train.precision != "32":
+        activations *= HALF
+    ema = 4 * len(half_lives(config.train.ema_half_life))
+    losses = LOSS_VOLUMES * volume if isinstance(config, Stage1Config) else 0
+    weights = (16 + ema) * trained + 4 * frozen
+    total = PROGRAM + OVERHEAD * (activations + losses + weights)
+    return Estimate(int(total), (12 + ema) * trained + 4 * frozen, trained + frozen)
+
+
+def _forward(config: Config, latent: AutoencoderConfig):
+    """(modules, one forward pass of the first phase): on the device that is current."""
+    data = config.data
+    batch, shape = data.batch_size, data.crop or data.resolution
+    if isinstance(config, Stage1Config):
+        from tubesynth.build.networks import build_autoencoder, build_discriminator
+
+        autoencoder, discriminator = build_autoencoder(config), build_discriminator(config)
+        image = torch.empty(batch, 1, *shape)
+        vessels = torch.empty(batch, *shape, dtype=torch.bool)
+
+        def run():  # the quantiser adds little, and a codebook's statistics need values
+            latents = autoencoder.encode(image)
+            discriminator(autoencoder.decode(latents, quantise=False, vessels=vessels))
+
+        return [autoencoder, discriminator], run
+    if isinstance(config, SegmenterConfig):
+        from tubesynth.build.networks import build_segmenter
+
+        segmenter = build_segmenter(config)
+        return [segmenter], lambda: segmenter(torch.empty(batch, 1, *shape))
+    from tubesynth.build.networks import build_network
+    from tubesynth.models.conditions import Conditions
+
+    factor = 2 ** len(latent.channels)
+    unet = build_network(config, latent.embedding_dim, factor)
+    x = torch.empty(batch, latent.embedding_dim, *(n // factor for n in shape))
+    labels = torch.empty(batch, *shape, dtype=torch.uint8)
+
+    tokens = {
+        "position_mm": torch.empty(batch, TOKENS, 3),
+        "radius_mm": torch.empty(batch, TOKENS),
+        "tangent": torch.empty(batch, TOKENS, 3),
+        "root_distance_mm": torch.empty(batch, TOKENS),
+        "mask": torch.empty(batch, TOKENS, dtype=torch.bool),
+    }
+    fields = torch.empty(batch, 2, *x.shape[2:])
+    conditions = Conditions(labels, tokens, fields, torch.empty(batch), torch.empty(batch))
+
+    def run():
+        unet(x, torch.empty(batch), torch.empty(batch, config.dim), conditions)
+
+    return [unet], run

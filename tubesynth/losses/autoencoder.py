@@ -1,0 +1,124 @@
+"""Losses of stage 1 as pure functions of tensors (B, C, X, Y, Z) or (B, C, X, Y), each a scalar.
+
+Networks come in as callables or as the features they gave. All arithmetic is in 32 bits, whatever
+autocast has made of the inputs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def l1_loss(image: Tensor, reference: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean absolute difference, or the mean of weight x difference."""
+    return _mean((image.float() - reference.float()).abs(), weight)
+
+
+def l2_loss(image: Tensor, reference: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared difference, or the mean of weight x difference."""
+    return _mean((image.float() - reference.float()).square(), weight)
+
+
+def _mean(error: Tensor, weight: Tensor | None) -> Tensor:
+    return error.mean() if weight is None else (weight * error).mean()
+
+
+def region_weights(region: Tensor, factor: float) -> Tensor:
+    """(B, X, ...) bool -> (B, 1, X, ...): inside `factor` times the weight outside.
+
+    The mean weight of every case is 1, so learning rates and the other losses' weights keep their
+    meaning; a case without a region is weighted evenly.
+    """
+    weight = torch.where(region, factor, 1.0)
+    axes = tuple(range(1, region.ndim))
+    return (weight / weight.mean(axes, keepdim=True))[:, None]
+
+
+def spectral_loss(image: Tensor, reference: Tensor) -> Tensor:
+    """Mean squared difference of the Fourier amplitudes (Dhariwal et al. 2020, arXiv 2005.00341).
+
+    Orthonormal transform over the spatial axes. The spectrum of a real image is symmetric, so half
+    of it is computed and the mirrored part counts by its weight: the value is that of the whole.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        axes = tuple(range(2, image.ndim))
+        amplitude, reference_amplitude = (
+            torch.fft.rfftn(x.float(), dim=axes, norm="ortho").abs() for x in (image, reference)
+        )
+        last = image.shape[-1]
+        weight = torch.full((amplitude.shape[-1],), 2.0, device=image.device)
+        weight[0] = 1.0
+        if last % 2 == 0:
+            weight[-1] = 1.0
+        squares = (amplitude - reference_amplitude).square() * weight
+        return squares.sum() / image.numel()
+
+
+def lsgan_generator_loss(fake_scores: Tensor) -> Tensor:
+    """Least squares GAN, generator (Mao et al. 2017, eq. 9): fakes are to be scored 1."""
+    return (fake_scores.float() - 1).square().mean()
+
+
+def lsgan_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Least squares GAN, discriminator: reals are to be scored 1 and fakes 0."""
+    return ((real_scores.float() - 1).square().mean() + fake_scores.float().square().mean()) / 2
+
+
+def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
+    """Hinge GAN, generator (Lim and Ye 2017, arXiv 1705.02894): fakes are to be scored high."""
+    return -fake_scores.float().mean()
+
+
+def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Hinge GAN, discriminator: reals above 1, fakes below -1; halved as in Esser et al. 2021."""
+    real, fake = F.relu(1 - real_scores.float()), F.relu(1 + fake_scores.float())
+    return (real.mean() + fake.mean()) / 2
+
+
+GENERATOR_LOSS = {"lsgan": lsgan_generator_loss, "hinge": hinge_generator_loss}
+DISCRIMINATOR_LOSS = {"lsgan": lsgan_discriminator_loss, "hinge": hinge_discriminator_loss}
+
+
+def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
+    """The weight that gives both losses gradients of one norm (Esser et al. 2021, eq. 7).
+
+    Gradients are those of the decoder's last layer. At most 1e4, as in the authors' code.
+    """
+    ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-6)
+    return ratio.clamp_max(1e4).detach()
+
+
+def feature_matching_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Sum over a discriminator's layers of the mean absolute difference of its features.
+
+    Wang et al. 2018 (pix2pixHD, arXiv 1711.11585), eq. 4, for one discriminator.
+    """
+    return sum(l1_loss(a, b) for a, b in zip(fake, real, strict=True))
+
+
+def perceptual_loss(
+    distance: Callable[[Tensor, Tensor], Tensor],
+    image: Tensor,
+    reference: Tensor,
+    slices: Sequence[Tensor] = (),
+) -> Tensor:
+    """The mean distance of corresponding slices, summed over the three planes (2.5D).
+
+    distance: two (N, 1, H, W) -> (N,). slices: for each axis of a volume, (B, K) the indices along
+    it. A picture (B, 1, X, Y) is its own slice.
+    """
+    if image.ndim == 4:
+        return distance(image, reference).mean()
+    return sum(
+        distance(take_slices(image, axis, chosen), take_slices(reference, axis, chosen)).mean()
+        for axis, chosen in enumerate(slices)
+    )
+
+
+def take_slices(volume: Tensor, axis: int, chosen: Tensor) -> Tensor:
+    """(B, 1, X, Y, Z), spatial axis 0 to 2, indices (B, K) -> (B K, 1, H, W)."""
+    stack = volume[:, 0].movedim(axis + 1, 1)
+    rows = torch.arange(len(stack), device=stack.device)[:, None]
+    return stack[rows, chosen].flatten(0, 1)[:, None]

@@ -1,0 +1,1 @@
+"""A procedural coronary CT angiogram with known truth: `python -m tubesynth.phantom`."""

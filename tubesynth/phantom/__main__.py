@@ -1,0 +1,183 @@
+"""Make a data set of procedural coronary CT angiograms with known truth; no data and no GPU needed.
+
+    python -m tubesynth.phantom --output-dir data/phantoms --cases 40 --workers 4
+
+writes D/phantom.json (the settings) and, in D/training and D/validation, images/N.img.nii.gz,
+labels/N.label.nii.gz and centrelines/N.centreline.json. A second run makes only what is missing;
+the bytes do not depend on the number of workers.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tubesynth.data.pool import each
+from tubesynth.runtime.atomic import write_text
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.volume.centreline_file import SUFFIX, write_centreline
+
+SETTINGS_FILE = "phantom.json"
+VERSION = 1  # of the anatomy: another number is another data set
+MOST_VOXELS = 2**28
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of case N."""
+
+    seed: int
+    resolution: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+
+def main(argv=None) -> None:
+    args = _parse(argv)
+    settings = Settings(args.seed, tuple(args.resolution), tuple(args.spacing))
+    _check(args, settings)
+    root = Path(args.output_dir)
+    _claim(root, settings, args.validation_fraction)
+    split = split_cases(args.cases, args.validation_fraction)
+    missing = [
+        case for case in split if not all(p.is_file() for p in case_files(root, split, case))
+    ]
+    jobs = [(settings, case, case_files(root, split, case)) for case in missing]
+    each(write_case, jobs, args.workers, "phantoms")
+    held = sum(part == "validation" for part in split.values())
+    print(
+        f"{root}: {len(split) - held} training and {held} validation cases "
+        f"({len(missing)} made, {len(split) - len(missing)} were there)"
+    )
+
+
+def split_cases(cases: int, validation_fraction: float) -> dict[int, str]:
+    """{case: training | validation}; validation takes case 2 and then every (1 / fraction)-th.
+
+    A case's part does not depend on the number of cases: more can be asked for later.
+    """
+
+    def held(upto: int) -> int:
+        return int(1 + (upto - 2) * validation_fraction + 1e-9)
+
+    cases = range(1, cases + 1)
+    return {c: "validation" if c > 1 and held(c) > held(c - 1) else "training" for c in cases}
+
+
+def case_files(root: Path, split: dict[int, str], case: int) -> tuple[Path, Path, Path]:
+    """Image, label map and centreline of a case."""
+    folder = root / split[case]
+    return (
+        folder / "images" / f"{case}.img.nii.gz",
+        folder / "labels" / f"{case}.label.nii.gz",
+        folder / "centrelines" / f"{case}{SUFFIX}",
+    )
+
+
+def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) -> None:
+    """Make one case and write its three files, the image last."""
+    import numpy as np
+
+    from tubesynth.phantom.anatomy import make_phantom
+    from tubesynth.volume.files import write_volume
+
+    phantom = make_phantom(settings.seed, case, settings.resolution, settings.spacing)
+    image, label, centreline = files
+    write_centreline(centreline, phantom.branches)
+    write_volume(label, phantom.labels, np.uint8)
+    write_volume(image, phantom.image, np.int16)
+
+
+def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
+    """Record the settings, or refuse a folder that holds a data set made with others."""
+    wanted = json.loads(
+        json.dumps(
+            {**asdict(settings), "version": VERSION, "validation_fraction": validation_fraction}
+        )
+    )
+    path = root / SETTINGS_FILE
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        if not isinstance(found, dict):
+            found = {}
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise InputError(
+                    f"{path}: {key} is {found.get(key)} there, {value} was asked for; "
+                    "choose another --output-dir or delete this one"
+                )
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        others = [
+            p.name for part in ("training", "validation") for p in (root / part).glob("images/*")
+        ]
+    except OSError as error:
+        raise InputError(
+            f"--output-dir {root}: {error.strerror}; choose a folder that can be written"
+        ) from None
+    if others:
+        raise InputError(
+            f"{root} holds images ({others[0]}) but no {SETTINGS_FILE}; choose another --output-dir"
+        )
+    write_text(path, json.dumps(wanted, indent=1) + "\n")
+
+
+def _check(args, settings: Settings) -> None:
+    if args.cases < 1:
+        raise InputError(f"--cases {args.cases}: must be at least 1")
+    if args.workers < 1:
+        raise InputError(f"--workers {args.workers}: must be at least 1")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: must not be negative")
+    if not 0 < args.validation_fraction < 1:
+        raise InputError(
+            f"--validation-fraction {args.validation_fraction}: must lie between 0 and 1"
+        )
+    if min(settings.resolution) < 16 or math.prod(settings.resolution) > MOST_VOXELS:
+        raise InputError(
+            f"--resolution {settings.resolution}: at least 16 an axis, at most {MOST_VOXELS} voxels"
+        )
+    if not all(0.2 <= s <= 10 for s in settings.spacing):
+        raise InputError(f"--spacing {settings.spacing}: must be 0.2 to 10 mm")
+    extent = [n * s for n, s in zip(settings.resolution, settings.spacing, strict=True)]
+    if max(extent) > 500:
+        raise InputError(
+            f"--resolution x --spacing: {max(extent):.0f} mm is over 500 mm; take fewer voxels"
+        )
+    if Path(args.output_dir).is_file():
+        raise InputError(f"--output-dir {args.output_dir}: is a file; choose a folder")
+
+
+def _parse(argv) -> argparse.Namespace:
+    parser = CommandParser(prog="python -m tubesynth.phantom", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--output-dir", required=True, help="data set folder")
+    add("--cases", type=int, required=True, metavar="N", help="cases 1 to N")
+    add(
+        "--resolution",
+        type=int,
+        nargs=3,
+        default=(256, 256, 128),
+        metavar=("X", "Y", "Z"),
+        help="voxels",
+    )
+    add(
+        "--spacing",
+        type=float,
+        nargs=3,
+        default=(0.7, 0.7, 1.05),
+        metavar=("SX", "SY", "SZ"),
+        help="mm",
+    )
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=1, help="processes; the result is the same")
+    add("--validation-fraction", type=float, default=0.2)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,64 @@
+"""Radii of a vessel tree: an even taper along each vessel and Murray's law at every branching.
+
+Every piece between two branchings is one Branch, so that r0^3 = r1^3 + r2^3 (Murray 1926) holds
+between a branch's last radius and the first radii of its children.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tubesynth.volume.centreline_file import Branch
+
+STEP_MM = 0.5  # between the points of a vessel
+SMALLEST_MM = 0.5  # radius at which a vessel ends
+
+
+@dataclass
+class Vessel:
+    """A named vessel before its radii are known: (N, 3) points and what leaves it."""
+
+    name: str
+    points: np.ndarray
+    end_radius: float
+    # Where each child leaves: index of the point, share of the flow, the vessel.
+    children: list[tuple[int, float, "Vessel"]] = field(default_factory=list)
+
+
+def assign_radii(branches: list[Branch], vessel: Vessel, radius: float, parent: int | None) -> None:
+    """Cut a vessel at its children, give radii (mm), and append its pieces and its children.
+
+    A vessel ends early where it gets thinner than SMALLEST_MM; a branching that would leave either
+    side thinner than that is left out.
+    """
+    last = len(vessel.points) - 1
+    cuts, ends = _spaced(vessel.children, last)
+    lost = np.prod([(1 - share) ** (1 / 3) for _, share, _ in cuts])
+    rate = max(np.log(radius * lost / vessel.end_radius), 0.02) / last  # per point
+    start = 0
+    for at, share, child in [*cuts, (last, 0.0, None)]:
+        radii = radius * np.exp(-rate * np.arange(at - start + 1))
+        keep = len(radii) if radii[-1] >= SMALLEST_MM else max(int((radii >= SMALLEST_MM).sum()), 2)
+        points = np.c_[vessel.points[start : start + keep], radii[:keep].clip(SMALLEST_MM)]
+        branches.append(Branch(vessel.name, parent, points))
+        parent, radius, start = len(branches) - 1, points[-1, 3], at
+        if keep < len(radii):
+            return
+        if child is None:
+            break
+        share = max(share, (1.04 * SMALLEST_MM / radius) ** 3)
+        if radius * max(1 - share, 0) ** (1 / 3) >= 1.04 * SMALLEST_MM:
+            assign_radii(branches, child, radius * share ** (1 / 3), parent)
+            radius *= (1 - share) ** (1 / 3)
+    for share, child in ends:
+        assign_radii(branches, child, radius * share ** (1 / 3), parent)
+
+
+def _spaced(children, last: int):
+    """Branchings at least 4 mm apart, and how the flow is divided among the vessels at the end."""
+    cuts, apart = [], int(4 / STEP_MM)
+    for at, share, child in sorted(children, key=lambda c: c[0]):
+        if at < last - apart and (not cuts or at >= cuts[-1][0] + apart):
+            cuts.append((max(at, 2), share, child))
+    ends = [(share, child) for at, share, child in children if at == last]
+    return cuts, ends

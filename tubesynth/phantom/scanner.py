@@ -1,0 +1,242 @@
+"""What the scanner makes of the shapes: partial volume, point-spread blur, reconstruction noise.
+
+Fields lie on the coarse lattice (shapes.py) and are interpolated to the voxels only inside their
+bounding box. A voxel's share of a shape is a ramp of one voxel's width across its surface; thin
+tubes are counted on a finer grid instead.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from tubesynth.phantom.shapes import STEP_MM, Lattice, arc_length
+
+
+class Canvas:
+    """HU (X, Y, Z) float32 and labels (X, Y, Z) uint8, painted from back to front."""
+
+    def __init__(self, shape, spacing, lattice: Lattice, air_hu: float = -1000.0):
+        self.shape, self.lattice = tuple(shape), lattice
+        self.spacing = np.asarray(spacing, np.float64)
+        self.ramp = np.float32(np.sqrt(np.mean(self.spacing**2)))
+        self.hu = np.full(self.shape, air_hu, np.float32)
+        self.labels = np.zeros(self.shape, np.uint8)
+        self.axes = [
+            (np.arange(n) - (n - 1) / 2) * d for n, d in zip(shape, self.spacing, strict=True)
+        ]
+        self.weights = []
+        for axis, origin, nodes in zip(self.axes, lattice.origin, lattice.shape, strict=True):
+            position = (axis - origin) / STEP_MM
+            first = np.clip(np.floor(position).astype(int), 0, nodes - 2)
+            self.weights.append((first, (position - first).astype(np.float32)))
+
+    def box(self, field: np.ndarray) -> tuple[slice, ...] | None:
+        """The voxels that the shape can touch."""
+        inside = field < self.ramp + STEP_MM
+        columns = inside.any(2)
+        slices = []
+        for axis, hit in enumerate((columns.any(1), columns.any(0), inside.any((0, 1)))):
+            hit = np.flatnonzero(hit)
+            if not len(hit):
+                return None
+            low = self.lattice.axes[axis][hit[0]] - STEP_MM
+            high = self.lattice.axes[axis][hit[-1]] + STEP_MM
+            a, b = np.searchsorted(self.axes[axis], [low, high])
+            if a == b:
+                return None
+            slices.append(slice(int(a), int(b)))
+        return tuple(slices)
+
+    def planes(self, field: np.ndarray, box) -> Iterator[np.ndarray]:
+        """Trilinear values of a lattice field in each x plane of a box; the buffer is used again.
+
+        Plane by plane the work stays in the processor's cache. No matrix product: its sums would
+        depend on the number of threads.
+        """
+        (x, tx), (y, ty), (z, tz) = (
+            (first[part], t[part]) for (first, t), part in zip(self.weights, box, strict=True)
+        )
+        field = _between(field[x[0] : x[-1] + 2, y[0] : y[-1] + 2], z, tz, axis=2)
+        field = _between(field, y - y[0], ty, axis=1)
+        out, step = np.empty((2, *field.shape[1:]), np.float32)
+        for i, share in zip(x - x[0], tx, strict=True):
+            np.multiply(field[i], 1 - share, out=out)
+            np.multiply(field[i + 1], share, out=step)
+            yield np.add(out, step, out=out)
+
+    def interpolate(self, field: np.ndarray) -> np.ndarray:
+        """Trilinear values of a lattice field at every voxel."""
+        out = np.empty(self.shape, np.float32)
+        for plane, values in zip(out, self.planes(field, [slice(None)] * 3), strict=True):
+            plane[:] = values
+        return out
+
+    def paint(self, field: np.ndarray, hu, label: int | None = None, voxels=None) -> None:
+        """Cover with a shape; `hu`: a number or lattice field; `voxels` (X, Y, Z) replaces it."""
+        box = self.box(field)
+        if box is None:
+            return
+        if voxels is not None:
+            colours = voxels[box]
+        elif isinstance(hu, np.ndarray):
+            colours = self.planes(hu, box)
+        else:
+            colours = itertools.repeat(np.float32(hu))
+        for share, colour, view, labels in zip(
+            self.planes(field, box), colours, self.hu[box], self.labels[box], strict=False
+        ):
+            share *= -1 / self.ramp
+            share += np.float32(0.5)
+            if label is not None:
+                labels[share >= 0.5] = label
+            np.clip(share, 0, 1, out=share)
+            share *= colour - view
+            view += share
+
+    def tubes(self, segments: np.ndarray) -> np.ndarray:
+        """(N, 8) segments (ends, radii; mm) -> (X, Y, Z) share; thin ones by cross-section."""
+        share = np.zeros(self.shape, np.float32)
+        reach = segments[:, 6] + 1.5 * self.ramp
+        low = np.minimum(segments[:, :3], segments[:, 3:6]) - reach[:, None]
+        high = np.maximum(segments[:, :3], segments[:, 3:6]) + reach[:, None]
+        start = np.stack([np.searchsorted(a, l) for a, l in zip(self.axes, low.T, strict=True)], 1)
+        stop = np.stack([np.searchsorted(a, h) for a, h in zip(self.axes, high.T, strict=True)], 1)
+        axes = [a.astype(np.float32) for a in self.axes]
+        for segment, i, j in zip(segments.astype(np.float32), start, stop, strict=True):
+            if (i == j).any():
+                continue
+            box = tuple(slice(a, b) for a, b in zip(i, j, strict=True))
+            a, d = segment[:3], segment[3:6] - segment[:3]
+            x = (axes[0][box[0]] - a[0])[:, None, None]
+            y = (axes[1][box[1]] - a[1])[None, :, None]
+            z = (axes[2][box[2]] - a[2])[None, None, :]
+            t = np.clip((x * d[0] + y * d[1] + z * d[2]) / (d @ d), 0, 1)
+            distance = np.sqrt((x - t * d[0]) ** 2 + (y - t * d[1]) ** 2 + (z - t * d[2]) ** 2)
+            radius = segment[6]
+            most = min(1.0, np.pi * radius**2 / self.ramp**2)
+            value = np.clip(0.5 - (distance - radius) / self.ramp, 0, 1) * (
+                most / min(1.0, 0.5 + radius / self.ramp)
+            )
+            np.maximum(share[box], value, out=share[box])
+        return share
+
+
+def _between(field: np.ndarray, first: np.ndarray, t: np.ndarray, axis: int) -> np.ndarray:
+    """Linear interpolation along one axis between nodes `first` and `first + 1`."""
+    low = field.take(first, axis)
+    field = field.take(first + 1, axis)
+    field -= low
+    field *= t.reshape([-1 if k == axis else 1 for k in range(3)])
+    field += low
+    return field
+
+
+def blend(target: np.ndarray, share: np.ndarray, hu: float) -> None:
+    """Cover the few voxels of a whole canvas whose share is not zero."""
+    index, flat = np.flatnonzero(share), target.reshape(-1)
+    flat[index] += share.reshape(-1)[index] * (np.float32(hu) - flat[index])
+
+
+def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 0.4):
+    """Share of each voxel inside the coronary tubes, counted on a grid of at most `fine_mm`.
+
+    branches: (N, 4) points and radii in mm. Returns the box, the share in it, and a mask
+    of the voxels in it that a centreline passes.
+    """
+    points = np.concatenate(branches)
+    low, high = points[:, :3].min(0) - 4, points[:, :3].max(0) + 4
+    box = tuple(slice(int(np.searchsorted(a, l)), int(np.searchsorted(a, h)))
+                for a, l, h in zip(canvas.axes, low, high, strict=True))  # fmt: skip
+    times = np.ceil(canvas.spacing / fine_mm - 1e-6).astype(int)
+    axes = []
+    for axis, part, k, d in zip(canvas.axes, box, times, canvas.spacing, strict=True):
+        sub = (np.arange(k) + 0.5) / k - 0.5
+        axes.append((axis[part][:, None] + sub * d).ravel().astype(np.float32))
+    inside = np.zeros([len(a) for a in axes], bool)
+    mask = np.zeros([len(a) // k for a, k in zip(axes, times, strict=True)], bool)
+    origin = np.array(
+        [a[b.start] if b.stop > b.start else 0 for a, b in zip(canvas.axes, box, strict=True)]
+    )
+    for branch in branches:
+        for p, r in _segments(branch):
+            i = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.min(0) - r.max(), strict=True)]
+            j = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.max(0) + r.max(), strict=True)]
+            a, d = p[0], p[1] - p[0]
+            x = (axes[0][i[0] : j[0]] - a[0])[:, None, None]
+            y = (axes[1][i[1] : j[1]] - a[1])[None, :, None]
+            z = (axes[2][i[2] : j[2]] - a[2])[None, None, :]
+            t = np.clip((x * d[0] + y * d[1] + z * d[2]) / max(float(d @ d), 1e-9), 0, 1)
+            x, y, z = x - t * d[0], y - t * d[1], z - t * d[2]
+            near = x * x + y * y + z * z <= (r[0] + t * (r[1] - r[0])) ** 2
+            inside[i[0] : j[0], i[1] : j[1], i[2] : j[2]] |= near
+        index = np.rint(
+            (_dense(branch[:, :3], canvas.spacing.min() / 5) - origin) / canvas.spacing
+        ).astype(int)
+        index = index[((index >= 0) & (index < mask.shape)).all(1)]
+        mask[tuple(index.T)] = True
+    share = inside.view(np.uint8)
+    for axis, k in enumerate(times):  # strided sums: reshaping to six axes takes three times longer
+        parts = [share[(slice(None),) * axis + (slice(i, None, k),)] for i in range(k)]
+        share = sum(parts[1:], parts[0].astype(np.uint16))
+    return box, share.astype(np.float32) / np.float32(times.prod()), mask
+
+
+def _segments(branch: np.ndarray, every: int = 3):
+    """Pieces of about 1.5 mm of a polyline whose points lie 0.5 mm apart."""
+    index = np.unique(np.r_[np.arange(0, len(branch), every), len(branch) - 1])
+    for a, b in zip(index[:-1], index[1:], strict=True):
+        yield branch[[a, b], :3].astype(np.float32), branch[[a, b], 3].astype(np.float32)
+
+
+def _dense(points: np.ndarray, step: float) -> np.ndarray:
+    length = arc_length(points)
+    at = np.union1d(length, np.linspace(0, length[-1], int(length[-1] / step) + 2))
+    return np.stack([np.interp(at, length, c) for c in points.T], 1)
+
+
+def blur(hu: np.ndarray, spacing, sigma_mm=(0.38, 0.38, 0.45)) -> np.ndarray:
+    """The point-spread function: a Gaussian in mm, whatever the voxels are."""
+    from scipy.ndimage import gaussian_filter1d
+
+    for axis in range(3):
+        sigma = sigma_mm[axis] / spacing[axis]
+        if sigma > 0.15:
+            hu = gaussian_filter1d(hu, sigma, axis=axis, mode="nearest", truncate=3.0)
+    return hu
+
+
+REFERENCE_MM = (0.7, 0.7, 1.05)  # where a case's noise level is said
+
+
+def noise_power(fx, fy, fz):
+    """Filtered back projection: an apodised ramp in plane, a slice profile; cycles per mm."""
+    plane_squared = fx * fx + fy * fy
+    return np.sqrt(plane_squared) * np.exp(-plane_squared / 0.36**2) * np.exp(-((fz / 0.42) ** 2))
+
+
+def ct_noise(shape, spacing, sigma_hu: float, rng: np.random.Generator) -> np.ndarray:
+    """(X, Y, Z) float32, `sigma_hu` at the reference voxel; larger voxels average more away."""
+    from scipy.fft import irfftn
+
+    def frequencies(n, d, half=False):
+        return (np.fft.rfftfreq if half else np.fft.fftfreq)(n, d).astype(np.float32)
+
+    fx, fy, fz = (
+        frequencies(n, d, half) for n, d, half in zip(shape, spacing, (0, 0, 1), strict=True)
+    )
+    amplitude = np.sqrt(noise_power(fx[:, None, None], fy[None, :, None], fz))
+    grid = [((np.arange(64) + 0.5) / 64 - 0.5) / d for d in REFERENCE_MM]
+    total = np.mean(noise_power(grid[0][:, None, None], grid[1][None, :, None], grid[2]))
+    total *= np.prod(
+        [1 / d for d in REFERENCE_MM]
+    )  # variance = integral of the power over the band
+    count = np.prod(shape)
+    # The integral over this grid's band is a sum over its bins of 1 / (n d) each.
+    scale = np.sqrt(count / np.prod(spacing) / total) * sigma_hu
+    spectrum = rng.standard_normal((*amplitude.shape, 2), dtype=np.float32).view(np.complex64)[
+        ..., 0
+    ]
+    spectrum *= amplitude * np.float32(scale / np.sqrt(2))
+    spectrum[..., 0] *= np.sqrt(2)  # its mirror image is itself: only the real part survives
+    return irfftn(spectrum, s=shape, overwrite_x=True)

@@ -1,0 +1,249 @@
+"""Pictures of volumes as a radiologist reads them: three planes and a maximum-intensity slab.
+
+One row an image, one column a view; the label map, drawn over the first image, is the last row.
+Arrays are (X, Y, Z) in RAS+ order, images in HU. Radiological display: the patient's right is on
+the left, anterior (axial) or superior is up, the sagittal plane looks to the left. All tiles share
+one scale in mm, so their proportions are true. Needs Pillow and nothing else.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tubesynth.pictures.lettering import draw_margin, fitted, font
+
+CLASS_NAMES = {
+    1: "myocardium",
+    2: "left atrium",
+    3: "left ventricle",
+    4: "right atrium",
+    5: "right ventricle",
+    6: "aorta",
+    7: "pulmonary artery",
+    8: "coronary arteries",
+}
+COLOURS = (
+    (201, 138, 94),
+    (238, 130, 190),
+    (226, 52, 52),
+    (86, 190, 233),
+    (52, 105, 220),
+    (245, 150, 50),
+    (150, 110, 230),
+    (255, 236, 60),
+    (70, 200, 120),
+    (180, 220, 160),
+    (0, 158, 158),
+    (190, 190, 190),
+)
+SLAB_MM = 25.0
+CTA_WINDOW = (200.0, 1000.0)  # centre and width in HU: lungs black, contrast just below white
+TILE, GAP, MARGIN, BAR = 256, 4, 116, 24  # pixels
+PAPER, INK, FAINT = (16, 16, 18), (236, 236, 236), (150, 150, 155)
+
+
+@dataclass(frozen=True)
+class View:
+    """A column: the axis it looks along and the first and last plane of the slab it projects."""
+
+    caption: str
+    axis: int
+    first: int
+    last: int
+    letter: str  # what lies at the left edge: R (right) or A (anterior)
+
+    def image(self, array) -> np.ndarray:
+        """(rows, columns) of the display: the plane, or the slab's maximum."""
+        return _displayed(array[self._index()].max(self.axis), self.axis)
+
+    def labels(self, array, vessel_class) -> np.ndarray:
+        """(rows, columns) class indices; of a slab the vessel alone, or else the highest class."""
+        slab = array[self._index()]
+        if self.first < self.last and (slab == vessel_class).any():
+            slab = np.where(slab == vessel_class, slab, 0)
+        return _displayed(slab.max(self.axis), self.axis)
+
+    def _index(self):
+        index = [slice(None)] * 3
+        index[self.axis] = slice(self.first, self.last + 1)
+        return tuple(index)
+
+
+def draw_panel(
+    images,
+    spacing,
+    label=None,
+    *,
+    vessel_class: int | None = None,
+    class_names=CLASS_NAMES,
+    window=CTA_WINDOW,
+    point=None,
+    title: str = "",
+) -> np.ndarray:
+    """uint8 (H, W, 3), as SummaryWriter.add_image(..., dataformats="HWC") takes it.
+
+    images: {row caption: HU (X, Y, Z)}, all on the grid of `label` (uint8) and of each other;
+    spacing: (3,) mm; window: (centre, width) HU; point: voxel through which the planes go (default:
+    the middle of the labelled voxels, or of the volume).
+    """
+    from PIL import Image, ImageDraw
+
+    images = {caption: np.asarray(array) for caption, array in images.items()}
+    label = None if label is None else np.asarray(label)
+    shapes = {array.shape for array in [*images.values(), *([] if label is None else [label])]}
+    if len(shapes) != 1:
+        raise ValueError(f"a panel needs images on one grid, not of shapes {sorted(shapes)}")
+    (shape,) = shapes
+    spacing = np.asarray(spacing, dtype=float)
+    views = choose_views(shape, spacing, label, vessel_class, point)
+    scale = TILE / (np.array(shape) * spacing).max()  # pixels a mm
+    sizes = [_tile_size(shape, spacing, view.axis, scale) for view in views]
+    rows = [*images, *(["label map"] if label is not None else [])]
+    row_height = max(height for _, height in sizes)
+    legend = _legend(label, class_names)
+    # A tall volume has narrow tiles: their columns leave room for what stands above them.
+    columns = [
+        max(width, int(font(13).getlength(view.caption)) + 2 * GAP)
+        for (width, _), view in zip(sizes, views, strict=True)
+    ]
+    width = MARGIN + sum(column + GAP for column in columns)
+    legend_rows = -(-len(legend) // max(1, (width - MARGIN) // 150))
+    top = BAR * (2 if title else 1)
+    height = top + len(rows) * (row_height + GAP) + BAR * legend_rows + BAR
+    canvas = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((8, 4), fitted(title, width - 16, 15), INK, font(15))
+    left = MARGIN
+    for view, column, (tile_width, tile_height) in zip(views, columns, sizes, strict=True):
+        draw.text((left, top - BAR + 5), view.caption, FAINT, font(13))
+        for i, caption in enumerate(rows):
+            y = top + i * (row_height + GAP)
+            base = images.get(caption, next(iter(images.values()), None))
+            tile = np.zeros((tile_height, tile_width, 3), dtype=np.float32)
+            if base is not None:
+                tile += grey_tile(view.image(base), (tile_width, tile_height), window)[..., None]
+            if caption not in images:
+                _overlay(tile, view.labels(label, vessel_class), vessel_class)
+            picture = Image.fromarray(tile.clip(0, 255).astype(np.uint8))
+            y += (row_height - tile_height) // 2
+            canvas.paste(picture, (left, y))
+            draw.text((left + 4, y + tile_height // 2 - 8), view.letter, FAINT, font(12))
+        left += column + GAP
+    for i, caption in enumerate(rows):
+        middle = top + i * (row_height + GAP) + row_height / 2
+        draw_margin(draw, caption, 8, middle, MARGIN - 16, row_height, INK)
+    _draw_legend(draw, legend, (MARGIN, height - BAR * (legend_rows + 1)), width)
+    note = f"window {window[0]:g} / {window[1]:g} HU"
+    draw.text((MARGIN, height - BAR + 4), note, FAINT, font(12))
+    return np.array(canvas)
+
+
+def choose_views(shape, spacing, label=None, vessel_class=None, point=None) -> list[View]:
+    """Axial, coronal and sagittal plane through the point, and an axial slab that is projected.
+
+    The slab is SLAB_MM thick, as thicker ones drown the coronaries in the chambers; it lies where
+    most vessel voxels are, or around the point. A slice (Z = 1) has one view.
+    """
+    if point is None:
+        point = (np.array(shape) - 1) / 2
+        if label is not None and label.any():
+            point = _middle(label > 0)
+    x, y, z = (int(round(float(p))) for p in point)
+    axial = View(f"axial  z {z + 1}/{shape[2]}", 2, z, z, "R")
+    if shape[2] == 1:
+        return [axial]
+    thick = min(shape[2], max(2, round(SLAB_MM / spacing[2])))
+    first = min(max(z - thick // 2, 0), shape[2] - thick)
+    if label is not None and vessel_class is not None and (label == vessel_class).any():
+        below = np.concatenate([[0], (label == vessel_class).sum((0, 1)).cumsum()])
+        first = int((below[thick:] - below[:-thick]).argmax())
+    return [
+        axial,
+        View(f"coronal  y {y + 1}/{shape[1]}", 1, y, y, "R"),
+        View(f"sagittal  x {x + 1}/{shape[0]}", 0, x, x, "A"),
+        View(f"axial MIP  {thick * spacing[2]:.0f} mm", 2, first, first + thick - 1, "R"),
+    ]
+
+
+def _middle(mask) -> np.ndarray:
+    """(3,) mean voxel of a mask, by its profiles: a list of its voxels takes gigabytes."""
+    profiles = [mask.sum(axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    return np.array([np.average(np.arange(len(p)), weights=p) for p in profiles])
+
+
+def _displayed(plane, axis) -> np.ndarray:
+    """Two remaining axes in RAS+ order -> rows from the top, columns from the left.
+
+    x and y grow to the patient's right and front, which the display has on the left; z and y (of
+    the axial plane) grow upwards: so both axes are reversed in all three planes.
+    """
+    assert axis in (0, 1, 2)
+    return plane[::-1, ::-1].T
+
+
+def _tile_size(shape, spacing, axis, scale) -> tuple[int, int]:
+    """(width, height) in pixels of the plane across an axis."""
+    across, up = (i for i in range(3) if i != axis)
+    return tuple(max(1, round(shape[i] * spacing[i] * scale)) for i in (across, up))
+
+
+def grey_tile(plane, size, window) -> np.ndarray:
+    """HU (rows, columns) -> grey 0 to 255 at the tile's size; interpolated before the window."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    hu = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    centre, width = window
+    return ((hu - (centre - width / 2)) / width).clip(0, 1) * 255
+
+
+def _overlay(tile, labels, vessel_class) -> None:
+    """Paint classes over a tile in place: translucent, with an opaque outline; the vessel opaque.
+
+    Every class is enlarged as a smooth mask and the strongest wins, so edges show no stairs.
+    """
+    from PIL import Image, ImageFilter
+
+    height, width = tile.shape[:2]
+    strongest = np.full((height, width), 0.5, dtype=np.float32)
+    winner = np.zeros((height, width), dtype=np.int64)
+    blur = ImageFilter.GaussianBlur(0.6 * width / labels.shape[1])  # 0.6 voxels, in pixels
+    for k in np.unique(labels[labels > 0]):
+        mask = Image.fromarray(np.where(labels == k, np.uint8(255), np.uint8(0)))
+        mask = mask.resize((width, height), Image.Resampling.BILINEAR).filter(blur)
+        # A vessel one voxel wide never reaches half height: let the vessel win earlier.
+        weight = np.asarray(mask) * np.float32((2.2 if k == vessel_class else 1.0) / 255)
+        winner[weight > strongest] = k
+        strongest = np.maximum(strongest, weight)
+    edge = np.zeros((height, width), dtype=bool)
+    edge[1:] |= winner[1:] != winner[:-1]
+    edge[:, 1:] |= winner[:, 1:] != winner[:, :-1]
+    for k in np.unique(winner[winner > 0]):
+        here = winner == k
+        alpha = np.where(edge[here], 0.9, 1.0 if k == vessel_class else 0.45)[:, None]
+        tile[here] = (1 - alpha) * tile[here] + alpha * np.array(_colour(k), dtype=np.float32)
+
+
+def _colour(k) -> tuple[int, int, int]:
+    return COLOURS[(int(k) - 1) % len(COLOURS)]
+
+
+def _legend(label, class_names) -> list[tuple[tuple[int, int, int], str]]:
+    if label is None:
+        return []
+    present = [int(k) for k in np.unique(label) if k]
+    if present and present[-1] > max(class_names, default=0):
+        class_names = {}  # another scheme of classes: numbers are true, these names are not
+    named = [(_colour(k), class_names.get(k, f"class {k}")) for k in present[: len(COLOURS)]]
+    return named + ([(PAPER, f"and {len(present) - 12} more")] if len(present) > 12 else [])
+
+
+def _draw_legend(draw, legend, corner, width) -> None:
+    x, y = corner
+    for colour, name in legend:
+        draw.rectangle((x, y + 7, x + 11, y + 18), fill=colour)
+        draw.text((x + 17, y + 5), name, INK, font(12))
+        x += 150
+        if x + 150 > width:
+            x, y = corner[0], y + BAR

@@ -1,0 +1,1 @@
+"""ImageCAS becomes training and validation folders: `python -m tubesynth.prepare`."""

@@ -1,0 +1,64 @@
+"""Files are written whole or not at all: beside, under a temporary name, and renamed.
+
+A killed process leaves the old file or the new one, never half of one. A disk that is full or a
+folder that cannot be written is the user's to put right: InputError, with the path.
+"""
+
+import errno
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tubesynth.runtime.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (
+    *FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG),
+)
+
+
+@contextmanager
+def replacing(path):
+    """A temporary name beside `path`: renamed onto it at the end, removed where the block fails."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path):
+    """Turns what hinders a write to `path` into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NOT_WRITABLE:
+            remedy = "free space or choose" if error.errno in FULL else "choose"
+            # What is missing may be a source that was to be copied here.
+            missing = f": {error.filename}" if error.errno == errno.ENOENT else ""
+            raise InputError(
+                f"{path}: not written ({error.strerror}{missing}); {remedy} another folder"
+            ) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """The text as UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_png(path, array) -> None:
+    """array: (H, W, 3) uint8; nobody opens half a picture."""
+    from PIL import Image
+
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, "png")
