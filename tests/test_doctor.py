@@ -14,12 +14,12 @@ from conftest import REPOSITORY
 
 from tubesynth.data.volumes import Preprocessing
 from tubesynth.doctor import __main__ as doctor
+from tubesynth.doctor import config_rules
 from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, content_digest, measure, pieces
 from tubesynth.doctor.set_rules import SET_RULES
 from tubesynth.doctor.training_memory import estimate
 from tubesynth.runtime.errors import InputError
-from tubesynth.training import checks
 from tubesynth.volume.files import Case
 
 SPACING = 4.0
@@ -407,7 +407,7 @@ def test_a_class_unlike_the_other_cases_is_a_warning(data):
 def test_every_data_rule_has_a_test_here():
     text = Path(__file__).read_text(encoding="utf-8")
     overview = {"cases", "geometry", "intensities", "vessels"}
-    for rule in [*CASE_RULES, *SET_RULES, *checks.RULES]:
+    for rule in [*CASE_RULES, *SET_RULES, *config_rules.RULES]:
         assert rule.__name__ in overview or f'"{rule.__name__}"' in text, rule.__name__
 
 
@@ -444,8 +444,8 @@ def machine(data: Path, rule: str, text: str, *overrides):
     """The one finding that a rule on the machine yields: (level, message)."""
     (data.parent / "two.yml").write_text(text)
     config = doctor.load_config(data.parent / "two.yml", list(overrides))
-    chosen = [r for r in checks.RULES if r.__name__ == rule]
-    found = doctor.ask(chosen, checks.Plan(config, doctor.find_parts(data)))
+    chosen = [r for r in config_rules.RULES if r.__name__ == rule]
+    found = doctor.ask(chosen, config_rules.Plan(config, doctor.find_parts(data)))
     return [(finding.level, finding.message) for finding in found]
 
 
@@ -479,7 +479,7 @@ def test_the_cache_must_fit_on_the_disk(data, monkeypatch):
 
     def free(count):
         usage = type("Usage", (), {"free": count})
-        monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: usage)
+        monkeypatch.setattr(config_rules.shutil, "disk_usage", lambda folder: usage)
         return machine(data, "disk", text)[0]
 
     assert free(needed - 1)[0] == "error" and free(int(needed * 1.05))[0] == "warning"
@@ -502,17 +502,17 @@ def test_checkpoints_must_fit_on_the_disk(data, monkeypatch):
     text = CONFIG.format(root=data)
     assert machine(data, "checkpoints", text)[0][0] == "info"
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(config_rules.shutil, "disk_usage", lambda folder: usage)
     assert machine(data, "checkpoints", text)[0][0] == "warning"
 
 
 def test_memory_is_compared_with_the_device(data, monkeypatch):
     text = CONFIG.format(root=data)
     assert machine(data, "memory", text)[0][0] == "info"
-    monkeypatch.setattr(checks, "_device_memory", lambda: ("the GPU", 1_000_000))
+    monkeypatch.setattr(config_rules, "_device_memory", lambda: ("the GPU", 1_000_000))
     ((level, message),) = machine(data, "memory", text)
     assert level == "warning" and "train.checkpointing=true" in message
-    monkeypatch.setattr(checks, "_host_memory", lambda: 300_000)
+    monkeypatch.setattr(config_rules, "_host_memory", lambda: 300_000)
     found = machine(data, "memory", text, "data.dataset_type=cache")
     assert "data.dataset_type=persistent" in found[1][1]
 
