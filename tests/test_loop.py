@@ -46,8 +46,8 @@ def batch_of(draw: int, size: int = 2) -> dict:
 class Toy:
     """A stage of given phases, whose validation scores are written beforehand."""
 
-    shown = ()
-    told = ("loss",)
+    progress_terms = ()
+    printed_scores = ("loss",)
 
     def __init__(self, *phases, scores):
         self.phases, self.scores = list(phases), iter(scores)

@@ -44,8 +44,8 @@ from tubesynth.volume.intensity import unit_to_hu
 class AutoencoderStage:
     """Stage 1 as the loop sees it."""
 
-    shown = ("l1", "spectral", "generator", "discriminator")
-    told = ("loss", "psnr", "ssim", "vessel_psnr", "vessel_contrast_kept")
+    progress_terms = ("l1", "spectral", "generator", "discriminator")
+    printed_scores = ("loss", "psnr", "ssim", "vessel_psnr", "vessel_contrast_kept")
 
     def __init__(self, config: Stage1Config, volumes: Volumes, position: Position, device):
         self.config, self.volumes, self.position, self.device = config, volumes, position, device

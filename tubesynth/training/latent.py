@@ -39,7 +39,7 @@ def conditions_of(batch: dict, keep_label=None, keep_vessels=None) -> Conditions
 class LatentStage:
     """Stage 2 as the loop sees it."""
 
-    told = ("loss",)
+    printed_scores = ("loss",)
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class LatentStage:
         self.latents = Latents(config, volumes, device)
         autoencoder = self.latents.autoencoder.module
         self.objective = build_objective(config)
-        self.shown = (self.objective.target,)
+        self.progress_terms = (self.objective.target,)
         self.unet = self.build_network(autoencoder.embedding_dim, autoencoder.factor)
         train = config.train
         phase = Phase("unet", self.unet, self.loss, train.learning_rate, train.ema_half_life)

@@ -36,8 +36,8 @@ class Stage(Protocol):
     """What a stage gives the loop."""
 
     phases: list[Phase]
-    shown: tuple[str, ...]  # loss terms on the progress bar
-    told: tuple[str, ...]  # validation scores on the terminal; all of them go to the log
+    progress_terms: tuple[str, ...]  # loss terms on the progress bar
+    printed_scores: tuple[str, ...]  # validation scores on the terminal; the log has all scores
 
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
         """This rank's batches, on the device, for the global draws in [draw, end_draw)."""
@@ -197,7 +197,7 @@ def fit(
         if best.improved(scores, position.step):
             save("best")
         if dist.is_main():  # where no bar is shown, this is what tells of progress
-            said = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k in stage.told)
+            said = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k in stage.printed_scores)
             so_far = f"; best {best.name} {best.value:.4g} at step {best.step}"
             tqdm.write(f"step {position.step}/{total_steps}, validation: {said}{so_far}")
         return scores
@@ -255,7 +255,7 @@ def fit(
                 "training",
                 values | {"seconds_per_step": spent / steps, "waiting": waited / spent},
             )
-            shown = {k: v for k, v in values.items() if k in stage.shown}
+            shown = {k: v for k, v in values.items() if k in stage.progress_terms}
             bar.set_description(
                 f"epoch {min(epoch + 1, train.epochs)}/{train.epochs}", refresh=False
             )

@@ -70,7 +70,7 @@ def run_stage(
     finally:
         log.close()
     if dist.is_main():
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k in stage.told)
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k in stage.printed_scores)
         last = checkpoints / "last.ckpt"
         print(f"done: {last} (step {position.step}; {shown or 'nothing was left to do'})")
         if best.step is not None:

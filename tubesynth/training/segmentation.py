@@ -24,8 +24,8 @@ from tubesynth.training.phase import Phase
 class SegmentationStage:
     """The segmenter as the loop sees it."""
 
-    shown = ("dice_loss", "cross_entropy")
-    told = ("loss", "dice")
+    progress_terms = ("dice_loss", "cross_entropy")
+    printed_scores = ("loss", "dice")
 
     def __init__(self, config: SegmenterConfig, volumes: Volumes, device: torch.device):
         self.config, self.volumes, self.device = config, volumes, device
