@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from parts.autoencoder import recorded_convolutions, training_step
-from parts.codebook import usual_quantiser
+from parts.codebook import usual_quantizer
 from parts.measure import PeakMemory, measure, significant
 
 from tubesynth.models.quantizers.codebook import EmaQuantizer
@@ -56,9 +56,9 @@ def test_the_usual_quantiser_of_the_bench_moves_its_codes_as_ours_does():
     start = ours.codebook.clone()
     ours.ema_sum.copy_(start)
     ours.ema_count.fill_(1.0)
-    quantised, _, indices = ours(vectors.T[None])
-    expected = usual_quantiser(vectors, start, follow=True)
-    torch.testing.assert_close(quantised[0].T, expected[0])
+    quantized, _, indices = ours(vectors.T[None])
+    expected = usual_quantizer(vectors, start, follow=True)
+    torch.testing.assert_close(quantized[0].T, expected[0])
     assert torch.equal(indices[0], expected[1])
     torch.testing.assert_close(ours.codebook, expected[2])
 

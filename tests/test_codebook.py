@@ -106,11 +106,11 @@ def test_the_gradient_passes_straight_through_and_commitment_pulls_to_the_code()
     layer = EmaQuantizer(4, 1, commitment=0.25).eval()
     layer.codebook.copy_(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))
     latents = torch.tensor([0.2, 2.9]).reshape(1, 1, 2).requires_grad_()
-    quantised, terms, indices = layer(latents)
+    quantized, terms, indices = layer(latents)
     assert indices.tolist() == [[0, 3]]
-    assert quantised.flatten().tolist() == [0.0, 3.0]
+    assert quantized.flatten().tolist() == [0.0, 3.0]
     assert terms["commitment"].item() == pytest.approx(0.25 * (0.04 + 0.01) / 2)
-    (quantised.sum()).backward()
+    (quantized.sum()).backward()
     assert latents.grad.flatten().tolist() == [1.0, 1.0]
 
 
@@ -127,7 +127,7 @@ def test_decoding_leaves_the_codebook_as_it_is():
     layer = EmaQuantizer(16, 4, revive_after=1).train()
     layer(torch.randn(1, 4, 60))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    layer.quantise(torch.randn(1, 4, 60) + 5)
+    layer.quantize(torch.randn(1, 4, 60) + 5)
     for name, value in layer.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -156,7 +156,7 @@ def _batches():
 
 
 def _trained(parts, revive_after: int, start: Tensor | None):
-    """A quantiser after these batches, and how its codes were used."""
+    """A quantizer after these batches, and how its codes were used."""
     layer = EmaQuantizer(16, 4, decay=0.5, revive_after=revive_after).train()
     usage = CodebookUsage(16, torch.device("cpu"))
     if start is not None:

@@ -84,7 +84,7 @@ def test_a_control_of_vessels_sees_nothing_else():
     assert not torch.equal(labels, others)
 
     def features(of):
-        return controlled.prepare(Conditions(of), x.shape[2:], spacing).features
+        return controlled.cache_conditions(Conditions(of), x.shape[2:], spacing).features
 
     assert torch.equal(features(labels), features(others))
     assert not torch.equal(features(labels), features((labels + 1) % 3))
@@ -94,7 +94,7 @@ def test_conditions_made_once_serve_every_time_and_row():
     _, controlled = trained_networks()
     x, t, spacing, given = labelled_inputs()
     given = Conditions(given.labels, keep_label=torch.tensor([0.0, 1.0]))
-    prepared = controlled.prepare(given, x.shape[2:], spacing)
+    prepared = controlled.cache_conditions(given, x.shape[2:], spacing)
     out = controlled(x, t, spacing, given)
     assert torch.equal(out, controlled(x, t, spacing, prepared))
     row = controlled(x[1:], t[1:], spacing[1:], prepared.rows(torch.tensor([1])))
@@ -121,7 +121,7 @@ def test_the_copy_attends_to_the_vessels_as_the_base_does():
     awaken(controlled.controlnet, 0.2)
 
     def residuals(conditions):
-        prepared = controlled.prepare(conditions, x.shape[2:], spacing)
+        prepared = controlled.cache_conditions(conditions, x.shape[2:], spacing)
         return controlled.controlnet(x, t, spacing, prepared.features, prepared.control)
 
     elsewhere = {**tokens, "position_mm": -tokens["position_mm"]}

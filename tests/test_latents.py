@@ -40,7 +40,7 @@ def test_their_scale_is_that_of_all_training_latents(workplace, stage_1):
     torch.testing.assert_close(
         latents.scale.std, channels.std(1, correction=0).float(), atol=1e-3, rtol=1e-2
     )
-    normalised = latents.scale.normalise(every.float())
+    normalised = latents.scale.normalize(every.float())
     assert normalised.mean().abs() < 0.01 and abs(normalised.std() - 1) < 0.02
     torch.testing.assert_close(latents.scale.restore(normalised), every.float())
 

@@ -31,7 +31,7 @@ def test_a_voxel_of_the_autoencoder_depends_on_its_neighbourhood_alone(dim):
     image = torch.rand(1, 1, *[8] * (dim - 1), 96, dtype=torch.float64)
     changed = image.clone()
     changed[..., -1] += 1
-    first, second = (net.decode(net.encode(x), quantise=False) for x in (image, changed))
+    first, second = (net.decode(net.encode(x), quantize=False) for x in (image, changed))
     assert torch.equal(first[..., :24], second[..., :24])
     assert not torch.equal(first[..., -1], second[..., -1])
 
@@ -41,7 +41,7 @@ def test_the_signal_keeps_its_size_through_an_autoencoder_without_norms():
     net = VQVAE(codebook_size=16)
     latents = net.encode(torch.rand(1, 1, 32, 32, 32))
     assert 0.1 < latents.std() < 10
-    out = net.decode(torch.randn_like(latents), quantise=False)
+    out = net.decode(torch.randn_like(latents), quantize=False)
     assert 0.02 < out.std() < 1 and abs(out.mean() - 0.35) < 0.05
 
 
@@ -94,7 +94,7 @@ def test_the_unet_listens_to_time_spacing_and_labels(dim):
 def test_conditions_computed_once_give_the_same_output():
     net = small_unet()
     x, t, spacing, given = labelled_inputs()
-    prepared = net.prepare(given, x.shape[2:], spacing)
+    prepared = net.cache_conditions(given, x.shape[2:], spacing)
     assert torch.equal(net(x, t, spacing, given), net(x, t, spacing, prepared))
 
 

@@ -1,4 +1,4 @@
-"""Fixed levels and the Gaussian: in closed form; and what all quantisers have in common."""
+"""Fixed levels and the Gaussian: in closed form; and what all quantizers have in common."""
 
 import math
 from itertools import product
@@ -37,8 +37,8 @@ def fsq(*levels) -> FiniteScalarQuantizer:
 @pytest.mark.parametrize("levels", [3, 4, 5, 8, 16])
 def test_a_channel_takes_its_levels_in_order_from_end_to_end(levels):
     sweep = torch.linspace(-8, 8, 4001)
-    quantised, terms, indices = fsq(levels)(sweep.view(1, 1, -1))
-    values, where = quantised.flatten().unique(return_inverse=True)
+    quantized, terms, indices = fsq(levels)(sweep.view(1, 1, -1))
+    values, where = quantized.flatten().unique(return_inverse=True)
     lowest = -(levels // 2)
     expected = torch.arange(lowest, lowest + levels) / (levels // 2)
     torch.testing.assert_close(values, expected)
@@ -65,8 +65,8 @@ def test_every_combination_of_levels_has_its_own_index():
     half_range = (torch.tensor(levels) - 1) / 2
     reached = ((latents + 0.5 * even) / half_range).clamp(-1 + 1e-6, 1 - 1e-6)
     encoded = torch.atanh(reached) - torch.atanh(0.5 * even / half_range)
-    quantised, _, indices = layer(encoded.T[None])
-    torch.testing.assert_close(quantised[0].T, latents / (torch.tensor(levels) // 2))
+    quantized, _, indices = layer(encoded.T[None])
+    torch.testing.assert_close(quantized[0].T, latents / (torch.tensor(levels) // 2))
     assert indices[0].tolist() == list(np.ravel_multi_index(digits.T, levels, order="F"))
     assert sorted(indices[0].tolist()) == list(range(layer.num_codes))
 
@@ -79,7 +79,7 @@ def test_the_gradient_passes_the_rounding_and_not_the_bound():
 
 def test_latents_beyond_the_bounds_get_the_outermost_level():
     beyond = torch.tensor([-9.0, -1.4, 1.6, 9.0]).view(1, 1, 4).expand(1, 2, 4)
-    assert fsq(5, 4).quantise(beyond).tolist() == [[[-1.0, -0.5, 1.0, 1.0], [-1.0, -0.5, 0.5, 0.5]]]
+    assert fsq(5, 4).quantize(beyond).tolist() == [[[-1.0, -0.5, 1.0, 1.0], [-1.0, -0.5, 0.5, 0.5]]]
 
 
 def test_a_step_with_nan_has_indices_that_can_be_counted():
@@ -101,7 +101,7 @@ def test_data_of_any_scale_uses_nearly_all_combinations_evenly():
     unscaled = fsq(8, 5)(encoded)[2]
     assert len(unscaled.unique()) <= 5
     assert torch.equal(layer.eval()(encoded)[2], layer(encoded)[2])
-    assert torch.equal(layer.quantise(layer.latents(encoded)), layer(encoded)[0])
+    assert torch.equal(layer.quantize(layer.latents(encoded)), layer(encoded)[0])
 
 
 def test_mean_and_deviation_follow_in_training_alone_and_past_nan():

@@ -88,7 +88,7 @@ def test_the_halo_is_the_receptive_field(residuals, levels, monkeypatch):
         middle = latents.shape[-1] // 2
         changed = latents.clone()
         changed[..., middle:] += 1
-        first, second = (net.decode(x, quantise=False) for x in (latents, changed))
+        first, second = (net.decode(x, quantize=False) for x in (latents, changed))
         touched = (first - second).abs().amax((0, 1, 2)).nonzero().min().item()
         reach = middle - math.ceil((touched + 1) / factor) + 1  # cells beyond the voxel's tile
         assert reach == net.decoder_halo

@@ -224,7 +224,7 @@ def test_a_dropped_case_and_a_case_without_tokens_are_encoded_alike():
         "mask": torch.ones(2, 10, dtype=torch.bool),
     }
     result = encoder(tokens)
-    told = result.for_rows(4, torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    told = result.repeat_cases(4, torch.tensor([1.0, 0.0, 0.0, 1.0]))
     assert told.mask.sum(1).tolist() == [10, 0, 0, 10]
     assert torch.equal(told.features, torch.cat([result.features] * 2))
     assert result.features.isfinite().all() and result.radius_mm.min() > 0

@@ -103,7 +103,7 @@ def test_every_condition_matters_and_every_combination_runs():
 def test_conditions_prepared_once_are_bit_for_bit_those_of_every_step():
     net = vessel_unet()
     x, t, spacing, full = case_inputs()
-    prepared = net.prepare(full, x.shape[2:], spacing)
+    prepared = net.cache_conditions(full, x.shape[2:], spacing)
     whole = net(x, t, spacing, full)
     assert torch.equal(whole, net(x, t, spacing, prepared))
     second = net(x[1:], t[1:], spacing[1:], prepared.rows(torch.tensor([1])))
@@ -162,7 +162,7 @@ def test_tokens_are_found_where_they_are_at_every_size(size):
         share = torch.tensor([(i + 0.5) / n - 0.5 for i, n in zip(voxel, grid, strict=True)])
         tokens = pad_tokens([vars(line_of_tokens(1))])
         tokens["position_mm"][:] = share * extent_mm
-        prepared = net.prepare(Conditions(tokens=tokens), size, spacing)
+        prepared = net.cache_conditions(Conditions(tokens=tokens), size, spacing)
         memory = prepared.decoder_vessels[-1] if grid == size else prepared.encoder_vessels[2]
         bias = memory.query_bias[0].float() @ memory.key[0, 0, 0, :14].float()
         assert bias.argmax() == np.ravel_multi_index(voxel, grid)

@@ -24,11 +24,11 @@ from torch import Tensor
 from tubesynth.build.networks import build_autoencoder, build_network
 from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
-from tubesynth.conditioning.request import Request, conditions_on_grid, sides_of, trace
+from tubesynth.conditioning.request import Request, conditions_on_grid, guidance_terms_of, trace
 from tubesynth.config.checks import check_sampling
 from tubesynth.config.loading import config_from_plain
 from tubesynth.config.schema import Config, SamplingConfig, Stage2Config, vessel_class
-from tubesynth.generative.guidance import Side, Velocity, guided
+from tubesynth.generative.guidance import GuidanceTerm, Velocity, guided
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.scale import LatentScale
@@ -220,8 +220,8 @@ class Pipeline:
                 raise InputError(f"the weight of {name} is {value}: give a number")
         self._set_control(control_scale)
         sampling = self._sampling(sampling, changes)
-        parts = sides_of(requests, self.config, guidance_label, guidance_vessel)
-        net, with_vessels = self.autoencoder, any(side.vessels for side in parts)
+        parts = guidance_terms_of(requests, self.config, guidance_label, guidance_vessel)
+        net, with_vessels = self.autoencoder, any(term.vessels for term in parts)
         maps, conditions = conditions_on_grid(
             requests, self.grid, net.factor, with_vessels, spacing, resolution
         )
@@ -282,16 +282,21 @@ class Pipeline:
         return trace(labels, self.config.data)
 
     def _velocity(
-        self, conditions: Conditions, size, spacing, parts: list[Side], sampling: SamplingConfig
+        self,
+        conditions: Conditions,
+        size,
+        spacing,
+        parts: list[GuidanceTerm],
+        sampling: SamplingConfig,
     ) -> Velocity:
         """The guided velocity of a batch; what time does not change is computed here, once."""
         cases = len(conditions.labels)
-        kept = torch.tensor([[side.label, side.vessels] for side in parts], device=self.device)
+        kept = torch.tensor([[term.label, term.vessels] for term in parts], device=self.device)
         keep_label, keep_vessels = kept.float().repeat_interleave(cases, dim=0).unbind(1)
         told = replace(conditions, keep_label=keep_label, keep_vessels=keep_vessels)
         spacing_mm = torch.tensor(spacing[: self.config.dim], dtype=torch.float32)
         spacing_mm = spacing_mm.to(self.device).expand(len(kept) * cases, -1)
-        prepared = self.unet.prepare(told, size, spacing_mm)
+        prepared = self.unet.cache_conditions(told, size, spacing_mm)
         fullest = prepared.rows(torch.arange(cases, device=self.device))
 
         def network(x, t):
@@ -301,7 +306,7 @@ class Pipeline:
             return self.unet(x, t, spacing_mm[:cases], fullest).float()
 
         interval = tuple(sampling.guidance_interval)
-        return guided(network, [side.weight for side in parts], conditional, interval)
+        return guided(network, [term.weight for term in parts], conditional, interval)
 
 
 def _finite(latents: Tensor, source: str) -> Tensor:

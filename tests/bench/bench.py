@@ -11,7 +11,7 @@
 data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
 that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
 scores of pairs of CTs. autoencoder: a training step of stage 1, and its convolutions alone.
-codebook: the quantiser of one volume's latents, beside the usual one. vessel_attention: what the
+codebook: the quantizer of one volume's latents, beside the usual one. vessel_attention: what the
 distance bias costs. sample: what conditions that are prepared once save. Each case runs in a
 process of its own, so that its memory is its own. Where there is a peer, speedup is its time over
 ours, and memory_ratio our peak over its. docs/benchmarks.md says what was measured,

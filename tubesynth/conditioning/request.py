@@ -11,7 +11,7 @@ from tubesynth.conditioning.model_grid import ModelGrid
 from tubesynth.config.schema import DataConfig, Stage2Config, uses_vessels, vessel_class
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields
-from tubesynth.generative.guidance import Side, sides
+from tubesynth.generative.guidance import GuidanceTerm, guidance_terms
 from tubesynth.models.conditions import Conditions
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
@@ -32,9 +32,9 @@ class Request:
     vessels: VesselTokens | None = None
 
 
-def sides_of(
+def guidance_terms_of(
     requests: list[Request], config: Stage2Config, guidance_label: float, guidance_vessel: float
-) -> list[Side]:
+) -> list[GuidanceTerm]:
     """The sides to evaluate, of every request alike; InputError where the model knows no such."""
     told = {(r.labels is not None, r.labels is not None or r.vessels is not None) for r in requests}
     if len(told) != 1:
@@ -50,14 +50,14 @@ def sides_of(
             " them from a label map alone; leave --guidance-vessel at 1"
         )
     vessels = vessels and takes_vessels
-    parts = sides(guidance_label if label else None, guidance_vessel if vessels else None)
+    parts = guidance_terms(guidance_label if label else None, guidance_vessel if vessels else None)
     mode, objective = config.latent_mode, config.objective
-    if objective.label_dropout == 0 and not all(side.label for side in parts):
+    if objective.label_dropout == 0 and not all(term.label for term in parts):
         raise InputError(
             f"this model was trained without {mode}.label_dropout, so it has no side without"
             " labels: give labels, and leave --guidance-label at 1"
         )
-    if takes_vessels and objective.vessel_dropout == 0 and not all(side.vessels for side in parts):
+    if takes_vessels and objective.vessel_dropout == 0 and not all(term.vessels for term in parts):
         raise InputError(
             f"this model was trained without {mode}.vessel_dropout, so it has no side without"
             " vessels: leave --guidance-label and --guidance-vessel at 1"

@@ -175,7 +175,7 @@ def check_train(config: Config, require: Require) -> None:
 
 
 def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
-    """Levels, and what the settings of the quantiser need of each other."""
+    """Levels, and what the settings of the quantizer need of each other."""
     widths = ("channels", "residual_channels", "embedding_dim")
     check_widths(model, "autoencoder", widths, require)
     for key in ("num_residual_layers", "commitment", "revive_after"):

@@ -79,9 +79,9 @@ def _forward(config: Config, latent: AutoencoderConfig):
         image = torch.empty(batch, 1, *shape)
         vessels = torch.empty(batch, *shape, dtype=torch.bool)
 
-        def run():  # the quantiser adds little, and a codebook's statistics need values
+        def run():  # the quantizer adds little, and a codebook's statistics need values
             latents = autoencoder.encode(image)
-            discriminator(autoencoder.decode(latents, quantise=False, vessels=vessels))
+            discriminator(autoencoder.decode(latents, quantize=False, vessels=vessels))
 
         return [autoencoder, discriminator], run
     if isinstance(config, SegmenterConfig):

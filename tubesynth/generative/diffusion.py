@@ -89,7 +89,7 @@ class Diffusion:
         """Every timestep alike: (B,) uniform numbers in [0, 1) -> (B,) times."""
         return self.time_of(torch.floor(u * self.num_timesteps).clamp_max(self.num_timesteps - 1))
 
-    def pair(self, noise: Tensor, data: Tensor) -> Tensor:
+    def pair_noise(self, noise: Tensor, data: Tensor) -> Tensor:
         return noise
 
     def loss(

@@ -42,7 +42,7 @@ class FlowMatching:
             u = logit_normal(u, self.time_mean, self.time_std)
         return shift_times(u, self.time_shift)
 
-    def pair(self, noise: Tensor, data: Tensor) -> Tensor:
+    def pair_noise(self, noise: Tensor, data: Tensor) -> Tensor:
         return couple(noise, data) if self.coupling == "optimal_transport" else noise
 
     def loss(

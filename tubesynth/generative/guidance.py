@@ -1,15 +1,15 @@
-"""Classifier-free guidance with a weight for the label map and one for the vessels.
+"""Classifier-free guidance with one weight for the label map and one for the vessels.
 
-A network that was trained with either condition dropped at random (Ho and Salimans 2022, arXiv
-2207.12598) is steered in two steps (as Brooks et al. 2023, arXiv 2211.09800, do for image and
-text): from nothing to the label map by w_l, from there to the vessels by w_v,
+The network is trained with either condition dropped at random (Ho and Salimans 2022, arXiv
+2207.12598). Guidance moves from the unconditional velocity v(0, 0) towards the label map l by w_l
+and from there towards the vessels v by w_v, as Brooks et al. 2023 (arXiv 2211.09800, eq. 3) do for
+image and text:
 
     v = v(0, 0) + w_l (v(l, 0) - v(0, 0)) + w_v (v(l, v) - v(l, 0)).
 
-Weights of 1 are the conditional network itself. Sides whose share of the sum is zero are not
-evaluated, the others go through the network as one batch. Guidance may be kept to an interval of
-the flow's time (Kynkaanniemi et al. 2024, arXiv 2404.07724): outside, the conditional network is
-taken as it is.
+Collected by velocity, this is a weighted sum of guidance terms. Weights of 1 leave the conditional
+velocity v(l, v) alone. Guidance can be limited to an interval of t (Kynkaanniemi et al. 2024, arXiv
+2404.07724); outside of it the velocity is v(l, v).
 """
 
 from collections.abc import Callable
@@ -24,33 +24,35 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
 
 
 @dataclass(frozen=True)
-class Side:
-    """What the network is told on this side, and the weight of its output in the sum."""
+class GuidanceTerm:
+    """One evaluation of the network: the conditions it is given, and the weight of its velocity."""
 
     label: bool
     vessels: bool
     weight: float
 
 
-def sides(label: float | None, vessels: float | None) -> list[Side]:
-    """The sides of non-zero weight, for the weights of the conditions; None: there is no such one.
+def guidance_terms(label: float | None, vessels: float | None) -> list[GuidanceTerm]:
+    """Guidance terms with non-zero weight.
 
-    Without one of the conditions the other one's step starts from nothing.
+    label, vessels: the guidance weights w_l and w_v; None if the sample has no such condition. The
+    weights of the terms sum to 1.
     """
     w_l, w_v = label, vessels
     if w_l is None and w_v is None:
-        every = [Side(False, False, 1.0)]
-    elif w_v is None:
-        every = [Side(True, False, w_l), Side(False, False, 1 - w_l)]
-    elif w_l is None:
-        every = [Side(False, True, w_v), Side(False, False, 1 - w_v)]
+        terms = [GuidanceTerm(False, False, 1.0)]
+    elif w_l is not None and w_v is None:
+        terms = [GuidanceTerm(True, False, w_l), GuidanceTerm(False, False, 1 - w_l)]
+    elif w_l is None and w_v is not None:
+        terms = [GuidanceTerm(False, True, w_v), GuidanceTerm(False, False, 1 - w_v)]
     else:
-        every = [
-            Side(True, True, w_v),
-            Side(True, False, w_l - w_v),
-            Side(False, False, 1 - w_l),
+        assert w_l is not None and w_v is not None
+        terms = [
+            GuidanceTerm(True, True, w_v),
+            GuidanceTerm(True, False, w_l - w_v),
+            GuidanceTerm(False, False, 1 - w_l),
         ]
-    return [side for side in every if side.weight != 0]
+    return [term for term in terms if term.weight != 0]
 
 
 def guided(
@@ -59,29 +61,35 @@ def guided(
     conditional: Velocity | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Velocity:
-    """The weighted sum of a network's sides, in one forward.
+    """The guided velocity: the weighted sum of all guidance terms, evaluated as one batch.
 
-    network takes x (S B, ...), all cases of the first side, then all of the second, and so on;
-    conditional takes x (B, ...) and is the velocity outside the interval, where that is shorter
-    than the whole.
+    network: takes x (S B, ...) and t (S B,), the B cases of the first of S terms, then those of the
+    second, and so on. weights: (S,) of the terms. conditional: takes x (B, ...) and gives v(l, v),
+    the velocity outside the interval; needed only if the interval is shorter than [0, 1].
     """
     low, high = interval
-    always = low <= 0.0 and high >= 1.0
-    assert always or conditional is not None
-    if len(weights) == 1:  # of weight 1, since all add up to it
+    whole = low <= 0.0 and high >= 1.0
+    if len(weights) == 1:  # the sum of the weights is 1, so this one is 1
         return network
 
-    def weighted(x: Tensor, t: Tensor) -> Tensor:
+    def weighted_sum(x: Tensor, t: Tensor) -> Tensor:
         count = len(weights)
-        out = network(x.repeat(count, *[1] * (x.ndim - 1)), t.repeat(count))
-        return sum(w * side for w, side in zip(weights, out.chunk(count), strict=True))
+        stacked = network(x.repeat(count, *[1] * (x.ndim - 1)), t.repeat(count))  # (S B, ...)
+        velocity = torch.zeros_like(x)
+        for weight, term in zip(weights, stacked.chunk(count), strict=True):
+            velocity = velocity + weight * term
+        return velocity
 
-    def within(x: Tensor, t: Tensor) -> Tensor:
-        inside = (low <= t) & (t <= high)  # a solver may step every case by itself
+    if whole:
+        return weighted_sum
+    assert conditional is not None, "a guidance interval needs the conditional velocity"
+
+    def within_interval(x: Tensor, t: Tensor) -> Tensor:
+        inside = (low <= t) & (t <= high)  # (B,): a solver may step each case at its own t
         if inside.all():
-            return weighted(x, t)
+            return weighted_sum(x, t)
         if not inside.any():
             return conditional(x, t)
-        return torch.where(expand(inside, x), weighted(x, t), conditional(x, t))
+        return torch.where(expand(inside, x), weighted_sum(x, t), conditional(x, t))
 
-    return weighted if always else within
+    return within_interval

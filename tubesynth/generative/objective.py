@@ -35,7 +35,7 @@ class Objective(Protocol):
     def times(self, u: Tensor) -> Tensor:
         """Uniform numbers (B,) in [0, 1) -> times to train at (B,)."""
 
-    def pair(self, noise: Tensor, data: Tensor) -> Tensor:
+    def pair_noise(self, noise: Tensor, data: Tensor) -> Tensor:
         """Noise and data (B, C, ...) of a training batch -> the noise in the order to train in."""
 
     def loss(

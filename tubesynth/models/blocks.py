@@ -53,7 +53,7 @@ def run(block: Callable, *inputs, recompute: bool):
     return block(*inputs)
 
 
-def for_rows(cases: Tensor, count: int) -> Tensor:
+def repeat_cases(cases: Tensor, count: int) -> Tensor:
     """(B, ...) -> (count, ...): all cases, then all of them again, as far as count goes.
 
     What a network has made of B cases, for the rows that are told different parts of it.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tubesynth.models.vessel_attention import VesselMemory
+from tubesynth.models.vessel_attention import CachedKeysValues
 from tubesynth.models.vessel_tokens import Tokens
 
 
@@ -30,7 +30,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class CachedConditions:
     """All that does not depend on time, made once by `UNet.prepare` and used at every step.
 
     spade: of each decoder block, the scale-and-shift maps of its two norms. vessels: for each
@@ -38,17 +38,17 @@ class Prepared:
     """
 
     spade: list[tuple[Tensor, Tensor]]
-    encoder_vessels: list[VesselMemory | None]
-    middle_vessels: VesselMemory | None
-    decoder_vessels: list[VesselMemory | None]
+    encoder_vessels: list[CachedKeysValues | None]
+    middle_vessels: CachedKeysValues | None
+    decoder_vessels: list[CachedKeysValues | None]
 
-    def rows(self, index: Tensor) -> "Prepared":
+    def rows(self, index: Tensor) -> "CachedConditions":
         """The cases of an index (B',) into the batch."""
 
-        def pick(memory: VesselMemory | None) -> VesselMemory | None:
+        def pick(memory: CachedKeysValues | None) -> CachedKeysValues | None:
             return memory and memory.rows(index)
 
-        return Prepared(
+        return CachedConditions(
             [(first[index], second[index]) for first, second in self.spade],
             [pick(memory) for memory in self.encoder_vessels],
             pick(self.middle_vessels),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import conv, for_rows, zero_init
-from tubesynth.models.conditions import Conditions, Prepared
+from tubesynth.models.blocks import conv, repeat_cases, zero_init
+from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.spade import LabelEncoder
 from tubesynth.models.unet import Encoder, UNet
 
@@ -46,7 +46,7 @@ class ControlNet(Encoder):
         self.load_state_dict({name: weights[name] for name in shared}, strict=False)
 
     def forward(
-        self, x: Tensor, t: Tensor, spacing: Tensor, features: Tensor, prepared: Prepared
+        self, x: Tensor, t: Tensor, spacing: Tensor, features: Tensor, prepared: CachedConditions
     ) -> list[Tensor]:
         """features: of the control, from control_encoder, once for all times."""
         h = self.conv_in(x) + features
@@ -56,21 +56,21 @@ class ControlNet(Encoder):
 
 
 @dataclass(frozen=True)
-class ControlledPrepared:
+class CachedControlConditions:
     """What time does not change: of the base and of the copy, and the features of the control.
 
     keep (B,) in {0, 1}: the share of the control that each case gets; None: all.
     """
 
-    base: Prepared
-    control: Prepared
+    base: CachedConditions
+    control: CachedConditions
     features: Tensor
     keep: Tensor | None
 
-    def rows(self, index: Tensor) -> "ControlledPrepared":
+    def rows(self, index: Tensor) -> "CachedControlConditions":
         """The cases of an index (B',) into the batch."""
         keep = None if self.keep is None else self.keep[index]
-        return ControlledPrepared(
+        return CachedControlConditions(
             self.base.rows(index), self.control.rows(index), self.features[index], keep
         )
 
@@ -93,9 +93,9 @@ class ControlledUNet(nn.Module):
         self.base.eval()  # frozen: its dropout would only add noise
         return self
 
-    def prepare(
+    def cache_conditions(
         self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
-    ) -> ControlledPrepared:
+    ) -> CachedControlConditions:
         control, keep = conditions.labels, conditions.keep_label
         if control is None:  # no label condition: the base model alone
             shape = [n * self.base.label_factor for n in size]
@@ -106,10 +106,10 @@ class ControlledUNet(nn.Module):
         elif self.base.hidden_class is not None:
             control = control.masked_fill(control == self.base.hidden_class, 0)
         memory = self.controlnet.memories(conditions, size, spacing)
-        return ControlledPrepared(
-            self.base.prepare(conditions, size, spacing),
-            self.controlnet.prepare_encoder(memory),
-            for_rows(self.controlnet.control_encoder(control), len(spacing)),
+        return CachedControlConditions(
+            self.base.cache_conditions(conditions, size, spacing),
+            self.controlnet.cache_encoder(memory),
+            repeat_cases(self.controlnet.control_encoder(control), len(spacing)),
             keep,
         )
 
@@ -118,10 +118,10 @@ class ControlledUNet(nn.Module):
         x: Tensor,
         t: Tensor,
         spacing: Tensor,
-        conditions: Conditions | ControlledPrepared | None = None,
+        conditions: Conditions | CachedControlConditions | None = None,
     ) -> Tensor:
-        if not isinstance(conditions, ControlledPrepared):
-            conditions = self.prepare(conditions or Conditions(), x.shape[2:], spacing)
+        if not isinstance(conditions, CachedControlConditions):
+            conditions = self.cache_conditions(conditions or Conditions(), x.shape[2:], spacing)
         scale = torch.full((len(x),), self.scale, device=x.device)
         scale = scale if conditions.keep is None else scale * conditions.keep
         scale = scale.reshape(-1, *[1] * (x.ndim - 1))

@@ -22,7 +22,7 @@ class LatentScale:
         variance = (total_squares / count - mean.square()).clamp_min(1e-12)
         return cls(mean.float(), variance.sqrt().float())
 
-    def normalise(self, latents: Tensor) -> Tensor:
+    def normalize(self, latents: Tensor) -> Tensor:
         """(B, C, ...) as the encoder gives them -> mean 0, deviation 1."""
         mean, std = self._shaped(latents)
         return (latents - mean) / std

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tubesynth.models.attention import SelfAttention
-from tubesynth.models.blocks import conv, for_rows, group_norm, run, sinusoidal, zero_init
-from tubesynth.models.conditions import Conditions, Prepared
+from tubesynth.models.blocks import conv, group_norm, repeat_cases, run, sinusoidal, zero_init
+from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.spade import FieldEncoder, LabelEncoder, Spade
-from tubesynth.models.vessel_attention import VesselAttention, VesselMemory
+from tubesynth.models.vessel_attention import CachedKeysValues, VesselAttention
 from tubesynth.models.vessel_tokens import TokenEncoder, no_tokens
 
 # Of t in [0, 1] before it is embedded, so the shortest wavelength is 0.06. Ten times as much, as
@@ -152,9 +152,9 @@ class Encoder(nn.Module):
         sizes, tokens = self.level_sizes(size), None
         if self.token_encoder:
             given = conditions.tokens or no_tokens(len(spacing), spacing.device)
-            tokens = self.token_encoder(given).for_rows(len(spacing), conditions.keep_vessels)
+            tokens = self.token_encoder(given).repeat_cases(len(spacing), conditions.keep_vessels)
 
-        def memory(attention: VesselAttention | None, level: int) -> VesselMemory | None:
+        def memory(attention: VesselAttention | None, level: int) -> CachedKeysValues | None:
             if attention is None:
                 return None
             # A coarse cell is the share of the grid that resizing gives it, on odd sizes too.
@@ -164,13 +164,13 @@ class Encoder(nn.Module):
 
         return memory
 
-    def prepare_encoder(self, memory) -> Prepared:
+    def cache_encoder(self, memory) -> CachedConditions:
         """The encoder's and the middle's share of what time does not change."""
         level, encoder_vessels = 0, []
         for block in self.down:
             level += "shrink" in block
             encoder_vessels.append(memory(_vessels_of(block), level))
-        return Prepared([], encoder_vessels, memory(self.middle_vessels, level), [])
+        return CachedConditions([], encoder_vessels, memory(self.middle_vessels, level), [])
 
     def embed(self, t: Tensor, spacing: Tensor) -> Tensor:
         """t (B,), spacing (B, dim) mm -> (B, 4 channels[0])."""
@@ -179,7 +179,7 @@ class Encoder(nn.Module):
         return embedding + self.embed_spacing(torch.log(spacing.float()))
 
     def encode(
-        self, h: Tensor, embedding: Tensor, prepared: Prepared
+        self, h: Tensor, embedding: Tensor, prepared: CachedConditions
     ) -> tuple[Tensor, list[Tensor]]:
         """What conv_in made of x -> the middle's output, and the skips of every block before it."""
         skips = [h]
@@ -260,7 +260,9 @@ class UNet(Encoder):
         self.conv_out = zero_init(conv(dim, width, in_channels))
         self.act = nn.SiLU()
 
-    def prepare(self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor) -> Prepared:
+    def cache_conditions(
+        self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
+    ) -> CachedConditions:
         """Everything that time does not change, for latents of a size and images of a spacing (one
         for each row).
         """
@@ -271,14 +273,14 @@ class UNet(Encoder):
             spade.append(block["res"].modulations(features, sizes[level]))
             decoder_vessels.append(memory(_vessels_of(block), level))
             level -= "grow" in block
-        encoder = self.prepare_encoder(memory)
+        encoder = self.cache_encoder(memory)
         return replace(encoder, spade=spade, decoder_vessels=decoder_vessels)
 
     def _label_features(self, conditions: Conditions, size, spacing: Tensor) -> Tensor:
         """(B, label_channels[-1], *size): of labels and fields; zero is the missing condition."""
 
         def kept(features: Tensor, keep: Tensor | None) -> Tensor:
-            features = for_rows(features, len(spacing))
+            features = repeat_cases(features, len(spacing))
             if keep is None:
                 return features
             return features * keep.reshape(-1, *[1] * (features.ndim - 1))
@@ -299,15 +301,15 @@ class UNet(Encoder):
         x: Tensor,
         t: Tensor,
         spacing: Tensor,
-        conditions: Conditions | Prepared | None = None,
+        conditions: Conditions | CachedConditions | None = None,
         residuals: list[Tensor] | None = None,
     ) -> Tensor:
         """conditions: of the cases, or what `prepare` has made of them; None: none at all.
 
         residuals: what a ControlNet adds to each skip and, last, to the middle's output.
         """
-        if not isinstance(conditions, Prepared):
-            conditions = self.prepare(conditions or Conditions(), x.shape[2:], spacing)
+        if not isinstance(conditions, CachedConditions):
+            conditions = self.cache_conditions(conditions or Conditions(), x.shape[2:], spacing)
         embedding = self.embed(t, spacing)
         h, skips = self.encode(self.conv_in(x), embedding, conditions)
         if residuals is not None:

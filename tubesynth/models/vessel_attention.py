@@ -36,7 +36,7 @@ LEAST_TOKENS = 31
 
 
 @dataclass(frozen=True)
-class VesselMemory:
+class CachedKeysValues:
     """What one layer needs of the tokens; time does not change it, so a sampler makes it once.
 
     query_position (B, N, heads * content) is added to the voxels' queries, query_bias (B, N, bias)
@@ -48,9 +48,9 @@ class VesselMemory:
     key: Tensor
     value: Tensor
 
-    def rows(self, index: Tensor) -> "VesselMemory":
+    def rows(self, index: Tensor) -> "CachedKeysValues":
         """The cases of an index (B',) into the batch."""
-        return VesselMemory(*(getattr(self, f.name)[index] for f in fields(self)))
+        return CachedKeysValues(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class VesselAttention(nn.Module):
@@ -87,7 +87,9 @@ class VesselAttention(nn.Module):
         """s of each head, in radii."""
         return self.log_scale.exp()
 
-    def memory(self, tokens: EncodedTokens, size: tuple[int, ...], cell_mm: Tensor) -> VesselMemory:
+    def memory(
+        self, tokens: EncodedTokens, size: tuple[int, ...], cell_mm: Tensor
+    ) -> CachedKeysValues:
         """For voxels of a grid of cells of cell_mm (B, dim), its middle at the tokens' origin."""
         tokens = tokens.padded(LEAST_TOKENS)
         batch = len(cell_mm)
@@ -109,14 +111,14 @@ class VesselAttention(nn.Module):
             key_bias = key_bias.expand(-1, self.num_heads, -1, -1)
             null_bias = (self.null_bias / ONE).to(dtype)[:, None]
         null_key = torch.cat([null_bias, self.null_key.to(dtype)], dim=-1)
-        return VesselMemory(
+        return CachedKeysValues(
             query_position,
             query_bias,
             self._with_null(torch.cat([key_bias, key], dim=-1), null_key),
             self._with_null(value, self.null_value.to(dtype)),
         )
 
-    def forward(self, x: Tensor, memory: VesselMemory) -> Tensor:
+    def forward(self, x: Tensor, memory: CachedKeysValues) -> Tensor:
         batch, channels = x.shape[:2]
         voxels = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         query = self._heads(self.to_query(voxels) + memory.query_position)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import for_rows, sinusoidal
+from tubesynth.models.blocks import repeat_cases, sinusoidal
 
 LONGEST_MM = 512.0  # wavelengths of positions: this, halved down to 4 mm
 WAVELENGTHS = 8
@@ -31,9 +31,9 @@ class EncodedTokens:
     radius_mm: Tensor
     mask: Tensor
 
-    def for_rows(self, count: int, keep: Tensor | None) -> "EncodedTokens":
+    def repeat_cases(self, count: int, keep: Tensor | None) -> "EncodedTokens":
         """The cases for count rows; keep (count,) in {0, 1}: zero leaves a row without tokens."""
-        rows = EncodedTokens(*(for_rows(getattr(self, f.name), count) for f in fields(self)))
+        rows = EncodedTokens(*(repeat_cases(getattr(self, f.name), count) for f in fields(self)))
         return rows if keep is None else replace(rows, mask=rows.mask & keep.bool()[:, None])
 
     def padded(self, least: int) -> "EncodedTokens":

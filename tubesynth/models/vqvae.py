@@ -1,4 +1,4 @@
-"""The autoencoder of stage 1: strided convolutions down, residual units, a quantiser, and back.
+"""The autoencoder of stage 1: strided convolutions down, residual units, a quantizer, and back.
 
 As published (reference sizes: channels [64, 128], two residual units a level, codebook 8192 x 8:
 5.60 M parameters). There is no normalisation, so what a voxel becomes depends on its neighbourhood
@@ -120,7 +120,7 @@ class Quantizer(Protocol):
     def latents(self, encoded: Tensor) -> Tensor:
         """(B, in_channels, ...) -> (B, D, ...) that stage 2 models."""
 
-    def quantise(self, latents: Tensor) -> Tensor:
+    def quantize(self, latents: Tensor) -> Tensor:
         """(B, D, ...) latents, encoded or synthetic -> what the decoder gets (B, D, ...)."""
 
 
@@ -199,17 +199,17 @@ class VQVAE(nn.Module):
     def decode(
         self,
         latents: Tensor,
-        quantise: bool = True,
+        quantize: bool = True,
         tile: int | None = None,
         vessels: Tensor | None = None,
     ) -> Tensor:
-        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the quantiser.
+        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the quantizer.
 
         tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
         vessels: (B, f x, ...) bool, for a decoder with a vessel mask; others do not look at it.
         """
-        if quantise:
-            latents = self.quantizer.quantise(latents)
+        if quantize:
+            latents = self.quantizer.quantize(latents)
         latents = self._with_vessels(latents, vessels)
         if tile is None:
             return self.decoder(latents)
@@ -251,8 +251,8 @@ class VQVAE(nn.Module):
     def forward(
         self, image: Tensor, vessels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Image (and vessel mask, see decode) -> reconstruction, the quantiser's loss terms, and
+        """Image (and vessel mask, see decode) -> reconstruction, the quantizer's loss terms, and
         indices or None: the one forward of a training step.
         """
-        quantised, terms, indices = self.quantizer(self.encoder(image))
-        return self.decoder(self._with_vessels(quantised, vessels)), terms, indices
+        quantized, terms, indices = self.quantizer(self.encoder(image))
+        return self.decoder(self._with_vessels(quantized, vessels)), terms, indices

@@ -1,6 +1,6 @@
 """Stage 1: the VQ-VAE against a patch discriminator.
 
-Losses as published: L1 + spectral amplitude + the quantiser's own + 0.005 x least-squares GAN +
+Losses as published: L1 + spectral amplitude + the quantizer's own + 0.005 x least-squares GAN +
 0.001 x perceptual; and those that the config adds or puts in their place. The generator's phase
 leaves its reconstruction in the batch, and the discriminator's phase takes it from there: one
 forward per module and step.
@@ -82,7 +82,7 @@ class AutoencoderStage:
     def generator_loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         weights = self.config.losses
         image = batch["image"]
-        reconstruction, quantiser_terms, indices = forward(image, self.vessels(batch))
+        reconstruction, quantizer_terms, indices = forward(image, self.vessels(batch))
         if self.usage:
             self.usage.add(indices)
         batch["reconstruction"] = reconstruction.detach()
@@ -92,7 +92,7 @@ class AutoencoderStage:
             terms["perceptual"] = weights.perceptual * distance
         if self._adversarial():
             terms |= self.adversarial_terms(reconstruction, image, terms)
-        return {**terms, **quantiser_terms}
+        return {**terms, **quantizer_terms}
 
     def vessels(self, batch: dict) -> Tensor:
         """(B, X, ...) bool."""

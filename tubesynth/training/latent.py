@@ -71,7 +71,7 @@ class LatentStage:
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         data = batch["latent"]
         noise, t, keep_label = self._draws(data, batch["draw"])
-        noise = self.objective.pair(noise, data)
+        noise = self.objective.pair_noise(noise, data)
 
         conditions = conditions_of(batch, keep_label, self._keep_vessels(batch["draw"]))
 
@@ -132,7 +132,9 @@ class LatentStage:
 
     def _conditioned(self, net: nn.Module, batch: dict) -> Network:
         """The network with a batch's conditions, computed once."""
-        conditions = net.prepare(conditions_of(batch), batch["latent"].shape[2:], batch["spacing"])
+        conditions = net.cache_conditions(
+            conditions_of(batch), batch["latent"].shape[2:], batch["spacing"]
+        )
         return lambda x, t: net(x, t, batch["spacing"], conditions)
 
     @torch.no_grad()

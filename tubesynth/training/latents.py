@@ -2,7 +2,7 @@
 
 An entry's key holds the case's own key, the digest of the autoencoder and the augmentation of its
 variant, so another autoencoder or another spacing never meets old latents. No code is looked for:
-latents are what a quantiser's `latents` makes of the encoder's output (models/quantizers/).
+latents are what a quantizer's `latents` makes of the encoder's output (models/quantizers/).
 """
 
 from collections.abc import Iterator
@@ -137,7 +137,7 @@ class Latents:
         latent = batch["latent"].to(self.device, non_blocking=True).float()
         moved = {
             "case": batch["case"],
-            "latent": self.scale.normalise(latent),
+            "latent": self.scale.normalize(latent),
             "label": batch["label"].to(self.device, non_blocking=True),
             "spacing": batch["spacing"][:, : self.config.dim].to(self.device, non_blocking=True),
         }

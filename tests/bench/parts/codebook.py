@@ -1,4 +1,4 @@
-"""The quantiser of one volume's latents, against the usual one with its N x K matrices.
+"""The quantizer of one volume's latents, against the usual one with its N x K matrices.
 
 Cases: eval (search and look-up) and train (the moving averages besides). The usual implementation
 holds all distances, makes a one-hot row of every index, and multiplies with it; where its 16 bytes
@@ -23,7 +23,7 @@ def add_arguments(parser) -> None:
     add("--latent", type=int, default=(64, 64, 32), help="cells", **GRID)
     add("--codes", type=int, default=8192)
     add("--channels", type=int, default=8)
-    add("--peer-vectors", type=int, help="vectors that the usual quantiser gets; default: that fit")
+    add("--peer-vectors", type=int, help="vectors that the usual quantizer gets; default: that fit")
     add_repeats(parser, 3, "runs of each side")
 
 
@@ -60,11 +60,11 @@ def run_case(case: str, args) -> dict:
     some = vectors[: args.peer_vectors or min(len(vectors), int(room))]
     with PeakMemory() as before_peer:
         time.sleep(0.1)
-    peer = measure(lambda: usual_quantiser(some, codebook, case == "train"), args.repeats)
+    peer = measure(lambda: usual_quantizer(some, codebook, case == "train"), args.repeats)
 
     restart()
     indices = ours(latents)[2].flatten()[: len(some)]
-    same = (indices == usual_quantiser(some, codebook, False)[1]).double().mean().item()
+    same = (indices == usual_quantizer(some, codebook, False)[1]).double().mean().item()
     return result(
         "codebook",
         case,
@@ -85,8 +85,8 @@ def run_case(case: str, args) -> dict:
     )
 
 
-def usual_quantiser(vectors, codebook, follow: bool):
-    """(N, D), (K, D) -> quantised (N, D), indices (N,), and the codebook moved, if it is to follow.
+def usual_quantizer(vectors, codebook, follow: bool):
+    """(N, D), (K, D) -> quantized (N, D), indices (N,), and the codebook moved, if it is to follow.
 
     As van den Oord et al. 2017 is usually written down; the codebook given stays as it is.
     """
@@ -97,12 +97,12 @@ def usual_quantiser(vectors, codebook, follow: bool):
     )
     indices = distances.argmin(1)
     chosen = F.one_hot(indices, len(codebook)).to(vectors.dtype)
-    quantised = chosen @ codebook
+    quantized = chosen @ codebook
     if follow:
         count = DECAY + (1 - DECAY) * chosen.sum(0)
         total = DECAY * codebook + (1 - DECAY) * chosen.T @ vectors
         codebook = total / count[:, None]
-    return quantised, indices, codebook
+    return quantized, indices, codebook
 
 
 def _difference(peak_mb: float | None, before_mb: float | None) -> float | None:

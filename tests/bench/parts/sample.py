@@ -79,7 +79,7 @@ def run_case(case: str, args) -> dict:
 
     dtype = AUTOCAST_DTYPE.get(args.precision)
     with torch.no_grad(), torch.autocast(device.type, dtype, dtype is not None):
-        prepared = net.prepare(conditions, size, spacing)
+        prepared = net.cache_conditions(conditions, size, spacing)
         works = [lambda: net(x, t, spacing, prepared), lambda: net(x, t, spacing, conditions)]
         once, every = in_turns(works, args.repeats, device)
     return compared(

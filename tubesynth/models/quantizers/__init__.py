@@ -2,7 +2,7 @@
 
 One question has three answers here: what the encoder's output becomes in a training step
 (`forward`), what of it stage 2 models (`latents`), and what the decoder is given for that
-(`quantise`). vqvae.py states the interface.
+(`quantize`). vqvae.py states the interface.
 
               channels of the encoder   latents of stage 2           the decoder is given
     ema_vq    D                         as encoded                   the nearest codes

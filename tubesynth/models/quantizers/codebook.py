@@ -1,4 +1,4 @@
-"""Vector quantisation with a codebook that follows the data by moving averages.
+"""Vector quantization with a codebook that follows the data by moving averages.
 
 van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1 for the averages. Statistics are summed
 over all ranks, so every rank holds the same codebook. A code that nothing has chosen for a while is
@@ -47,18 +47,18 @@ class EmaQuantizer(nn.Module):
                 self._initialise(vectors)
             flat_indices = nearest_code(vectors, self.codebook)
             indices = flat_indices.view(encoded.shape[0], *encoded.shape[2:])
-            quantised = self.lookup(indices)
+            quantized = self.lookup(indices)
             if self.training:
                 self._follow(vectors, flat_indices)
-            terms = {"commitment": self.commitment * F.mse_loss(encoded, quantised)}
+            terms = {"commitment": self.commitment * F.mse_loss(encoded, quantized)}
             # Straight-through: the decoder's gradient passes to the encoder as it is.
-            return encoded + (quantised - encoded).detach(), terms, indices
+            return encoded + (quantized - encoded).detach(), terms, indices
 
     def latents(self, encoded: Tensor) -> Tensor:
         """The encoder's output as it is: no code is looked for."""
         return encoded
 
-    def quantise(self, latents: Tensor) -> Tensor:
+    def quantize(self, latents: Tensor) -> Tensor:
         """(B, D, ...) latents -> the nearest codes, in 32 bits; the codebook stays as it is."""
         with torch.autocast(latents.device.type, enabled=False):
             indices = nearest_code(_as_vectors(latents.float()), self.codebook)

@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: each channel is rounded to one of a few levels.
+"""Finite scalar quantization: each channel is rounded to one of a few levels.
 
 Mentzer et al. 2023 (arXiv 2309.15505). The codebook is the grid of all combinations, and there is
 no commitment loss. One thing follows the data, since without it most combinations stay unused: the
@@ -39,10 +39,10 @@ class FiniteScalarQuantizer(nn.Module):
         if self.training:
             self._follow(encoded.detach().float())
         latents = self.latents(encoded)
-        quantised = self.quantise(latents)
+        quantized = self.quantize(latents)
         scaled = latents / (self._per_channel(self.levels, latents) // 2)
         # Straight-through: the gradient passes the rounding as if it were not there.
-        return scaled + (quantised - scaled).detach(), {}, self._indices(latents.detach())
+        return scaled + (quantized - scaled).detach(), {}, self._indices(latents.detach())
 
     def latents(self, encoded: Tensor) -> Tensor:
         """(B, D, ...) -> bounded (B, D, ...), in 32 bits; the mean becomes 0. An even number of
@@ -75,7 +75,7 @@ class FiniteScalarQuantizer(nn.Module):
         self.deviation.lerp_(deviation.float(), share)
         self.initialised.logical_or_((count > 0)[0])
 
-    def quantise(self, latents: Tensor) -> Tensor:
+    def quantize(self, latents: Tensor) -> Tensor:
         """(B, D, ...) latents, also beyond the bounds -> nearest levels, scaled to [-1, 1]."""
         return self._nearest_level(latents) / (self._per_channel(self.levels, latents) // 2)
 

@@ -37,6 +37,6 @@ class GaussianPosterior(nn.Module):
         """(B, 2 D, ...) -> the mean (B, D, ...)."""
         return encoded.chunk(2, dim=1)[0]
 
-    def quantise(self, latents: Tensor) -> Tensor:
+    def quantize(self, latents: Tensor) -> Tensor:
         """Nothing to do: the decoder has learned to read every point near the data."""
         return latents
