@@ -21,7 +21,8 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position
-from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume
 
 SWITCHES = [
     "data.crop=[32,32,24]",

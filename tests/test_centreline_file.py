@@ -10,9 +10,9 @@ from tubesynth.phantom.anatomy import make_phantom
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.centreline_file import (
     Branch,
-    drawn_vessels,
     read_centreline,
     tokens_of_branches,
+    user_centreline_tokens,
     write_centreline,
 )
 from tubesynth.volume.grid import Volume
@@ -36,7 +36,7 @@ def test_tokens_of_a_fork_have_steps_radii_and_distances_from_the_root():
     tokens = tokens_of_branches(FORK, grid, step_mm=1.0)
     trunk, side = tokens.branch == 0, tokens.branch == 1
     assert trunk.sum() == 21 and side.sum() == 9
-    assert np.allclose(tokens.position_mm[0], -grid.centre_mm)
+    assert np.allclose(tokens.position_mm[0], -grid.center_mm)
     assert np.allclose(tokens.root_distance_mm[trunk], np.arange(21))
     assert np.allclose(tokens.root_distance_mm[side], 10 + np.arange(9), atol=1e-5)
     assert np.allclose(tokens.radius_mm[side], np.linspace(1.2, 0.6, 9), atol=1e-5)
@@ -68,7 +68,7 @@ def test_the_phantoms_own_centreline_gives_the_tokens_of_its_label_map():
     phantom = make_phantom(5, 1, (256, 256, 128), spacing)
     given = tokens_of_branches(phantom.branches, phantom.labels)
     traced = extract_tokens(phantom.labels.array == 8, phantom.labels.affine)
-    middle = phantom.labels.centre_mm
+    middle = phantom.labels.center_mm
     curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in phantom.branches]
     off, missed, error = distances(given, curves)
     assert off.max() < 0.1 and missed.max() < 0.6 and np.abs(error).mean() < 0.02
@@ -107,10 +107,10 @@ def test_vessels_of_another_place_are_refused(tmp_path):
     write_centreline(tmp_path / "a.centreline.json", FORK)
     affine = np.eye(4)
     grid = Volume(np.zeros((20, 20, 20), np.uint8), affine)
-    assert len(drawn_vessels(tmp_path / "a.centreline.json", grid)) > 0
+    assert len(user_centreline_tokens(tmp_path / "a.centreline.json", grid)) > 0
     affine[:3, 3] = 500
     with pytest.raises(InputError, match="a.centreline.json: none of its vessels lies in"):
-        drawn_vessels(tmp_path / "a.centreline.json", Volume(grid.array, affine))
+        user_centreline_tokens(tmp_path / "a.centreline.json", Volume(grid.array, affine))
 
 
 def test_the_phantoms_file_has_the_keys_that_are_documented(tmp_path):

@@ -16,7 +16,8 @@ from tubesynth.models.controlnet import ControlledUNet, ControlNet
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.ema import weights_to_use
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import find_cases, read_labels
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels
 
 
 def networks(dim=3, vessel_class=None, dropout=0.0):

@@ -22,7 +22,8 @@ from tubesynth.data.sampler import DrawSampler, case_of_draw
 from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import Case, pair_cases, read_volume
+from tubesynth.volume.cases import Case, pair_cases
+from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import spacing_of
 from tubesynth.volume.resample import resample_labels
 
@@ -140,7 +141,7 @@ def test_image_and_label_land_on_the_images_grid_as_simpleitk_resamples_them(cas
         sitk.Resample(source, target, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     ).T
     assert np.mean(labels == arrays["label"]) > 0.999
-    middle = read_volume(cases[0].image).centre_mm
+    middle = read_volume(cases[0].image).center_mm
     assert np.allclose(affine[:3, :3] @ [7.5, 7.5, 5.5] + affine[:3, 3], middle, atol=1e-4)
 
 

@@ -21,7 +21,8 @@ from tubesynth.metrics.frechet import Moments, frechet, merge
 from tubesynth.metrics.manifold import bootstrap_mean, covered, radii
 from tubesynth.metrics.memorisation import memorisation, threshold
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume
 
 SPACING = (3.0, 3.0, 3.0)
 SHAPE = (40, 36, 32)

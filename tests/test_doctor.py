@@ -20,7 +20,7 @@ from tubesynth.doctor.facts import Expected, content_digest, measure, pieces
 from tubesynth.doctor.set_rules import SET_RULES
 from tubesynth.doctor.training_memory import estimate
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import Case
+from tubesynth.volume.cases import Case
 
 SPACING = 4.0
 SHAPE = (40, 40, 32)

@@ -14,7 +14,7 @@ from tubesynth.metrics.training_log import validation_losses
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.centreline_file import Branch, write_centreline
 from tubesynth.volume.files import write_volume
-from tubesynth.volume.grid import Volume, centred_affine
+from tubesynth.volume.grid import Volume, centered_affine
 
 SHAPE, SPACING = (40, 36, 32), (1.0, 1.0, 1.2)
 
@@ -31,7 +31,7 @@ def heart_and_vessel(seed):
 
 
 def write(folder, name, array, dtype="int16", affine=None):
-    affine = centred_affine(SHAPE, SPACING) if affine is None else affine
+    affine = centered_affine(SHAPE, SPACING) if affine is None else affine
     write_volume(folder / f"{name}.nii.gz", Volume(array, affine), dtype)
 
 
@@ -164,7 +164,7 @@ def test_images_on_another_grid_are_scored_there_and_this_is_said(folders, capsy
     shape = (32, 36, 28)  # two slices less below and above, four columns less on either side
     for case in ("1", "2", "10"):
         flat = np.full(shape, 100.0)
-        write(folders / "cropped", f"{case}.img", flat, affine=centred_affine(shape, SPACING))
+        write(folders / "cropped", f"{case}.img", flat, affine=centered_affine(shape, SPACING))
     (folders / "reconstruction").rename(folders / "unused")
     (folders / "cropped").rename(folders / "reconstruction")
     result = evaluate(folders, "real", "labels", "reconstruction")
@@ -177,7 +177,7 @@ def test_images_on_another_grid_are_scored_there_and_this_is_said(folders, capsy
 
 
 def test_an_image_from_elsewhere_is_refused(folders):
-    far = centred_affine(SHAPE, SPACING)
+    far = centered_affine(SHAPE, SPACING)
     far[:3, 3] += 500
     write(folders / "reconstruction", "1.img", heart_and_vessel(1)[0], affine=far)
     with pytest.raises(InputError, match=r"1\.img\.nii\.gz.*different grids"):

@@ -11,17 +11,16 @@ import pytest
 import SimpleITK as sitk
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.cases import find_cases, pair_cases
 from tubesynth.volume.files import (
     check_labels,
     check_same_grid,
-    find_cases,
-    pair_cases,
     read_labels,
     read_volume,
     source_files,
     write_volume,
 )
-from tubesynth.volume.grid import Volume, centred_affine, same_grid
+from tubesynth.volume.grid import Volume, centered_affine, same_grid
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 SHAPE = (7, 6, 5)
@@ -76,7 +75,7 @@ def test_scl_slope_and_inter_are_applied_as_nibabel_does(tmp_path):
 def test_any_orientation_comes_out_as_nibabels_closest_canonical(tmp_path, axes, oblique):
     from scipy.spatial.transform import Rotation
 
-    affine = centred_affine(SHAPE, [0.5, 0.6, 0.9])
+    affine = centered_affine(SHAPE, [0.5, 0.6, 0.9])
     if oblique:
         turn = Rotation.from_euler("xyz", (12, -20, 15), degrees=True).as_matrix()
         affine[:3, :3] = turn @ affine[:3, :3]
@@ -193,7 +192,7 @@ def test_gz_without_the_ending_and_several_gzip_members_are_read(tmp_path):
 
 def test_without_sform_the_qform_and_without_both_the_voxel_sizes_count(tmp_path):
     image = nib.Nifti1Image(numbers(), None)
-    affine = centred_affine(SHAPE, [0.5, 0.6, 0.9])
+    affine = centered_affine(SHAPE, [0.5, 0.6, 0.9])
     image.set_qform(affine, code=1)
     image.set_sform(None, code=0)
     nib.save(image, tmp_path / "q.nii")
@@ -205,7 +204,7 @@ def test_without_sform_the_qform_and_without_both_the_voxel_sizes_count(tmp_path
 
 
 def test_a_singular_sform_falls_back_to_the_qform_and_no_extent_at_all_is_refused(tmp_path):
-    affine = centred_affine(SHAPE, [0.5, 0.6, 0.9])
+    affine = centered_affine(SHAPE, [0.5, 0.6, 0.9])
     raw = bytearray(save(tmp_path / "1.nii", numbers(), affine).read_bytes())
     raw[280:328] = struct.pack("<12f", *[0.0] * 12)  # srow_x, srow_y, srow_z
     raw[252:256] = struct.pack("<2h", 1, 2)  # qform_code, sform_code
@@ -369,7 +368,7 @@ def test_label_outside_the_class_range_is_refused_with_its_values():
 
 
 def test_label_on_another_grid_is_refused_with_both_names():
-    image = Volume(np.zeros(SHAPE), centred_affine(SHAPE, [1, 1, 1]))
+    image = Volume(np.zeros(SHAPE), centered_affine(SHAPE, [1, 1, 1]))
     near = image.affine.copy()
     near[0, 3] += 0.05
     check_same_grid(image, Volume(np.zeros(SHAPE), near), "i", "l")
@@ -413,7 +412,7 @@ def test_unpaired_doubled_missing_and_empty_are_refused_by_name(tmp_path):
 
 
 def test_written_nifti_reads_back_as_int16_hu_with_both_forms_and_equal_bytes(tmp_path):
-    affine = centred_affine(SHAPE, [0.7, 0.7, 1.05])
+    affine = centered_affine(SHAPE, [0.7, 0.7, 1.05])
     volume = Volume(numbers(dtype=np.float32) - 1000.4, affine)
     for name in ("1.img.nii.gz", "2.img.nii.gz"):
         write_volume(tmp_path / name, volume, np.int16)

@@ -13,7 +13,8 @@ from tubesynth import reconstruct, synthesize, train
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import checkpoint
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 
 
@@ -27,7 +28,7 @@ def test_reconstructions_lie_in_the_world_of_their_inputs(workplace, stage_1, tm
     for case, path in find_cases(images).items():
         real, result = read_volume(path), read_volume(tmp_path / f"{case}.img.nii.gz")
         assert result.array.dtype == np.int16 and result.shape == (32, 32, 24)
-        np.testing.assert_allclose(result.centre_mm, real.centre_mm, atol=1e-3)
+        np.testing.assert_allclose(result.center_mm, real.center_mm, atol=1e-3)
         record = json.loads((tmp_path / f"{case}.json").read_text(encoding="utf-8"))
         assert record["settings"]["spacing"] == [5.5, 5.5, 5.5] and record["seconds"] > 0
 
@@ -272,7 +273,7 @@ def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):
     run(reconstruct, "--input-dir", images, "--output-dir", tmp_path, "--model", stage_1)
     for case, path in find_cases(images).items():
         real, result = read_volume(path), read_volume(tmp_path / f"{case}.img.nii.gz")
-        np.testing.assert_allclose(result.centre_mm, real.centre_mm, atol=0.01)
+        np.testing.assert_allclose(result.center_mm, real.center_mm, atol=0.01)
         turned = result.affine[:3, :3] / result.spacing
         np.testing.assert_allclose(turned, real.affine[:3, :3] / real.spacing, atol=1e-4)
 
@@ -285,7 +286,7 @@ def test_real_label_maps_are_synthesised_through_a_translation(real_ct, stage_2,
     run(synthesize, *common, "--label-map", "1=3", "2=7", "3=6", "4=6", "52=6")
     for case, path in find_cases(labels).items():
         result = read_volume(tmp_path / f"{case}_s0.img.nii.gz")
-        np.testing.assert_allclose(result.centre_mm, read_labels(path).centre_mm, atol=0.01)
+        np.testing.assert_allclose(result.center_mm, read_labels(path).center_mm, atol=0.01)
 
 
 def test_stage_1_trains_on_real_ct(real_ct, workplace, tmp_path):

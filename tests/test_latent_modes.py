@@ -9,7 +9,8 @@ import torch
 from tubesynth import synthesize, train
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import find_cases, read_labels
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels
 
 DIFFUSION = [
     "latent_mode=diffusion",

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_dilation, binary_erosion, label
 
 from tubesynth.phantom import __main__ as command
-from tubesynth.phantom.anatomy import CORONARY, draw_anatomy, make_phantom
+from tubesynth.phantom.anatomy import CORONARY, make_phantom, sample_anatomy
 from tubesynth.phantom.scanner import ct_noise
 from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
 from tubesynth.volume.files import read_labels, read_volume
@@ -25,7 +25,7 @@ def middle():
 
 @pytest.fixture(scope="module")
 def anatomies():
-    return [draw_anatomy(11, case) for case in CASES]
+    return [sample_anatomy(11, case) for case in CASES]
 
 
 def points_of(branches, *, septal=True):
@@ -153,7 +153,7 @@ def test_affine_is_true_so_that_the_centreline_lies_on_bright_voxels(middle):
     off = np.rint(middle.image.to_index(mirrored)).astype(int)
     assert (hu[tuple(on.T)] > 200).mean() > 0.9
     assert (hu[tuple(off.T)] > 200).mean() < 0.6
-    assert np.allclose(middle.image.spacing, 1.2) and np.allclose(middle.image.centre_mm, 0)
+    assert np.allclose(middle.image.spacing, 1.2) and np.allclose(middle.image.center_mm, 0)
 
 
 def test_apex_points_left_front_down_and_the_liver_is_right(middle):

@@ -20,7 +20,8 @@ from tubesynth.doctor import __main__ as doctor
 from tubesynth.prepare import __main__ as prepare
 from tubesynth.prepare.imagecas import STRUCTURES, place
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import Case, pair_cases, read_labels, read_volume
+from tubesynth.volume.cases import Case, pair_cases
+from tubesynth.volume.files import read_labels, read_volume
 
 SHAPE = (20, 18, 12)
 # as ImageCAS files often lie: x and y backwards (LPS), anisotropic

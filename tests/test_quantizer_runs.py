@@ -12,7 +12,8 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.train import main
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import Latents
-from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume
 
 SETTINGS = {
     "fsq": ["autoencoder.embedding_dim=3", "autoencoder.fsq_levels=[8,5,4]"],

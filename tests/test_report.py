@@ -21,12 +21,12 @@ from tubesynth.report.page import headline
 from tubesynth.report.style import STYLE
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import write_volume
-from tubesynth.volume.grid import Volume, centred_affine
+from tubesynth.volume.grid import Volume, centered_affine
 
 SHAPE, SPACING = (72, 60, 44), (0.8, 0.8, 0.9)
 FAT, MUSCLE, CONTRAST = -80.0, 60.0, 380.0
 LABEL_MM = 2.2
-AFFINE = centred_affine(SHAPE, SPACING)
+AFFINE = centered_affine(SHAPE, SPACING)
 
 
 def patient(radius_mm=LABEL_MM, gap=(), seed=0):

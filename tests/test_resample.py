@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from tubesynth.volume.files import read_labels, read_volume
-from tubesynth.volume.grid import Volume, centred_affine, same_grid
+from tubesynth.volume.grid import Volume, centered_affine, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
@@ -52,7 +52,7 @@ def by_simpleitk(volume, shape, affine, interpolator, fill):
 def test_image_agrees_with_simpleitk_within_2_hu(oblique, spacing):
     shape = (40, 37, 29)
     source_spacing = np.array([0.5, 0.6, 0.8])
-    affine = (oblique_affine if oblique else centred_affine)(shape, source_spacing)
+    affine = (oblique_affine if oblique else centered_affine)(shape, source_spacing)
     volume = Volume(blobs(shape), affine)
     shape, affine = target_grid(volume, spacing, (32, 24, 20))
     ours = resample_image(volume, shape, affine, fill=-1000).array
@@ -65,7 +65,7 @@ def test_image_agrees_with_simpleitk_within_2_hu(oblique, spacing):
 def test_labels_agree_with_simpleitk_on_every_voxel():
     volume = Volume(
         (blobs((50, 40, 30)) > 100).astype(np.uint8) * 7,
-        centred_affine((50, 40, 30), [0.5, 0.5, 1]),
+        centered_affine((50, 40, 30), [0.5, 0.5, 1]),
     )
     shape, affine = target_grid(volume, (0.7, 0.7, 1.05), (64, 48, 24))
     ours = resample_labels(volume, shape, affine)
@@ -76,7 +76,7 @@ def test_labels_agree_with_simpleitk_on_every_voxel():
 
 
 def test_rotated_target_grid_goes_through_simpleitk_and_agrees_with_it():
-    volume = Volume(blobs((24, 24, 24)), centred_affine((24, 24, 24), [1, 1, 1]))
+    volume = Volume(blobs((24, 24, 24)), centered_affine((24, 24, 24), [1, 1, 1]))
     affine = oblique_affine((20, 20, 20), np.array([1.0, 1.1, 0.9]), (10, 5, 20))
     affine[:3, 3] = -10, -8, -9
     ours = resample_image(volume, (20, 20, 20), affine).array
@@ -111,12 +111,12 @@ def test_target_grid_has_the_same_centre_and_the_asked_spacing():
     volume = Volume(np.zeros((31, 20, 11)), oblique_affine((31, 20, 11), np.array([0.4, 0.4, 0.6])))
     shape, affine = target_grid(volume, (0.7, 0.7, 1.05), (16, 32, 8))
     grid = Volume(np.zeros(shape), affine)
-    assert np.allclose(grid.centre_mm, volume.centre_mm, atol=1e-9)
+    assert np.allclose(grid.center_mm, volume.center_mm, atol=1e-9)
     assert np.allclose(grid.spacing, (0.7, 0.7, 1.05))
 
 
 def test_data_at_its_spacing_is_cropped_and_padded_without_any_change():
-    volume = Volume(blobs((31, 20, 12)), centred_affine((31, 20, 12), [0.7, 0.7, 1.05]))
+    volume = Volume(blobs((31, 20, 12)), centered_affine((31, 20, 12), [0.7, 0.7, 1.05]))
     once = resample_image(volume, *target_grid(volume, (0.7, 0.7, 1.05), (24, 24, 13)))
     inside = once.array[:, 2:22, :]
     assert np.abs(inside[:, :, 1:] - volume.array[3:27]).max() < 1e-3 or (
@@ -130,7 +130,7 @@ def test_data_at_its_spacing_is_cropped_and_padded_without_any_change():
 def test_a_step_does_not_ring_beyond_the_input_and_outside_is_padding():
     array = np.zeros((20, 20, 20), np.int16)
     array[10:] = 1000
-    volume = Volume(array, centred_affine(array.shape, [1, 1, 1]))
+    volume = Volume(array, centered_affine(array.shape, [1, 1, 1]))
     out = resample_image(volume, *target_grid(volume, (0.45, 0.45, 0.45), (80, 40, 40))).array
     inside = out[18:62]
     assert inside.min() == 0 and inside.max() == 1000
@@ -138,7 +138,7 @@ def test_a_step_does_not_ring_beyond_the_input_and_outside_is_padding():
 
 
 def test_back_on_the_original_grid_a_smooth_volume_is_what_it_was():
-    volume = Volume(blobs((40, 40, 40), sigma=3), centred_affine((40, 40, 40), [1, 1, 1]))
+    volume = Volume(blobs((40, 40, 40), sigma=3), centered_affine((40, 40, 40), [1, 1, 1]))
     fine = resample_image(volume, *target_grid(volume, (0.7, 0.7, 0.7), (64, 64, 64)))
     back = resample_image(fine, volume.shape, volume.affine)
     core = (slice(4, -4),) * 3
@@ -148,7 +148,7 @@ def test_back_on_the_original_grid_a_smooth_volume_is_what_it_was():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_axes_of_one_to_three_voxels_resample_like_scipy(n):
     array = blobs((n, 12, 12))
-    volume = Volume(array, centred_affine(array.shape, [1, 1, 1]))
+    volume = Volume(array, centered_affine(array.shape, [1, 1, 1]))
     shape, affine = target_grid(volume, (1, 0.6, 0.6), (n, 16, 16))
     ours = resample_image(volume, shape, affine).array
     line = (12 - 1) / 2 + (np.arange(16) - 7.5) * 0.6
@@ -161,7 +161,7 @@ def test_axes_of_one_to_three_voxels_resample_like_scipy(n):
 def test_flipped_and_read_only_views_resample_as_their_copies_do(flips):
     array = blobs((20, 18, 16))[:: flips[0], :: flips[1], :: flips[2]]
     array.flags.writeable = False
-    affine = centred_affine(array.shape, [0.5, 0.5, 0.5])
+    affine = centered_affine(array.shape, [0.5, 0.5, 0.5])
     view, copy = Volume(array, affine), Volume(np.ascontiguousarray(array), affine)
     grid = target_grid(view, (0.7, 0.7, 0.7), (12, 12, 12))
     assert np.array_equal(resample_image(view, *grid).array, resample_image(copy, *grid).array)

@@ -14,7 +14,8 @@ from tubesynth.losses.segmentation import dice_loss
 from tubesynth.models.segmenter import SegmentationUNet
 from tubesynth.runtime.errors import InputError, Stopped
 from tubesynth.training import segmentation
-from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume
 
 CONFIG = """
 stage: segmenter

@@ -6,7 +6,7 @@ import pytest
 from tubesynth.metrics.overlap import centreline_overlap, dice, radius_errors
 from tubesynth.metrics.segmentation import find_vessels, search_region
 from tubesynth.metrics.topology import betti_errors, betti_numbers
-from tubesynth.volume.grid import centred_affine
+from tubesynth.volume.grid import centered_affine
 from tubesynth.volume.vessels import extract_tokens
 
 SHAPE, SPACING = (80, 64, 48), np.array([0.7, 0.7, 0.9])
@@ -66,7 +66,7 @@ def test_a_narrow_gap_is_one_piece_more_and_behind_a_wide_gap_all_is_lost():
 
 
 def test_radii_of_the_found_vessel_are_those_of_the_vessel_thick_or_thin():
-    affine = centred_affine(SHAPE, SPACING)
+    affine = centered_affine(SHAPE, SPACING)
     for radius in (2.2, 1.54, 1.1):
         hu, vessel, heart, aorta = anatomy(radius)
         found = extract_tokens(found_in(hu, heart, aorta), affine)

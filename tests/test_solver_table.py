@@ -13,7 +13,8 @@ from conftest import REPOSITORY
 from tubesynth.config.schema import SamplingConfig
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.seeding import generator
-from tubesynth.volume.files import find_cases, read_labels
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels
 
 WAYS = ["euler_5", "euler_20", "midpoint_10", "dopri5_0.001", "heun_5_shift2"]
 

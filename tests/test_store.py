@@ -25,7 +25,7 @@ from tubesynth.data.volumes import (
     volume_key,
 )
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import Case
+from tubesynth.volume.cases import Case
 
 KEY, LIVING = "0" * 32, "a" * 32
 GRID = Preprocessing((16, 14, 12), (1.0, 1.0, 1.0))

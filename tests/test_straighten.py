@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tubesynth.pictures.straight_panel import BAR, MARGIN, OUTLINE, SCALE, draw_straightened
-from tubesynth.volume.straighten import frames, longest_way
+from tubesynth.volume.straighten import frames, longest_path
 from tubesynth.volume.vessels import COLUMNS, VesselTokens
 
 
@@ -27,7 +27,7 @@ def fork():
 
 
 def test_the_longest_way_goes_from_the_root_through_the_junction_to_the_farthest_tip():
-    way = longest_way(fork(), step_mm=0.5)
+    way = longest_path(fork(), step_mm=0.5)
     assert way.along_mm[-1] == pytest.approx(50)
     assert way.position_mm[0] == pytest.approx([0, 0, 0])
     assert way.position_mm[-1] == pytest.approx([20, 30, 0])
@@ -37,8 +37,8 @@ def test_the_longest_way_goes_from_the_root_through_the_junction_to_the_farthest
 
 def test_one_token_or_none_has_no_way():
     empty = np.zeros((0, len(COLUMNS)))
-    assert longest_way(VesselTokens.from_array(empty)) is None
-    assert longest_way(VesselTokens.from_array(branch(0, [(1, 2, 3)], 1.0, 0))) is None
+    assert longest_path(VesselTokens.from_array(empty)) is None
+    assert longest_path(VesselTokens.from_array(branch(0, [(1, 2, 3)], 1.0, 0))) is None
 
 
 def test_frames_are_across_the_line_and_do_not_turn_about_a_plane_curve():
@@ -55,7 +55,7 @@ def test_frames_are_across_the_line_and_do_not_turn_about_a_plane_curve():
 
 
 def test_the_strip_and_sections_are_centred_on_the_vessel_and_have_their_size():
-    way = longest_way(fork())
+    way = longest_path(fork())
     strip, section = way.strip(5.0, 0.5), way.section(10, 5.0, 0.5)
     assert strip.shape == (21, len(way.along_mm), 3) and section.shape == (21, 21, 3)
     assert strip[10] == pytest.approx(way.position_mm)

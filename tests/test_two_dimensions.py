@@ -72,7 +72,7 @@ def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path, capsy
     real = read_volume(validation / "images" / "0.png")
     result = read_volume(tmp_path / "r" / "0.img.nii.gz")
     assert result.shape == (32, 32, 1)
-    np.testing.assert_allclose(result.centre_mm, real.centre_mm)
+    np.testing.assert_allclose(result.center_mm, real.center_mm)
     assert np.corrcoef(result.array.ravel(), real.array.ravel())[0, 1] > 0.5
     synthesize.main([*common, str(tmp_path / "s"), "--input-dir", str(validation / "labels")])
     deep = Volume(np.zeros((32, 32, 9), np.int16), np.eye(4))

@@ -21,7 +21,8 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.seeding import generator
 from tubesynth.train import main
-from tubesynth.volume.files import find_cases, read_labels, read_volume, write_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tubesynth.metrics.vessel import calibres, centreline_in_world, centreline_scores, sample_hu
-from tubesynth.volume.grid import Volume, centred_affine
+from tubesynth.volume.grid import Volume, centered_affine
 
 LUMEN, FAT, MUSCLE = 380.0, -80.0, 50.0
 
@@ -46,7 +46,7 @@ def tube_volume(tokens, affine, shape=(60, 56, 50), lumen=LUMEN, around=FAT):
     return grid
 
 
-AFFINES = [centred_affine((60, 56, 50), (0.7, 0.7, 1.05)), oblique_affine((0.7, 0.7, 1.05))]
+AFFINES = [centered_affine((60, 56, 50), (0.7, 0.7, 1.05)), oblique_affine((0.7, 0.7, 1.05))]
 
 
 @pytest.mark.parametrize("affine", AFFINES, ids=["straight", "oblique"])

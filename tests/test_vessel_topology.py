@@ -7,7 +7,7 @@ import pytest
 
 from tubesynth.metrics.overlap import centreline_overlap, dice, radius_errors
 from tubesynth.metrics.topology import betti_errors, betti_numbers
-from tubesynth.volume.grid import centred_affine
+from tubesynth.volume.grid import centered_affine
 from tubesynth.volume.vessels import extract_tokens
 
 SHAPE = (64, 40, 40)
@@ -92,7 +92,7 @@ def test_a_shift_of_two_voxels_is_no_longer_the_same_centreline():
 
 
 def test_thinning_by_30_percent_shows_as_30_percent_of_the_radius():
-    affine = centred_affine(SHAPE, SPACING)
+    affine = centered_affine(SHAPE, SPACING)
     truth = extract_tokens(tube(3.0), affine)
     found = extract_tokens(tube(2.1), affine)
     scores = radius_errors(found, truth)
@@ -105,7 +105,7 @@ def test_thinning_by_30_percent_shows_as_30_percent_of_the_radius():
 
 
 def test_radii_of_a_vessel_that_was_not_found_are_not_compared():
-    affine = centred_affine(SHAPE, SPACING)
+    affine = centered_affine(SHAPE, SPACING)
     truth, elsewhere = extract_tokens(tube(1.5), affine), extract_tokens(tube(1.5, y=32), affine)
     assert radius_errors(elsewhere, truth) == {}
     assert radius_errors(extract_tokens(np.zeros(SHAPE, bool), affine), truth) == {}

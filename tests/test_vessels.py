@@ -8,14 +8,9 @@ from tubesynth.data.tokens import vessel_token_source
 from tubesynth.phantom.anatomy import make_phantom
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.rasterize import rasterize_vessels, vessel_fields
 from tubesynth.volume.resample import resample_labels, target_grid
-from tubesynth.volume.vessels import (
-    VesselTokens,
-    extract_tokens,
-    paint_vessels,
-    place_tokens,
-    vessel_fields,
-)
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
 SPACING = np.array([0.7, 0.7, 1.05])
 SHAPE = (96, 96, 64)
@@ -312,7 +307,7 @@ def test_a_vessel_thinner_than_a_voxel_of_the_model_keeps_its_tokens(phantom):
     tokens = VesselTokens(**source.extract(case.labels, shape, affine))
     assert len(tokens) == len(own) and np.array_equal(tokens.radius_mm, own.radius_mm)
     # the exact centrelines, relative to the middle of the coarse grid
-    middle = Volume(np.zeros(shape, np.uint8), affine).centre_mm
+    middle = Volume(np.zeros(shape, np.uint8), affine).center_mm
     curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in case.branches]
     assert np.mean(distances(tokens, curves)[1] < 0.8) > 0.96
     coarse = resample_labels(case.labels, shape, affine)
@@ -327,12 +322,12 @@ def test_tokens_keep_their_place_in_the_world_on_any_grid():
     oblique[:3, :3], oblique[:3, 3] = turn * SPACING, [11, -7, 40]
     source = Volume(paint([tube([-20, 3, 2], [20, -8, 10], 1.5)]), oblique)
     tokens = extract_tokens(source.array, source.affine)
-    straight[:3, 3] = source.centre_mm - [15, 21, 30]
+    straight[:3, 3] = source.center_mm - [15, 21, 30]
     shape = (40, 30, 20)
     placed = place_tokens(tokens, source, shape, straight)
     here = Volume(np.zeros(shape, np.uint8), straight)
-    world = source.centre_mm + tokens.position_mm @ turn.T
-    expected = world - here.centre_mm
+    world = source.center_mm + tokens.position_mm @ turn.T
+    expected = world - here.center_mm
     reach = np.array(shape) * here.spacing / 2 + tokens.radius_mm[:, None]
     kept = (np.abs(expected) <= reach).all(axis=1)
     assert 0 < kept.sum() < len(tokens)
@@ -349,7 +344,7 @@ def test_vessels_painted_from_their_tokens_are_the_label_maps_own_and_in_one_pie
     shape, affine = target_grid(case.labels, SPACING * factor, np.array((256, 256, 128)) // factor)
     labels = resample_labels(case.labels, shape, affine)
     placed = place_tokens(tokens, case.labels, shape, affine)
-    painted = paint_vessels(labels, placed, 8)
+    painted = rasterize_vessels(labels, placed, 8)
     mask = painted.array == 8
     # a left and a right tree, in one piece each, however coarse the grid
     assert label(mask, np.ones((3, 3, 3)))[1] == 2
@@ -357,7 +352,7 @@ def test_vessels_painted_from_their_tokens_are_the_label_maps_own_and_in_one_pie
     if factor == 1:
         own = labels.array == 8
         assert 2 * (mask & own).sum() / (mask.sum() + own.sum()) > 0.85
-    none = paint_vessels(labels, VesselTokens.from_array(np.zeros((0, 9))), 8)
+    none = rasterize_vessels(labels, VesselTokens.from_array(np.zeros((0, 9))), 8)
     assert not (none.array == 8).any() and none.array.dtype == labels.array.dtype
 
 
@@ -370,7 +365,7 @@ def phantom():
 
 def test_phantom_tokens_lie_on_the_true_centrelines_with_the_true_radius(phantom):
     case, tokens = phantom
-    middle = case.labels.centre_mm
+    middle = case.labels.center_mm
     curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in case.branches]
     off, missed, error = distances(tokens, curves)
     assert off.mean() < 0.2  # asked: 0.4

@@ -50,9 +50,9 @@ from tubesynth.report.terminal import tables
 from tubesynth.runtime.atomic import write_text
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.runtime.log import environment
-from tubesynth.volume.centreline_file import drawn_vessels
+from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.files import read_labels
-from tubesynth.volume.vessels import paint_vessels
+from tubesynth.volume.rasterize import rasterize_vessels
 
 PICTURES_LISTED = 10
 PRELOADED = ["tubesynth.metrics.case", "tubesynth.report.pictures"]
@@ -169,8 +169,8 @@ def evaluate_case(
         label = None if case.label is None else read_labels(case.label)
         tokens = None if label is None else tokens_of(label, settings.classes)
         if case.centreline is not None:
-            tokens = drawn_vessels(case.centreline, label)
-            label = paint_vessels(label, tokens, settings.classes.vessel)
+            tokens = user_centreline_tokens(case.centreline, label)
+            label = rasterize_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
         scores = score_case(case, volumes, label, tokens, settings, segment)
         draw_case(case, volumes, label, tokens, settings.classes.vessel, output_dir)

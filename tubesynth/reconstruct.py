@@ -15,7 +15,8 @@ from tubesynth.inference.jobs import Job, digest_of, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
-from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_image
 

@@ -31,7 +31,8 @@ from tubesynth.training.loop import Position, StopSignal
 from tubesynth.training.resume import find_checkpoint
 from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
-from tubesynth.volume.files import find_cases, pair_cases, read_volume, write_volume
+from tubesynth.volume.cases import find_cases, pair_cases
+from tubesynth.volume.files import read_volume, write_volume
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -28,8 +28,9 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.runtime.seeding import generator
-from tubesynth.volume.centreline_file import SUFFIX, drawn_vessels, read_centreline
-from tubesynth.volume.files import check_labels, find_cases, read_labels, write_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.centreline_file import SUFFIX, read_centreline, user_centreline_tokens
+from tubesynth.volume.files import check_labels, read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
 
@@ -225,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
             return Request(
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
-                drawn and drawn_vessels(drawn, labels, data.token_step_mm or 1.0),
+                drawn and user_centreline_tokens(drawn, labels, data.token_step_mm or 1.0),
             )
 
         def make(batch: list[Job]) -> list[tuple[Volume, dict]]:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, Branch, write_centreline
-from tubesynth.volume.files import find_cases, read_labels
+from tubesynth.volume.files import read_labels
 from tubesynth.volume.vessels import extract_tokens
 
 VESSEL = 8
@@ -32,7 +33,7 @@ def main() -> None:
         labels = read_labels(path)
         tokens = extract_tokens(labels.array == VESSEL, labels.affine)
         axes = labels.affine[:3, :3] / labels.spacing
-        world = labels.centre_mm + tokens.position_mm @ axes.T + np.array(args.by)
+        world = labels.center_mm + tokens.position_mm @ axes.T + np.array(args.by)
         points = np.column_stack([world, np.maximum(tokens.radius_mm, args.least_radius)])
         branches = [
             Branch(str(number), None, points[tokens.branch == number])

@@ -28,7 +28,8 @@ from tubesynth.metrics.image import mae_hu
 from tubesynth.metrics.vessel import centreline_scores
 from tubesynth.pipeline import Pipeline, Sample
 from tubesynth.runtime.seeding import generator
-from tubesynth.volume.files import find_cases, read_labels, read_volume
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, read_volume
 from tubesynth.volume.grid import Volume
 
 STEPS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from tubesynth.config.schema import Config
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import check_labels, check_one_slice
-from tubesynth.volume.grid import Volume, centred_affine
+from tubesynth.volume.grid import Volume, centered_affine
 from tubesynth.volume.intensity import unit_to_hu
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
 
@@ -40,7 +40,7 @@ class ModelGrid:
         self._check_options(spacing, resolution)
         flat = (1,) * (3 - self.config.dim)
         shape = (*(resolution or data.resolution), *flat)
-        affine = centred_affine(shape, (*(spacing or data.spacing), *flat))
+        affine = centered_affine(shape, (*(spacing or data.spacing), *flat))
         return Volume(np.zeros(shape, np.uint8), affine)
 
     def _target(self, volume: Volume, spacing, resolution):

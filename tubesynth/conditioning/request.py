@@ -15,7 +15,8 @@ from tubesynth.generative.guidance import GuidanceTerm, guidance_terms
 from tubesynth.models.conditions import Conditions
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.vessels import VesselTokens, extract_tokens, paint_vessels, place_tokens
+from tubesynth.volume.rasterize import rasterize_vessels
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def conditions_on_grid(
         prepared, drawn = grid.prepare_labels(asked, spacing, resolution), request.vessels
         if drawn is not None:
             drawn = place_tokens(drawn, asked, prepared.shape, prepared.affine)
-            prepared = paint_vessels(prepared, drawn, vessel_class(grid.config.data))
+            prepared = rasterize_vessels(prepared, drawn, vessel_class(grid.config.data))
         elif with_vessels:
             traced = trace(asked, grid.config.data)
             drawn = place_tokens(traced, asked, prepared.shape, prepared.affine)

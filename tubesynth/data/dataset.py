@@ -25,7 +25,7 @@ from tubesynth.data.volumes import (
     volume_key,
 )
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import Case
+from tubesynth.volume.cases import Case
 from tubesynth.volume.grid import spacing_of
 
 MODES = ("default", "cache", "persistent")  # prepared on the fly, once in memory, once on disk

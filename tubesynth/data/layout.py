@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import SUFFIXES, Case, case_id, find_cases, natural
+from tubesynth.volume.cases import Case, case_id, find_cases, natural_order
+from tubesynth.volume.files import SUFFIXES
 
 PARTS = ("training", "validation")
 
@@ -95,7 +96,7 @@ def scan(root: Path, problems: list) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def _in_order(found: dict[str, Path]) -> dict[str, Path]:
-    return {case: found[case] for case in sorted(found, key=natural)}
+    return {case: found[case] for case in sorted(found, key=natural_order)}
 
 
 def _listed(folder: Path, part: Part) -> dict[str, Path]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from tubesynth.data.volumes import TokenSource
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens, vessel_fields
+from tubesynth.volume.rasterize import vessel_fields
+from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
 FORMAT = 2  # raise it when the same label map would give other tokens
 FIELD_REACH_CELLS = 3.0  # further from a vessel's wall is as good as none

@@ -15,8 +15,8 @@ import numpy as np
 from tubesynth.data.pool import cores, each
 from tubesynth.data.store import Entry, Store, entry_key
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.cases import Case
 from tubesynth.volume.files import (
-    Case,
     check_labels,
     check_one_slice,
     check_same_grid,

@@ -12,7 +12,8 @@ import numpy as np
 
 from tubesynth.data.volumes import Preprocessing
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import Case, check_same_grid, read_labels, read_volume
+from tubesynth.volume.cases import Case
+from tubesynth.volume.files import check_same_grid, read_labels, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_labels, target_grid
 

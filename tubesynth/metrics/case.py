@@ -68,7 +68,7 @@ def read_case(case: EvaluationCase) -> list[Volume]:
     volumes = [read_volume(path) for *_, path in case.images]
     first = volumes[0]
     for (*_, path), volume in zip(case.images, volumes, strict=True):
-        middle = first.to_index(volume.centre_mm)
+        middle = first.to_index(volume.center_mm)
         if (middle < -0.5).any() or (middle > np.array(first.shape) - 0.5).any():
             raise InputError(
                 f"{path}: different grids: its centre lies outside {case.images[0][2]}; "

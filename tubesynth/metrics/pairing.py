@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
-from tubesynth.volume.files import find_cases
 
 MOST_FLOORS = 10  # cases with a stranger: an image that has nothing to do with them costs as much
 COSTS = ("evaluations", "seconds")

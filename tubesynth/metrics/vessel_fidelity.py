@@ -15,7 +15,7 @@ import torch
 from tubesynth.metrics.dilation import within
 from tubesynth.metrics.image import mae_hu, psnr
 from tubesynth.metrics.vessel import calibres, centreline_scores
-from tubesynth.volume.grid import Volume, centred_affine
+from tubesynth.volume.grid import Volume, centered_affine
 from tubesynth.volume.vessels import VesselTokens, extract_tokens
 
 MARGIN_MM = 1.5
@@ -38,7 +38,7 @@ class VesselSurroundings:
         from scipy.spatial import cKDTree
 
         spacing = np.asarray(spacing, dtype=np.float64)
-        affine = centred_affine(vessels.shape, tuple(spacing))
+        affine = centered_affine(vessels.shape, tuple(spacing))
         tokens = extract_tokens(vessels, affine)
         if len(tokens) == 0:
             return None

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tubesynth.phantom.coronaries import grow_trees, make_room
-from tubesynth.phantom.heart import draw_pose, heart_shapes, lung_stems
+from tubesynth.phantom.heart import heart_shapes, lung_stems, sample_pose
 from tubesynth.phantom.scanner import Canvas, blend, blur, coronary_share, ct_noise
 from tubesynth.phantom.shapes import Lattice
 from tubesynth.phantom.thorax import lung_vessels, thorax_shapes
 from tubesynth.volume.centreline_file import Branch
-from tubesynth.volume.grid import Volume, centred_affine
+from tubesynth.volume.grid import Volume, centered_affine
 
 LABELS = (
     "background",
@@ -58,9 +58,9 @@ def make_phantom(seed: int, case: int, resolution, spacing) -> Phantom:
     The anatomy depends on seed and case alone, so another grid shows the same patient.
     """
     shape, spacing = tuple(int(n) for n in resolution), np.asarray(spacing, np.float64)
-    anatomy = draw_anatomy(seed, case, spacing * shape)
+    anatomy = sample_anatomy(seed, case, spacing * shape)
     phase_rng, texture_rng, noise_rng = (_rng(seed, case, k) for k in (4, 5, 6))
-    phase = _draw_phase(phase_rng)
+    phase = _sample_contrast(phase_rng)
     canvas = Canvas(shape, spacing, anatomy.lattice)
     _paint_chest(canvas, anatomy.chest, anatomy.lung_vessels, phase, texture_rng)
     _paint_heart(canvas, anatomy.heart, anatomy.chest, phase, texture_rng)
@@ -68,15 +68,15 @@ def make_phantom(seed: int, case: int, resolution, spacing) -> Phantom:
     hu = blur(canvas.hu, spacing)
     hu += ct_noise(shape, spacing, phase["noise"], noise_rng)
     image = np.rint(np.clip(hu, -1024, 3071, out=hu), out=hu).astype(np.int16)
-    affine = centred_affine(shape, spacing)
+    affine = centered_affine(shape, spacing)
     return Phantom(Volume(image, affine), Volume(canvas.labels, affine), anatomy.branches)
 
 
-def draw_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Anatomy:
+def sample_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Anatomy:
     """The patient. A field of view smaller than the heart crops it and does not change it."""
     pose_rng, heart_rng, chest_rng, tree_rng = (_rng(seed, case, k) for k in range(4))
     lattice = Lattice(np.maximum(extent_mm, 180.0))
-    pose = draw_pose(pose_rng)
+    pose = sample_pose(pose_rng)
     floor, front = pose.to_world((-8.0, 18.0, -50.0))[2], pose.to_world((8.0, 60.0, -14.0))[1]
     chest = thorax_shapes(lattice, floor, front, chest_rng)
     behind = np.minimum(chest["descending"], chest["column"])
@@ -91,7 +91,7 @@ def _rng(seed: int, case: int, use: int) -> np.random.Generator:
     return np.random.default_rng([seed, case, use])
 
 
-def _draw_phase(rng: np.random.Generator) -> dict[str, float]:
+def _sample_contrast(rng: np.random.Generator) -> dict[str, float]:
     """Contrast timing and dose: HU of each blood pool and tissue."""
     aorta, right = rng.uniform(345, 435), rng.uniform(125, 235)
     return {

@@ -82,7 +82,7 @@ class Pose:
         return _unit((np.asarray(canonical) * self.scale) @ self.rotation.T)
 
 
-def draw_pose(rng: np.random.Generator) -> Pose:
+def sample_pose(rng: np.random.Generator) -> Pose:
     tilt, roll, turn = np.radians(np.clip(rng.normal(0, [4.0, 4.0, 7.0]), -12, 12))
     rotation = np.eye(3)
     for axis, angle in ((0, tilt), (1, roll), (2, turn)):

@@ -15,7 +15,7 @@ from tubesynth.pictures.straight_panel import draw_straightened
 from tubesynth.runtime.atomic import save_png
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels
-from tubesynth.volume.straighten import longest_way
+from tubesynth.volume.straighten import longest_path
 from tubesynth.volume.vessels import VesselTokens
 
 SAMPLES_IN_PANEL = 3
@@ -57,7 +57,7 @@ def case_panel(case: EvaluationCase, volumes, label, vessel_class) -> np.ndarray
 
 def straightened(case: EvaluationCase, volumes, label: Volume, tokens: VesselTokens):
     """The longest coronary of the label map in the first sample of each source; None without."""
-    way = longest_way(tokens)
+    way = longest_path(tokens)
     if way is None:
         return None
     length_mm = float(way.along_mm[-1])

@@ -30,7 +30,8 @@ from tubesynth.prepare.imagecas import (
     stored_axes,
 )
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
-from tubesynth.volume.files import SUFFIXES, natural, source_files, write_volume
+from tubesynth.volume.cases import natural_order
+from tubesynth.volume.files import SUFFIXES, source_files, write_volume
 
 DEFAULT_FRACTION = 0.1
 
@@ -67,7 +68,9 @@ def prepare(args: argparse.Namespace, sources: list[Source], settings: dict, wor
     for source, (record, _) in zip(todo, results, strict=True):
         if record:
             records[source.id] = record
-    manifest.write(root, settings, {case: records[case] for case in sorted(records, key=natural)})
+    manifest.write(
+        root, settings, {case: records[case] for case in sorted(records, key=natural_order)}
+    )
     if failures:
         more = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0]}{more}")

@@ -16,15 +16,8 @@ import numpy as np
 from tubesynth.data.layout import scan
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import (
-    SUFFIXES,
-    case_id,
-    check_same_grid,
-    natural,
-    read_labels,
-    read_volume,
-    source_files,
-)
+from tubesynth.volume.cases import case_id, natural_order
+from tubesynth.volume.files import SUFFIXES, check_same_grid, read_labels, read_volume, source_files
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.nifti import stored_affine
 
@@ -200,5 +193,5 @@ def place(source: Path, target: Path, link: str) -> str:
 
 
 def _listed(ids) -> str:
-    ids = sorted(ids, key=natural)
+    ids = sorted(ids, key=natural_order)
     return f"{len(ids)}: {', '.join(ids[:20])}" + (", ..." if len(ids) > 20 else "")

@@ -23,7 +23,7 @@ from tubesynth.data.volumes import BuildReport, build_volumes
 from tubesynth.pictures.panel import CLASS_NAMES, draw_panel
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import Case, pair_cases
+from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
 
 

@@ -15,7 +15,7 @@ from tubesynth.config.schema import (
 from tubesynth.config.strict import dump
 from tubesynth.runtime import checkpoint
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import find_cases
+from tubesynth.volume.cases import find_cases
 
 
 def describe_plan(config: Config, run_dir: Path) -> str:

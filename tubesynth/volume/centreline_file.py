@@ -102,7 +102,7 @@ def tokens_of_branches(
     rows, ends = [], []
     for branch in branches:
         points = branch.points.copy()
-        points[:, :3] = (points[:, :3] - grid.centre_mm) @ turn.T
+        points[:, :3] = (points[:, :3] - grid.center_mm) @ turn.T
         points = dense(points)
         start_mm = 0.0
         if branch.parent is not None:
@@ -117,7 +117,7 @@ def tokens_of_branches(
     return VesselTokens.from_array(tokens.to_array()[inside])
 
 
-def drawn_vessels(path: Path, labels: Volume, step_mm: float = 1.0) -> VesselTokens:
+def user_centreline_tokens(path: Path, labels: Volume, step_mm: float = 1.0) -> VesselTokens:
     """The tokens of a centreline file in its label map; InputError where all lie outside it."""
     branches = read_centreline(path)
     tokens = tokens_of_branches(branches, labels, step_mm)

@@ -7,7 +7,6 @@ mm voxels. The arrays may be read-only views of the file's bytes.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,6 @@ from tubesynth.volume.grid import Volume, same_grid
 
 SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
-
-
-@dataclass(frozen=True)
-class Case:
-    """An image and, where there is one, its label map."""
-
-    id: str
-    image: Path
-    label: Path | None = None
 
 
 def read_volume(path) -> Volume:
@@ -112,7 +102,7 @@ def write_volume(path, volume: Volume, dtype) -> None:
         bounds = np.iinfo(dtype)
         array = np.rint(array).clip(bounds.min, bounds.max).astype(dtype)
     volume = Volume(array, volume.affine)
-    suffix = _suffix(path)
+    suffix = file_suffix(path)
     if suffix == ".png":
         raw = _encode_png(volume, dtype, path)
     elif suffix in (".nii", ".nii.gz"):
@@ -124,63 +114,12 @@ def write_volume(path, volume: Volume, dtype) -> None:
         temporary.write_bytes(raw)
 
 
-def case_id(path) -> str:
-    """The file's name up to the first dot: 12.img.nii.gz is case 12."""
-    return Path(path).name.split(".")[0]
-
-
-def find_cases(folder) -> dict[str, Path]:
-    """{case id: file or DICOM folder} of one folder, in natural order (2 before 10)."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; check the path, or data.root")
-    found: dict[str, list[Path]] = {}
-    try:
-        for path in sorted(folder.iterdir()):
-            known = _suffix(path) in SUFFIXES
-            if not path.name.startswith(".") and (known or _is_dicom_folder(path)):
-                found.setdefault(case_id(path), []).append(path)
-    except PermissionError as error:
-        raise InputError(
-            f"{error.filename}: may not be read ({error.strerror}): give permission"
-        ) from error
-    if not found:
-        raise InputError(f"{folder}: holds no volumes ({', '.join(SUFFIXES)} or DICOM folders)")
-    for case, paths in found.items():
-        if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
-            raise InputError(
-                f"{folder}: case {case} is there {len(paths)} times ({names}); keep one, or rename"
-                " them: a case is known by its name up to the first dot"
-            )
-    return {case: found[case][0] for case in sorted(found, key=natural)}
-
-
-def pair_cases(images_dir, labels_dir=None) -> list[Case]:
-    """Images with their labels by case id; an unpaired file on either side is refused by name."""
-    images = find_cases(images_dir)
-    if labels_dir is None:
-        return [Case(case, path) for case, path in images.items()]
-    labels = find_cases(labels_dir)
-    problems = []
-    for wanted, there, folder in ((images, labels, labels_dir), (labels, images, images_dir)):
-        missing = [path.name for case, path in wanted.items() if case not in there]
-        if missing:
-            listed = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-            problems.append(f"{folder} has no partner for {len(missing)}: {listed}")
-    if problems:
-        raise InputError(
-            f"unpaired cases: {'; '.join(problems)}; add or remove files (id = name up to the dot)"
-        )
-    return [Case(case, path, labels[case]) for case, path in images.items()]
-
-
 def source_files(path) -> list[Path]:
     """The files whose bytes make the volume: one, a folder's slices, or a header and its data."""
     path = Path(path)
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
-    if _suffix(path) in (".mhd", ".nhdr"):
+    if file_suffix(path) in (".mhd", ".nhdr"):
         header = path.read_bytes()[:65536].decode("latin-1")
         named = re.search(r"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", header)
         if named and (named[1].upper().startswith("LIST") or "%" in named[1]):
@@ -202,7 +141,7 @@ def _read(path: Path) -> Volume:
         from tubesynth.volume.itk import read_dicom_series
 
         return read_dicom_series(path)
-    suffix = _suffix(path)
+    suffix = file_suffix(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     if suffix in (".nii", ".nii.gz"):
@@ -226,14 +165,14 @@ def _read(path: Path) -> Volume:
     )
 
 
-def _suffix(path: Path) -> str:
+def file_suffix(path: Path) -> str:
     """The longest known ending of a file's name, '' for none and for folders."""
     name = path.name.lower()
     endings = [s for s in SUFFIXES if name.endswith(s)]
     return max(endings, key=len) if endings and not path.is_dir() else ""
 
 
-def _is_dicom_folder(path: Path) -> bool:
+def is_dicom_folder(path: Path) -> bool:
     """A folder with a file that carries DICOM's mark, or the usual ending."""
     if not path.is_dir():
         return False
@@ -243,11 +182,6 @@ def _is_dicom_folder(path: Path) -> bool:
                 if file.suffix.lower() == ".dcm" or stream.read(132)[128:] == b"DICM":
                     return True
     return False
-
-
-def natural(text: str) -> list:
-    """A sort key with the numbers in a text as numbers: 2 before 10."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
 
 
 def _read_png(path: Path) -> Volume:

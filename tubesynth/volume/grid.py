@@ -31,7 +31,7 @@ class Volume:
         return spacing_of(self.affine)
 
     @property
-    def centre_mm(self) -> np.ndarray:
+    def center_mm(self) -> np.ndarray:
         """(3,) world position of the middle of the grid."""
         return self.to_world((np.array(self.shape) - 1) / 2)
 
@@ -50,7 +50,7 @@ def spacing_of(affine: np.ndarray) -> np.ndarray:
     return np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
 
 
-def centred_affine(shape, spacing) -> np.ndarray:
+def centered_affine(shape, spacing) -> np.ndarray:
     """An axis-aligned RAS+ affine whose grid is centred on the world's origin."""
     affine = np.diag([*spacing, 1.0]).astype(np.float64)
     affine[:3, 3] = -(np.array(shape) - 1) / 2 * np.asarray(spacing)

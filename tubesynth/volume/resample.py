@@ -17,7 +17,7 @@ _NEGLIGIBLE = (
 )
 
 
-def target_grid(volume: Volume, spacing, resolution, centre_mm=None):
+def target_grid(volume: Volume, spacing, resolution, center_mm=None):
     """(shape, affine) of the grid with this spacing and the volume's axes and centre.
 
     Along an axis whose spacing stays the same, the grid is laid on the existing voxels (the centre
@@ -28,7 +28,7 @@ def target_grid(volume: Volume, spacing, resolution, centre_mm=None):
     shape = (*(int(n) for n in resolution), *(1,) * (3 - len(resolution)))
     spacing = np.array([*spacing, *volume.spacing[len(spacing) :]], dtype=np.float64)
     directions = volume.affine[:3, :3] / volume.spacing
-    centre = volume.centre_mm if centre_mm is None else np.asarray(centre_mm, dtype=np.float64)
+    centre = volume.center_mm if center_mm is None else np.asarray(center_mm, dtype=np.float64)
     step = spacing / volume.spacing
     first = volume.to_index(centre) - (np.array(shape) - 1) / 2 * step
     kept = np.abs(step - 1) < 1e-4

@@ -33,7 +33,7 @@ class Way:
         return self.position_mm[row] + up + right
 
 
-def longest_way(tokens: VesselTokens, step_mm: float = 0.5) -> Way | None:
+def longest_path(tokens: VesselTokens, step_mm: float = 0.5) -> Way | None:
     """From the tip that is farthest from its root back to that root; None without two tokens."""
     if len(tokens) < 2:
         return None

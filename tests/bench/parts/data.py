@@ -126,7 +126,7 @@ def cold(args) -> dict:
     """Files to cache entries, with every core; the cache is emptied before each repeat."""
     from tubesynth.data.store import Store
     from tubesynth.data.volumes import Preprocessing, build_volumes
-    from tubesynth.volume.files import pair_cases
+    from tubesynth.volume.cases import pair_cases
 
     root = args.data_dir / "scans" / "training"
     cases = pair_cases(root / "images", root / "labels")[: args.scans]

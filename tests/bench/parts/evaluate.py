@@ -52,7 +52,7 @@ def prepare(case: str, args) -> None:
 
 def pairs(args) -> list[tuple[Path, Path, Path]]:
     """(real, made, label) files of each pair."""
-    from tubesynth.volume.files import pair_cases
+    from tubesynth.volume.cases import pair_cases
 
     root = args.data_dir / "phantoms" / "training"
     cases = pair_cases(root / "images", root / "labels")[: args.pairs]
