@@ -6,10 +6,10 @@ import pytest
 from tubesynth.data.augment import (
     Augmentation,
     Pose,
-    draw_change,
-    move_array,
-    move_tokens,
+    pose_array,
     pose_matrix,
+    pose_tokens,
+    random_transform,
     turnable_planes,
 )
 
@@ -50,9 +50,9 @@ def found_together(mask, tokens):
 def test_a_tube_and_its_tokens_are_found_together_after_any_change(seed):
     mask, tokens = tube((32, 32, 24), [-7, -4, -6], [6, 5, 3], 2.2)
     crop = None if seed % 2 else (24, 24, 20)
-    change = draw_change(np.random.default_rng(seed), mask.shape, SPACING, crop, ALL)
-    moved = move_array(mask, change.pose)
-    new = move_tokens(tokens, change.pose, mask.shape, SPACING)
+    change = random_transform(np.random.default_rng(seed), mask.shape, SPACING, crop, ALL)
+    moved = pose_array(mask, change.pose)
+    new = pose_tokens(tokens, change.pose, mask.shape, SPACING)
     aligned = found_together(moved, new)
     assert crop is not None or aligned > 0.99
     if crop is None:
@@ -72,7 +72,7 @@ def test_every_pose_moves_a_marked_voxel_where_the_matrix_says():
         for plane in ((0, 1), (0, 2), (1, 2)):
             for turns in range(4):
                 pose = Pose((0, 0, 0), shape, tuple(map(bool, flips)), plane, turns)
-                found = np.argwhere(move_array(array, pose))[0]
+                found = np.argwhere(pose_array(array, pose))[0]
                 assert np.array_equal(found - centre, pose_matrix(pose) @ (spot - centre))
 
 
@@ -82,7 +82,7 @@ def test_tokens_are_relative_to_the_centre_of_the_crop_and_outside_ones_are_gone
         "radius_mm": np.array([1, 1], np.float32),
     }
     pose = Pose((20, 10, 10), (10, 10, 10))
-    moved = move_tokens(tokens, pose, (40, 30, 30), SPACING)
+    moved = pose_tokens(tokens, pose, (40, 30, 30), SPACING)
     # the box's middle is voxel 24.5, the volume's 19.5: five voxels further along x
     assert np.allclose(moved["position_mm"], [[-5 * 0.7, 0, 0]])
     assert len(moved["radius_mm"]) == 1
@@ -94,14 +94,14 @@ def test_only_planes_of_equal_extent_and_spacing_are_turned():
     assert turnable_planes((64, 64, 64), (1, 1, 1)) == [(0, 1), (0, 2), (1, 2)]
     assert turnable_planes((64, 48, 32), (1, 1, 1)) == []
     for seed in range(50):
-        change = draw_change(np.random.default_rng(seed), (12, 10, 8), SPACING, None, ALL)
+        change = random_transform(np.random.default_rng(seed), (12, 10, 8), SPACING, None, ALL)
         assert change.pose.turns == 0
 
 
 def test_rates_and_ranges_are_those_asked_for():
     a = Augmentation(0.5, 0.25, 0.3, 0.1, 0.05)
     rng = np.random.default_rng(0)
-    changes = [draw_change(rng, (16, 16, 8), SPACING, (8, 8, 8), a) for _ in range(4000)]
+    changes = [random_transform(rng, (16, 16, 8), SPACING, (8, 8, 8), a) for _ in range(4000)]
     rate = {
         0.5: np.mean([c.pose.flips for c in changes]),
         0.25: np.mean([c.pose.turns > 0 for c in changes]),
@@ -116,10 +116,10 @@ def test_rates_and_ranges_are_those_asked_for():
 
 
 def test_without_augmentation_a_case_stays_as_it_is_and_one_setting_moves_no_other():
-    plain = draw_change(np.random.default_rng(3), (9, 8, 7), SPACING)
+    plain = random_transform(np.random.default_rng(3), (9, 8, 7), SPACING)
     assert plain.pose == Pose((0, 0, 0), (9, 8, 7)) and (plain.scale, plain.shift) == (1, 0)
     cropped = [
-        draw_change(np.random.default_rng(3), (9, 8, 7), SPACING, (4, 4, 4), a).pose.start
+        random_transform(np.random.default_rng(3), (9, 8, 7), SPACING, (4, 4, 4), a).pose.start
         for a in (None, ALL)
     ]
     assert cropped[0] == cropped[1]
@@ -127,5 +127,5 @@ def test_without_augmentation_a_case_stays_as_it_is_and_one_setting_moves_no_oth
 
 def test_a_slice_is_never_flipped_along_its_missing_axis():
     for seed in range(20):
-        change = draw_change(np.random.default_rng(seed), (8, 8, 1), (1, 1, 1), None, ALL)
+        change = random_transform(np.random.default_rng(seed), (8, 8, 1), (1, 1, 1), None, ALL)
         assert not change.pose.flips[2] and change.pose.plane == (0, 1)

@@ -1,4 +1,4 @@
-"""Draws to batches: one draw is one sample, however it is kept and whoever loads it."""
+"""Cases to batches: a sample index is one sample, in every mode and for any number of workers."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ import torch
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate, pad_tokens
 from tubesynth.data.loader import Loader
-from tubesynth.data.sampler import DrawSampler, case_of_draw
+from tubesynth.data.sampler import RankBatchSampler, case_of_sample
 from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
 from tubesynth.runtime.errors import InputError
@@ -78,11 +78,11 @@ def test_on_the_fly_memory_and_disk_give_identical_samples(cases, tmp_path):
         VolumeDataset(cases, GRID, Store(tmp_path), mode, **options)
         for mode in ("default", "cache", "persistent")
     )
-    for draw in range(12):
-        sample = fly[draw]
-        assert same(sample, memory[draw])
-        assert same(sample, disk[draw])
-        assert same(sample, disk[draw])  # built, and then read
+    for index in range(12):
+        sample = fly[index]
+        assert same(sample, memory[index])
+        assert same(sample, disk[index])
+        assert same(sample, disk[index])  # built, and then read
 
 
 def test_a_sample_is_small_typed_and_contiguous(cases):
@@ -95,23 +95,23 @@ def test_a_sample_is_small_typed_and_contiguous(cases):
     assert -1000 <= sample["image"].min() and sample["image"].max() <= 1000
 
 
-def test_the_same_draw_is_the_same_sample_and_another_draw_of_the_case_is_not(cases):
+def test_the_same_index_is_the_same_sample_and_another_index_of_the_case_is_not(cases):
     dataset = VolumeDataset(cases, GRID, seed=1, crop=(8, 8, 8), augmentation=ALL)
     again = VolumeDataset(cases, GRID, seed=1, crop=(8, 8, 8), augmentation=ALL)
     other_seed = VolumeDataset(cases, GRID, seed=2, crop=(8, 8, 8), augmentation=ALL)
     assert same(dataset[7], again[7])
     assert not torch.equal(dataset[7]["image"], other_seed[7]["image"])
-    of_one_case = [d for d in range(15) if dataset[d]["case"] == "2"]
+    of_one_case = [i for i in range(15) if dataset[i]["case"] == "2"]
     assert len(of_one_case) == 3
-    crops = [dataset[d]["image"] for d in of_one_case]
+    crops = [dataset[i]["image"] for i in of_one_case]
     assert not torch.equal(crops[0], crops[1])
 
 
 def test_image_label_and_tokens_of_a_sample_show_the_same_vessels(cases):
     dataset = VolumeDataset(cases, GRID, seed=5, crop=(12, 12, 10), augmentation=ALL, tokens=TOKENS)
     whole = VolumeDataset(cases, GRID, seed=5)
-    for draw in range(20):
-        sample = dataset[draw]
+    for i in range(20):
+        sample = dataset[i]
         labels, position = sample["label"].numpy(), sample["tokens"]["position_mm"].numpy()
         index = position / [1, 1, 1.5] + (np.array(labels.shape) - 1) / 2
         index = np.rint(index).astype(int)
@@ -210,10 +210,10 @@ def test_label_outside_the_classes_or_on_another_grid_is_refused_by_name(cases, 
 def test_batches_do_not_depend_on_the_number_of_workers(cases, tmp_path, workers):
     options = dict(seed=2, crop=(10, 10, 10), augmentation=ALL, tokens=TOKENS)
     dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent", **options)
-    batches = list(Loader(dataset, DrawSampler(0, 30, batch_size=3), num_workers=workers))
-    assert len(batches) == 10 and batches[1]["draw"].tolist() == [3, 4, 5]
+    batches = list(Loader(dataset, RankBatchSampler(0, 30, batch_size=3), num_workers=workers))
+    assert len(batches) == 10 and batches[1]["sample_index"].tolist() == [3, 4, 5]
     for number, batch in enumerate(batches):
-        expected = collate([dataset.view(draw) for draw in range(3 * number, 3 * number + 3)])
+        expected = collate([dataset.view(index) for index in range(3 * number, 3 * number + 3)])
         assert same(batch, expected)
         for row in range(3):
             assert torch.equal(batch["image"][row], dataset[3 * number + row]["image"])
@@ -223,7 +223,7 @@ def test_processes_of_torchs_own_loader_give_the_same_samples(cases, tmp_path):
     options = dict(seed=2, crop=(10, 10, 10), augmentation=ALL, tokens=TOKENS)
     dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent", **options)
     samples = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
-    assert all(same(sample, dataset[draw]) for draw, sample in enumerate(samples))
+    assert all(same(sample, dataset[index]) for index, sample in enumerate(samples))
 
 
 WITHOUT_READERS = """
@@ -234,14 +234,14 @@ from tubesynth.data.dataset import VolumeDataset
 from tubesynth.data.store import Store, will_need
 cases, grid, root = pickle.load(open(sys.argv[1], "rb"))
 dataset = VolumeDataset(cases, grid, Store(root), "persistent", crop=(8, 8, 8))
-print(sum(int(dataset[draw]["image"].sum()) for draw in range(5)))
+print(sum(int(dataset[index]["image"].sum()) for index in range(5)))
 """
 
 
 def test_a_built_cache_is_read_where_only_torch_and_numpy_are_installed(cases, tmp_path):
     store = Store(tmp_path / "cache")
     dataset = VolumeDataset(cases, GRID, store, "persistent", crop=(8, 8, 8))
-    expected = sum(int(dataset[draw]["image"].sum()) for draw in range(5))
+    expected = sum(int(dataset[index]["image"].sum()) for index in range(5))
     with open(tmp_path / "job", "wb") as stream:
         pickle.dump((cases, GRID, store.root), stream)
     job = [sys.executable, "-c", WITHOUT_READERS, str(tmp_path / "job")]
@@ -250,13 +250,13 @@ def test_a_built_cache_is_read_where_only_torch_and_numpy_are_installed(cases, t
 
 def test_leaving_a_loader_early_ends_its_threads_and_an_error_reaches_the_caller(cases):
     before = threading.active_count()
-    for batch in Loader(VolumeDataset(cases, GRID), DrawSampler(0, 50, 1), num_workers=4):
-        assert batch["draw"].tolist() == [0]
+    for batch in Loader(VolumeDataset(cases, GRID), RankBatchSampler(0, 50, 1), num_workers=4):
+        assert batch["sample_index"].tolist() == [0]
         break
     assert threading.active_count() == before
     wrong = VolumeDataset(cases, replace(GRID, num_classes=5))
     with pytest.raises(InputError, match="num_classes"):
-        list(Loader(wrong, DrawSampler(0, 5, 1), num_workers=2))
+        list(Loader(wrong, RankBatchSampler(0, 5, 1), num_workers=2))
     assert threading.active_count() == before
 
 
@@ -270,18 +270,18 @@ def test_tokens_are_padded_with_a_mask_and_a_case_without_any_is_legal():
     assert pad_tokens([none])["mask"].tolist() == [[False]]
 
 
-# ---- the order of draws
+# ---- the order of sample indices
 
 
 def test_every_epoch_takes_each_case_once_in_an_order_of_its_own():
-    orders = [[case_of_draw(d, 10, seed=4) for d in range(e * 10, e * 10 + 10)] for e in range(5)]
+    orders = [[case_of_sample(i, 10, seed=4) for i in range(e * 10, e * 10 + 10)] for e in range(5)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len({tuple(order) for order in orders}) == 5
 
 
 def test_two_ranks_see_together_what_one_sees_alone():
-    alone = list(DrawSampler(0, 25, batch_size=4))
-    ranks = [list(DrawSampler(0, 25, batch_size=2, rank=r, world=2)) for r in range(2)]
+    alone = list(RankBatchSampler(0, 25, batch_size=4))
+    ranks = [list(RankBatchSampler(0, 25, batch_size=2, rank=r, world=2)) for r in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == len(alone) == 6
     assert [a + b for a, b in zip(*ranks, strict=True)] == alone
     assert alone[0] == [0, 1, 2, 3]
@@ -289,15 +289,15 @@ def test_two_ranks_see_together_what_one_sees_alone():
 
 def test_a_resumed_run_sees_exactly_the_batches_that_were_left(cases):
     options = dict(seed=9, crop=(8, 8, 8), augmentation=ALL)
-    run = list(Loader(VolumeDataset(cases, GRID, **options), DrawSampler(0, 14, 2)))
-    resumed = list(Loader(VolumeDataset(cases, GRID, **options), DrawSampler(6, 14, 2)))
+    run = list(Loader(VolumeDataset(cases, GRID, **options), RankBatchSampler(0, 14, 2)))
+    resumed = list(Loader(VolumeDataset(cases, GRID, **options), RankBatchSampler(6, 14, 2)))
     assert len(resumed) == 4
     assert all(same(a, b) for a, b in zip(run[3:], resumed, strict=True))
 
 
 @pytest.mark.parametrize("world, rank, expected", [(1, 0, [[0, 1], [2, 3]]), (2, 1, [[2, 3]])])
-def test_draws_that_fill_no_step_of_all_ranks_are_left_out(world, rank, expected):
-    sampler = DrawSampler(0, 5, 2, rank, world)
+def test_indices_that_fill_no_step_of_all_ranks_are_left_out(world, rank, expected):
+    sampler = RankBatchSampler(0, 5, 2, rank, world)
     assert list(sampler) == expected and len(sampler) == len(expected)
 
 
@@ -306,8 +306,8 @@ def test_real_ct_is_cropped_inside_the_body_with_its_labels(tmp_path):
     cases = [c for c in pair_cases(REAL / "images", REAL / "labels") if c.id in ("heart", "lumbar")]
     grid = Preprocessing((64, 64, 48), (1.5, 1.5, 1.5), num_classes=118)
     dataset = VolumeDataset(cases, grid, Store(tmp_path), "persistent", crop=(32, 32, 32))
-    for draw in range(4):
-        sample = dataset[draw]
+    for index in range(4):
+        sample = dataset[index]
         assert sample["image"].shape == (1, 32, 32, 32)
         assert -1000 <= sample["image"].min() < sample["image"].max() <= 1000
     heart = VolumeDataset(cases, grid).sample([case.id for case in cases].index("heart"))

@@ -95,10 +95,8 @@ def test_variants_are_augmented_together_with_label_and_tokens(workplace, stage_
     expected = latents.autoencoder.module.encode(unit.flip(1, 2, 3)[None])[0]
     stored = torch.from_numpy(np.array(moved["latent"])).float()
     torch.testing.assert_close(stored, expected, atol=2e-3, rtol=2e-3)
-    drawn = {int(latents.training.view(d)["label"][0, 0, 0]) for d in range(4)}
-    assert drawn  # every draw finds an entry
     variants = [
-        np.array_equal(latents.training.view(d)["label"], plain["label"]) for d in range(40)
+        np.array_equal(latents.training.view(i)["label"], plain["label"]) for i in range(40)
     ]
     assert 0 < sum(variants) < 40
 

@@ -40,7 +40,7 @@ def linear_phase(name="net", loss=square_loss, train=PLAIN, **kwargs) -> Phase:
 def batch_of(draw: int, size: int = 2) -> dict:
     random = generator(CPU, "toy", draw)
     x = torch.randn(size, 3, generator=random)
-    return {"x": x, "y": x.sum(1, keepdim=True), "draw": draw}
+    return {"x": x, "y": x.sum(1, keepdim=True), "sample_index": draw}
 
 
 class Toy:
@@ -194,7 +194,7 @@ def poisoned(draws):
     """A loss whose second term is NaN for these draws."""
 
     def loss(forward, batch):
-        bad = math.nan if batch["draw"] in draws else 0.0
+        bad = math.nan if batch["sample_index"] in draws else 0.0
         return {**square_loss(forward, batch), "second": bad * forward.weight.sum()}
 
     return loss

@@ -1,18 +1,27 @@
-"""Draws to samples: the same draw gives the same sample, whoever asks and in any order.
+"""Cases as training samples by global sample index, and samples as batches.
 
-A sample is dict(case str, draw int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z), spacing
-float32 (3,) mm, intensity float32 (2,) scale and shift, and tokens {name: (N, ...)} when asked
-for). The window, one-hot labels, intensities and dropout happen on the device: what travels is as
-small as what the disk holds. Two-dimensional data loses its Z axis.
+A sample is dict(case str, sample_index int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z),
+spacing float32 (3,) mm, intensity float32 (2,) scale and shift, and with a token source tokens
+{name: (N, ...)}). The HU window, intensity changes, one-hot labels and condition dropout are
+applied on the device, so a batch is as small as the stored arrays. Two-dimensional data loses its Z
+axis.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from tubesynth.data.augment import Augmentation, draw_change, move_array, move_tokens
-from tubesynth.data.sampler import case_of_draw
+from tubesynth.data.augment import (
+    Augmentation,
+    Pose,
+    Transform,
+    pose_array,
+    pose_tokens,
+    random_transform,
+)
+from tubesynth.data.sampler import case_of_sample
 from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import (
     VOLUMES,
@@ -28,14 +37,16 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.grid import spacing_of
 
-MODES = ("default", "cache", "persistent")  # prepared on the fly, once in memory, once on disk
+# A whole case: its voxels {"image", "label"}, its tokens {name: (N, ...)}, its affine (4, 4).
+StoredCase = tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None, np.ndarray]
+MODES = ("default", "cache", "persistent")  # resampled at each use, once in memory, once on disk
 
 
 class VolumeDataset(torch.utils.data.Dataset):
-    """Cases as samples, keyed by the draw number.
+    """Cases as samples; one sample index always gives the same sample, in any process and order.
 
     store is needed for mode "persistent" only. crop (voxels) and augmentation are drawn from
-    (seed, draw); without them a draw is its whole case. dim=2 drops the Z axis.
+    (seed, sample_index); without them a sample is its whole case. dim=2 drops the Z axis.
     """
 
     def __init__(
@@ -45,100 +56,104 @@ class VolumeDataset(torch.utils.data.Dataset):
         store: Store | None = None,
         mode: str = "default",
         seed: int = 0,
-        crop=None,
+        crop: Sequence[int] | None = None,
         augmentation: Augmentation | None = None,
         tokens: TokenSource | None = None,
         dim: int = 3,
     ):
         assert mode in MODES, f"{mode} is none of {MODES}"
-        assert mode != "persistent" or store is not None, "mode persistent keeps data in a store"
+        assert mode != "persistent" or store is not None, "mode persistent needs a store"
         self.cases, self.preprocessing, self.mode = list(cases), preprocessing, mode
         self.store = store if mode == "persistent" else None
         self.seed, self.dim = seed, dim
         self.augmentation, self.tokens = augmentation or Augmentation(), tokens
         self.crop = None if crop is None else (*crop, *(1,) * (3 - len(crop)))
-        whole = preprocessing.resolution
-        assert crop is None or all(c <= n for c, n in zip(self.crop, whole, strict=True))
+        resolution = preprocessing.resolution
+        assert self.crop is None or all(c <= n for c, n in zip(self.crop, resolution, strict=True))
         if not self.cases:
-            raise InputError("a data set without cases; check data.root")
-        self.keys = None
+            raise InputError("data.root: the data set has no cases; check the folder")
+        self.keys: list[str | None] | None = None
         if self.store:
-            with ThreadPoolExecutor(8) as pool:  # hashing and a disk's latency, not Python
-                self.keys = list(
-                    pool.map(lambda case: volume_key(self.store, case, preprocessing), self.cases)
-                )
-        self.memory = None
+            with ThreadPoolExecutor(8) as pool:  # hashing and disk latency leave Python free
+                self.keys = list(pool.map(self._key, self.cases))
+        self.loaded_cases: list[StoredCase] | None = None
         if mode == "cache":
             with ThreadPoolExecutor() as pool:
-                self.memory = list(pool.map(self._prepare, range(len(self.cases))))
+                self.loaded_cases = list(pool.map(self._resample, self.cases))
 
     def __len__(self) -> int:
-        """Cases: the draws of one epoch."""
+        """The number of cases, which is the number of samples of one epoch."""
         return len(self.cases)
 
-    def __getitem__(self, draw: int) -> dict:
-        """The sample of a draw, on its own (contiguous) memory."""
-        return {name: _own(value) for name, value in self.view(draw).items()}
+    def __getitem__(self, sample_index: int) -> dict:
+        """The sample of an index as contiguous tensors of its own."""
+        return {name: _to_tensor(value) for name, value in self.view(sample_index).items()}
 
-    def view(self, draw: int) -> dict:
-        """The sample of a draw as views of the stored arrays, not copied yet."""
-        index = case_of_draw(draw, len(self.cases), self.seed)
-        return {**self.sample(index, np.random.default_rng([self.seed, draw])), "draw": draw}
+    def view(self, sample_index: int) -> dict:
+        """The sample of an index as views of the stored arrays, not copied yet."""
+        case = case_of_sample(sample_index, len(self.cases), self.seed)
+        rng = np.random.default_rng([self.seed, sample_index])
+        return {**self.sample(case, rng), "sample_index": sample_index}
 
-    def sample(self, index: int, rng=None) -> dict:
-        """A case as views, moved as the generator says; None leaves it as it is, whole."""
-        arrays, tokens, affine = self.load(index)
+    def sample(self, case: int, rng: np.random.Generator | None = None) -> dict:
+        """A case as views, cropped and augmented at random; whole and unchanged without rng."""
+        arrays, tokens, affine = self.load(case)
         shape, spacing = arrays["image"].shape, spacing_of(affine)
         if rng is None:
-            change = draw_change(np.random.default_rng(0), shape, spacing)
+            transform = Transform(Pose((0, 0, 0), shape))
         else:
-            change = draw_change(rng, shape, spacing, self.crop, self.augmentation)
-        if change.pose.size != shape:
+            transform = random_transform(rng, shape, spacing, self.crop, self.augmentation)
+        pose = transform.pose
+        if pose.size != shape:
             for array in arrays.values():
-                will_need(array, change.pose.start, change.pose.size)
+                will_need(array, pose.start, pose.size)
         sample = {
-            "case": self.cases[index].id,
-            "image": self._flat(move_array(arrays["image"], change.pose))[None],
+            "case": self.cases[case].id,
+            "image": self._without_flat_axis(pose_array(arrays["image"], pose))[None],
             "spacing": spacing.astype(np.float32),
-            "intensity": np.array([change.scale, change.shift], dtype=np.float32),
+            "intensity": np.array([transform.scale, transform.shift], dtype=np.float32),
         }
         if "label" in arrays:
-            sample["label"] = self._flat(move_array(arrays["label"], change.pose))
+            sample["label"] = self._without_flat_axis(pose_array(arrays["label"], pose))
         if tokens is not None:
-            sample["tokens"] = move_tokens(tokens, change.pose, shape, spacing)
+            sample["tokens"] = pose_tokens(tokens, pose, shape, spacing)
         return sample
 
-    def load(self, index: int):
-        """(arrays, tokens or None, affine) of a case as they are stored."""
-        if self.memory is not None:
-            return self.memory[index]
-        if self.store is None:
-            return self._prepare(index)
-        case, key = self.cases[index], self.keys[index]
+    def load(self, case: int) -> StoredCase:
+        """A whole case as stored: from memory, from the store, or resampled now."""
+        if self.loaded_cases is not None:
+            return self.loaded_cases[case]
+        if self.store is None or self.keys is None:
+            return self._resample(self.cases[case])
+        source, key = self.cases[case], self.keys[case]
         entry = self.store.open(VOLUMES, key)
-        if entry is None:  # not built yet, or damaged since: made again
-            entry, _ = ensure_volume(self.store, case, self.preprocessing, key)
+        if entry is None:  # not built yet, or damaged since it was built
+            entry, _ = ensure_volume(self.store, source, self.preprocessing, key)
         tokens = None
-        if self.tokens is not None and case.label is not None:
-            tokens = ensure_tokens(self.store, case, entry, self.tokens)[0].arrays()
+        if self.tokens is not None and source.label is not None:
+            tokens = ensure_tokens(self.store, source, entry, self.tokens)[0].arrays()
         return entry.arrays(), tokens, np.array(entry.meta["affine"])
 
-    def _prepare(self, index: int):
-        image, label = read_case(self.cases[index], self.preprocessing)
+    def _key(self, case: Case) -> str | None:
+        assert self.store is not None
+        return volume_key(self.store, case, self.preprocessing)
+
+    def _resample(self, case: Case) -> StoredCase:
+        image, label = read_case(case, self.preprocessing)
         arrays, affine = lay_on_grid(image, label, self.preprocessing)
         tokens = None
         if self.tokens is not None and label is not None:
             tokens = self.tokens.extract(label, arrays["image"].shape, affine)
         return arrays, tokens, affine
 
-    def _flat(self, array: np.ndarray) -> np.ndarray:
+    def _without_flat_axis(self, array: np.ndarray) -> np.ndarray:
         return array[..., 0] if self.dim == 2 else array
 
 
 def collate(samples: list[dict], pin_memory: bool = False) -> dict:
-    """Samples of one shape -> a batch; tokens are padded to the longest, with a mask (B, N).
+    """Samples of one shape -> a batch; tokens are padded to the longest list, with a mask (B, N).
 
-    Voxels are copied once, from the views to where the batch stays (pinned for a GPU).
+    Voxels are copied once, from the views into the batch (in pinned memory for a GPU).
     """
     batch = {}
     for name, first in samples[0].items():
@@ -149,30 +164,31 @@ def collate(samples: list[dict], pin_memory: bool = False) -> dict:
             batch[name] = values
         elif isinstance(first, np.ndarray):
             dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
-            out = torch.empty((len(values), *first.shape), dtype=dtype, pin_memory=pin_memory)
-            for row, value in zip(out.numpy(), values, strict=True):
+            stacked = torch.empty((len(values), *first.shape), dtype=dtype, pin_memory=pin_memory)
+            for row, value in zip(stacked.numpy(), values, strict=True):
                 np.copyto(row, value)
-            batch[name] = out
+            batch[name] = stacked
         else:
             batch[name] = torch.tensor(values)
     return batch
 
 
-def pad_tokens(tokens: list[dict]) -> dict:
+def pad_tokens(tokens: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """[{name: (N_i, ...)}] -> {name: (B, N, ...)} zero-padded; mask (B, N): True is a token."""
-    counts = [len(one["position_mm"]) for one in tokens]
+    counts = [len(case["position_mm"]) for case in tokens]
     longest = max(max(counts), 1)  # attention over no key at all is undefined
     padded = {}
     for name, first in tokens[0].items():
         values = np.zeros((len(tokens), longest, *first.shape[1:]), dtype=first.dtype)
-        for row, one in zip(values, tokens, strict=True):
-            row[: len(one[name])] = one[name]
+        for row, case in zip(values, tokens, strict=True):
+            row[: len(case[name])] = case[name]
         padded[name] = torch.from_numpy(values)
     padded["mask"] = torch.arange(longest) < torch.tensor(counts)[:, None]
     return padded
 
 
-def _own(value):
+def _to_tensor(value):
+    """An array, or each array of a dictionary, as a contiguous tensor with memory of its own."""
     if isinstance(value, dict):
-        return {name: _own(one) for name, one in value.items()}
+        return {name: _to_tensor(entry) for name, entry in value.items()}
     return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value

@@ -1,27 +1,41 @@
-"""Batches ahead of the step that takes them, made by threads.
+"""Batches of a data set, loaded ahead of the training step by threads.
 
-What there is to do for a cached case is one copy out of a memory-mapped file, and NumPy copies
-without holding Python's lock. So threads keep up where processes would spend most of their time on
-handing 25 MB from one to another, and need neither shared memory nor a fork beside a CUDA context.
+A cached case needs one copy out of a memory-mapped file, and NumPy copies without holding Python's
+lock. So threads keep up where processes would spend most of their time passing 25 MB to each other,
+and they need neither shared memory nor a fork beside a CUDA context.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 from tubesynth.data.dataset import collate
+from tubesynth.data.sampler import RankBatchSampler
 
 BATCHES_AHEAD = 2  # per worker: enough to bridge one slow read
 
 
-class Loader:
-    """Iterates over the batches of a sampler's draws; `dataset.view(draw)` gives a sample.
+class SampleSource(Protocol):
+    """A data set whose samples are views of stored arrays, by their global sample index."""
 
-    num_workers threads work ahead; 0 loads each batch when it is asked for. The batches do not
-    depend on their number. pin_memory puts them where a GPU fetches them without another copy.
+    def view(self, sample_index: int) -> dict: ...
+
+
+class Loader:
+    """Iterates over the batches of a sampler's indices.
+
+    num_workers threads load ahead; with 0 each batch is loaded when it is needed. The batches do
+    not depend on this number. pin_memory puts them where a GPU fetches them without another copy.
     """
 
-    def __init__(self, dataset, sampler, num_workers: int = 0, pin_memory: bool = False):
+    def __init__(
+        self,
+        dataset: SampleSource,
+        sampler: RankBatchSampler,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
         self.dataset, self.sampler = dataset, sampler
         self.num_workers, self.pin_memory = num_workers, pin_memory
 
@@ -34,16 +48,16 @@ class Loader:
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader")
         try:
-            waiting = deque()
-            for draws in self.sampler:
-                waiting.append(pool.submit(self.load, draws))
-                if len(waiting) > BATCHES_AHEAD * self.num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # also where the loop is left early, or a batch raised
+            pending: deque[Future[dict]] = deque()
+            for sample_indices in self.sampler:
+                pending.append(pool.submit(self.load, sample_indices))
+                if len(pending) > BATCHES_AHEAD * self.num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # also where the caller leaves the loop early, or a batch raises
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def load(self, draws: list[int]) -> dict:
-        """The batch of some draws."""
-        return collate([self.dataset.view(draw) for draw in draws], self.pin_memory)
+    def load(self, sample_indices: Iterable[int]) -> dict:
+        """The batch of some sample indices."""
+        return collate([self.dataset.view(i) for i in sample_indices], self.pin_memory)

@@ -88,7 +88,7 @@ class AutoencoderStage:
         batch["reconstruction"] = reconstruction.detach()
         terms = self.reconstruction_terms(reconstruction, batch)
         if self.perceptual:
-            distance = self.perceptual(reconstruction, image, batch["draw"])
+            distance = self.perceptual(reconstruction, image, batch["sample_index"])
             terms["perceptual"] = weights.perceptual * distance
         if self._adversarial():
             terms |= self.adversarial_terms(reconstruction, image, terms)

@@ -16,7 +16,7 @@ from tubesynth.config.schema import DataConfig, vessel_class
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.loader import Loader
-from tubesynth.data.sampler import DrawSampler
+from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
 from tubesynth.data.tokens import vessel_token_source
 from tubesynth.data.volumes import BuildReport, build_volumes
@@ -51,8 +51,8 @@ def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
         "label": batch["label"].to(device, non_blocking=True),
         "spacing": batch["spacing"].to(device, non_blocking=True),
     }
-    if "draw" in batch:
-        moved["draw"] = batch["draw"].tolist()
+    if "sample_index" in batch:
+        moved["sample_index"] = batch["sample_index"].tolist()
     return moved
 
 
@@ -152,5 +152,5 @@ class Volumes:
 
 def rank_loader(dataset, draw: int, end_draw: int, data: DataConfig, device: torch.device):
     """A loader of this rank's batches for the global draws [draw, end_draw)."""
-    sampler = DrawSampler(draw, end_draw, data.batch_size, dist.rank(), dist.world_size())
+    sampler = RankBatchSampler(draw, end_draw, data.batch_size, dist.rank(), dist.world_size())
     return Loader(dataset, sampler, data.num_workers, pin_memory=device.type == "cuda")

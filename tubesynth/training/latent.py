@@ -70,10 +70,10 @@ class LatentStage:
 
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         data = batch["latent"]
-        noise, t, keep_label = self._draws(data, batch["draw"])
+        noise, t, keep_label = self._draws(data, batch["sample_index"])
         noise = self.objective.pair_noise(noise, data)
 
-        conditions = conditions_of(batch, keep_label, self._keep_vessels(batch["draw"]))
+        conditions = conditions_of(batch, keep_label, self._keep_vessels(batch["sample_index"]))
 
         def network(x_t, t):
             return forward(x_t, t, batch["spacing"], conditions)

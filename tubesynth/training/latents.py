@@ -141,8 +141,8 @@ class Latents:
             "label": batch["label"].to(self.device, non_blocking=True),
             "spacing": batch["spacing"][:, : self.config.dim].to(self.device, non_blocking=True),
         }
-        if "draw" in batch:
-            moved["draw"] = batch["draw"].tolist()
+        if "sample_index" in batch:
+            moved["sample_index"] = batch["sample_index"].tolist()
         if "fields" in batch:
             moved["fields"] = batch["fields"].to(self.device, non_blocking=True).float()
         if "tokens" in batch:

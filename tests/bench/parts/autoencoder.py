@@ -76,7 +76,7 @@ def training_step(args):
     batch = {
         "image": torch.rand(shape)[:, None].to(device),
         "label": torch.randint(config.data.num_classes, shape, dtype=torch.uint8).to(device),
-        "draw": list(range(args.batch)),
+        "sample_index": list(range(args.batch)),
     }
 
     def step():
