@@ -12,8 +12,8 @@ ENCODER = dict(
 LABELS = dict(num_classes=3, label_channels=(8, 8, 16), label_factor=4)
 
 
-def awaken(module, deviation: float) -> None:
-    """As after training: what begins at zero, and hides every dependence, is not zero."""
+def randomize_zeros(module, deviation: float) -> None:
+    """Random values for zero-initialized parameters, which would hide every dependence."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.abs().max() == 0:
@@ -21,10 +21,10 @@ def awaken(module, deviation: float) -> None:
 
 
 def small_unet(dim=3, **changes) -> UNet:
-    """At evaluation, without silent branches."""
+    """In evaluation mode, with no zero-initialized branch."""
     torch.manual_seed(0)
     net = UNet(dim, **{**ENCODER, **LABELS, "spade_hidden": 8, **changes}).eval()
-    awaken(net, 0.05)
+    randomize_zeros(net, 0.05)
     return net
 
 

@@ -1,4 +1,4 @@
-"""ControlNet: silent at initialisation, bit for bit; trained on a base that stays as it is; one
+"""ControlNet: no effect at initialization, bit for bit; trained on a base that stays as it is; one
 file samples.
 """
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from networks import ENCODER, LABELS, awaken, labelled_inputs, small_unet
+from networks import ENCODER, LABELS, labelled_inputs, randomize_zeros, small_unet
 
 from tubesynth import synthesize, train
 from tubesynth.models.conditions import Conditions
@@ -21,7 +21,7 @@ from tubesynth.volume.files import read_labels
 
 
 def networks(dim=3, vessel_class=None, dropout=0.0):
-    """A base without silent branches, and a fresh ControlNet on it."""
+    """A base without zero-initialized branches, and a fresh ControlNet on it."""
     base = small_unet(dim, dropout=dropout)
     classes = LABELS | {"num_classes": 3 if vessel_class is None else 2}
     controlnet = ControlNet(dim, dropout=dropout, **ENCODER, **classes)
@@ -32,7 +32,7 @@ def networks(dim=3, vessel_class=None, dropout=0.0):
 def trained_networks(vessel_class=None):
     """The same with a control that says something."""
     base, controlled = networks(vessel_class=vessel_class)
-    awaken(controlled.controlnet, 0.2)
+    randomize_zeros(controlled.controlnet, 0.2)
     return base, controlled
 
 
@@ -119,7 +119,7 @@ def test_the_copy_attends_to_the_vessels_as_the_base_does():
     }
     given = Conditions(given.labels, tokens)
     assert torch.equal(controlled(x, t, spacing, given), base(x, t, spacing, given))
-    awaken(controlled.controlnet, 0.2)
+    randomize_zeros(controlled.controlnet, 0.2)
 
     def residuals(conditions):
         prepared = controlled.cache_conditions(conditions, x.shape[2:], spacing)

@@ -127,7 +127,7 @@ def test_odd_sizes_pass_through_the_unet():
     assert net(x, torch.rand(1), torch.ones(1, 3), Conditions(labels)).shape == x.shape
 
 
-def test_at_initialisation_the_unet_is_silent():
+def test_at_initialization_the_unet_returns_zero():
     net = UNet(channels=(32, 32), attention_levels=(1,), label_channels=(8, 8, 8), spade_hidden=8)
     labels = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
     x = torch.randn(1, 8, 4, 4, 4)

@@ -185,7 +185,7 @@ def test_decoding_what_was_encoded_is_the_forward_pass(settings):
 @pytest.mark.parametrize("settings", ALL, ids=IDS)
 def test_every_parameter_is_trained(settings):
     net = autoencoder(**settings).train()
-    for parameter in net.parameters():  # silent branches would hide what leads to them
+    for parameter in net.parameters():  # zero-initialized: earlier layers would get no gradient
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     image = torch.rand(1, 1, 16, 16)

@@ -21,7 +21,7 @@ def network(dim=3, residuals=1, levels=2, **quantizer):
     sizes = dict(channels=(8, 12, 8)[:levels], residual_channels=(8, 8, 8)[:levels])
     quantizer = quantizer or dict(codebook_size=64)
     net = VQVAE(dim, num_residual_layers=residuals, **quantizer, **sizes).eval()
-    for parameter in net.parameters():  # the silent residual branches must speak here
+    for parameter in net.parameters():  # zero-initialized residual branches must contribute
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     if isinstance(net.quantizer, EmaQuantizer):

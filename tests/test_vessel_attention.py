@@ -106,9 +106,9 @@ def explicit_attention(net, x, tokens, cell=CELL):
     """The layer's output by a softmax over the explicit bias, in float64."""
     heads, content = net.num_heads, net.content
     size = x.shape[2:]
-    memory = net.memory(tokens, size, cell)  # for the voxels' own position only
+    cached = net.cache_keys_values(tokens, size, cell)  # for the voxels' own position only
     voxels = net.norm(x).flatten(2).transpose(1, 2)
-    query = net.to_query(voxels) + memory.query_position
+    query = net.to_query(voxels) + cached.query_position
 
     def split(values):
         return values.double().unflatten(2, (heads, -1)).transpose(1, 2)
@@ -132,7 +132,7 @@ def test_the_layer_is_attention_with_the_explicit_bias(distance, count):
     net, tokens = layer(distance), encoded(count)
     x = torch.randn(1, 64, *SIZE, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        out = net(x, net.memory(tokens, SIZE, CELL))
+        out = net(x, net.cache_keys_values(tokens, SIZE, CELL))
         exact = explicit_attention(net, x, tokens)
     assert (out - x).abs().max() > 0.1
     assert (out - exact).abs().max() < 1e-5
@@ -149,7 +149,7 @@ def test_autocast_keeps_the_bias(dtype):
         with torch.no_grad():
             exact = explicit_attention(net, x, tokens) - x
             with torch.autocast("cpu", dtype):
-                out = net(x, net.memory(tokens, SIZE, CELL)) - x
+                out = net(x, net.cache_keys_values(tokens, SIZE, CELL)) - x
         errors[distance] = ((out - exact).square().mean() / exact.square().mean()).sqrt()
     assert errors[True] < 2 * errors[False] < 0.1
 
@@ -163,7 +163,7 @@ def test_unequal_numbers_of_tokens_in_a_batch_are_the_cases_alone(distance):
     together = EncodedTokens(tokens.features, tokens.position_mm, tokens.radius_mm, mask)
     x = torch.randn(3, 64, *SIZE)
     with torch.no_grad():
-        out = net(x, net.memory(together, SIZE, CELL.expand(3, -1)))
+        out = net(x, net.cache_keys_values(together, SIZE, CELL.expand(3, -1)))
         for i, count in enumerate(counts):
             alone = EncodedTokens(
                 tokens.features[i : i + 1, :count],
@@ -171,7 +171,7 @@ def test_unequal_numbers_of_tokens_in_a_batch_are_the_cases_alone(distance):
                 tokens.radius_mm[i : i + 1, :count],
                 mask[i : i + 1, :count],
             )
-            one = net(x[i : i + 1], net.memory(alone, SIZE, CELL))
+            one = net(x[i : i + 1], net.cache_keys_values(alone, SIZE, CELL))
             torch.testing.assert_close(out[i : i + 1], one, atol=2e-6, rtol=1e-5)
 
 
@@ -186,14 +186,14 @@ def test_a_voxel_far_from_every_vessel_sees_the_null_token_alone():
     x = torch.randn(1, 64, *SIZE)
     with torch.no_grad():
         net.log_scale.zero_()
-        out = net(x, net.memory(tokens, SIZE, CELL))
-        none = net(x, net.memory(encoded(0), SIZE, CELL))
+        out = net(x, net.cache_keys_values(tokens, SIZE, CELL))
+        none = net(x, net.cache_keys_values(encoded(0), SIZE, CELL))
     assert torch.equal(out[..., 12:, 10:, 6:], none[..., 12:, 10:, 6:])
     assert not torch.equal(out, none)
 
 
 def test_nothing_of_the_size_voxels_by_tokens_is_kept():
-    """Neither the memory nor what autograd keeps has as many elements as there are pairs."""
+    """Neither the cached tensors nor those saved by autograd have voxels x tokens elements."""
     net, tokens = layer(), encoded(2000)
     x = torch.randn(1, 64, *SIZE, requires_grad=True)
     largest = 0
@@ -204,7 +204,7 @@ def test_nothing_of_the_size_voxels_by_tokens_is_kept():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        net(x, net.memory(tokens, SIZE, CELL)).sum().backward()
+        net(x, net.cache_keys_values(tokens, SIZE, CELL)).sum().backward()
     voxels = SIZE[0] * SIZE[1] * SIZE[2]
     assert 0 < largest < voxels * 2000 / 20
     assert net.log_scale.grad.abs().max() > 0

@@ -164,8 +164,8 @@ def test_tokens_are_found_where_they_are_at_every_size(size):
         tokens = pad_tokens([vars(line_of_tokens(1))])
         tokens["position_mm"][:] = share * extent_mm
         prepared = net.cache_conditions(Conditions(tokens=tokens), size, spacing)
-        memory = prepared.decoder_vessels[-1] if grid == size else prepared.encoder_vessels[2]
-        bias = memory.query_bias[0].float() @ memory.key[0, 0, 0, :14].float()
+        cached = prepared.decoder_vessels[-1] if grid == size else prepared.encoder_vessels[2]
+        bias = cached.query_bias[0].float() @ cached.key[0, 0, 0, :14].float()
         assert bias.argmax() == np.ravel_multi_index(voxel, grid)
         assert bias.max().abs() < 1e-4
 

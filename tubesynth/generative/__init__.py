@@ -1,1 +1,1 @@
-"""Generative processes and solvers. They take any callable network."""
+"""Flow matching, diffusion, their solvers and guidance; the network is any callable."""

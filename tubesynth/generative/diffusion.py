@@ -1,10 +1,10 @@
-"""Denoising diffusion in discrete time: schedules, what is predicted, ancestral and DDIM sampling.
+"""Denoising diffusion in discrete time: noise schedules, training loss, DDPM and DDIM sampling.
 
 Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM, arXiv 2010.02502), Nichol and Dhariwal 2021 (cosine),
 Salimans and Ho 2022 (v), Lin et al. 2024 (zero terminal SNR, trailing steps, arXiv 2305.08891).
 Timestep k = 0 .. T - 1 has x = sqrt(alpha_bar_k) x_0 + sqrt(1 - alpha_bar_k) eps, the state after
 k + 1 noising steps. As everywhere in this project t = 0 is noise and t = 1 is data, so the network
-is told t = 1 - (k + 1) / T.
+is conditioned on t = 1 - (k + 1) / T.
 """
 
 import math
@@ -20,7 +20,7 @@ from tubesynth.generative.times import expand
 
 
 def scaled_linear(num_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
-    """alpha_bar (T,) float64: the betas' square roots are evenly spaced (Rombach et al. 2022)."""
+    """alpha_bar (T,) float64 with evenly spaced sqrt(beta) (Rombach et al. 2022)."""
     roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
     return torch.cumprod(1 - roots.square(), 0)
 
@@ -33,18 +33,18 @@ def cosine(num_timesteps: int) -> Tensor:
 
 
 def zero_terminal(alpha_bar: Tensor) -> Tensor:
-    """Shift and scale sqrt(alpha_bar) so that the last step is pure noise and the first stays (Lin
-    et al. 2024, algorithm 1).
+    """Rescale sqrt(alpha_bar) to 0 at the last timestep; the first timestep keeps its value (Lin et
+    al. 2024, algorithm 1).
     """
     root = alpha_bar.sqrt()
     return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
 
 
 def spaced(num_timesteps: int, steps: int, spacing: str) -> list[int]:
-    """Timesteps to visit, descending (Lin et al. 2024, section 3.3).
+    """The timesteps of a sampler, descending (Lin et al. 2024, section 3.3).
 
-    trailing begins at the last timestep, the one a sample's pure noise belongs to; leading, the
-    spacing of the DDIM paper's code, ends at timestep 0 and begins short of the last one.
+    trailing starts at the last timestep, whose state is pure noise. leading, the spacing in the
+    code of the DDIM paper, ends at timestep 0 and starts before the last one.
     """
     if spacing == "trailing":
         return [round(num_timesteps - i * num_timesteps / steps) - 1 for i in range(steps)]
@@ -53,7 +53,10 @@ def spaced(num_timesteps: int, steps: int, spacing: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """An Objective (objective.py). prediction: epsilon, or v = sqrt(ab) eps - sqrt(1 - ab) x_0."""
+    """An Objective (objective.py).
+
+    prediction: epsilon, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
+    """
 
     schedule: str = "scaled_linear"  # or cosine
     num_timesteps: int = 1000
@@ -69,7 +72,7 @@ class Diffusion:
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """(T,) float64: the share of signal in the variance at each timestep."""
+        """(T,) float64: the share of the signal in the variance at each timestep."""
         if self.schedule == "cosine":
             alpha_bar = cosine(self.num_timesteps)
         else:
@@ -77,7 +80,7 @@ class Diffusion:
         return zero_terminal(alpha_bar) if self.zero_terminal_snr else alpha_bar
 
     def time_of(self, timestep):
-        """k -> t, for a tensor or a number."""
+        """Timestep k -> t, for a tensor or a number."""
         return 1 - (timestep + 1) / self.num_timesteps
 
     def timestep_of(self, t: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ class Diffusion:
         return k.clamp(0, self.num_timesteps - 1)
 
     def times(self, u: Tensor) -> Tensor:
-        """Every timestep alike: (B,) uniform numbers in [0, 1) -> (B,) times."""
+        """Uniform timesteps: uniform numbers (B,) in [0, 1) -> times (B,)."""
         return self.time_of(torch.floor(u * self.num_timesteps).clamp_max(self.num_timesteps - 1))
 
     def pair_noise(self, noise: Tensor, data: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class Diffusion:
         return mean_error(network(x_t, self.time_of(k).to(t.dtype)), target, self.norm, weight)
 
     def split(self, x: Tensor, prediction: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor]:
-        """The data x_0 and the noise that the network's prediction at x stands for."""
+        """Prediction at x -> the estimates of the data x_0 and of the noise eps."""
         signal, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
         if self.prediction == "epsilon":
             return (x - sigma * prediction) / signal, prediction
@@ -115,25 +118,25 @@ class Diffusion:
         network: Network,
         noise: Tensor,
         sampling: Sampling,
-        fresh: Callable[[], Tensor],
+        new_noise: Callable[[], Tensor],
         callback=None,
     ) -> tuple[Tensor, int]:
-        """Steps of Song et al. 2021, eq. 12 and 16: eta = 0 is DDIM, eta = 1 is the ancestral
-        sampling of DDPM with the posterior's own variance, on any subset of the timesteps.
+        """Steps of Song et al. 2021, eq. 12 and 16: eta = 0 is DDIM; eta = 1 is the ancestral
+        sampling of DDPM with the variance of the posterior, on any subset of the timesteps.
         """
         eta = 1.0 if sampling.solver == "ddpm" else sampling.eta
-        visited = spaced(self.num_timesteps, sampling.steps, sampling.timesteps)
-        levels = [*self.alpha_bar[visited].tolist(), 1.0]  # after the last step there is no noise
+        timesteps = spaced(self.num_timesteps, sampling.steps, sampling.timesteps)
+        alpha_bars = [*self.alpha_bar[timesteps].tolist(), 1.0]  # the last step ends without noise
         x = noise
-        for i, k in enumerate(visited):
+        for i, k in enumerate(timesteps):
             t = torch.full((len(x),), self.time_of(k), device=x.device, dtype=torch.float32)
-            now, after = levels[i], levels[i + 1]
-            data, eps = self.split(x, network(x, t).float(), now)
-            variance = eta**2 * (1 - after) / (1 - now) * (1 - now / after)
-            x = math.sqrt(after) * data + math.sqrt(1 - after - variance) * eps
+            current, following = alpha_bars[i], alpha_bars[i + 1]
+            data, eps = self.split(x, network(x, t).float(), current)
+            variance = eta**2 * (1 - following) / (1 - current) * (1 - current / following)
+            x = math.sqrt(following) * data + math.sqrt(1 - following - variance) * eps
             if variance > 0:
-                x = x + math.sqrt(variance) * fresh()
+                x = x + math.sqrt(variance) * new_noise()
             if callback:
-                last = i == len(visited) - 1
-                callback(torch.full_like(t, 1.0 if last else self.time_of(visited[i + 1])), x)
-        return x, len(visited)
+                last = i == len(timesteps) - 1
+                callback(torch.full_like(t, 1.0 if last else self.time_of(timesteps[i + 1])), x)
+        return x, len(timesteps)

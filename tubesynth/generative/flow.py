@@ -1,7 +1,7 @@
 """Flow matching on a straight path (Lipman et al. 2023, arXiv 2210.02747).
 
 t = 0 is noise and t = 1 is data: x_t = (1 - (1 - sigma_min) t) x_0 + t x_1 (eq. 22), and the
-velocity to be learned is x_1 - (1 - sigma_min) x_0 (eq. 23). The network is any callable
+target velocity is x_1 - (1 - sigma_min) x_0 (eq. 23). The network is any callable
 velocity(x_t, t).
 """
 
@@ -17,7 +17,7 @@ from tubesynth.generative.times import expand, logit_normal, shift_times
 
 
 def path(noise: Tensor, data: Tensor, t: Tensor, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """Noise and data (B, C, ...), t (B,) -> the point x_t and the velocity there."""
+    """Noise and data (B, C, ...), t (B,) -> the point x_t and the target velocity at x_t."""
     t = expand(t, data)
     x_t = (1 - (1 - sigma_min) * t) * noise + t * data
     velocity = data - (1 - sigma_min) * noise
@@ -26,7 +26,7 @@ def path(noise: Tensor, data: Tensor, t: Tensor, sigma_min: float) -> tuple[Tens
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """An Objective (objective.py). time_mean and time_std: of the logit-normal density."""
+    """An Objective (objective.py). time_mean, time_std: parameters of the logit-normal density."""
 
     sigma_min: float = 1e-5
     norm: str = "l1"
@@ -61,10 +61,10 @@ class FlowMatching:
         velocity: Network,
         noise: Tensor,
         sampling: Sampling,
-        fresh: Callable[[], Tensor],
+        new_noise: Callable[[], Tensor],
         callback=None,
     ) -> tuple[Tensor, int]:
-        """The flow adds no noise on the way: fresh is not used."""
+        """Solves the flow ODE, which adds no noise: new_noise is not used."""
         return solve(
             velocity,
             noise,

@@ -1,7 +1,7 @@
-"""What a generative process is to those who train it and sample from it, and the error they share.
+"""The interface of a generative objective, and the training error of all objectives.
 
 FlowMatching (flow.py) and Diffusion (diffusion.py) are Objectives. The network is any callable
-network(x_t (B, C, ...), t (B,)) with t = 0 at noise and t = 1 at data, in both of them.
+network(x_t (B, C, ...), t (B,)); in both, t = 0 is noise and t = 1 is data.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class Sampling(Protocol):
-    """How to sample. Flow: solver, steps, time_grid, shift, atol, rtol. Diffusion: solver, steps,
-    eta, timesteps.
+    """Settings of a sampler. Flow uses solver, steps, time_grid, shift, atol and rtol; diffusion
+    uses solver, steps, eta and timesteps.
     """
 
     solver: str
@@ -30,36 +30,43 @@ class Sampling(Protocol):
 
 
 class Objective(Protocol):
-    target: str  # what the network learns to predict: the name of the loss
+    @property
+    def target(self) -> str:
+        """The quantity that the network predicts; also the name of the loss."""
+        ...
 
     def times(self, u: Tensor) -> Tensor:
-        """Uniform numbers (B,) in [0, 1) -> times to train at (B,)."""
+        """Uniform numbers (B,) in [0, 1) -> training times t (B,)."""
+        ...
 
     def pair_noise(self, noise: Tensor, data: Tensor) -> Tensor:
-        """Noise and data (B, C, ...) of a training batch -> the noise in the order to train in."""
+        """Noise and data (B, C, ...) of a batch -> the noise, permuted to its training pairs."""
+        ...
 
     def loss(
         self, network: Network, data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """Data and noise (B, C, ...), t (B,), weight (B, 1, ...) of mean 1 -> (B,), a case each."""
+        """Data and noise (B, C, ...), t (B,), weight (B, 1, ...) of mean 1 -> losses (B,)."""
+        ...
 
     def sample(
         self,
         network: Network,
         noise: Tensor,
         sampling: Sampling,
-        fresh: Callable[[], Tensor],
+        new_noise: Callable[[], Tensor],
         callback: Callable[[Tensor, Tensor], None] | None = None,
     ) -> tuple[Tensor, int]:
         """Noise (B, C, ...) -> data, and the number of network evaluations.
 
-        fresh: draws white noise (B, C, ...), for what a sampler adds on the way;
-        callback(t (B,), x) sees every step.
+        new_noise() gives white noise (B, C, ...) for samplers that add noise at each step.
+        callback(t (B,), x) is called after every step.
         """
+        ...
 
 
 def mean_error(prediction: Tensor, target: Tensor, norm: str, weight: Tensor | None) -> Tensor:
-    """Mean l1 or l2 distance of (B, C, ...), in 32 bits: (B,), a case each."""
+    """Mean absolute (l1) or squared (l2) error of (B, C, ...) per case: (B,), in 32 bits."""
     error = prediction.float() - target
     error = error.abs() if norm == "l1" else error.square()
     if weight is not None:
@@ -68,10 +75,11 @@ def mean_error(prediction: Tensor, target: Tensor, norm: str, weight: Tensor | N
 
 
 def vessel_weight(labels: Tensor, vessel_class: int, factor: int, weight: float) -> Tensor:
-    """Labels (B, fX, ...) -> (B, 1, X, ...): `weight` to 1 where a cell holds any vessel voxel.
+    """Labels (B, fX, ...) -> loss weights (B, 1, X, ...): cells with a vessel voxel weigh `weight`
+    times as much as others.
 
-    Scaled to mean 1 over each case, so that a learning rate keeps its meaning and a case without
-    vessels weighs as much as any other.
+    The mean weight of each case is 1, so the learning rate keeps its meaning and a case without
+    vessels counts as much as any other.
     """
     vessel = (labels == vessel_class)[:, None].float()
     cells = 1 + (weight - 1) * POOL[labels.ndim - 1](vessel, factor)

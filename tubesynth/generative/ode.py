@@ -1,8 +1,8 @@
-"""Solvers for dx/dt = velocity(x, t) from t = 0 to t = 1, in Runge-Kutta form.
+"""Runge-Kutta solvers for dx/dt = velocity(x, t) from t = 0 to t = 1.
 
-Fixed steps: euler, midpoint, heun, rk4. Adaptive: dopri5 (Dormand and Prince 1980; step control
-after Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4). Each
-returns the end point and the number of network evaluations, which is what a batch costs.
+Fixed steps: euler, midpoint, heun, rk4. Adaptive steps: dopri5 (Dormand and Prince 1980; step
+control after Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4).
+Each returns the end point and the number of network evaluations, the cost of a batch.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,8 @@ DOPRI5 = Tableau(
     ),
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
 )
-# Weights of the embedded fourth-order solution: its distance from the fifth is the error estimate.
+# Weights of the embedded fourth-order solution; its distance from the fifth-order solution
+# estimates the error.
 DOPRI5_FOURTH = (
     5179 / 57600,
     0,
@@ -62,7 +63,7 @@ DOPRI5_FOURTH = (
 
 
 def _combine(x: Tensor, step: Tensor, weights, stages: list[Tensor]) -> Tensor:
-    """x and the weighted stages of a step (B,), summed."""
+    """x + step (B,) times the weighted sum of the stages."""
     for weight, stage in zip(weights, stages, strict=False):
         if weight:
             x = x + expand((step * weight).to(x.dtype), x) * stage
@@ -70,7 +71,7 @@ def _combine(x: Tensor, step: Tensor, weights, stages: list[Tensor]) -> Tensor:
 
 
 def _stages(velocity: Velocity, x: Tensor, t: Tensor, step: Tensor, tableau: Tableau, first=None):
-    """The velocities of a step (B,) from times t (B,), both float64."""
+    """The velocities at the stages of a step (B,) from times t (B,), both float64."""
     stages = [velocity(x, t.float()) if first is None else first]
     for c, row in zip(tableau.c[1:], tableau.a, strict=True):
         stages.append(velocity(_combine(x, step, row, stages), (t + c * step).float()))
@@ -80,7 +81,7 @@ def _stages(velocity: Velocity, x: Tensor, t: Tensor, step: Tensor, tableau: Tab
 def solve_fixed(
     velocity: Velocity, x: Tensor, times: list[float], solver: str, callback=None
 ) -> tuple[Tensor, int]:
-    """Step along the given times (ascending, usually 0 to 1)."""
+    """Step along ascending times, usually from 0 to 1."""
     tableau, evaluations = FIXED[solver], 0
     for t, t_next in zip(times[:-1], times[1:], strict=True):
         step = torch.full((len(x),), t_next - t, dtype=torch.float64, device=x.device)
@@ -95,11 +96,11 @@ def solve_fixed(
 def solve_dopri5(
     velocity: Velocity, x: Tensor, atol: float, rtol: float, callback=None, max_steps: int = 1000
 ) -> tuple[Tensor, int]:
-    """From t = 0 to 1 with each step's error, relative to atol + rtol |x|, at most one (RMS).
+    """From t = 0 to 1; the RMS error of each step, relative to atol + rtol |x|, is at most 1.
 
-    Every case has a time and a step of its own, so a batch ends where its cases end one by one (as
-    torchode has it, Lienen and Guennemann 2022, arXiv 2210.12375). The network sees all of them
-    until the last is there.
+    Every case has its own time and step, so each case of a batch ends where it would end alone (as
+    in torchode, Lienen and Guennemann 2022, arXiv 2210.12375). The network is evaluated for all
+    cases until the last one reaches t = 1.
     """
 
     def norm(v: Tensor) -> Tensor:
@@ -107,22 +108,22 @@ def solve_dopri5(
 
     t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     first = velocity(x, t.float())
-    # First step (Hairer II.4): an explicit Euler step that changes x by a hundredth of itself says
-    # how fast the velocity changes, and so how long a step of fifth order may be.
+    # First step (Hairer II.4): an explicit Euler step that changes x by one percent gives the rate
+    # of change of the velocity, and with it the length of a fifth-order step.
     scale = atol + rtol * x.abs()
     d0, d1 = norm(x / scale), norm(first / scale)
     short = torch.where(torch.minimum(d0, d1) > 1e-5, 0.01 * d0 / d1, 1e-6).clamp_max(1.0)
     second = velocity(_combine(x, short, (1,), [first]), short.float())
     evaluations = 2
     steepest = torch.maximum(d1, norm((second - first) / scale) / short)
-    still = (1e-3 * short).clamp_min(1e-6)
-    step = torch.where(steepest > 1e-15, (0.01 / steepest) ** (1 / 5), still)
+    fallback = (1e-3 * short).clamp_min(1e-6)  # of a velocity that does not change
+    step = torch.where(steepest > 1e-15, (0.01 / steepest) ** (1 / 5), fallback)
     step = torch.minimum(step, 100 * short)
     difference = [b - b4 for b, b4 in zip(DOPRI5.b, DOPRI5_FOURTH, strict=True)]
     for _ in range(max_steps):
-        if bool((t >= 1).all()):  # one sync point a step
+        if bool((t >= 1).all()):  # one sync point per step
             return x, evaluations
-        step = torch.minimum(step, 1 - t)  # of a case that is there: 0, which changes nothing
+        step = torch.minimum(step, 1 - t)  # 0 for a finished case: no change
         stages = _stages(velocity, x, t, step, DOPRI5, first)
         evaluations += len(stages) - 1
         candidate = _combine(x, step, DOPRI5.b, stages)
@@ -131,8 +132,8 @@ def solve_dopri5(
         if bool(ratio.isnan().any()):
             at = t[ratio.isnan()].min().item()
             raise InputError(
-                f"dopri5: the velocity is not finite near t = {at:.4f}: use --precision 32 if it"
-                " was less, or a checkpoint from before its training went wrong"
+                f"dopri5: the velocity is not finite near t = {at:.4f}: use precision 32, or an"
+                " earlier checkpoint"
             )
         accepted = ratio <= 1
         t = torch.where(accepted, torch.where(step >= 1 - t, 1.0, t + step), t)
@@ -143,7 +144,7 @@ def solve_dopri5(
         growth = (0.9 * ratio ** (-1 / 5)).clamp(0.2, 10.0)
         step = step * torch.where(accepted, growth, growth.clamp_max(1.0))
     at = t.min().item()
-    raise InputError(f"dopri5: no end after {max_steps} steps (t = {at:.4f}): raise atol or rtol")
+    raise InputError(f"dopri5: t = {at:.4f} after {max_steps} steps: raise atol or rtol")
 
 
 def solve(
@@ -157,10 +158,10 @@ def solve(
     times: list[float] | None = None,
     shift: float = 1.0,
 ) -> tuple[Tensor, int]:
-    """The state at t = 1 and the number of evaluations; `callback(t, x)` sees every step, with the
-    time of each case, t (B,).
+    """The state at t = 1 and the number of network evaluations.
 
-    A fixed-step solver goes along `times`, or where there are none along time_grid(steps, shift).
+    A fixed-step solver steps along `times`, by default along time_grid(steps, shift).
+    callback(t, x) is called after every step, with the time of each case, t (B,).
     """
     if solver == "dopri5":
         return solve_dopri5(velocity, x, atol, rtol, callback)

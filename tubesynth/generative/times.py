@@ -1,4 +1,4 @@
-"""Where on the way from noise (t = 0) to data (t = 1) a flow is trained, and where a solver stops.
+"""Training times of a flow and time grids of a solver, from noise (t = 0) to data (t = 1).
 
 Esser et al. 2024 (arXiv 2403.03206), section 3.1 and eq. 23, mirrored: their t = 1 is noise.
 """
@@ -17,14 +17,14 @@ def logit_normal(u: Tensor, mean: float, std: float) -> Tensor:
 def shift_times(t, shift: float):
     """t / (t + shift (1 - t)), for a tensor or a number: shift above 1 moves times towards noise.
 
-    A latent of m cells has as much signal left at the shifted time as one of n cells at t, for
-    shift = sqrt(m / n): many cells drown in noise later, since neighbours tell the same.
+    For shift = sqrt(m / n), a latent of m cells has the same signal-to-noise ratio at the shifted
+    time as one of n cells at t: neighboring cells are redundant, so more cells stand more noise.
     """
     return t / (t + shift * (1 - t))
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
-    """A number for each case, (B,) -> (B, 1, ..., 1), to go with its (B, ...)."""
+    """(B,) -> (B, 1, ..., 1), to broadcast with `like` (B, ...)."""
     return t.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -1,7 +1,7 @@
-"""Losses of stage 1 as pure functions of tensors (B, C, X, Y, Z) or (B, C, X, Y), each a scalar.
+"""Losses of stage 1: pure functions of tensors (B, C, X, Y, Z) or (B, C, X, Y) to a scalar.
 
-Networks come in as callables or as the features they gave. All arithmetic is in 32 bits, whatever
-autocast has made of the inputs.
+Networks are passed as callables or by their features. All arithmetic is in 32 bits, also under
+autocast.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ def _mean(error: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def region_weights(region: Tensor, factor: float) -> Tensor:
-    """(B, X, ...) bool -> (B, 1, X, ...): inside `factor` times the weight outside.
+    """(B, X, ...) bool -> (B, 1, X, ...): voxels of the region weigh `factor` times as much.
 
-    The mean weight of every case is 1, so learning rates and the other losses' weights keep their
-    meaning; a case without a region is weighted evenly.
+    The mean weight of every case is 1, so the learning rate and the weights of other losses keep
+    their meaning. A case without the region has weight 1 everywhere.
     """
     weight = torch.where(region, factor, 1.0)
     axes = tuple(range(1, region.ndim))
@@ -39,8 +39,8 @@ def region_weights(region: Tensor, factor: float) -> Tensor:
 def spectral_loss(image: Tensor, reference: Tensor) -> Tensor:
     """Mean squared difference of the Fourier amplitudes (Dhariwal et al. 2020, arXiv 2005.00341).
 
-    Orthonormal transform over the spatial axes. The spectrum of a real image is symmetric, so half
-    of it is computed and the mirrored part counts by its weight: the value is that of the whole.
+    Orthonormal transform over the spatial axes. The spectrum of a real image is symmetric, so only
+    half of it is computed and the frequencies with a mirror image weigh 2.
     """
     with torch.autocast(image.device.type, enabled=False):
         axes = tuple(range(2, image.ndim))
@@ -57,22 +57,22 @@ def spectral_loss(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def lsgan_generator_loss(fake_scores: Tensor) -> Tensor:
-    """Least squares GAN, generator (Mao et al. 2017, eq. 9): fakes are to be scored 1."""
+    """Least-squares GAN, generator (Mao et al. 2017, eq. 9): target 1 for fake patches."""
     return (fake_scores.float() - 1).square().mean()
 
 
 def lsgan_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """Least squares GAN, discriminator: reals are to be scored 1 and fakes 0."""
+    """Least-squares GAN, discriminator: target 1 for real and 0 for fake patches."""
     return ((real_scores.float() - 1).square().mean() + fake_scores.float().square().mean()) / 2
 
 
 def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
-    """Hinge GAN, generator (Lim and Ye 2017, arXiv 1705.02894): fakes are to be scored high."""
+    """Hinge GAN, generator (Lim and Ye 2017, arXiv 1705.02894): raise the fake scores."""
     return -fake_scores.float().mean()
 
 
 def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """Hinge GAN, discriminator: reals above 1, fakes below -1; halved as in Esser et al. 2021."""
+    """Hinge GAN, discriminator: real above 1, fake below -1; halved as in Esser et al. 2021."""
     real, fake = F.relu(1 - real_scores.float()), F.relu(1 + fake_scores.float())
     return (real.mean() + fake.mean()) / 2
 
@@ -82,9 +82,9 @@ DISCRIMINATOR_LOSS = {"lsgan": lsgan_discriminator_loss, "hinge": hinge_discrimi
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
-    """The weight that gives both losses gradients of one norm (Esser et al. 2021, eq. 7).
+    """Weight of the adversarial loss that equalizes both gradient norms (Esser et al. 2021, eq. 7).
 
-    Gradients are those of the decoder's last layer. At most 1e4, as in the authors' code.
+    The gradients are those of the decoder's last layer. At most 1e4, as in the authors' code.
     """
     ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-6)
     return ratio.clamp_max(1e4).detach()
@@ -95,7 +95,7 @@ def feature_matching_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Ten
 
     Wang et al. 2018 (pix2pixHD, arXiv 1711.11585), eq. 4, for one discriminator.
     """
-    return sum(l1_loss(a, b) for a, b in zip(fake, real, strict=True))
+    return torch.stack([l1_loss(a, b) for a, b in zip(fake, real, strict=True)]).sum()
 
 
 def perceptual_loss(
@@ -104,21 +104,22 @@ def perceptual_loss(
     reference: Tensor,
     slices: Sequence[Tensor] = (),
 ) -> Tensor:
-    """The mean distance of corresponding slices, summed over the three planes (2.5D).
+    """Mean distance of corresponding slices, summed over the three planes (2.5D).
 
-    distance: two (N, 1, H, W) -> (N,). slices: for each axis of a volume, (B, K) the indices along
-    it. A picture (B, 1, X, Y) is its own slice.
+    distance: two batches (N, 1, H, W) -> (N,). slices: for each axis of a volume, slice indices
+    (B, K) along that axis. A picture (B, 1, X, Y) is its own only slice.
     """
     if image.ndim == 4:
         return distance(image, reference).mean()
-    return sum(
-        distance(take_slices(image, axis, chosen), take_slices(reference, axis, chosen)).mean()
-        for axis, chosen in enumerate(slices)
-    )
+    distances = [
+        distance(take_slices(image, axis, indices), take_slices(reference, axis, indices)).mean()
+        for axis, indices in enumerate(slices)
+    ]
+    return torch.stack(distances).sum()
 
 
-def take_slices(volume: Tensor, axis: int, chosen: Tensor) -> Tensor:
+def take_slices(volume: Tensor, axis: int, indices: Tensor) -> Tensor:
     """(B, 1, X, Y, Z), spatial axis 0 to 2, indices (B, K) -> (B K, 1, H, W)."""
     stack = volume[:, 0].movedim(axis + 1, 1)
     rows = torch.arange(len(stack), device=stack.device)[:, None]
-    return stack[rows, chosen].flatten(0, 1)[:, None]
+    return stack[rows, indices].flatten(0, 1)[:, None]

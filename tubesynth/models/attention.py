@@ -1,7 +1,6 @@
-"""Self-attention over the voxels of a feature map (Vaswani et al. 2017), in heads of 32 to 64
-channels.
+"""Self-attention over the voxels of a feature map (Vaswani et al. 2017, arXiv 1706.03762).
 
-Heads are kept narrow because the fused kernels take at most 256 channels a head.
+Fused attention kernels take at most 256 channels a head; heads of 32 to 64 are usual.
 """
 
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from tubesynth.models.blocks import group_norm, zero_init
 
 
 class SelfAttention(nn.Module):
-    """(B, C, X, ...) -> the same shape; the residual branch is silent at initialisation."""
+    """(B, C, X, ...) -> the same shape. The residual branch is zero-initialized."""
 
     def __init__(self, channels: int, head_channels: int):
         super().__init__()

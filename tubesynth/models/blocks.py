@@ -1,4 +1,4 @@
-"""The small parts that every network here is made of, for two and three dimensions alike.
+"""Building blocks shared by all networks, in two and three dimensions.
 
 Tensors are (B, C, X, Y, Z), or (B, C, X, Y) where dim is 2.
 """
@@ -14,26 +14,29 @@ CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
-def conv(dim: int, cin: int, cout: int, kernel: int = 3, stride: int = 1, bias: bool = True):
-    """A convolution whose output has ceil(n / stride) voxels a side for odd kernels."""
+def conv(
+    dim: int, cin: int, cout: int, kernel: int = 3, stride: int = 1, bias: bool = True
+) -> nn.Conv2d | nn.Conv3d:
+    """A padded convolution. With an odd kernel, a side of n voxels becomes ceil(n / stride)."""
     return CONV[dim](cin, cout, kernel, stride, padding=(kernel - 1) // 2, bias=bias)
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Start a layer at zero, so that the branch it ends is silent at initialisation."""
+    """Set all parameters to zero: the branch that ends in this layer adds nothing at first."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def he_init(module: nn.Module) -> None:
-    """He et al. 2015 for ReLU, of one convolution; for `Module.apply`.
+    """Initialize a convolution for ReLU (He et al. 2015, arXiv 1502.01852); for `Module.apply`.
 
-    Where nothing normalises between layers, PyTorch's default lets the signal fade with depth.
+    In a network without normalization layers the signal of PyTorch's default initialization fades
+    with depth.
     """
     if isinstance(module, nn.modules.conv._ConvNd):
         transposed = isinstance(module, tuple(CONV_TRANSPOSE.values()))
-        # An output voxel of a transposed convolution is met by kernel / stride of the taps.
+        # A transposed convolution reaches each output voxel with only kernel / stride of its taps.
         taps = math.prod(module.kernel_size) / (math.prod(module.stride) if transposed else 1)
         nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
         if module.bias is not None:
@@ -41,23 +44,25 @@ def he_init(module: nn.Module) -> None:
 
 
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    """GroupNorm of up to 32 groups of at least four channels each (as EDM has it)."""
+    """GroupNorm of at most 32 groups with at least four channels each (Karras et al. 2022, EDM)."""
     groups = math.gcd(32, max(1, channels // 4))
     return nn.GroupNorm(groups, channels, eps=1e-6, affine=affine)
 
 
-def run(block: Callable, *inputs, recompute: bool):
-    """block(*inputs), with its activations recomputed in the backward pass where asked for."""
-    if recompute and torch.is_grad_enabled():
+def run_block(block: Callable, *inputs, checkpointing: bool):
+    """block(*inputs); with gradient checkpointing its activations are not stored for backward."""
+    if checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
 
 
-def repeat_cases(cases: Tensor, count: int) -> Tensor:
-    """(B, ...) -> (count, ...): all cases, then all of them again, as far as count goes.
+def expand_to(values: Tensor, like: Tensor) -> Tensor:
+    """(B, ...) with trailing axes of size 1, to broadcast with `like` (B, C, X, ...)."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
-    What a network has made of B cases, for the rows that are told different parts of it.
-    """
+
+def repeat_cases(cases: Tensor, count: int) -> Tensor:
+    """(B, ...) -> (count, ...): the B cases once per guidance term; count = S * B for S terms."""
     if count == len(cases):
         return cases
     return cases.repeat(count // len(cases), *[1] * (cases.ndim - 1))
@@ -66,7 +71,7 @@ def repeat_cases(cases: Tensor, count: int) -> Tensor:
 def sinusoidal(values: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) -> (B, channels): cosines and sines (Vaswani et al. 2017, section 3.5).
 
-    Wavelengths run from 2 pi to max_period * 2 pi, so values should span many of the shortest.
+    Wavelengths run from 2 pi to 2 pi * max_period. Values should span many of the shortest.
     """
     half = channels // 2
     frequencies = torch.exp(

@@ -1,8 +1,8 @@
-"""What a latent generator is told of a case, and what its network has made of it.
+"""The conditions of a latent generator, and their features cached for all times.
 
-Every condition may be missing. The label condition is the label map, its vessel class included
-unless the network hides it; the vessel condition is the tokens together with the fields drawn from
-them. Each is kept or dropped on its own, case by case.
+The label condition is the label map, with its vessel class unless the network hides it. The vessel
+condition is the vessel tokens together with the fields rendered from them. Either may be absent,
+and either can be dropped case by case, for training and for guidance.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ from tubesynth.models.vessel_tokens import Tokens
 
 @dataclass(frozen=True)
 class Conditions:
-    """labels (B, fX, ...) uint8 class indices; tokens, padded, with their mask; fields
-    (B, 2, X, ...) closeness and radius of the vessels, as data/tokens.py draws them.
+    """Conditions of B cases at image resolution (labels) and latent resolution (fields).
 
-    keep_* in {0, 1}, None: all: one for each row of the network's batch, which has all cases once
-    (B,), or once for each side of a guidance (S B,).
+    labels: (B, fX, ...) uint8 class indices. tokens: padded, with their mask. fields:
+    (B, 2, X, ...) closeness and radius of the vessels (data/tokens.py).
+    keep_label, keep_vessels: (R,) of 0 or 1, one per row of the network's batch; 0 drops that
+    condition, None keeps all. R = B, or S * B when S guidance terms are evaluated together.
     """
 
     labels: Tensor | None = None
@@ -31,10 +32,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class CachedConditions:
-    """All that does not depend on time, made once by `UNet.prepare` and used at every step.
+    """Features of the conditions that do not depend on t: computed once, used at every solver step.
 
-    spade: of each decoder block, the scale-and-shift maps of its two norms. vessels: for each
-    encoder block, the middle and each decoder block, what its cross-attention needs, if it has one.
+    spade: per decoder block, the scale-and-shift maps of its two norms. encoder_vessels,
+    middle_vessels, decoder_vessels: the keys and values of each block's cross-attention, or None.
     """
 
     spade: list[tuple[Tensor, Tensor]]
@@ -43,14 +44,14 @@ class CachedConditions:
     decoder_vessels: list[CachedKeysValues | None]
 
     def rows(self, index: Tensor) -> "CachedConditions":
-        """The cases of an index (B',) into the batch."""
+        """The rows of the batch at index (B',)."""
 
-        def pick(memory: CachedKeysValues | None) -> CachedKeysValues | None:
-            return memory and memory.rows(index)
+        def pick(cache: CachedKeysValues | None) -> CachedKeysValues | None:
+            return cache and cache.rows(index)
 
         return CachedConditions(
             [(first[index], second[index]) for first, second in self.spade],
-            [pick(memory) for memory in self.encoder_vessels],
+            [pick(cache) for cache in self.encoder_vessels],
             pick(self.middle_vessels),
-            [pick(memory) for memory in self.decoder_vessels],
+            [pick(cache) for cache in self.decoder_vessels],
         )

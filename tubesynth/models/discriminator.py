@@ -1,9 +1,9 @@
-"""PatchGAN: says of each patch of a volume whether it looks real (Isola et al. 2017, arXiv
+"""PatchGAN discriminator: one realism score per patch of a volume (Isola et al. 2017, arXiv
 1611.07004).
 
-Instance normalisation, where the original has batch normalisation: at its batch of one they are the
-same in training, and this one needs no statistics shared between ranks and does the same at
-evaluation.
+Instance normalization replaces the batch normalization of the original. With a batch of one both
+are the same in training, but instance normalization shares no statistics between ranks and does
+the same at evaluation.
 """
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 class PatchDiscriminator(nn.Module):
-    """(B, 1, X, ...) -> patch scores (B, 1, x, ...), not squashed."""
+    """(B, 1, X, ...) -> patch scores (B, 1, x, ...) without an activation."""
 
     def __init__(self, dim: int = 3, channels: int = 32, num_layers: int = 2):
         super().__init__()
@@ -36,10 +36,10 @@ class PatchDiscriminator(nn.Module):
         return self.layers(image)
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What every layer but the last hears, after its activation, and the scores."""
-        kept, x = [], image
+        """The activations of every hidden layer, and the patch scores."""
+        activations, x = [], image
         for layer in self.layers:
             x = layer(x)
             if isinstance(layer, nn.LeakyReLU):
-                kept.append(x)
-        return kept, x
+                activations.append(x)
+        return activations, x

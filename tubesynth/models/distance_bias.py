@@ -1,28 +1,28 @@
 """Attention bias by distance, -d^2 / (2 (s r)^2), as a scalar product of a few channels.
 
-d is the distance of a voxel at q from a token at p, r the token's radius, s a scale a head. With
-a = 1 / (2 (s r)^2) the bias is -a |q|^2 + 2 a q.p - a |p|^2: factors of the query, (|q|^2, q, 1),
-times factors of the key, (-a, 2 a p, -a |p|^2). As further channels of query and key they ride
-through fused attention, and nothing of size voxels x tokens is ever stored.
+d is the distance of a voxel at q from a token at p, r the radius of the token, s a scale per head.
+With a = 1 / (2 (s r)^2) the bias is -a |q|^2 + 2 a q.p - a |p|^2: the query factors (|q|^2, q, 1)
+times the key factors (-a, 2 a p, -a |p|^2). They are additional channels of query and key in fused
+attention, so no array of size voxels x tokens is ever stored.
 
-The sum cancels: at 90 mm from the centre a radius of 0.5 mm has terms of 30,000, where a bias of a
-few is left, and 16 bits hold three digits. So a factor goes into several channels, a high part and
-what it leaves, 14 in all: |q|^2 and -a |p|^2 in three parts, -a and 2 a p in two. Voxels lie on a
-lattice, q = cell * index with an index that 16 bits hold exactly, so cell goes to the key's side
-and q needs one part only. The last factor is made of the others as they are stored: their rounding
-then only moves the token, by a thousandth of a millimetre.
+The sum cancels: 90 mm from the center, a radius of 0.5 mm has terms of 30,000 that add up to a bias
+of a few, while 16 bits hold three digits. So each factor is split into channels of decreasing
+magnitude, 14 channels in all: |q|^2 and -a |p|^2 in three, -a and 2 a p in two. Voxels lie on a
+lattice, q = cell * index, and 16 bits hold the index exactly, so `cell` is multiplied into the key
+and q needs one channel per axis. -a |p|^2 is computed from the other factors as they are rounded:
+rounding then only moves the token, by a thousandth of a millimeter.
 """
 
 import torch
 from torch import Tensor
 
-ONE = 16.0  # the query's constant, and 1 / that of |q|^2: nothing overflows in 16 bits
-MASKED = -4096.0  # times ONE: far below any score, and finite in 16 bits
-EXTENT_MM = 256.0  # high parts are made for voxels and tokens within this of the centre
-NARROWEST_MM = 0.25  # a scale times a radius below it is taken as this, or 16 bits overflow
-LARGEST_SIDE = 256  # voxels; the index of a larger lattice would not be exact in bf16
-# Digits of a high part. In 32 bits products of two and their sum over a voxel's and a token's five
-# factors are exact, so that what cancels leaves no error; they are summed first.
+ONE = 16.0  # the query stores 1 as 16 and |q|^2 as |q|^2 / 16: no overflow in 16 bits
+MASKED = -4096.0  # times ONE, the bias of a masked token: below any score, finite in 16 bits
+EXTENT_MM = 256.0  # bound of the coordinates for which the high parts are exact
+NARROWEST_MM = 0.25  # lower bound of s r, below which 16 bits overflow
+LARGEST_SIDE = 256  # voxels; the indices of a larger lattice are not exact in bf16
+# Bits of a high part. In 32 bits the products of two high parts and the sum over all five factors
+# are exact, so their cancellation leaves no error; they are summed first.
 BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 12, torch.float64: 12}
 
 
@@ -32,7 +32,7 @@ def bias_channels(dim: int) -> int:
 
 
 def lattice(size: tuple[int, ...], device=None) -> Tensor:
-    """(N, dim) float64: the index of every voxel, counted from the middle of the grid."""
+    """(N, dim) float64: the index of every voxel, counted from the center of the grid."""
     axes = [torch.arange(n, dtype=torch.float64, device=device) - (n - 1) / 2 for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
@@ -43,10 +43,10 @@ def query_channels(size: tuple[int, ...], cell_mm: Tensor, dtype: torch.dtype) -
     index = lattice(size, cell_mm.device)
     square = (index * cell_mm.double()[:, None]).square().sum(-1, keepdim=True) / ONE
     index = index.expand(len(square), -1, -1)
-    one = torch.full_like(square, ONE)
+    constant = torch.full_like(square, ONE)
     high, middle, low = _split(square, square.new_tensor(EXTENT_MM**2 / ONE), 3, dtype)
-    first = [high, index, one]
-    return torch.cat([*first, *first, middle, middle, low, one], dim=-1).to(dtype)
+    leading = [high, index, constant]
+    return torch.cat([*leading, *leading, middle, middle, low, constant], dim=-1).to(dtype)
 
 
 def key_channels(
@@ -59,8 +59,9 @@ def key_channels(
 ) -> Tensor:
     """Tokens -> (B, heads, T, channels); differentiable in the scale.
 
-    position_mm (B, T, dim) from the middle of the grid, radius_mm (B, T), scale (heads,) positive,
-    mask (B, T): False is no token and gets no attention; cell_mm (B, dim) as the queries have it.
+    position_mm: (B, T, dim) from the center of the grid. radius_mm: (B, T). scale: (heads,),
+    positive. mask: (B, T), False for padding, which gets no attention. cell_mm: (B, dim), the same
+    as for the queries.
     """
     cell = cell_mm.double()[:, None, None]  # (B, 1, 1, dim)
     width_mm = (scale.double()[:, None] * radius_mm.double()[:, None]).clamp_min(NARROWEST_MM)
@@ -71,8 +72,8 @@ def key_channels(
     a_parts = _split(-ONE * a, ONE * power, 2, dtype)
     product_parts = _split(product, 2 * EXTENT_MM * cell_power * power, 2, dtype)
     a = sum(a_parts) / -ONE
-    at = sum(product_parts) / (2 * a * cell)  # where the token is now
-    square = (-a * at.square().sum(-1, keepdim=True)) / ONE
+    rounded_mm = sum(product_parts) / (2 * a * cell)  # the position after rounding
+    square = (-a * rounded_mm.square().sum(-1, keepdim=True)) / ONE
     square_parts = _split(square, EXTENT_MM**2 / ONE * power, 3, dtype)
     channels = torch.cat(
         [
@@ -83,24 +84,24 @@ def key_channels(
         dim=-1,
     )
     masked = channels.new_tensor([ONE * MASKED])
-    nothing = constant_channels(masked, cell.shape[-1], dtype)[0]
-    return torch.where(mask[:, None, :, None], channels.to(dtype), nothing)
+    padding = constant_channels(masked, cell.shape[-1], dtype)[0]
+    return torch.where(mask[:, None, :, None], channels.to(dtype), padding)
 
 
 def constant_channels(bias: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """A key with the same bias (heads,) for every voxel -> (heads, channels)."""
     value = bias.double()[:, None] / ONE
     high, middle, low = _split(value, torch.ones_like(value), 3, dtype)
-    nothing = value.new_zeros(len(bias), dim + 1)
-    channels = [nothing, high, nothing, middle, nothing[:, :3], low]
+    zeros = value.new_zeros(len(bias), dim + 1)
+    channels = [zeros, high, zeros, middle, zeros[:, :3], low]
     return torch.cat(channels, dim=-1).to(dtype)
 
 
 def _split(x: Tensor, bound: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
-    """float64 x -> float64 parts that dtype holds exactly; their sum is x, rounded.
+    """float64 x -> `count` float64 parts that dtype represents exactly; their sum is x, rounded.
 
-    All but the last are whole multiples of a power of two, which the bound (one itself) decides.
-    The gradient goes through the last.
+    bound: a power of two above |x|. All parts but the last are whole multiples of a power of two
+    that follows from the bound. The gradient passes through the last part.
     """
     unit, rest, parts = bound.double() * 2.0 ** -BITS[dtype], x, []
     for _ in range(count - 1):

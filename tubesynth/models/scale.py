@@ -1,6 +1,7 @@
-"""The scale of the latents: mean and standard deviation per channel over the whole training set.
+"""Mean and standard deviation of the latents per channel, over the whole training set.
 
-A generator learns latents of mean 0 and deviation 1; both numbers travel in its checkpoint.
+The generator is trained on latents normalized to mean 0 and deviation 1. Both statistics are stored
+in its checkpoint.
 """
 
 from dataclasses import dataclass
@@ -17,18 +18,18 @@ class LatentScale:
 
     @classmethod
     def from_moments(cls, count: float, total: Tensor, total_squares: Tensor) -> "LatentScale":
-        """From the number of cells, and the sum and sum of squares per channel (C,) in float64."""
+        """From the number of cells, and per channel their sum and sum of squares (C,), float64."""
         mean = total / count
         variance = (total_squares / count - mean.square()).clamp_min(1e-12)
         return cls(mean.float(), variance.sqrt().float())
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """(B, C, ...) as the encoder gives them -> mean 0, deviation 1."""
+        """Latents of the encoder (B, C, ...) -> mean 0, deviation 1."""
         mean, std = self._shaped(latents)
         return (latents - mean) / std
 
     def restore(self, latents: Tensor) -> Tensor:
-        """(B, C, ...) of mean 0, deviation 1 -> as the decoder takes them."""
+        """(B, C, ...) of mean 0, deviation 1 -> latents for the decoder."""
         mean, std = self._shaped(latents)
         return latents * std + mean
 

@@ -1,4 +1,4 @@
-"""A small 3D U-Net that marks the vessels in a CT (Cicek et al. 2016, arXiv 1606.06650)."""
+"""A small U-Net that segments the vessels in a CT (Cicek et al. 2016, arXiv 1606.06650)."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ def _double_conv(dim: int, cin: int, cout: int) -> nn.Sequential:
 
 
 class SegmentationUNet(nn.Module):
-    """Images in [0, 1], (B, 1, X, ...) -> logits of the vessel, the same shape.
+    """Images in [0, 1], (B, 1, X, ...) -> logits of the vessel class, the same shape.
 
     Every side must be a multiple of `factor`.
     """

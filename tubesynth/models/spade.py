@@ -1,7 +1,7 @@
-"""Spatially adaptive normalisation: the label map scales and shifts the features where it lies.
+"""Spatially adaptive normalization (SPADE): scale and shift maps computed from the label map.
 
-Park et al. 2019 (arXiv 1903.07291). A label map first passes a strided encoder, since one-hot
-labels at the resolution of the image are 16 to 64 times as many voxels as the features they steer.
+Park et al. 2019 (arXiv 1903.07291). The label map is first encoded by strided convolutions to
+latent resolution: one-hot labels at image resolution have 16 to 64 times as many voxels.
 """
 
 import torch
@@ -17,7 +17,7 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Class indices (B, X, ...) uint8 -> (B, num_classes, X, ...)."""
     classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
     result = labels.new_empty((len(labels), num_classes, *labels.shape[1:]))
-    # A comparison into the type of its operands is vectorised on a CPU, one into bool is not.
+    # On a CPU a comparison is vectorized if its output has the type of its operands, not bool.
     torch.eq(labels[:, None], classes.view(1, -1, *[1] * (labels.ndim - 1)), out=result)
     return result.to(dtype)
 
@@ -35,7 +35,7 @@ class LabelEncoder(nn.Module):
         layers, width = [], num_classes
         for i, level_width in enumerate(channels[:-1]):
             stride = 2 if i < halvings else 1
-            # Four taps at stride two: every voxel of a thin vessel reaches two cells.
+            # With kernel 4 and stride 2 every voxel of a thin vessel contributes to two cells.
             kernel = dict(kernel_size=4, stride=2) if stride == 2 else dict(kernel_size=3, stride=1)
             layers += [CONV[dim](width, level_width, padding=1, **kernel), nn.SiLU()]
             width = level_width
@@ -43,16 +43,16 @@ class LabelEncoder(nn.Module):
         self.layers = nn.Sequential(*layers).apply(he_init)
 
     def forward(self, labels: Tensor) -> Tensor:
-        dtype = self.layers[0].weight.dtype
+        dtype = next(self.layers.parameters()).dtype
         return self.layers(one_hot(labels, self.num_classes, dtype))
 
 
 class FieldEncoder(nn.Module):
     """Vessel fields (B, 2, X, ...) at latent resolution -> features (B, channels, X, ...).
 
-    They are drawn at the resolution that they steer: the closeness at the middle of a cell says
-    where in the cell, or beside it, a vessel thinner than the cell runs. Without biases, since
-    where both fields are 0 there is nothing to add to what the label map says.
+    The closeness at the center of a cell tells where in the cell, or beside it, a vessel thinner
+    than the cell runs. The convolutions have no bias: far from all vessels both fields are 0, and
+    so are the features.
     """
 
     def __init__(self, dim: int, channels: int):
@@ -68,9 +68,9 @@ class FieldEncoder(nn.Module):
 
 
 class Spade(nn.Module):
-    """GroupNorm whose scale and shift are maps made from the label features.
+    """GroupNorm with scale and shift maps computed from the label features.
 
-    `modulation` is what the labels alone decide: computed once, it serves every step of a sampler.
+    The maps (`modulation`) do not depend on t: a sampler computes them once for all its steps.
     """
 
     def __init__(self, dim: int, channels: int, label_channels: int, hidden: int):

@@ -1,7 +1,8 @@
-"""A convolutional network over a volume tile by tile, equal to the whole to rounding.
+"""Tiled evaluation of a convolutional network; the result equals that of the whole volume, to
+rounding.
 
-Each tile is taken with a halo of the network's receptive field, and only the part that no cut edge
-has touched is kept. Right wherever normalisation is local; the autoencoder here has none.
+Each tile is evaluated with a halo as wide as the network's receptive-field radius, and the halo is
+cut off the result. The network must have no normalization over the whole volume.
 """
 
 import itertools
@@ -16,14 +17,15 @@ from torch import Tensor
 def run_tiled(
     function: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction
 ) -> Tensor:
-    """function over x (B, C, X, ...) in tiles of at most `tile` a side.
+    """function(x) for x (B, C, X, ...), evaluated in tiles of at most `tile` input voxels a side.
 
-    scale: output voxels per input voxel along each axis; tile and halo (input voxels) must be
-    multiples of its denominator, so that every cut falls between two output voxels.
+    scale: output voxels per input voxel along each axis. tile and halo (input voxels) must be
+    multiples of its denominator, so that every cut lies between two output voxels.
     """
     assert tile % scale.denominator == 0 and halo % scale.denominator == 0
     sizes, out = x.shape[2:], None
     for corner in itertools.product(*[range(0, n, tile) for n in sizes]):
+        # The tile is [corner, ends), with its halo [first, last), both clipped to the volume.
         ends = [min(c + tile, n) for c, n in zip(corner, sizes, strict=True)]
         first = [max(0, c - halo) for c in corner]
         last = [min(n, e + halo) for e, n in zip(ends, sizes, strict=True)]
@@ -32,18 +34,22 @@ def run_tiled(
         if out is None:
             shape = [int(n * scale) for n in sizes]
             out = torch.empty((*result.shape[:2], *shape), dtype=result.dtype, device=x.device)
-        inner, target = [...], [...]
+        # The tile within the evaluated box, and within the whole output.
+        inner: list = [...]
+        target: list = [...]
         for c, e, a in zip(corner, ends, first, strict=True):
             inner.append(slice(int((c - a) * scale), int((e - a) * scale)))
             target.append(slice(int(c * scale), int(e * scale)))
         out[tuple(target)] = result[tuple(inner)]
+    assert out is not None
     return out
 
 
 def largest_tile(size: tuple[int, ...], halo: int, multiple: int, budget: float) -> int | None:
-    """The largest tile side whose box with halo has at most `budget` voxels; None: no need to tile.
+    """The largest tile side for which tile and halo have at most `budget` voxels; None if the whole
+    volume fits.
 
-    Never below the halo: smaller tiles would do most of their work twice.
+    A tile is at least as wide as the halo: smaller tiles would compute most voxels twice.
     """
     if math.prod(size) <= budget:
         return None

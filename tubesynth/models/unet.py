@@ -1,58 +1,75 @@
-"""The latent U-Net: one network for every condition, in two or three dimensions.
+"""The latent U-Net of stages 2 and 3, with all its conditions, in two or three dimensions.
 
 Residual blocks with time and spacing embedding, self-attention at the coarse levels (Ho et al.
 2020; Rombach et al. 2022), cross-attention to the vessel tokens, and in the decoder SPADE on the
-label map and on the vessels' distance and radius fields. What the conditions alone decide is made
-by `prepare` and may be handed in again: a sampler does that work once, not at every step.
+label map and on the closeness and radius fields of the vessels. `cache_conditions` computes the
+features that depend on the conditions alone; a sampler calls it once for all its steps.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from tubesynth.models.attention import SelfAttention
-from tubesynth.models.blocks import conv, group_norm, repeat_cases, run, sinusoidal, zero_init
+from tubesynth.models.blocks import (
+    conv,
+    expand_to,
+    group_norm,
+    repeat_cases,
+    run_block,
+    sinusoidal,
+    zero_init,
+)
 from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.spade import FieldEncoder, LabelEncoder, Spade
 from tubesynth.models.vessel_attention import CachedKeysValues, VesselAttention
 from tubesynth.models.vessel_tokens import TokenEncoder, no_tokens
 
-# Of t in [0, 1] before it is embedded, so the shortest wavelength is 0.06. Ten times as much, as
-# is usual, lets the velocity ripple faster in t than a solver steps: docs/results.md, Solvers.
+# Factor of t in [0, 1] before the embedding; the shortest wavelength in t is 2 pi / 100 = 0.06.
+# With the usual factor of 1000 the velocity ripples in t faster than a solver steps
+# (docs/results.md, Solvers).
 TIME_SCALE = 100.0
 
 
+CacheKeysValues = Callable[[VesselAttention | None, int], CachedKeysValues | None]
+
+
 class ResBlock(nn.Module):
-    """Two convolutions around the embedding; in the decoder both norms are SPADE."""
+    """Two convolutions, scaled and shifted by the embedding; in the decoder the norms are SPADE."""
 
     def __init__(self, dim, cin, cout, embedding_dim, dropout=0.0, spade=None):
         super().__init__()
         self.spade = spade is not None
-        self.norm1 = Spade(dim, cin, *spade) if self.spade else group_norm(cin)
+        self.norm1 = Spade(dim, cin, *spade) if spade else group_norm(cin)
         self.conv1 = conv(dim, cin, cout)
         self.embed = nn.Linear(embedding_dim, 2 * cout)
-        self.norm2 = Spade(dim, cout, *spade) if self.spade else group_norm(cout)
+        self.norm2 = Spade(dim, cout, *spade) if spade else group_norm(cout)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(conv(dim, cout, cout))
         self.skip = conv(dim, cin, cout, kernel=1) if cin != cout else nn.Identity()
         self.act = nn.SiLU()
 
     def modulations(self, label_features: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        return tuple(norm.modulation(label_features, size) for norm in (self.norm1, self.norm2))
+        """The SPADE maps of both norms."""
+        assert isinstance(self.norm1, Spade) and isinstance(self.norm2, Spade)
+        first = self.norm1.modulation(label_features, size)
+        return first, self.norm2.modulation(label_features, size)
 
     def forward(self, x: Tensor, embedding: Tensor, modulations=None) -> Tensor:
-        first, second = ((m,) for m in modulations) if self.spade else ((), ())
+        first, second = ((m,) for m in modulations) if modulations else ((), ())
         h = self.conv1(self.act(self.norm1(x, *first)))
-        # Scale and shift after the norm: an offset before it would be normalised away.
-        film = self.embed(self.act(embedding))
-        scale, shift = film.reshape(*film.shape, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+        # Scale and shift come after the norm, which would remove an offset added before it.
+        film = self.embed(self.act(embedding))  # (B, 2 cout)
+        scale, shift = expand_to(film, h).chunk(2, dim=1)
         h = self.norm2(h, *second) * (1 + scale) + shift
         return self.skip(x) + self.conv2(self.dropout(self.act(h)))
 
 
 class Upsample(nn.Module):
-    """To the size of the skip that comes next (odd sizes too), then a convolution."""
+    """Nearest-neighbor upsampling to the size of the next skip (also odd), then a convolution."""
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
@@ -63,10 +80,11 @@ class Upsample(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The half of a U-Net that shrinks, and its middle: what a ControlNet copies.
+    """The downsampling half of a U-Net and its middle: the part that a ControlNet copies.
 
-    vessel_attention: off, plain (no bias) or distance, after self-attention in the levels of
-    vessel_levels; label_factor: voxels of the image a side of a latent cell.
+    channels: widths by level. attention_levels: levels with self-attention; the middle always has
+    it. vessel_attention: off, plain (no bias) or distance, in the levels of vessel_levels.
+    label_factor: image voxels per latent cell along each axis.
     """
 
     def __init__(
@@ -85,7 +103,7 @@ class Encoder(nn.Module):
         vessel_channels: int = 256,
     ):
         super().__init__()
-        self.recompute = checkpointing
+        self.checkpointing = checkpointing
         self.dim, self.label_factor = dim, label_factor
         self.attention_levels, self.head_channels = attention_levels, head_channels
         self.vessel_levels = vessel_levels if vessel_attention != "off" else ()
@@ -125,7 +143,7 @@ class Encoder(nn.Module):
         self.middle_out = res_block(width, width)
 
     def _block(self, res: ResBlock, level: int, width: int) -> nn.ModuleDict:
-        """A residual block with the attention of its level behind it."""
+        """A residual block, followed by the attention layers of its level."""
         block = nn.ModuleDict({"res": res})
         if level in self.attention_levels:
             block["attention"] = SelfAttention(width, self.head_channels)
@@ -141,36 +159,43 @@ class Encoder(nn.Module):
         )
 
     def level_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The cells of every level, for latents of a size."""
+        """The grid of every level, for latents of this size."""
         sizes = [tuple(size)]
-        for _ in range(sum("shrink" in block for block in self.down)):
+        for _ in range(sum("shrink" in block for block in blocks_of(self.down))):
             sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
         return sizes
 
-    def memories(self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor):
-        """(vessel attention or None, level) -> what it needs of the conditions, or None."""
+    def keys_values_cache(
+        self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
+    ) -> CacheKeysValues:
+        """The function that caches keys and values of a vessel attention layer (None: no layer).
+
+        size: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
+        """
         sizes, tokens = self.level_sizes(size), None
         if self.token_encoder:
-            given = conditions.tokens or no_tokens(len(spacing), spacing.device)
-            tokens = self.token_encoder(given).repeat_cases(len(spacing), conditions.keep_vessels)
+            raw_tokens = conditions.tokens or no_tokens(len(spacing), spacing.device)
+            encoded = self.token_encoder(raw_tokens)
+            tokens = encoded.repeat_cases(len(spacing), conditions.keep_vessels)
 
-        def memory(attention: VesselAttention | None, level: int) -> CachedKeysValues | None:
+        def cache(attention: VesselAttention | None, level: int) -> CachedKeysValues | None:
             if attention is None:
                 return None
-            # A coarse cell is the share of the grid that resizing gives it, on odd sizes too.
-            shares = [n * self.label_factor / m for n, m in zip(size, sizes[level], strict=True)]
-            cell_mm = spacing * spacing.new_tensor(shares)
-            return attention.memory(tokens, sizes[level], cell_mm)
+            assert tokens is not None
+            # Image voxels per cell of this level; fractional where an odd size was halved.
+            voxels = [n * self.label_factor / m for n, m in zip(size, sizes[level], strict=True)]
+            cell_mm = spacing * spacing.new_tensor(voxels)
+            return attention.cache_keys_values(tokens, sizes[level], cell_mm)
 
-        return memory
+        return cache
 
-    def cache_encoder(self, memory) -> CachedConditions:
-        """The encoder's and the middle's share of what time does not change."""
+    def cache_encoder(self, cache: CacheKeysValues) -> CachedConditions:
+        """The cached conditions of the encoder and the middle."""
         level, encoder_vessels = 0, []
-        for block in self.down:
+        for block in blocks_of(self.down):
             level += "shrink" in block
-            encoder_vessels.append(memory(_vessels_of(block), level))
-        return CachedConditions([], encoder_vessels, memory(self.middle_vessels, level), [])
+            encoder_vessels.append(cache(_vessel_attention_of(block), level))
+        return CachedConditions([], encoder_vessels, cache(self.middle_vessels, level), [])
 
     def embed(self, t: Tensor, spacing: Tensor) -> Tensor:
         """t (B,), spacing (B, dim) mm -> (B, 4 channels[0])."""
@@ -179,41 +204,50 @@ class Encoder(nn.Module):
         return embedding + self.embed_spacing(torch.log(spacing.float()))
 
     def encode(
-        self, h: Tensor, embedding: Tensor, prepared: CachedConditions
+        self, h: Tensor, embedding: Tensor, cached: CachedConditions
     ) -> tuple[Tensor, list[Tensor]]:
-        """What conv_in made of x -> the middle's output, and the skips of every block before it."""
+        """Features after conv_in -> output of the middle, and the skip of every encoder block."""
         skips = [h]
-        for block, vessels in zip(self.down, prepared.encoder_vessels, strict=True):
+        for block, vessels in zip(blocks_of(self.down), cached.encoder_vessels, strict=True):
             if "shrink" in block:
                 h = block["shrink"](h)
             else:
-                h = self._run(block, h, embedding, vessels)
+                h = self._run_level(block, h, embedding, vessels)
             skips.append(h)
-        h = run(self.middle_in, h, embedding, recompute=self.recompute)
-        h = run(self.middle_attention, h, recompute=self.recompute)
+        h = self._run(self.middle_in, h, embedding)
+        h = self._run(self.middle_attention, h)
         if self.middle_vessels:
-            h = run(self.middle_vessels, h, prepared.middle_vessels, recompute=self.recompute)
-        return run(self.middle_out, h, embedding, recompute=self.recompute), skips
+            h = self._run(self.middle_vessels, h, cached.middle_vessels)
+        return self._run(self.middle_out, h, embedding), skips
 
-    def _run(self, block, h: Tensor, embedding: Tensor, vessels, modulations=None) -> Tensor:
-        h = run(block["res"], h, embedding, modulations, recompute=self.recompute)
+    def _run(self, layer: nn.Module, *inputs) -> Tensor:
+        return run_block(layer, *inputs, checkpointing=self.checkpointing)
+
+    def _run_level(self, block, h: Tensor, embedding: Tensor, vessels, modulations=None) -> Tensor:
+        """A residual block and the attention layers behind it."""
+        h = self._run(block["res"], h, embedding, modulations)
         if "attention" in block:
-            h = run(block["attention"], h, recompute=self.recompute)
+            h = self._run(block["attention"], h)
         if "vessels" in block:
-            h = run(block["vessels"], h, vessels, recompute=self.recompute)
+            h = self._run(block["vessels"], h, vessels)
         return h
 
 
-def _vessels_of(block: nn.ModuleDict) -> VesselAttention | None:
-    return block["vessels"] if "vessels" in block else None
+def blocks_of(modules: nn.ModuleList) -> list[nn.ModuleDict]:
+    """The entries of a list of module dictionaries, typed."""
+    return cast(list[nn.ModuleDict], list(modules))
+
+
+def _vessel_attention_of(block: nn.ModuleDict) -> VesselAttention | None:
+    return cast(VesselAttention, block["vessels"]) if "vessels" in block else None
 
 
 class UNet(Encoder):
-    """x (B, C, X, ...), t (B,) in [0, 1], spacing (B, dim) mm of the image -> (B, C, X, ...).
+    """x (R, C, X, ...), t (R,) in [0, 1], spacing (R, dim) mm of the image -> (R, C, X, ...).
 
-    What it shares with a ControlNet is said by Encoder, whose arguments `encoder` are; the rest is
-    the decoder's. vessel_fields: SPADE takes the rasterised vessels too. hidden_class: SPADE sees
-    background where the label map has this class (None: it sees all of it).
+    R rows: the B cases once, or once per guidance term. `encoder` holds the arguments of Encoder;
+    the others belong to the decoder. vessel_fields: SPADE is conditioned on the vessel fields too.
+    hidden_class: SPADE sees this class of the label map as background (None: no class is hidden).
     """
 
     def __init__(
@@ -263,37 +297,36 @@ class UNet(Encoder):
     def cache_conditions(
         self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
     ) -> CachedConditions:
-        """Everything that time does not change, for latents of a size and images of a spacing (one
-        for each row).
+        """The features of the conditions, which do not depend on t.
+
+        size: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
         """
-        memory, sizes = self.memories(conditions, size, spacing), self.level_sizes(size)
+        cache, sizes = self.keys_values_cache(conditions, size, spacing), self.level_sizes(size)
         features = self._label_features(conditions, sizes[0], spacing)
         level, spade, decoder_vessels = len(sizes) - 1, [], []
-        for block in self.up:
-            spade.append(block["res"].modulations(features, sizes[level]))
-            decoder_vessels.append(memory(_vessels_of(block), level))
+        for block in blocks_of(self.up):
+            spade.append(cast(ResBlock, block["res"]).modulations(features, sizes[level]))
+            decoder_vessels.append(cache(_vessel_attention_of(block), level))
             level -= "grow" in block
-        encoder = self.cache_encoder(memory)
+        encoder = self.cache_encoder(cache)
         return replace(encoder, spade=spade, decoder_vessels=decoder_vessels)
 
     def _label_features(self, conditions: Conditions, size, spacing: Tensor) -> Tensor:
-        """(B, label_channels[-1], *size): of labels and fields; zero is the missing condition."""
+        """(R, label_channels[-1], *size): the sum over label map and fields; zero where dropped."""
 
-        def kept(features: Tensor, keep: Tensor | None) -> Tensor:
+        def masked(features: Tensor, keep: Tensor | None) -> Tensor:
             features = repeat_cases(features, len(spacing))
-            if keep is None:
-                return features
-            return features * keep.reshape(-1, *[1] * (features.ndim - 1))
+            return features if keep is None else features * expand_to(keep, features)
 
         features = spacing.new_zeros(len(spacing), self.label_encoder.channels, *size)
         if conditions.labels is not None:
             labels = conditions.labels
             if self.hidden_class is not None:
                 labels = labels.masked_fill(labels == self.hidden_class, 0)
-            features = features + kept(self.label_encoder(labels), conditions.keep_label)
+            features = features + masked(self.label_encoder(labels), conditions.keep_label)
         if self.field_encoder and conditions.fields is not None:
             fields = self.field_encoder(conditions.fields)
-            features = features + kept(fields, conditions.keep_vessels)
+            features = features + masked(fields, conditions.keep_vessels)
         return features
 
     def forward(
@@ -304,21 +337,21 @@ class UNet(Encoder):
         conditions: Conditions | CachedConditions | None = None,
         residuals: list[Tensor] | None = None,
     ) -> Tensor:
-        """conditions: of the cases, or what `prepare` has made of them; None: none at all.
+        """conditions: of the cases, or the output of `cache_conditions`; None: unconditional.
 
-        residuals: what a ControlNet adds to each skip and, last, to the middle's output.
+        residuals: of a ControlNet, one for each skip and a last one for the output of the middle.
         """
         if not isinstance(conditions, CachedConditions):
             conditions = self.cache_conditions(conditions or Conditions(), x.shape[2:], spacing)
         embedding = self.embed(t, spacing)
         h, skips = self.encode(self.conv_in(x), embedding, conditions)
         if residuals is not None:
-            features = [*skips, h]  # of mixed types under autocast: each keeps its own
+            features = [*skips, h]  # under autocast their types differ, and each keeps its own
             *skips, h = (f + r.to(f.dtype) for f, r in zip(features, residuals, strict=True))
-        decoder = zip(self.up, conditions.spade, conditions.decoder_vessels, strict=True)
-        for block, modulations, vessels in decoder:
+        caches = (conditions.spade, conditions.decoder_vessels)
+        for block, modulations, vessels in zip(blocks_of(self.up), *caches, strict=True):
             h = torch.cat([h, skips.pop()], dim=1)
-            h = self._run(block, h, embedding, vessels, modulations)
+            h = self._run_level(block, h, embedding, vessels, modulations)
             if "grow" in block:
                 h = block["grow"](h, skips[-1].shape[2:])
         return self.conv_out(self.act(self.norm_out(h)))

@@ -1,11 +1,12 @@
 """Cross-attention from voxels to vessel tokens, biased by distance in units of the vessel's radius.
 
-The bias is -d^2 / (2 (s r)^2) with a learned scale s a head (distance_bias.py says how it passes
-through the fused kernels). One more key, the null token, has the same learned bias everywhere: a
-voxel far from all vessels attends to it, and so does every voxel of a case without vessels.
+The bias is -d^2 / (2 (s r)^2), with d the distance of voxel and token, r the radius of the vessel
+and s a learned scale per head (distance_bias.py: how fused kernels evaluate it). One more key, the
+null token, has the same learned bias everywhere: voxels far from all vessels attend to it, and so
+do all voxels of a case without vessels.
 
-The bias takes its channels from a head's query and key, which keep their width: a head of 64 is
-what the kernels are fastest at, where 78 would be run as 96. Values have the whole head.
+The bias channels replace channels of a head's query and key, so a head keeps its width: kernels are
+fastest at 64, and would run 78 as 96. Values use the whole head.
 """
 
 import math
@@ -27,20 +28,21 @@ from tubesynth.models.distance_bias import (
 )
 from tubesynth.models.vessel_tokens import EncodedTokens, position_channels, position_features
 
-# First scales of the heads, from a vessel and its wall to its surroundings: a cell of 6 mm is many
-# radii wide, and at a scale of 1 it would not see a thin vessel off its middle.
+# Initial scales s of the heads in radii, from the vessel and its wall to its surroundings. A cell
+# of 6 mm is many radii wide; with s = 1 it would not attend to a thin vessel away from its center.
 NARROWEST, WIDEST = 2.0, 16.0
-# A product with fewer columns than some ten is summed in another order on a CPU, and the bias would
-# lose in 32 bits what its channels are laid out to keep: 3e-4 of a score instead of 1e-5.
+# A matrix product with fewer columns than about ten is summed in another order on a CPU. The bias
+# channels would then cancel with an error of 3e-4 of a score in 32 bits instead of 1e-5.
 LEAST_TOKENS = 31
 
 
 @dataclass(frozen=True)
 class CachedKeysValues:
-    """What one layer needs of the tokens; time does not change it, so a sampler makes it once.
+    """Cached keys and values of one cross-attention layer; they do not depend on t.
 
-    query_position (B, N, heads * content) is added to the voxels' queries, query_bias (B, N, bias)
-    goes before them. key, value (B, heads, T + 1, head): the tokens, then the null token.
+    query_position: (B, N, heads * content), added to the queries of the voxels. query_bias:
+    (B, N, bias channels), concatenated before the queries. key, value: (B, heads, T + 1, head
+    channels) of the tokens and, last, of the null token.
     """
 
     query_position: Tensor
@@ -49,14 +51,15 @@ class CachedKeysValues:
     value: Tensor
 
     def rows(self, index: Tensor) -> "CachedKeysValues":
-        """The cases of an index (B',) into the batch."""
+        """The rows of the batch at index (B',)."""
         return CachedKeysValues(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class VesselAttention(nn.Module):
-    """(B, C, X, ...) -> the same shape; the residual branch is silent at initialisation.
+    """(B, C, X, ...) -> the same shape. The residual branch is zero-initialized.
 
-    distance=False leaves the bias out, for comparison: tokens count alike wherever they are.
+    distance: whether attention is biased by distance; without it the distance of a token has no
+    effect.
     """
 
     def __init__(
@@ -87,15 +90,16 @@ class VesselAttention(nn.Module):
         """s of each head, in radii."""
         return self.log_scale.exp()
 
-    def memory(
+    def cache_keys_values(
         self, tokens: EncodedTokens, size: tuple[int, ...], cell_mm: Tensor
     ) -> CachedKeysValues:
-        """For voxels of a grid of cells of cell_mm (B, dim), its middle at the tokens' origin."""
+        """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin."""
         tokens = tokens.padded(LEAST_TOKENS)
         batch = len(cell_mm)
+        # (B, N, dim): the center of every cell
         voxels_mm = lattice(size, cell_mm.device) * cell_mm.double()[:, None]
         query_position = self.position_to_query(position_features(voxels_mm))
-        # Scores are not scaled by the kernel: the bias must stay as it is.
+        # The kernel is called with scale = 1, since it must not scale the bias.
         key = self._heads(self.to_key(tokens.features)) / math.sqrt(self.content)
         value = self._heads(self.to_value(tokens.features))
         dtype = key.dtype
@@ -118,15 +122,15 @@ class VesselAttention(nn.Module):
             self._with_null(value, self.null_value.to(dtype)),
         )
 
-    def forward(self, x: Tensor, memory: CachedKeysValues) -> Tensor:
+    def forward(self, x: Tensor, cached: CachedKeysValues) -> Tensor:
         batch, channels = x.shape[:2]
         voxels = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        query = self._heads(self.to_query(voxels) + memory.query_position)
-        assert query.dtype == memory.key.dtype, "make the memory in the precision it is used in"
-        # The bias first: its large terms must cancel before others join the sum.
-        query_bias = memory.query_bias[:, None].expand(-1, self.num_heads, -1, -1)
+        query = self._heads(self.to_query(voxels) + cached.query_position)
+        assert query.dtype == cached.key.dtype, "cached keys have another precision"
+        # The bias channels come first: their large terms must cancel before others are summed.
+        query_bias = cached.query_bias[:, None].expand(-1, self.num_heads, -1, -1)
         query = torch.cat([query_bias, query], dim=-1)
-        attended = F.scaled_dot_product_attention(query, memory.key, memory.value, scale=1.0)
+        attended = F.scaled_dot_product_attention(query, cached.key, cached.value, scale=1.0)
         attended = self.to_out(attended.transpose(1, 2).flatten(2))
         return x + attended.transpose(1, 2).reshape(batch, channels, *x.shape[2:])
 

@@ -1,8 +1,8 @@
-"""Vessel tokens as features: what a network sees of the points of a centreline.
+"""The encoder of vessel tokens: points of a centreline as feature vectors.
 
-Positions and distances are in mm and enter as sines and cosines of fixed wavelengths in mm, so a
-token means the same at any resolution. Encoded once a sample; every layer projects its own keys and
-values from the result.
+Positions and distances in mm are embedded by sines and cosines with fixed wavelengths in mm, so the
+encoding of a token does not depend on the resolution. Tokens are encoded once per sample; every
+cross-attention layer projects its keys and values from the result.
 """
 
 import math
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from tubesynth.models.blocks import repeat_cases, sinusoidal
 
-LONGEST_MM = 512.0  # wavelengths of positions: this, halved down to 4 mm
+LONGEST_MM = 512.0  # longest wavelength of a position; the others are halves of it, down to 4 mm
 WAVELENGTHS = 8
 ROOT_DISTANCE_CHANNELS = 32
-THINNEST_MM = 0.25  # radii below it are taken as this: no data has them, and a bias divides by r
+THINNEST_MM = 0.25  # lower bound of the radius, which the distance bias divides by
 
-Tokens = dict[str, Tensor]  # the fields of volume.vessels.VesselTokens, padded, and their mask
+Tokens = dict[str, Tensor]  # the fields of volume.vessels.VesselTokens, padded, and "mask"
 
 
 @dataclass(frozen=True)
 class EncodedTokens:
-    """features (B, T, C), position_mm (B, T, dim), radius_mm (B, T), mask (B, T): True is one."""
+    """features (B, T, C), position_mm (B, T, dim), radius_mm (B, T), mask (B, T) of real tokens."""
 
     features: Tensor
     position_mm: Tensor
@@ -32,12 +32,12 @@ class EncodedTokens:
     mask: Tensor
 
     def repeat_cases(self, count: int, keep: Tensor | None) -> "EncodedTokens":
-        """The cases for count rows; keep (count,) in {0, 1}: zero leaves a row without tokens."""
+        """The cases once per guidance term; keep (count,) of 0 or 1: a row with 0 has no tokens."""
         rows = EncodedTokens(*(repeat_cases(getattr(self, f.name), count) for f in fields(self)))
         return rows if keep is None else replace(rows, mask=rows.mask & keep.bool()[:, None])
 
     def padded(self, least: int) -> "EncodedTokens":
-        """At least so many, the further ones masked."""
+        """Padded to at least this many tokens; the padding is masked."""
         lack = max(0, least - self.mask.shape[1])
         return EncodedTokens(
             F.pad(self.features, (0, 0, 0, lack)),
@@ -48,7 +48,7 @@ class EncodedTokens:
 
 
 class TokenEncoder(nn.Module):
-    """Position, log radius, tangent and distance from the root -> channels."""
+    """Position, log radius, tangent and distance from the root of a token -> `channels`."""
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
@@ -88,7 +88,7 @@ def position_features(position_mm: Tensor) -> Tensor:
 
 
 def no_tokens(batch: int, device) -> Tokens:
-    """The tokens of cases that have none."""
+    """A batch of cases without tokens."""
     shapes = {"position_mm": (3,), "radius_mm": (), "tangent": (3,), "root_distance_mm": ()}
     empty = {name: torch.zeros(batch, 0, *rest, device=device) for name, rest in shapes.items()}
     return {**empty, "mask": torch.zeros(batch, 0, dtype=torch.bool, device=device)}

@@ -1,18 +1,19 @@
-"""The autoencoder of stage 1: strided convolutions down, residual units, a quantizer, and back.
+"""The autoencoder of stage 1 (VQ-VAE): convolutional encoder, quantizer, convolutional decoder.
 
-As published (reference sizes: channels [64, 128], two residual units a level, codebook 8192 x 8:
-5.60 M parameters). There is no normalisation, so what a voxel becomes depends on its neighbourhood
-alone.
+van den Oord et al. 2017 (arXiv 1711.00937), with residual units as in its published 3D version:
+channels [64, 128], two residual units per level and a codebook of 8192 x 8 give 5.60 M parameters.
+There are no normalization layers, so the receptive field of a voxel is finite and tiles can equal
+the whole volume (tiling.py).
 """
 
 import math
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, he_init, run
+from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, he_init, run_block
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
 from tubesynth.models.quantizers.gaussian import GaussianPosterior
@@ -33,7 +34,7 @@ class ResidualUnit(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, in, X, ...) -> (B, out, X / f, ...), f = 2 ** levels."""
+    """(B, in_channels, X, ...) -> (B, out_channels, X / f, ...), with f = 2 ** levels."""
 
     def __init__(self, dim, in_channels, channels, residual_channels, num_residual, out_channels):
         super().__init__()
@@ -45,18 +46,18 @@ class Encoder(nn.Module):
             width = level_width
         blocks.append(conv(dim, width, out_channels))
         self.blocks = nn.ModuleList(blocks)
-        self.recompute = False
+        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = run(block, x, recompute=self.recompute)
+            x = run_block(block, x, checkpointing=self.checkpointing)
         return x
 
 
 class Decoder(nn.Module):
-    """(B, embedding_dim, x, ...) -> (B, out, f x, ...).
+    """(B, embedding_dim + mask_channels, x, ...) -> (B, out_channels, f x, ...).
 
-    mask_channels: further channels of the input that a decoder with a vessel mask has.
+    mask_channels: f ** dim for a decoder conditioned on the vessel mask, otherwise 0.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Decoder(nn.Module):
         mask_channels=0,
     ):
         super().__init__()
-        blocks = [conv(dim, embedding_dim + mask_channels, channels[-1])]
+        blocks: list[nn.Module] = [conv(dim, embedding_dim + mask_channels, channels[-1])]
         widths = [out_channels, *channels]
         for level in reversed(range(len(channels))):
             width, hidden = channels[level], residual_channels[level]
@@ -78,19 +79,19 @@ class Decoder(nn.Module):
             up = CONV_TRANSPOSE[dim](width, widths[level], kernel_size=4, stride=2, padding=1)
             blocks.append(up if level == 0 else nn.Sequential(up, nn.ReLU()))
         self.blocks = nn.ModuleList(blocks)
-        self.recompute = False
+        self.checkpointing = False
 
     def forward(self, z: Tensor) -> Tensor:
         for block in self.blocks:
-            z = run(block, z, recompute=self.recompute)
+            z = run_block(block, z, checkpointing=self.checkpointing)
         return z
 
 
-def _initialise(module: nn.Module) -> None:
-    """As ReLU needs it, and silent residual branches.
+def _initialize(module: nn.Module) -> None:
+    """He initialization, with the last convolution of each residual branch at zero.
 
-    With PyTorch's default, codes collapse to one and hundreds of steps go by before the decoder
-    hears anything.
+    With PyTorch's default initialization all codes collapse to one, and for hundreds of steps the
+    decoder's output does not depend on its input.
     """
     he_init(module)
     if isinstance(module, ResidualUnit):
@@ -100,38 +101,48 @@ def _initialise(module: nn.Module) -> None:
 def space_to_depth(mask: Tensor, factor: int) -> Tensor:
     """(B, X, ...) -> (B, f ** dim, X / f, ...): the f ** dim voxels of each cell as channels."""
     dim = mask.ndim - 1
-    cells = [part for n in mask.shape[1:] for part in (n // factor, factor)]
-    split = mask.reshape(len(mask), *cells)
-    outer, inner = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)
+    blocks = [side for n in mask.shape[1:] for side in (n // factor, factor)]
+    split = mask.reshape(len(mask), *blocks)  # (B, X / f, f, Y / f, f, ...)
+    outer, inner = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)  # cells, voxels in a cell
     return split.permute(0, *inner, *outer).flatten(1, dim)
 
 
 class Quantizer(Protocol):
-    """What VQVAE asks of models/quantizers/."""
+    """The interface between VQVAE and models/quantizers/."""
 
-    in_channels: int  # what the encoder has to give
-    num_codes: int | None  # None: latents are continuous
+    @property
+    def in_channels(self) -> int:
+        """Channels of the encoder's output."""
+        ...
 
-    def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """(B, in_channels, ...) -> what the decoder gets in this step (B, D, ...), named and
-        weighted loss terms, and the indices of the codes (B, ...), if there are any.
+    @property
+    def num_codes(self) -> int | None:
+        """None: latents are continuous."""
+        ...
+
+    def __call__(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """One training step: encoder output (B, in_channels, ...) -> decoder input (B, D, ...),
+        weighted loss terms by name, and code indices (B, ...) or None.
         """
+        ...
 
     def latents(self, encoded: Tensor) -> Tensor:
-        """(B, in_channels, ...) -> (B, D, ...) that stage 2 models."""
+        """Encoder output (B, in_channels, ...) -> the latents of stage 2 (B, D, ...)."""
+        ...
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """(B, D, ...) latents, encoded or synthetic -> what the decoder gets (B, D, ...)."""
+        """Latents (B, D, ...), encoded or synthetic -> decoder input (B, D, ...)."""
+        ...
 
 
 class VQVAE(nn.Module):
-    """Images in [0, 1] of shape (B, 1, X, ...); every side a multiple of `factor`.
+    """Autoencoder of images (B, 1, X, ...) in [0, 1]; every side must be a multiple of `factor`.
 
     quantizer: ema_vq (codebook_size, commitment, codebook_decay, revive_after), fsq (fsq_levels, as
     many as embedding_dim) or kl (kl_weight).
-    vessel_mask: the decoder is told where the vessels are, by the mask (B, X, ...) bool at the
-    image's resolution. It comes in with the latents, as f ** dim channels of a cell: not a voxel of
-    a thin vessel is lost, and nothing runs at full resolution for it.
+    vessel_mask: the decoder is conditioned on the vessel mask (B, X, ...) bool of the image. The
+    f ** dim voxels of each latent cell become channels beside its latent, so no voxel of a thin
+    vessel is lost and no layer is added at full resolution.
     """
 
     def __init__(
@@ -154,7 +165,7 @@ class VQVAE(nn.Module):
         super().__init__()
         self.vessel_mask = vessel_mask
         self.levels, self.num_residual = len(channels), num_residual_layers
-        # Encoding or decoding without gradients holds about four maps of the widest level.
+        # Without gradients, encoding or decoding holds about four feature maps of the widest level.
         widest = max(width / 2 ** (dim * (i + 1)) for i, width in enumerate(channels))
         self.bytes_per_voxel = math.ceil(4 * (4 * widest + 2))
         self.factor = 2**self.levels
@@ -173,21 +184,22 @@ class VQVAE(nn.Module):
         self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)
         mask_channels = self.factor**dim if vessel_mask else 0
         self.decoder = Decoder(dim, 1, *sizes, embedding_dim, mask_channels)
-        self.encoder.recompute = self.decoder.recompute = checkpointing
-        self.apply(_initialise)
+        self.encoder.checkpointing = self.decoder.checkpointing = checkpointing
+        self.apply(_initialize)
         last = self.last_layer
-        nn.init.normal_(last.weight, std=0.01)  # start from an even grey, not from noise
+        nn.init.normal_(last.weight, std=0.01)  # start from a constant gray image, not from noise
+        assert last.bias is not None
         nn.init.constant_(last.bias, 0.35)
-        if vessel_mask:  # start as the autoencoder that hears no mask
-            first = self.decoder.blocks[0].weight
+        if vessel_mask:  # at initialization the mask has no effect
+            first = cast(nn.Conv3d, self.decoder.blocks[0]).weight
             with torch.no_grad():
                 first.mul_(math.sqrt(first.shape[1] / embedding_dim))
                 first[:, embedding_dim:] = 0
 
     def encode(self, image: Tensor, tile: int | None = None) -> Tensor:
-        """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...); no code is looked for.
+        """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...), before any code is looked up.
 
-        tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
+        tile: side of the tiles in voxels, a multiple of f; None for the whole volume at once.
         """
         if tile is None:
             encoded = self.encoder(image)
@@ -203,10 +215,10 @@ class VQVAE(nn.Module):
         tile: int | None = None,
         vessels: Tensor | None = None,
     ) -> Tensor:
-        """Latents (B, D, x, ...) -> (B, 1, f x, ...), by default through the quantizer.
+        """Latents (B, D, x, ...) -> image (B, 1, f x, ...), by default quantized first.
 
-        tile: side in voxels, a multiple of f, of the pieces that are worked on one by one.
-        vessels: (B, f x, ...) bool, for a decoder with a vessel mask; others do not look at it.
+        tile: side of the tiles in voxels, a multiple of f; None for the whole volume at once.
+        vessels: (B, f x, ...) bool, the mask for a decoder with vessel_mask; others ignore it.
         """
         if quantize:
             latents = self.quantizer.quantize(latents)
@@ -217,42 +229,46 @@ class VQVAE(nn.Module):
         return run_tiled(self.decoder, latents, cells, self.decoder_halo, Fraction(self.factor))
 
     def _with_vessels(self, latents: Tensor, vessels: Tensor | None) -> Tensor:
-        """(B, D, x, ...) -> what the decoder takes: f ** dim channels more with a vessel mask."""
+        """(B, D, x, ...) -> (B, D + f ** dim, x, ...) if the decoder is conditioned on the mask."""
         if not self.vessel_mask:
             return latents
-        assert vessels is not None, "this decoder takes a vessel mask"
+        assert vessels is not None, "this decoder is conditioned on a vessel mask"
         return torch.cat([latents, space_to_depth(vessels, self.factor).to(latents.dtype)], 1)
 
     @property
-    def last_layer(self) -> nn.Module:
-        """The convolution whose output is the image."""
-        return self.decoder.blocks[-1]
+    def last_layer(self) -> nn.ConvTranspose2d | nn.ConvTranspose3d:
+        """The transposed convolution whose output is the image."""
+        return cast(nn.ConvTranspose3d, self.decoder.blocks[-1])
 
     @property
     def encoder_halo(self) -> int:
-        """How far beyond a tile's end its last latent cell hears: voxels, a multiple of f.
+        """Receptive-field radius of the encoder in voxels, rounded up to a multiple of f.
 
-        Walked back from the end: a convolution of 3 hears one on; one of 4 with stride 2 hears
-        2 n + 1 where n cells are needed.
+        From the last layer back: a convolution of kernel 3 adds 1; one of kernel 4 and stride 2
+        turns a radius of n cells into 2 n + 1.
         """
-        reach = 1
+        radius = 1
         for _ in range(self.levels):
-            reach = 2 * (reach + 2 * self.num_residual) + 1
-        return math.ceil(reach / self.factor) * self.factor
+            radius = 2 * (radius + 2 * self.num_residual) + 1
+        return math.ceil(radius / self.factor) * self.factor
 
     @property
     def decoder_halo(self) -> int:
-        """How far beyond a tile's end its last voxel hears: latent cells."""
-        reach = 0
+        """Receptive-field radius of the decoder in latent cells.
+
+        From the last layer back: a transposed convolution of kernel 4 and stride 2 turns a radius
+        of n voxels into n // 2 + 1; a convolution of kernel 3 adds 1.
+        """
+        radius = 0
         for _ in range(self.levels):
-            reach = reach // 2 + 1 + 2 * self.num_residual
-        return reach + 1
+            radius = radius // 2 + 1 + 2 * self.num_residual
+        return radius + 1
 
     def forward(
         self, image: Tensor, vessels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Image (and vessel mask, see decode) -> reconstruction, the quantizer's loss terms, and
-        indices or None: the one forward of a training step.
+        """One training step: image (and vessel mask, see decode) -> reconstruction, the quantizer's
+        loss terms, and code indices or None.
         """
         quantized, terms, indices = self.quantizer(self.encoder(image))
         return self.decoder(self._with_vessels(quantized, vessels)), terms, indices

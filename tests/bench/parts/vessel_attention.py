@@ -67,7 +67,7 @@ def run_case(case: str, args) -> dict:
             torch.autocast(device.type, dtype, dtype is not None),
             torch.set_grad_enabled(training),
         ):
-            out = layer(x, layer.memory(tokens, size, cell_mm))
+            out = layer(x, layer.cache_keys_values(tokens, size, cell_mm))
         if training:
             out.float().square().mean().backward()
 

@@ -1,11 +1,10 @@
-"""What stands between encoder and decoder: a learned codebook, fixed levels, or a Gaussian.
+"""Quantizers between encoder and decoder: a learned codebook, fixed levels, or a Gaussian.
 
-One question has three answers here: what the encoder's output becomes in a training step
-(`forward`), what of it stage 2 models (`latents`), and what the decoder is given for that
-(`quantize`). vqvae.py states the interface.
+vqvae.py states the interface: `forward` in a training step, `latents` for stage 2, `quantize`
+before the decoder.
 
-              channels of the encoder   latents of stage 2           the decoder is given
-    ema_vq    D                         as encoded                   the nearest codes
-    fsq       D, one for each scalar    bounded, in units of levels  the nearest levels, in [-1, 1]
-    kl        2 D: mean, log-variance   the mean                     the latents as they are
+              encoder channels          latents of stage 2           decoder input
+    ema_vq    D                         encoder output               nearest codes
+    fsq       D, one per scalar         bounded, in units of levels  nearest levels, in [-1, 1]
+    kl        2 D: mean, log-variance   mean                         latents, unchanged
 """

@@ -1,8 +1,8 @@
-"""Vector quantization with a codebook that follows the data by moving averages.
+"""Vector quantization with a codebook updated by exponential moving averages.
 
-van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1 for the averages. Statistics are summed
-over all ranks, so every rank holds the same codebook. A code that nothing has chosen for a while is
-drawn anew from the data.
+van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1. Statistics are summed over all ranks, so
+every rank holds the same codebook. A code that was unused for a number of steps is revived: it is
+replaced by a vector of the current batch.
 """
 
 import torch
@@ -14,7 +14,13 @@ from tubesynth.models.quantizers.search import nearest_code
 
 
 class EmaQuantizer(nn.Module):
-    """Codebook of K vectors of D channels; the encoder's output itself is the latent."""
+    """A codebook of K codes with D channels. Latents are the encoder's output, not quantized."""
+
+    codebook: Tensor
+    ema_count: Tensor
+    ema_sum: Tensor
+    unused_steps: Tensor
+    initialised: Tensor
 
     def __init__(
         self,
@@ -33,33 +39,34 @@ class EmaQuantizer(nn.Module):
         self.register_buffer("ema_count", torch.zeros(codebook_size))
         self.register_buffer("ema_sum", torch.zeros(codebook_size, embedding_dim))
         self.register_buffer("unused_steps", torch.zeros(codebook_size, dtype=torch.long))
+        # Spelled so in every checkpoint; the digest of an autoencoder covers the names of buffers.
         self.register_buffer("initialised", torch.tensor(False))
 
     def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """(B, D, ...) -> nearest codes (straight-through gradient), {"commitment": weighted loss},
-        indices (B, ...). In training the codebook follows.
+        indices (B, ...). In training mode the codebook is updated.
         """
-        # Distances cancel badly in 16 bits, so autocast stays outside.
+        # Distances lose too many digits to cancellation in 16 bits, so autocast is disabled.
         with torch.autocast(encoded.device.type, enabled=False):
             encoded = encoded.float()
             vectors = _as_vectors(encoded.detach())
             if self.training and not self.initialised:
-                self._initialise(vectors)
+                self._initialize(vectors)
             flat_indices = nearest_code(vectors, self.codebook)
             indices = flat_indices.view(encoded.shape[0], *encoded.shape[2:])
             quantized = self.lookup(indices)
             if self.training:
-                self._follow(vectors, flat_indices)
+                self._update(vectors, flat_indices)
             terms = {"commitment": self.commitment * F.mse_loss(encoded, quantized)}
-            # Straight-through: the decoder's gradient passes to the encoder as it is.
+            # Straight-through estimator: the gradient of the decoder passes to the encoder.
             return encoded + (quantized - encoded).detach(), terms, indices
 
     def latents(self, encoded: Tensor) -> Tensor:
-        """The encoder's output as it is: no code is looked for."""
+        """The encoder's output, unchanged."""
         return encoded
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """(B, D, ...) latents -> the nearest codes, in 32 bits; the codebook stays as it is."""
+        """(B, D, ...) latents -> nearest codes, in 32 bits. The codebook is not updated."""
         with torch.autocast(latents.device.type, enabled=False):
             indices = nearest_code(_as_vectors(latents.float()), self.codebook)
             return self.lookup(indices.view(latents.shape[0], *latents.shape[2:]))
@@ -69,30 +76,32 @@ class EmaQuantizer(nn.Module):
         return F.embedding(indices, self.codebook).movedim(-1, 1)
 
     @torch.no_grad()
-    def _initialise(self, vectors: Tensor):
-        """Codes start as vectors of the first batch; most random codes would never be hit."""
-        self.codebook.copy_(self._draw(vectors, len(self.codebook)))
+    def _initialize(self, vectors: Tensor) -> None:
+        """Start from vectors of the first batch; most random codes would never be chosen."""
+        self.codebook.copy_(self._sample(vectors, len(self.codebook)))
         self.ema_sum.copy_(self.codebook)
         self.ema_count.fill_(1.0)
         self.initialised.fill_(True)
 
-    def _draw(self, vectors: Tensor, count: int) -> Tensor:
-        """`count` vectors of rank 0's batch, the same on every rank, slightly apart from each
-        other.
-        """
+    def _sample(self, vectors: Tensor, count: int) -> Tensor:
+        """`count` random vectors of rank 0's batch plus slight noise, the same on every rank."""
         vectors = vectors[vectors.isfinite().all(1)]
         if len(vectors) == 0:
             vectors = self.codebook
-        picked = vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
-        picked = picked + 1e-3 * vectors.std() * torch.randn_like(picked)
+        sample = vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
+        sample = sample + 1e-3 * vectors.std() * torch.randn_like(sample)
         if dist.is_initialized():
-            dist.broadcast(picked, src=0)
-        return picked
+            dist.broadcast(sample, src=0)
+        return sample
 
     @torch.no_grad()
-    def _follow(self, vectors: Tensor, indices: Tensor):
-        """Move each used code towards the mean of the vectors that chose it."""
-        # One NaN would stay in the averages for ever; a step that is skipped must leave no trace.
+    def _update(self, vectors: Tensor, indices: Tensor) -> None:
+        """Move each used code towards the mean of the vectors assigned to it.
+
+        N_k <- decay N_k + (1 - decay) n_k, m_k <- decay m_k + (1 - decay) sum of the vectors of k,
+        code k = m_k / N_k (appendix A.1).
+        """
+        # Vectors that are not finite are left out: one NaN would stay in the averages for ever.
         finite = vectors.isfinite().all(1)
         vectors = torch.where(finite[:, None], vectors, 0)
         count = torch.bincount(indices, weights=finite.float(), minlength=len(self.codebook))
@@ -103,8 +112,8 @@ class EmaQuantizer(nn.Module):
             count, total = packed[:, 0], packed[:, 1:]
         self.ema_count.lerp_(count, 1 - self.decay)
         self.ema_sum.lerp_(total, 1 - self.decay)
-        # A code's mean is sum / count; both fade together while it is unused, so it stays where it
-        # was. Below the threshold the quotient is rounding noise and the code is left alone.
+        # m_k and N_k decay together while code k is unused, so the code stays where it was. Below
+        # the threshold their quotient is rounding noise, and the code is not changed.
         used = self.ema_count > 1e-5
         mean = self.ema_sum / self.ema_count.clamp_min(1e-5)[:, None]
         self.codebook.copy_(torch.where(used[:, None], mean, self.codebook))
@@ -113,9 +122,9 @@ class EmaQuantizer(nn.Module):
         if self.revive_after:
             dead = self.unused_steps >= self.revive_after
             if dead.any():  # the same on every rank, since the counts are summed
-                fresh = self._draw(vectors, int(dead.sum()))
-                self.codebook[dead] = fresh
-                self.ema_sum[dead] = fresh
+                revived = self._sample(vectors, int(dead.sum()))
+                self.codebook[dead] = revived
+                self.ema_sum[dead] = revived
                 self.ema_count[dead] = 1.0
                 self.unused_steps[dead] = 0
 

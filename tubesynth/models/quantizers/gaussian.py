@@ -1,17 +1,19 @@
-"""Continuous latents: a diagonal Gaussian posterior, held near N(0, 1) by a small weight.
+"""Continuous latents: a diagonal Gaussian posterior with a small KL loss to N(0, 1).
 
-Kingma and Welling 2014 (arXiv 1312.6114), appendix B, with the slight weight of Rombach et al. 2022
-(arXiv 2112.10752, the KL-regularised autoencoders of appendix G).
+Kingma and Welling 2014 (arXiv 1312.6114), appendix B, with the small weight of Rombach et al. 2022
+(arXiv 2112.10752, the KL-regularized autoencoders of appendix G).
 """
 
 import torch
 from torch import Tensor, nn
 
-LOG_VARIANCE = (-30.0, 20.0)  # beyond these, exp leaves what 32 bits hold
+LOG_VARIANCE = (-30.0, 20.0)  # beyond these bounds exp leaves the range of 32 bits
 
 
 class GaussianPosterior(nn.Module):
-    """The encoder gives mean and log-variance; the decoder a sample in training, else the mean."""
+    """The encoder outputs mean and log-variance. The decoder input is a sample in training mode,
+    and the mean in evaluation mode.
+    """
 
     num_codes = None
 
@@ -21,9 +23,9 @@ class GaussianPosterior(nn.Module):
         self.kl_weight = kl_weight
 
     def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], None]:
-        """(B, 2 D, ...) -> (B, D, ...), {"kl": weight x nats a latent cell}, no indices.
+        """(B, 2 D, ...) -> (B, D, ...), {"kl": weight x nats per latent cell}, no indices.
 
-        The noise comes from torch's global generator, which the loop seeds at every step.
+        The noise comes from torch's global generator, which the training loop seeds at every step.
         """
         mean, log_variance = encoded.float().chunk(2, dim=1)
         log_variance = log_variance.clamp(*LOG_VARIANCE)
@@ -38,5 +40,5 @@ class GaussianPosterior(nn.Module):
         return encoded.chunk(2, dim=1)[0]
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """Nothing to do: the decoder has learned to read every point near the data."""
+        """The latents, unchanged: the decoder is trained on continuous latents."""
         return latents
