@@ -11,7 +11,7 @@ import torch
 from tubesynth.runtime import checkpoint
 from tubesynth.runtime.atomic import replacing, save_png, write_text
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import RunLog
+from tubesynth.runtime.run_log import RunLog
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 

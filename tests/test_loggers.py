@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tubesynth.runtime.environment import git_commit
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import RunLog, git_commit
+from tubesynth.runtime.run_log import RunLog
 from tubesynth.train import main
 
 PICTURE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -132,7 +133,7 @@ def test_the_commit_is_that_of_tubesynth_and_not_of_a_repository_around_it(tmp_p
         pytest.skip("no git")
     installed = tmp_path / ".venv" / "tubesynth" / "runtime"
     installed.mkdir(parents=True)
-    (installed / "log.py").write_text("installed")
+    (installed / "environment.py").write_text("installed")
     (tmp_path / "own.py").write_text("tracked")
 
     def git(*arguments):
@@ -146,7 +147,7 @@ def test_the_commit_is_that_of_tubesynth_and_not_of_a_repository_around_it(tmp_p
     git("add", "-f", ".venv")
     git("commit", "-qm", "both")
     assert re.fullmatch("[0-9a-f]{12}", git_commit(installed))
-    (installed / "log.py").write_text("changed")
+    (installed / "environment.py").write_text("changed")
     assert git_commit(installed).endswith("+")
 
 

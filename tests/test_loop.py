@@ -15,7 +15,7 @@ from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.ema import Ema, weights_to_use
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import RunLog
+from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.best import Best
 from tubesynth.training.inputs import Volumes

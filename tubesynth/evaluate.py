@@ -48,8 +48,8 @@ from tubesynth.pictures.case_pictures import draw_case, panel_path
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.runtime.atomic import write_text
+from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
-from tubesynth.runtime.log import environment
 from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.rasterize import rasterize_vessels

@@ -23,8 +23,8 @@ from tubesynth.config.schema import SegmenterConfig
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
+from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
-from tubesynth.runtime.log import environment
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, StopSignal

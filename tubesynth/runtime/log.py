@@ -1,116 +1,163 @@
-"""What a run leaves behind: config.yml, environment.json, metrics.jsonl, panels, and what a logger
-shows of it.
+"""The logger "tubesynth": its lines go to the terminal and to the log file of a run, with the date.
 
-metrics.jsonl holds one JSON object a line, {"step", "epoch", "split", names...}, null for what is
-not finite; rank 0 alone writes.
+A command sets it up once; only rank 0 writes. Lines appear above a progress bar and never break it.
+Without a terminal, `Progress` still reports a long loop once a minute.
 """
 
-import json
-import math
-import platform
-import subprocess
+import logging
+import os
 import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-import torch
+from tqdm import tqdm
 
-import tubesynth
-from tubesynth.runtime import dist
-from tubesynth.runtime.atomic import write_text, writing
-from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
+from tubesynth.runtime.atomic import writing
 
-HERE = Path(__file__).resolve().parent
+Item = TypeVar("Item")
+
+SECONDS_BETWEEN_LINES = 60.0
+ABOVE_ALL_LEVELS = logging.CRITICAL + 1
+
+logger = logging.getLogger("tubesynth")
+# Lines from before a run's folder exists. They are written to its log file when that is opened.
+early_lines = MemoryHandler(capacity=10_000, flushLevel=ABOVE_ALL_LEVELS)
 
 
-def git_commit(folder: Path = HERE) -> str | None:
-    """The commit of this checkout, with + where files differ from it; None outside a checkout.
+class LineFormatter(logging.Formatter):
+    """`2026-01-31 09:30:00 message`, and `... warning: message` from the level of warnings on."""
 
-    A program installed below somebody else's repository, as in its .venv, is no checkout.
+    def __init__(self):
+        super().__init__("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"{record.asctime} {level}{record.message}"
+
+
+class TerminalHandler(logging.Handler):
+    """Writes to standard error, above the progress bar where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # a closed terminal must not end a run
+            self.handleError(record)
+
+
+def set_up() -> None:
+    """Let the logger write to the terminal on rank 0, and nowhere on other ranks."""
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+    early_lines.buffer.clear()
+    terminal = TerminalHandler()
+    terminal.setFormatter(LineFormatter())
+    logger.addHandler(terminal)
+    logger.addHandler(early_lines)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    logger.setLevel(logging.INFO if is_main else ABOVE_ALL_LEVELS)
+    logger.propagate = False
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append the lines of this block, and those from before it, to a file; rank 0 only."""
+    if not logger.isEnabledFor(logging.INFO):
+        yield
+        return
+    with writing(path):
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(LineFormatter())
+    for record in early_lines.buffer:
+        handler.handle(record)
+    early_lines.buffer.clear()
+    logger.removeHandler(early_lines)
+    logger.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        # The command prints the error itself; the file must say too why the run ended.
+        record = (logger.name, logging.ERROR, __file__, 0, f"{type(error).__name__}: {error}")
+        handler.handle(logging.LogRecord(*record, args=None, exc_info=None))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.addHandler(early_lines)
+        handler.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `0:12:34`, or `2 days, 1:00:00`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+class Progress:
+    """Reports a loop of `total` items: a bar on a terminal, and a dated line once a minute.
+
+        with Progress("encode training", len(cases), unit="volume") as progress:
+            for case in cases:
+                encode(case)
+                progress.update()
+
+    A short loop logs no line. bar=False shows no bar, for a loop inside one that has a bar.
+    Nothing is shown where the logger is silent: on other ranks, and outside commands.
     """
 
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-        return None if done.returncode else done.stdout.strip()
+    def __init__(self, title: str, total: int, unit: str = "case", bar: bool = True):
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0
+        self.started = self.last_line = time.monotonic()
+        self.has_logged = False
+        # disable=None shows the bar on a terminal only.
+        hidden = not bar or total == 0 or not logger.isEnabledFor(logging.INFO)
+        self.bar = tqdm(total=total, desc=title, unit=unit, disable=True if hidden else None)
 
-    try:
-        if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-            return None
-        commit, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "-s", "-uno")
-    except FileNotFoundError:
-        return None
-    return commit and commit + ("+" if changed else "")
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, error_type, error, trace) -> None:
+        self.bar.close()
+        if self.has_logged and error is None:
+            logger.info(f"{self.title}: {self._count()} in {duration(self._seconds())}")
+
+    def update(self, number: int = 1) -> None:
+        """Count items as done; log a line where the next item would end after the minute."""
+        self.done += number
+        self.bar.update(number)
+        seconds_per_item = self._seconds() / self.done
+        since_last_line = time.monotonic() - self.last_line
+        if self.done < self.total and line_is_due(since_last_line, seconds_per_item):
+            left = duration((self.total - self.done) * seconds_per_item)
+            logger.info(
+                f"{self.title}: {self._count()}, {seconds_per_item:.3g} s each, {left} left"
+            )
+            self.last_line, self.has_logged = time.monotonic(), True
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _count(self) -> str:
+        return f"{self.done} of {self.total} {self.unit}s"
 
 
-def environment() -> dict:
-    """What a result depends on besides the config."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "tubesynth": tubesynth.__version__,
-        "git_commit": git_commit(),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": gpu or platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "world_size": dist.world_size(),
-    }
+def line_is_due(since_last_line: float, seconds_per_item: float) -> bool:
+    """Whether a line must come now, or the next one would come later than a minute after the last.
+
+    A loop can log only between two items. Both arguments are in seconds.
+    """
+    return since_last_line + seconds_per_item > SECONDS_BETWEEN_LINES
 
 
-class RunLog:
-    """Scalars and pictures of a run; silent on every rank but 0."""
-
-    def __init__(self, run_dir: Path, config_text: str, logger: str, resume_step: int):
-        self.active = dist.is_main()
-        self.logger = None
-        if not self.active:
-            return
-        self.run_dir = run_dir
-        with writing(run_dir):
-            (run_dir / "panels").mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "config.yml", config_text)
-        write_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        self.metrics = run_dir / "metrics.jsonl"
-        self._forget_after(resume_step)
-        if logger == "tensorboard":
-            self.logger = TensorBoard(run_dir, resume_step)
-        elif logger == "wandb":
-            self.logger = WeightsAndBiases(run_dir, config_text)
-
-    def _forget_after(self, step: int) -> None:
-        """Drop lines of steps that the run, resumed from an earlier checkpoint, will do again."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:
-                continue  # half a line, left by a process that was killed while it wrote
-        write_text(self.metrics, "".join(kept))
-
-    def scalars(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        if not self.active:
-            return
-        with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
-            known = {name: v if math.isfinite(v) else None for name, v in values.items()}
-            line = {"step": step, "epoch": epoch, "split": split, **known}
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-        if self.logger:
-            self.logger.scalars(step, {f"{split}/{name}": v for name, v in values.items()})
-
-    def panel(self, step: int, name: str, picture: np.ndarray) -> None:
-        """picture: (H, W, 3) uint8."""
-        if not self.active:
-            return
-        from tubesynth.runtime.atomic import save_png
-
-        save_png(self.run_dir / "panels" / f"{name}_step{step:07d}.png", picture)
-        if self.logger:
-            self.logger.panel(step, name, picture)
-
-    def close(self) -> None:
-        if self.logger:
-            self.logger.close()
+def progress(
+    items: Iterable[Item], title: str, total: int, unit: str = "case", bar: bool = True
+) -> Iterator[Item]:
+    """The items of a loop, with a `Progress` that counts each one when the next is asked for."""
+    with Progress(title, total, unit, bar) as counter:
+        for item in items:
+            yield item
+            counter.update()

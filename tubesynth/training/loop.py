@@ -23,8 +23,8 @@ from tqdm import tqdm
 from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError, Stopped
-from tubesynth.runtime.log import RunLog
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
+from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import derive
 from tubesynth.training.best import Best
 from tubesynth.training.phase import Phase

@@ -6,8 +6,8 @@ from tubesynth.config.schema import Config
 from tubesynth.config.strict import dump, to_plain
 from tubesynth.runtime import checkpoint, dist
 from tubesynth.runtime.compiler import require_compiler
-from tubesynth.runtime.log import RunLog
 from tubesynth.runtime.loggers import require_logger
+from tubesynth.runtime.run_log import RunLog
 from tubesynth.training.best import Best
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, Stage, StopSignal, fit

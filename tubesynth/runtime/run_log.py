@@ -1,0 +1,72 @@
+"""The files of a run: config.yml, environment.json, metrics.jsonl, train.log and panels/.
+
+metrics.jsonl holds one JSON object a line: {"step", "epoch", "split", names...}; a value that is
+not finite is null. Scalars and panels also go to TensorBoard or W&B. Only rank 0 writes.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from tubesynth.runtime import dist
+from tubesynth.runtime.atomic import save_png, write_text, writing
+from tubesynth.runtime.environment import environment
+from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
+
+
+class RunLog:
+    """Scalars and pictures of a run; silent on every rank but 0."""
+
+    def __init__(self, run_dir: Path, config_text: str, logger: str, resume_step: int):
+        self.active = dist.is_main()
+        self.logger = None
+        if not self.active:
+            return
+        self.run_dir = run_dir
+        with writing(run_dir):
+            (run_dir / "panels").mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / "config.yml", config_text)
+        write_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.metrics = run_dir / "metrics.jsonl"
+        self._forget_after(resume_step)
+        if logger == "tensorboard":
+            self.logger = TensorBoard(run_dir, resume_step)
+        elif logger == "wandb":
+            self.logger = WeightsAndBiases(run_dir, config_text)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of steps that the run, resumed from an earlier checkpoint, will do again."""
+        if not self.metrics.exists():
+            return
+        retained_lines = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    retained_lines.append(line + "\n")
+            except ValueError:
+                continue  # half a line, left by a process that was killed while it wrote
+        write_text(self.metrics, "".join(retained_lines))
+
+    def scalars(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
+        if not self.active:
+            return
+        with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
+            finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+            line = {"step": step, "epoch": epoch, "split": split, **finite}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self.logger:
+            self.logger.scalars(step, {f"{split}/{name}": v for name, v in values.items()})
+
+    def panel(self, step: int, name: str, picture: np.ndarray) -> None:
+        """picture: (H, W, 3) uint8."""
+        if not self.active:
+            return
+        save_png(self.run_dir / "panels" / f"{name}_step{step:07d}.png", picture)
+        if self.logger:
+            self.logger.panel(step, name, picture)
+
+    def close(self) -> None:
+        if self.logger:
+            self.logger.close()
