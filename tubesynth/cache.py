@@ -1,9 +1,9 @@
 """The disk cache from the outside: build it ahead, check it, look at it, free what is not needed.
 
-    python -m tubesynth.cache build  --config configs/stage_1_3d_f4.yml
-    python -m tubesynth.cache verify --config configs/stage_1_3d_f4.yml
-    python -m tubesynth.cache list   --cache-dir cache
-    python -m tubesynth.cache prune  --config configs/*.yml --dry-run
+    tubesynth cache build  --config stage_1_3d_f4
+    tubesynth cache verify --config stage_1_3d_f4
+    tubesynth cache list   --cache-dir cache
+    tubesynth cache prune  --config configs/*.yml --dry-run
 
 build makes what a training run with this config would make first: volumes for every stage, latents
 for stages 2 and 3 (with the GPU, and under torchrun with all of them). prune frees every entry that
@@ -22,7 +22,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.data.pool import check_workers
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,19 +51,23 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m tubesynth.cache", description="Build, check, list or prune the disk cache."
+        prog="tubesynth cache",
+        description="Build, check, list or prune the disk cache.",
+        example="tubesynth cache build --config stage_1_3d_f4 data.root=/data/imagecas\n"
+        "tubesynth cache prune --config my_stage_1.yml my_stage_2.yml --dry-run",
     )
-    parser.add_argument("command", choices=["build", "verify", "list", "prune"])
+    parser.add_argument(
+        "command",
+        choices=["build", "verify", "list", "prune"],
+        help="build what training would build first; verify every checksum; list the entries;"
+        " prune those that no config refers to",
+    )
     parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="YAML")
     parser.add_argument("--cache-dir", help="default: data.cache_dir of the configs, or cache")
     parser.add_argument("--workers", type=int, help="build: processes; default: one a core")
     parser.add_argument("--dry-run", action="store_true", help="prune: only say what would go")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="on top of each config")
-    args = parser.parse_intermixed_args(argv)
-    # `--config a.yml data.root=x` hands the override to the list of configs
-    args.overrides += [item for item in args.config if "=" in item]
-    args.config = [item for item in args.config if "=" not in item]
-    return args
+    add_overrides(parser)
+    return parser.parse_with_overrides(argv)
 
 
 def build(store: Store, config, workers: int | None) -> None:

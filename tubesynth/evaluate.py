@@ -1,6 +1,6 @@
 """Scores and pictures of reconstructions and syntheses against the real CTs and their label maps.
 
-    python -m tubesynth.evaluate --real data/validation/images --labels data/validation/labels \\
+    tubesynth evaluate --real data/validation/images --labels data/validation/labels \\
         --reconstruction out/reconstruction --synthesis out/synthesis --output-dir out/evaluation
 
 Files are paired by case id (the name up to the first dot); samples of one case are <case>_s0,
@@ -112,8 +112,13 @@ def main(argv=None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = CommandParser(prog="python -m tubesynth.evaluate", description=__doc__)
-    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    result = CommandParser(
+        prog="tubesynth evaluate",
+        description="Score reconstructions and syntheses against the real CTs and their label"
+        " maps.",
+        example="tubesynth evaluate --real data/validation/images --labels data/validation/labels"
+        " \\\n    --reconstruction OUT1 --synthesis OUT2 --output-dir SCORES",
+    )
     add = result.add_argument
     add("--real", type=Path, help="folder of real CTs")
     add("--labels", type=Path, help="folder of their label maps (the condition)")

@@ -77,7 +77,7 @@ class Pipeline:
         tile: int | str | None = "auto",
     ):
         self.config, self.digest, self.device, self.precision = config, digest, device, precision
-        self.tile, self.grid = tile, ModelGrid(config, device)
+        self.tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
         self.scale = scale
@@ -119,6 +119,11 @@ class Pipeline:
         scale = LatentScale(**state["latent_scale"])
         digest = checkpoint.digest(weights)
         return cls(config, autoencoder, unet, scale, digest, device, precision, tile)
+
+    @property
+    def grid(self) -> ModelGrid:
+        """The model's grid, by the config's data.spacing and data.resolution."""
+        return ModelGrid(self.config, self.device)
 
     def _autocast(self):
         dtype = AUTOCAST_DTYPE.get(self.precision)

@@ -1,6 +1,6 @@
 r"""CT -> autoencoder -> CT: what stage 1 keeps of a volume, and so the ceiling of all that follows.
 
-    python -m tubesynth.reconstruct --input-dir CTS --output-dir OUT \
+    tubesynth reconstruct --input-dir CTS --output-dir OUT \
         --model runs/stage_1_3d_f4_full/checkpoints/last.ckpt
 
 Each result lies in the world of its input, on the model's grid (--resolution, --spacing), or with
@@ -11,7 +11,7 @@ with air.
 import argparse
 from pathlib import Path
 
-from tubesynth.inference.jobs import Job, digest_of, run_jobs, tile_option
+from tubesynth.inference.jobs import Job, add_model_options, digest_of, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
@@ -23,21 +23,23 @@ from tubesynth.volume.resample import resample_image
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m tubesynth.reconstruct", description="Pass CTs through the autoencoder."
+        prog="tubesynth reconstruct",
+        description="Pass CTs through a trained autoencoder.",
+        example="tubesynth reconstruct --input-dir CTS --output-dir OUT"
+        " --model runs/stage_1_3d_f4_full/checkpoints/last.ckpt",
     )
-    parser.add_argument("--input-dir", type=Path, required=True, help="folder of CT volumes")
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of any stage")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--input-dir", type=Path, required=True, metavar="DIR", help="folder of CT volumes")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the results")
+    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint of any stage")
+    add(
         "--labels",
         type=Path,
-        help="folder of the CTs' label maps, if the decoder takes vessel masks",
+        metavar="DIR",
+        help="folder of the CTs' label maps, for a decoder that takes the vessel mask",
     )
-    parser.add_argument("--resolution", type=int, nargs="+", help="voxels x y z; default: trained")
-    parser.add_argument("--spacing", type=float, nargs="+", help="mm x y z; default: trained")
-    parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
-    parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
-    parser.add_argument("--original-grid", action="store_true", help="write on the input's grid")
+    add("--original-grid", action="store_true", help="write on the input's grid")
+    add_model_options(parser)
     return parser.parse_args(argv)
 
 

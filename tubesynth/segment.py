@@ -1,9 +1,9 @@
 """Does my synthetic data help? Train a vessel segmenter on real, synthetic or both, and compare.
 
-    python -m tubesynth.segment train --config C.yml --run-dir runs/real --seeds 0 1 2
-    python -m tubesynth.segment train --config C.yml --run-dir runs/both --seeds 0 1 2 \\
+    tubesynth segment train --config C.yml --run-dir runs/real --seeds 0 1 2
+    tubesynth segment train --config C.yml --run-dir runs/both --seeds 0 1 2 \\
         --synthetic OUT
-    python -m tubesynth.segment apply --model runs/both/seed_0/checkpoints/last.ckpt \\
+    tubesynth segment apply --model runs/both/seed_0/checkpoints/last.ckpt \\
         --input-dir CTS --output-dir MASKS
 
 OUT is a folder that synthesize wrote: its volumes with the label maps in OUT/labels. Scores are of
@@ -24,7 +24,7 @@ from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, StopSignal
@@ -37,22 +37,44 @@ from tubesynth.volume.files import read_volume, write_volume
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m tubesynth.segment", description="A vessel segmenter: train it, apply it."
+        prog="tubesynth segment",
+        description="Train a vessel segmenter on real and synthetic data, or apply it.",
+        example="tubesynth segment train --config segment_vessels --synthetic OUT --seeds 0 1 2\n"
+        "tubesynth segment apply --help",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train and score on held-out real cases")
-    train.add_argument("--config", required=True)
-    train.add_argument("--run-dir", type=Path, help="default: runs/<name of the config>")
-    train.add_argument("--synthetic", type=Path, nargs="+", default=[], help="synthesize's folders")
-    train.add_argument("--without-real", action="store_true", help="train on synthetic data alone")
-    train.add_argument("--seeds", type=int, nargs="+", help="one training each; default: config's")
-    train.add_argument("--logger", default="tensorboard", choices=LOGGERS)
-    train.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
-    apply = commands.add_parser("apply", help="write a vessel mask for each CT of a folder")
-    apply.add_argument("--model", type=Path, required=True)
-    apply.add_argument("--input-dir", type=Path, required=True)
-    apply.add_argument("--output-dir", type=Path, required=True)
-    return parser.parse_args(argv)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train on real and synthetic cases, score on held-out real ones",
+        example="tubesynth segment train --config segment_vessels --synthetic OUT --seeds 0 1 2",
+    )
+    add = train.add_argument
+    add("--config", required=True, help="YAML file or packaged config: tubesynth configs")
+    add("--run-dir", type=Path, metavar="DIR", help="default: runs/<name of the config>")
+    add(
+        "--synthetic",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="output folders of synthesize, with their labels/",
+    )
+    add("--without-real", action="store_true", help="train on synthetic data alone")
+    add("--seeds", type=int, nargs="+", help="one training for each; default: the config's seed")
+    add("--logger", default="tensorboard", choices=LOGGERS, help="writer of the curves")
+    add_overrides(train)
+    add("--set", action="store_true", help="may stand before key=value items (older commands)")
+    apply = commands.add_parser(
+        "apply",
+        help="write a vessel mask for each CT of a folder",
+        example="tubesynth segment apply --input-dir CTS --output-dir MASKS"
+        " --model runs/segment_vessels/seed_0/checkpoints/last.ckpt",
+    )
+    add = apply.add_argument
+    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint of segment train")
+    add("--input-dir", type=Path, required=True, metavar="DIR", help="folder of CT volumes")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the masks")
+    return parser.parse_with_overrides(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 r"""Label maps -> new CTs.
 
-    python -m tubesynth.synthesize --model runs/stage_2/checkpoints/last.ckpt --output-dir OUT
-    python -m tubesynth.synthesize --model last.ckpt --output-dir OUT \
+    tubesynth synthesize --model runs/stage_2/checkpoints/last.ckpt --output-dir OUT
+    tubesynth synthesize --model last.ckpt --output-dir OUT \
         --input-dir LABELS --num-samples 4 --seed 0
 
 Sample k of case C is written as C_s<k>.img.nii.gz and depends on (seed, C, k) alone, so any one can
@@ -13,20 +13,28 @@ e.g. 1=3 2=7 3=6: values not named become 0. --centrelines has C.centreline.json
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tubesynth.conditioning.request import Request
-from tubesynth.config.loading import load_config
-from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, uses_vessels, vessel_class
+from tubesynth.config.loading import config_from_plain, load_config
+from tubesynth.config.schema import (
+    DIFFUSION_SAMPLERS,
+    FLOW_SOLVERS,
+    Stage2Config,
+    uses_vessels,
+    vessel_class,
+)
+from tubesynth.config.strict import apply_overrides, to_plain
 from tubesynth.data.digest import file_digest
 from tubesynth.data.tokens import FORMAT as TOKEN_FORMAT
-from tubesynth.inference.jobs import Job, run_jobs, tile_option
+from tubesynth.inference.jobs import Job, add_model_options, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline, user_centreline_tokens
@@ -36,49 +44,56 @@ from tubesynth.volume.grid import Volume
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m tubesynth.synthesize", description="Make CTs from label maps."
+        prog="tubesynth synthesize",
+        description="Make new CTs from label maps with a trained model.",
+        example="tubesynth synthesize --model runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt"
+        " \\\n    --input-dir LABELS --output-dir OUT --num-samples 4 --seed 0",
     )
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of stage 2 or 3")
-    parser.add_argument(
-        "--input-dir", type=Path, help="folder of label maps; default: the validation labels"
+    add = parser.add_argument
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the results")
+    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint of stage 2 or 3")
+    add(
+        "--input-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of label maps; default: validation/labels in data.root",
     )
-    parser.add_argument(
+    add(
         "--centrelines",
         type=Path,
         metavar="DIR",
         help="C.centreline.json of each case: vessels in place of those in its label map",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-samples", type=int, default=1, help="volumes per label map")
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="volumes made together: more speed, more memory"
-    )
-    parser.add_argument("--config", help="a config to take data and sampling from, if not the own")
-    parser.add_argument("--latent-mode", help="must agree with the checkpoint")
-    parser.add_argument("--solver", choices=[*FLOW_SOLVERS, *DIFFUSION_SAMPLERS])
-    parser.add_argument("--steps", type=int, help="steps of the solver, but dopri5")
+    add("--label-map", nargs="+", metavar="VALUE=CLASS", help="other label values, e.g. 1=3 2=7")
+    add("--unconditional", action="store_true", help="no label maps: needs label_dropout")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--num-samples", type=int, default=1, help="volumes per label map")
+    add("--batch-size", type=int, default=1, help="volumes made together: faster, more memory")
+    add("--config", help="take the sections data and sampling from here; default: the model's")
+    add("--latent-mode", metavar="MODE", help="flow or diffusion: must agree with the model")
+    solvers = [*FLOW_SOLVERS, *DIFFUSION_SAMPLERS]
+    add("--solver", choices=solvers, metavar="NAME", help=", ".join(solvers) + "; default: config")
+    add("--steps", type=int, help="solver steps (ignored by dopri5); default: the config's")
     for condition in ("label", "vessel"):
         text = f"weight of the {condition} condition: 1 as trained, above 1 stronger, 0 without"
-        parser.add_argument(f"--guidance-{condition}", type=float, default=1.0, help=text)
-    parser.add_argument(
-        "--control-scale", type=float, default=1.0, help="of a stage-3 model's ControlNet"
+        add(f"--guidance-{condition}", type=float, default=1.0, metavar="WEIGHT", help=text)
+    add(
+        "--control-scale",
+        type=float,
+        default=1.0,
+        metavar="SCALE",
+        help="factor of the ControlNet's residuals (stage 3)",
     )
-    parser.add_argument("--resolution", type=int, nargs="+", help="voxels x y z; default: trained")
-    parser.add_argument("--spacing", type=float, nargs="+", help="mm x y z; default: trained")
-    parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed", "16-mixed"])
-    parser.add_argument(
-        "--ema", type=float, metavar="STEPS", help="which averaged weights; default: the first kept"
+    add(
+        "--ema",
+        type=float,
+        metavar="STEPS",
+        help="half-life of the averaged weights; default: the first of train.ema_half_life",
     )
-    parser.add_argument("--tile", default="auto", help="voxels a side, auto (fit memory) or none")
-    parser.add_argument(
-        "--unconditional", action="store_true", help="no label maps: needs label_dropout"
-    )
-    parser.add_argument(
-        "--save-process", action="store_true", help="write the state after every solver step too"
-    )
-    parser.add_argument("--label-map", nargs="+", metavar="VALUE=CLASS", help="e.g. 1=3 2=7")
-    return parser.parse_args(argv)
+    add("--save-process", action="store_true", help="write the volume after every solver step")
+    add_model_options(parser)
+    add_overrides(parser, "sampling.eta=1")
+    return parser.parse_with_overrides(argv)
 
 
 def label_translation(pairs: list[str] | None, num_classes: int) -> np.ndarray | None:
@@ -116,34 +131,46 @@ def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
     """The model with the data and the sampling asked for; refuses what does not fit it."""
     tile = tile_option(args.tile)
     pipeline = Pipeline.load(args.model, device, args.precision, tile, args.ema)
-    config = pipeline.config
-    if pipeline.unet is None:
+    if not isinstance(pipeline.config, Stage2Config):
         raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 or 3 is needed")
-    if args.config:
-        given = load_config(args.config)
-        if given.stage != config.stage:
-            raise InputError(
-                f"{args.config}: for stage {given.stage}, the model is of stage {config.stage}"
-            )
-        here, trained = (
-            {**vars(data), "vessel_class": vessel_class(data)} for data in (given.data, config.data)
-        )
-        for key in ("num_classes", "vessel_class", "hu_window"):
-            if here[key] != trained[key]:
-                raise InputError(
-                    f"{args.config}: data.{key} is {here[key]}, the model was trained with"
-                    f" {trained[key]}: make them equal"
-                )
-        config.data, config.sampling = given.data, given.sampling
+    config = pipeline.config
+    if args.config or args.overrides:
+        config = replace_settings(config, args)
     if args.latent_mode not in (None, config.latent_mode):
         raise InputError(
             f"--latent-mode {args.latent_mode}: {args.model} is of mode {config.latent_mode}"
         )
-    sampling = config.sampling
-    sampling.solver = args.solver or sampling.solver
+    sampling = replace(config.sampling, solver=args.solver or config.sampling.solver)
     if args.steps:
-        sampling.steps, sampling.time_grid = args.steps, None
+        sampling = replace(sampling, steps=args.steps, time_grid=None)
+    pipeline.config = replace(config, sampling=sampling)
     return pipeline
+
+
+def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Config:
+    """The model's config with the sections data and sampling of --config and key=value items."""
+    for item in args.overrides:
+        if item.partition(".")[0] not in ("data", "sampling"):
+            raise InputError(
+                f"override '{item}': a trained model takes data.KEY=value and sampling.KEY=value"
+            )
+    if args.config:
+        other, source = load_config(args.config, args.overrides), args.config
+    else:
+        source = str(args.model)
+        other = config_from_plain(apply_overrides(to_plain(config), args.overrides), source)
+    if not isinstance(other, Stage2Config) or other.stage != config.stage:
+        raise InputError(f"{source}: for stage {other.stage}, the model is of stage {config.stage}")
+    settings, trained = (
+        {**vars(data), "vessel_class": vessel_class(data)} for data in (other.data, config.data)
+    )
+    for key in ("num_classes", "vessel_class", "hu_window"):
+        if settings[key] != trained[key]:
+            raise InputError(
+                f"{source}: data.{key} is {settings[key]}, the model was trained with"
+                f" {trained[key]}: make them equal"
+            )
+    return replace(config, data=other.data, sampling=other.sampling)
 
 
 def label_path(output_dir: Path, name: str) -> Path:

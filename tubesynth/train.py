@@ -1,7 +1,7 @@
 """Train a stage.
 
-    python -m tubesynth.train --config configs/stage_1_3d_f4.yml --gpus 1 train.epochs=100
-    torchrun --nproc-per-node 4 -m tubesynth.train --config configs/stage_2_3d_f4_lfm_base.yml
+    tubesynth train --config stage_1_3d_f4 --gpus 1 train.epochs=100
+    torchrun --nproc-per-node 4 -m tubesynth.train --config stage_2_3d_f4_lfm_base
 
 The run goes to runs/<name of the config>/ (--run-dir): config.yml, metrics.jsonl, TensorBoard
 events (or W&B's, --logger wandb), panels/ and checkpoints/: last.ckpt, best.ckpt by
@@ -19,7 +19,7 @@ import torch
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import checkpoint, dist
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Position, Stage, StopSignal
@@ -30,9 +30,14 @@ from tubesynth.training.run import require_tools, run_stage
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m tubesynth.train", description="Train a stage of tubesynth."
+        prog="tubesynth train",
+        description="Train a stage of tubesynth.",
+        example="tubesynth train --config stage_1_3d_f4 --gpus 1 data.root=/data/imagecas\n"
+        "torchrun --nproc-per-node 4 -m tubesynth.train --config stage_2_3d_f4_lfm_base",
     )
-    parser.add_argument("--config", required=True, help="YAML file, e.g. configs/stage_1_3d_f4.yml")
+    parser.add_argument(
+        "--config", required=True, help="YAML file or packaged config: tubesynth configs"
+    )
     parser.add_argument("--stage", type=int, help="1, 2 or 3: must agree with the config")
     parser.add_argument("--dim", type=int, help="2 or 3: must agree with the config")
     parser.add_argument("--seed", type=int, help="default: the config's")
@@ -52,8 +57,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--run-dir", type=Path, help="default: runs/<name of the config>")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, touch nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.epochs=10")
-    return parser.parse_intermixed_args(argv)
+    add_overrides(parser)
+    return parser.parse_with_overrides(argv)
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -70,7 +75,7 @@ def config_of(args: argparse.Namespace) -> Config:
             overrides.append(f"{key}='{flag}'" if isinstance(flag, str) else f"{key}={flag}")
     config = load_config(args.config, overrides)
     if config.stage == "segmenter":
-        raise InputError(f"{args.config}: of the segmenter: python -m tubesynth.segment trains it")
+        raise InputError(f"{args.config}: a segmenter config: use tubesynth segment train")
     if args.gpus is not None and args.gpus < 1:
         raise InputError(f"--gpus {args.gpus}: at least 1 process")
     for name in ("stage", "dim"):

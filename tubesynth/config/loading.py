@@ -9,15 +9,20 @@ unknown keys and wrong types, config_checks.py values that do not fit each other
 from pathlib import Path
 
 from tubesynth.config.checks import check
+from tubesynth.config.packaged import find_config
 from tubesynth.config.schema import STAGES, Config
 from tubesynth.config.strict import apply_overrides, build, read_yaml
 from tubesynth.runtime.errors import InputError
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """Read, override, type and check a config; InputError names file and key."""
-    content = apply_overrides(read_yaml(path), list(overrides))
-    return config_from_plain(content, str(path))
+    """Read, override, type and check a config; InputError names file and key.
+
+    path: a file, or the name of a packaged config (config/packaged.py).
+    """
+    file = find_config(path)
+    content = apply_overrides(read_yaml(file), list(overrides))
+    return config_from_plain(content, str(file))
 
 
 def config_from_plain(content: dict, source: str) -> Config:

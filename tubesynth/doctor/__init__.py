@@ -1,1 +1,1 @@
-"""Checks of data, config, disk and device before a run: `python -m tubesynth.doctor`."""
+"""Checks of data, config, disk and device before a run: `tubesynth doctor`."""

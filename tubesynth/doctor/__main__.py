@@ -1,7 +1,7 @@
 """One screen that says whether a run can succeed, before GPU time is spent on it.
 
-    python -m tubesynth.doctor --config configs/stage_1_3d_f4.yml data.root=/data/imagecas
-    python -m tubesynth.doctor --data FOLDER        # any folder of images, with labels or without
+    tubesynth doctor --config stage_1_3d_f4 data.root=/data/imagecas
+    tubesynth doctor --data FOLDER        # any folder of images, with labels or without
 
 Every case is read and measured, on all cores; then the rules of data/examine/ and
 training/checks.py are asked. Errors end with exit code 2, warnings do not. --json prints
@@ -26,7 +26,13 @@ from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, measure
 from tubesynth.doctor.findings import Finding, ask, by_level
 from tubesynth.doctor.set_rules import SET_RULES
-from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError, run_command
+from tubesynth.runtime.errors import (
+    EXIT_INPUT,
+    CommandParser,
+    InputError,
+    add_overrides,
+    run_command,
+)
 
 QUICK_CASES = 8  # of each part
 SHOWN_ALONE = 3  # cases with the same finding get a line each up to here
@@ -150,8 +156,10 @@ def verdict(findings: list[Finding], for_training: bool) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m tubesynth.doctor",
+        prog="tubesynth doctor",
         description="Check data, config, disk and device before GPU time is spent.",
+        example="tubesynth doctor --config stage_1_3d_f4 data.root=/data/imagecas\n"
+        "tubesynth doctor --data FOLDER",
     )
     parser.add_argument("--config", metavar="YAML", help="the config of the run")
     parser.add_argument(
@@ -162,8 +170,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help=f"read {QUICK_CASES} cases of each part, not all"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="on top of the config")
-    args = parser.parse_intermixed_args(argv)
+    add_overrides(parser)
+    args = parser.parse_with_overrides(argv)
     if not args.config and not args.data:
         raise InputError("nothing to look at: give --config YAML or --data DIR")
     if args.overrides and not args.config:

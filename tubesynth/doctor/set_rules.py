@@ -29,7 +29,7 @@ def folders(parts: list[Part], facts: list[Facts], expected: Expected):
         yield error(
             None,
             "the folder has no training/ and validation/, each with images/ and labels/; make them"
-            " with python -m tubesynth.prepare, or set data.root",
+            " with tubesynth prepare, or set data.root",
         )
 
 

@@ -5,6 +5,7 @@ was made from, and what it cost. A case whose sidecar has those asked for is fin
 one made from others is made again.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -22,6 +23,21 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that reconstruct and synthesize share."""
+    add = parser.add_argument
+    add("--resolution", type=int, nargs="+", metavar="N", help="voxels x y z; default: trained")
+    add("--spacing", type=float, nargs="+", metavar="MM", help="mm x y z; default: trained")
+    precisions = ["32", "bf16-mixed", "16-mixed"]
+    add("--precision", default="32", choices=precisions, help="of the networks")
+    add(
+        "--tile",
+        default="auto",
+        metavar="VOXELS",
+        help="side of the autoencoder's tiles: voxels, auto (fits the memory) or none",
+    )
 
 
 def tile_option(text: str) -> int | str | None:

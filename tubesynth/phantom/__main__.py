@@ -1,6 +1,6 @@
 """Make a data set of procedural coronary CT angiograms with known truth; no data and no GPU needed.
 
-    python -m tubesynth.phantom --output-dir data/phantoms --cases 40 --workers 4
+    tubesynth phantom --output-dir data/phantoms --cases 40 --workers 4
 
 writes D/phantom.json (the settings) and, in D/training and D/validation, images/N.img.nii.gz,
 labels/N.label.nii.gz and centrelines/N.centreline.json. A second run makes only what is missing;
@@ -153,7 +153,11 @@ def _check(args, settings: Settings) -> None:
 
 
 def _parse(argv) -> argparse.Namespace:
-    parser = CommandParser(prog="python -m tubesynth.phantom", description=__doc__.splitlines()[0])
+    parser = CommandParser(
+        prog="tubesynth phantom",
+        description="Make a data set of procedural coronary CT angiograms with known truth.",
+        example="tubesynth phantom --output-dir data/phantoms --cases 40 --workers 4",
+    )
     add = parser.add_argument
     add("--output-dir", required=True, help="data set folder")
     add("--cases", type=int, required=True, metavar="N", help="cases 1 to N")
@@ -173,9 +177,9 @@ def _parse(argv) -> argparse.Namespace:
         metavar=("SX", "SY", "SZ"),
         help="mm",
     )
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the data set")
     add("--workers", type=int, default=1, help="processes; the result is the same")
-    add("--validation-fraction", type=float, default=0.2)
+    add("--validation-fraction", type=float, default=0.2, help="share of validation cases")
     return parser.parse_args(argv)
 
 

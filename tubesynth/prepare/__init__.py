@@ -1,1 +1,1 @@
-"""ImageCAS becomes training and validation folders: `python -m tubesynth.prepare`."""
+"""ImageCAS becomes training and validation folders: `tubesynth prepare`."""

@@ -1,6 +1,6 @@
 """ImageCAS, as it is distributed, into the training and validation folders that training reads.
 
-    python -m tubesynth.prepare --input-dir ImageCAS --heart-dir heart --output-dir data/imagecas
+    tubesynth prepare --input-dir ImageCAS --heart-dir heart --output-dir data/imagecas
 
 writes OUT/{training,validation}/images/N.img.nii.gz (hard links) and labels/N.label.nii.gz: heart
 structures 1 to 7 from TotalSegmentator's heartchambers_highres, coronary arteries on top as 8.
@@ -185,14 +185,15 @@ def summary(root: Path, sources, records: dict, made: int, args) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m tubesynth.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="tubesynth prepare",
+        description="Turn ImageCAS, as it is distributed, into training and validation folders.",
+        example="tubesynth prepare --input-dir ImageCAS --heart-dir heart"
+        " --output-dir data/imagecas",
     )
     add = parser.add_argument
     add("--input-dir", type=Path, required=True, metavar="DIR", help="ImageCAS as distributed")
     add("--heart-dir", type=Path, metavar="DIR", help="ID.nii.gz or ID/heart_myocardium.nii.gz ...")
-    add("--output-dir", type=Path, required=True, metavar="DIR")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="data set folder")
     add("--validation-fraction", type=float, metavar="F", help=f"default {DEFAULT_FRACTION}")
     add("--validation-ids", type=Path, metavar="FILE", help="ids of the validation cases instead")
     add("--seed", type=int, default=0, help="of the split")

@@ -6,9 +6,11 @@ that names the file or key and the remedy. Anything else is a bug of ours and ke
 
 import argparse
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_INPUT = 2
 OUT_OF_MEMORY = (
@@ -26,11 +28,57 @@ class Stopped(Exception):
     """A signal asked the run to end; its state is saved."""
 
 
+# A setting of the config on the command line: section.key=value.
+OVERRIDE = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)*=")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows an option's default, unless the help text states it or there is none."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if isinstance(default, list | tuple):
+            default = " ".join(map(str, default))
+        if default is None or default is False or default in ("", argparse.SUPPRESS):
+            return text
+        if "default" in text:
+            return text
+        return f"{text} (default: {default})".strip()
+
+
 class CommandParser(argparse.ArgumentParser):
-    """Refuses wrong options in one line, as all other input that is wrong."""
+    """The parser of every command: one-line errors, defaults and an example in --help."""
+
+    def __init__(self, *, example: str | None = None, **options: Any):
+        options.setdefault("formatter_class", HelpFormatter)
+        if example:
+            options["epilog"] = "example:\n" + textwrap.indent(example, "  ")
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_with_overrides(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """The options, and in `overrides` the key=value items, which may stand anywhere."""
+        items = sys.argv[1:] if argv is None else argv
+        overrides = [item for item in items if OVERRIDE.match(item)]
+        args, extra = self.parse_known_args([item for item in items if not OVERRIDE.match(item)])
+        takes_overrides = "overrides" in args
+        overrides = [*vars(args).get("overrides", []), *extra, *overrides]
+        if any(item.startswith("-") or not takes_overrides for item in overrides):
+            self.error(f"unrecognized arguments: {' '.join(overrides)}")
+        args.overrides = overrides
+        return args
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str = "train.epochs=10") -> None:
+    """The positional key=value items of a command that reads a config, for parse_with_overrides."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help=f"change a setting, e.g. {example}"
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,73 @@
+"""The program `tubesynth`, its commands, its packaged configs and its wheel."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+import tubesynth
+from tubesynth import configs
+from tubesynth.__main__ import COMMANDS, main
+from tubesynth.config.loading import load_config
+from tubesynth.config.packaged import description_of, find_config, packaged_configs
+from tubesynth.runtime.errors import InputError
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example_that_starts_with_the_command(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: tubesynth {name} ")
+    assert f"\nexample:\n  tubesynth {name}" in text
+
+
+def test_the_program_lists_its_commands_and_its_version(capsys):
+    main([])
+    text = capsys.readouterr().out
+    assert all(f"\n    {name}" in text for name in COMMANDS)
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"tubesynth {tubesynth.__version__}\n"
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_one():
+    with pytest.raises(InputError, match="synthesise: no such command: did you mean synthesize"):
+        main(["synthesise"])
+
+
+def test_the_program_starts_without_torch():
+    code = "import sys, tubesynth.__main__ as t; t.main([]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_packaged_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = (REPOSITORY / "configs" / "stage_1_3d_f4.yml").read_bytes()
+    for name in ("stage_1_3d_f4", "stage_1_3d_f4.yml", "config/stage_1_3d_f4.yml"):
+        assert find_config(name).read_bytes() == expected
+    assert load_config("demo/stage_2_flow").stage == 2
+    with pytest.raises(InputError, match="did you mean demo/stage_2_flow"):
+        load_config("demo/stage_2_flaw")
+
+
+def test_a_file_that_exists_wins_over_a_packaged_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stage_1_3d_f4.yml").write_text("stage: 1\nseed: 77\n")
+    assert load_config("stage_1_3d_f4.yml").seed == 77
+
+
+def test_every_config_is_listed_with_its_description_and_can_be_copied(tmp_path, capsys):
+    configs.main([])
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    lines = {name.strip(): text.strip() for name, text in lines.items()}
+    for name, path in packaged_configs().items():
+        assert lines[name] == description_of(path) and 20 < len(lines[name]) < 120
+        target = tmp_path / f"{path.stem}.yml"
+        configs.main(["copy", name, str(target)])
+        assert target.read_bytes() == path.read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        configs.main(["copy", name, str(target)])

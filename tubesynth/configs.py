@@ -1,0 +1,64 @@
+"""List the configs that come with tubesynth, or copy one to be edited.
+
+    tubesynth configs
+    tubesynth configs copy stage_1_3d_f4 my_stage_1.yml
+
+A name that is listed is also what --config takes, from any folder.
+"""
+
+import argparse
+from pathlib import Path
+
+from tubesynth.config.packaged import (
+    description_of,
+    find_config,
+    packaged_configs,
+    packaged_folder,
+)
+from tubesynth.runtime.atomic import write_text
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
+
+SLURM = "launch/slurm.sbatch"
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = CommandParser(
+        prog="tubesynth configs",
+        description="List the configs that come with tubesynth, or copy one to be edited.",
+        example="tubesynth configs copy stage_1_3d_f4 my_stage_1.yml\n"
+        "tubesynth train --config my_stage_1.yml",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("list", help="one line for each config (the default)")
+    copy = commands.add_parser("copy", help="write one to a file")
+    copy.add_argument("name", metavar="NAME", help="as listed")
+    copy.add_argument(
+        "file", metavar="FILE", nargs="?", type=Path, help="default: the name, in this folder"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.command == "copy":
+        copy(args.name, args.file)
+        return
+    files = {**packaged_configs(), SLURM: packaged_folder("launch") / "slurm.sbatch"}
+    width = max(map(len, files))
+    for name, path in files.items():
+        print(f"{name:{width}}  {description_of(path)}")
+
+
+def copy(name: str, target: Path | None) -> None:
+    source = packaged_folder("launch") / "slurm.sbatch" if name == SLURM else find_config(name)
+    target = target or Path(source.name)
+    if target.is_dir():
+        target = target / source.name
+    if target.exists():
+        raise InputError(f"{target}: exists already: choose another file")
+    write_text(target, source.read_text(encoding="utf-8"))
+    print(f"{target}: a copy of {name}")
+
+
+if __name__ == "__main__":
+    run_command(main)
