@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole job in small: phantoms, stage 1 in two phases, stage 2, reconstruction, synthesis, scores and pictures.
-#   bash launch/demo.sh            everything goes to demo/; a second run reuses what is there
+# The whole pipeline in small: phantoms, stage 1 in two phases, stage 2, reconstruction, synthesis, scores, pictures.
+#   bash launch/demo.sh            everything goes to demo/; a second run reuses the files in it
 # 4 to 9 minutes on 2 free CPU cores once .venv is made, faster on a GPU.
 
 # Waiting threads spin for a while, which on a quiet machine makes a step a quarter faster. Beside other work they must
@@ -28,14 +28,14 @@ step "3/7  Stage 1, phase 2: the autoencoder on whole volumes"
 python -m tubesynth.train --stage 1 --config configs/demo/stage_1_full.yml --run-dir $runs/stage_1_full \
     --resume $runs/stage_1_crops/checkpoints/last.ckpt
 
-step "4/7  Stage 2: flow matching in its latents, given the label map"
+step "4/7  Stage 2: flow matching in its latents, conditioned on the label map"
 python -m tubesynth.train --stage 2 --config configs/demo/stage_2_flow.yml --run-dir $runs/stage_2_flow --latent-mode flow
 
 step "5/7  Reconstruct the validation cases"
 python -m tubesynth.reconstruct --input-dir $validation/images --output-dir demo/reconstruction \
     --model $runs/stage_1_full/checkpoints/last.ckpt
 
-step "6/7  Synthesise new CTs from the validation label maps"
+step "6/7  Synthesize new CTs from the validation label maps"
 python -m tubesynth.synthesize --input-dir $validation/labels --output-dir demo/synthesis --seed 0 \
     --model $runs/stage_2_flow/checkpoints/last.ckpt
 

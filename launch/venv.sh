@@ -1,9 +1,9 @@
-# Sourced by the other scripts: goes to the repository and makes .venv there if it is missing or older than the pins.
-# pip's own settings count (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf). PYTHON names the interpreter.
+# Sourced by the other scripts: changes to the repository and makes .venv there if it is missing or older than the pins.
+# pip's own settings apply (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf). PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-venv_stamp() { cat constraints.txt setup.cfg pyproject.toml | cksum; }
+venv_stamp() { cat constraints.txt setup.cfg setup.py pyproject.toml | cksum; }
 
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/stamp 2>/dev/null)" != "$(venv_stamp)" ]; then
     python=${PYTHON:-python3}

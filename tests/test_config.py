@@ -13,7 +13,8 @@ from tubesynth.config.strict import dump, read_yaml
 from tubesynth.models.distance_bias import bias_channels
 from tubesynth.runtime.errors import InputError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yml"))
+CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(CONFIG_FOLDER.rglob("*.yml"))
 
 DDIM = "stage: 2\nlatent_mode: diffusion\nsampling: {solver: ddim}\n"
 DDIM_LEADING = DDIM.replace("ddim}", "ddim, timesteps: leading}")
@@ -191,7 +192,11 @@ def test_every_config_loads_and_its_dump_reads_back_equal(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-def test_every_config_opens_with_a_command_that_names_it(path):
+def test_every_config_opens_with_its_command_hardware_time_and_result(path):
     head = path.read_text(encoding="utf-8").split("\nstage:")[0]
-    assert re.search(r"#\s+python -m tubesynth.(train|segment train) .*--config", head)
-    assert path.name in head
+    assert re.match(r"# [A-Z][^\n]{40,}[.]\n", head)
+    name = path.relative_to(CONFIG_FOLDER).with_suffix("").as_posix()
+    command = re.search(r"#   Command: +(tubesynth .*)", head)
+    assert command and f"--config {name}" in command[1]
+    for entry in ("Hardware", "Time", "Result"):
+        assert f"\n#   {entry}: " in head

@@ -1,5 +1,7 @@
 """The program `tubesynth`, its commands, its packaged configs and its wheel."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -71,3 +73,61 @@ def test_every_config_is_listed_with_its_description_and_can_be_copied(tmp_path,
         assert target.read_bytes() == path.read_bytes()
     with pytest.raises(InputError, match="exists already"):
         configs.main(["copy", name, str(target)])
+
+
+def test_the_top_level_names_are_imported_at_their_first_use():
+    code = """if True:
+        import os, sys
+        environment = dict(os.environ)
+        import tubesynth
+        assert not {"torch", "numpy"} & set(sys.modules) and os.environ == environment
+        from tubesynth.pipeline import Pipeline
+        from tubesynth.volume.grid import Volume
+        assert tubesynth.Pipeline is Pipeline and tubesynth.Volume is Volume
+        assert {"Pipeline", "Volume"} <= set(dir(tubesynth))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'Pipe'"):
+        _ = tubesynth.Pipe
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_every_command_from_another_folder(tmp_path):
+    pytest.importorskip("setuptools", reason="building a wheel needs setuptools")
+    pytest.importorskip("pip", reason="building a wheel needs pip")
+    source, site, folder = (tmp_path / name for name in ("source", "site", "folder"))
+    for name in ("tubesynth", "configs", "launch"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    install = ["install", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run([*pip, *install], check=True)
+    folder.mkdir()
+
+    def run(*command):
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        options = dict(env=environment, cwd=folder, check=True, capture_output=True, text=True)
+        return subprocess.run([str(item) for item in command], **options).stdout
+
+    help_of_all = """if True:
+        import contextlib, tubesynth
+        from tubesynth.__main__ import COMMANDS, main
+        for name in COMMANDS:
+            with contextlib.suppress(SystemExit):
+                main([name, "--help"])
+        print(tubesynth.__file__)
+    """
+    lines = run(sys.executable, "-c", help_of_all).splitlines()
+    assert sum(line.startswith("usage: tubesynth") for line in lines) == len(COMMANDS)
+    assert lines[-1] == str(site / "tubesynth" / "__init__.py")
+    program = site / "bin" / "tubesynth"
+    listed = run(program, "configs")
+    assert all(name in listed for name in [*packaged_configs(), "launch/slurm.sbatch"])
+    plan = run(program, "train", "--dry-run", "--config", "demo/stage_1_crops")
+    assert "autoencoder parameters:     403,111" in plan
+    assert (site / "tubesynth" / "py.typed").is_file()
