@@ -3,6 +3,7 @@ remedy.
 """
 
 import re
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_words_that_yaml_reads_as_something_else_are_understood(tmp_path):
     )
     config = load_config(write(tmp_path, "stage: 2\nunet: {vessel_attention: off}\n"))
     assert config.unet.vessel_attention == "off"
+
+
+def test_a_config_is_changed_by_replace_alone(tmp_path):
+    config = load_config(write(tmp_path, "stage: 2\n"))
+    for section, key in ((config, "seed"), (config.data, "root"), (config.flow, "loss")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(section, key, None)
+
+
+@pytest.mark.parametrize("spelling", ["optimizers", "optimisers"])
+def test_the_optimizers_restart_in_the_spelling_of_0_1_0_too(tmp_path, spelling):
+    config = load_config(write(tmp_path, f"stage: 1\ntrain: {{restart: [{spelling}]}}\n"))
+    assert config.train.restart == ["optimizers"]
 
 
 def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path):

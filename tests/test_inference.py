@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,7 +166,8 @@ def test_guidance_of_one_is_the_model_and_more_is_not(workplace, stage_2):
     assert np.array_equal(plain.array, pipeline.synthesize(labels, seed=1).array)
     guided = pipeline.synthesize(labels, seed=1, guidance_label=4.0)
     assert not np.array_equal(plain.array, guided.array)
-    pipeline.config.flow.label_dropout = 0.0
+    config = pipeline.config
+    pipeline.config = replace(config, flow=replace(config.flow, label_dropout=0.0))
     with pytest.raises(InputError, match="label_dropout"):
         pipeline.synthesize(labels, guidance_label=2.0)
 

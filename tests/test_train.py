@@ -240,7 +240,7 @@ def test_phase_two_carries_weights_and_restarts_its_schedule(stage_1, workplace,
     )
     (printed,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("resumed")]
     assert printed.endswith(
-        "at step 8: weights, epochs, optimisers carry over; anew:"
+        "at step 8: weights, epochs, optimizers carry over; anew:"
         " schedule (2 steps of warm-up, then cosine), best checkpoint"
     )
     state = checkpoint_of(tmp_path)

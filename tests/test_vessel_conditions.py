@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -466,12 +467,14 @@ def test_the_command_takes_both_weights(trained, workplace, tmp_path):
 
 
 def test_sides_that_were_not_trained_are_refused(pipeline, labels, stage_2):
-    pipeline.config.flow.vessel_dropout = 0.0
+    config = pipeline.config
+    flow = replace(config.flow, vessel_dropout=0.0)
+    pipeline.config = replace(config, flow=flow)
     assert pipeline.synthesize(labels, steps=1).shape == (32, 32, 24)
     for options in (dict(guidance_vessel=2.0), dict(guidance_label=2.0)):
         with pytest.raises(InputError, match="flow.vessel_dropout"):
             pipeline.synthesize(labels, **options)
-    pipeline.config.flow.label_dropout = 0.0
+    pipeline.config = replace(config, flow=replace(flow, label_dropout=0.0))
     with pytest.raises(InputError, match="flow.label_dropout"):
         pipeline.synthesize(None)
     with pytest.raises(InputError, match="has them from a label map alone"):

@@ -6,6 +6,7 @@ unknown keys and wrong types, config_checks.py values that do not fit each other
     config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from tubesynth.config.checks import check
@@ -13,6 +14,8 @@ from tubesynth.config.packaged import find_config
 from tubesynth.config.schema import STAGES, Config
 from tubesynth.config.strict import apply_overrides, build, read_yaml
 from tubesynth.runtime.errors import InputError
+
+RENAMED_RESTARTS = {"optimisers": "optimizers"}  # spelled so until version 0.1.0, and still read
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -31,5 +34,7 @@ def config_from_plain(content: dict, source: str) -> Config:
     if stage not in list(STAGES):  # a list in the file could not be looked up
         raise InputError(f"{source}: stage: expected one of {list(STAGES)}, got {stage!r}")
     config = build(STAGES[stage], content, source)
+    restart = [RENAMED_RESTARTS.get(item, item) for item in config.train.restart]
+    config = replace(config, train=replace(config.train, restart=restart))
     check(config, source)
     return config

@@ -11,11 +11,11 @@ FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 DiffusionSampler = Literal["ddpm", "ddim"]
 FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
 
-# What a run may start anew although it resumes another run's weights.
-RESTARTS = ("schedule", "epochs", "optimisers")
+# What a run may restart although it resumes another run's weights.
+RESTARTS = ("schedule", "epochs", "optimizers")
 
 
-@dataclass
+@dataclass(frozen=True)
 class AugmentConfig:
     flip: float = 0.0  # probability, each axis on its own
     rotate90: float = 0.0  # probability of a quarter turn in a plane where it keeps the shape
@@ -24,7 +24,7 @@ class AugmentConfig:
     intensity_shift: float = 0.05  # offset drawn from -+ this, in units of the window
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
     root: str = "data/imagecas"  # holds training/ and validation/, each with images/ and labels/
     resolution: list[int] = field(default_factory=lambda: [256, 256, 128])  # voxels x, y, z
@@ -41,19 +41,19 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
     epochs: int = 100
     learning_rate: float = 1e-4
     warmup_steps: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last step
     gradient_clip: float | None = None  # largest norm of the gradient of one phase
-    accumulate: int = 1  # batches per optimiser step
+    accumulate: int = 1  # batches per optimizer step
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
     channels_last: bool = False  # in memory as X, Y, Z, C: faster on some machines
     compile: bool = False  # torch.compile for steps: they agree with the others to rounding
-    # Optimiser steps; null: no averaged weights; of a list, the first is scored and sampled from.
+    # Optimizer steps; null: no averaged weights; of a list, the first is scored and sampled from.
     ema_half_life: float | list[float] | None = None
     log_every: int = 10  # steps
     validate_every: int = 1  # epochs
@@ -63,11 +63,11 @@ class TrainConfig:
     best_score: str = "loss"  # of validation; decides what best.ckpt is: see BEST_SCORES
     keep: int = 2  # periodic checkpoints that stay on disk
     max_bad_steps: int = 20  # non-finite steps in a row that are skipped before the run stops
-    # What starts anew on --resume with another config: some of RESTARTS.
+    # What restarts on --resume with another config: some of RESTARTS.
     restart: list[str] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(frozen=True)
 class AutoencoderConfig:
     channels: list[int] = field(default_factory=lambda: [64, 128])  # one stride-2 level each
     residual_channels: list[int] = field(default_factory=lambda: [64, 128])
@@ -83,14 +83,14 @@ class AutoencoderConfig:
     vessel_mask_in_decoder: bool = False  # reconstructing then needs the label map too
 
 
-@dataclass
+@dataclass(frozen=True)
 class DiscriminatorConfig:
     channels: int = 32
     num_layers: int = 2
     learning_rate_ratio: float = 5.0  # times the generator's (published: 1e-4 against 0.2e-4)
 
 
-@dataclass
+@dataclass(frozen=True)
 class AutoencoderLossConfig:
     """Weights of the terms (0: not computed), and how they are made."""
 
@@ -110,13 +110,13 @@ class AutoencoderLossConfig:
     perceptual_slicing: Literal["random", "even"] = "random"
 
 
-@dataclass
+@dataclass(frozen=True)
 class LatentConfig:
     autoencoder: str | None = None  # stage-1 checkpoint
     variants: int = 1  # augmented variants stored per case (1: the case as it is)
 
 
-@dataclass
+@dataclass(frozen=True)
 class UNetConfig:
     channels: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
     num_res_blocks: int = 2
@@ -135,7 +135,7 @@ class UNetConfig:
     label_map_vessels: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What flow and diffusion share."""
 
@@ -147,7 +147,7 @@ class ObjectiveConfig:
     vessel_weight: float = 1.0  # of latent cells that hold a vessel, to 1 (published: 10)
 
 
-@dataclass
+@dataclass(frozen=True)
 class FlowConfig(ObjectiveConfig):
     sigma_min: float = 1e-5
     time_sampling: Literal["uniform", "logit_normal"] = "uniform"
@@ -157,7 +157,7 @@ class FlowConfig(ObjectiveConfig):
     coupling: Literal["independent", "optimal_transport"] = "independent"  # noise to case
 
 
-@dataclass
+@dataclass(frozen=True)
 class DiffusionConfig(ObjectiveConfig):
     loss: Literal["l1", "l2"] = "l2"
     num_timesteps: int = 1000
@@ -168,7 +168,7 @@ class DiffusionConfig(ObjectiveConfig):
     zero_terminal_snr: bool = False  # the last timestep is pure noise, as sampling starts from
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplingConfig:
     solver: Literal[FlowSolver, DiffusionSampler] = "midpoint"  # docs/results.md, Solvers
     steps: int = 10  # all but dopri5
@@ -181,7 +181,7 @@ class SamplingConfig:
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of times t
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     stage: int
     dim: int = 3
@@ -193,7 +193,7 @@ class Config:
     BEST_SCORES: ClassVar[dict[str, Literal["min", "max"]]] = {"loss": "min"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage1Config(Config):
     BEST_SCORES = {
         "loss": "min",
@@ -208,7 +208,7 @@ class Stage1Config(Config):
     losses: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage2Config(Config):
     latent_mode: Literal["flow", "diffusion"] = "flow"
     latents: LatentConfig = field(default_factory=LatentConfig)
@@ -223,25 +223,25 @@ class Stage2Config(Config):
         return self.flow if self.latent_mode == "flow" else self.diffusion
 
 
-@dataclass
+@dataclass(frozen=True)
 class ControlConfig:
     base: str | None = None  # stage-2 checkpoint, which stays as it is
     condition: Literal["label", "vessel"] = "label"  # the whole label map, or its vessels alone
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage3Config(Stage2Config):
     """unet, latent_mode and what belongs to it are those of control.base."""
 
     control: ControlConfig = field(default_factory=ControlConfig)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SegmenterModelConfig:
     channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])  # halved in between
 
 
-@dataclass
+@dataclass(frozen=True)
 class SegmenterConfig(Config):
     BEST_SCORES = {"loss": "min", "dice": "max"}
 

@@ -103,7 +103,7 @@ def resume(
     if _settings(state, path) == to_plain(config):
         restart = set()  # the very run, stopped and started again
     for phase in stage.phases:
-        phase.load(state["phases"][phase.name], with_optimiser="optimisers" not in restart)
+        phase.load(state["phases"][phase.name], with_optimiser="optimizers" not in restart)
     saved = Position(**state["position"])
     same_run = run_dir.resolve() in path.resolve().parents
     position.started_from = saved.started_from if same_run else str(path)
