@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tubesynth.runtime import checkpoint
+from tubesynth.build.checkpoint import Best, Checkpoint, PhaseState, Position
+from tubesynth.config.schema import Stage1Config
 from tubesynth.runtime.atomic import replacing, save_png, write_text
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.run_log import RunLog
@@ -20,9 +21,12 @@ WRITERS = {
     "picture": lambda path: save_png(
         path, np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     ),
-    "checkpoint": lambda path: checkpoint.save(
-        {"config": {"stage": 1}, "weights": torch.ones(99_999)}, path
-    ),
+    "checkpoint": lambda path: Checkpoint(
+        Stage1Config(stage=1),
+        Position(),
+        Best("loss", "min"),
+        {"autoencoder": PhaseState({"weight": torch.ones(99_999)}, {}, {}, {})},
+    ).save(path),
     "volume": lambda path: write_volume(
         path.with_suffix(".nii"), Volume(np.ones((64, 64, 9), np.int16), np.eye(4)), "int16"
     ),

@@ -13,6 +13,7 @@ from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of, lines, run_command
 
 from tubesynth import reconstruct, synthesize, train
+from tubesynth.build.checkpoint import Position
 from tubesynth.config.loading import load_config
 from tubesynth.data.digest import file_digest
 from tubesynth.models.vqvae import VQVAE, space_to_depth
@@ -20,7 +21,6 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Position
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume
 
@@ -118,7 +118,7 @@ def test_the_adaptive_weight_is_that_of_gradients_taken_apart(workplace):
 
 def make_stage(workplace, *overrides) -> AutoencoderStage:
     config = load_config(workplace / "s1.yml", list(overrides))
-    volumes = Volumes(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config.data, config.dim, config.seed)
     torch.manual_seed(0)
     return AutoencoderStage(config, volumes, Position(), torch.device("cpu"))
 

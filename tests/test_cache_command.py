@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from tubesynth import cache
-from tubesynth.build.networks import build_autoencoder
+from tubesynth.build.checkpoint import Best, Checkpoint, PhaseState, Position
+from tubesynth.build.networks import build_autoencoder, build_discriminator
 from tubesynth.config.loading import load_config
-from tubesynth.config.strict import to_plain
 from tubesynth.data.store import Store
-from tubesynth.runtime import checkpoint
 from tubesynth.runtime.errors import InputError
 
 STAGE_1 = """stage: 1
@@ -63,9 +62,12 @@ def project(tmp_path):
 def save_autoencoder(path, config_path, seed):
     config = load_config(config_path)
     torch.manual_seed(seed)
-    module = build_autoencoder(config).state_dict()
-    state = {"config": to_plain(config), "phases": {"autoencoder": {"module": module}}}
-    checkpoint.save(state, path)
+    weights = {
+        "autoencoder": build_autoencoder(config),
+        "discriminator": build_discriminator(config),
+    }
+    phases = {n: PhaseState(module.state_dict(), {}, {}, {}) for n, module in weights.items()}
+    Checkpoint(config, Position(), Best("loss", "min"), phases).save(path)
 
 
 def run(*arguments):

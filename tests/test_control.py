@@ -11,10 +11,10 @@ from conftest import REPOSITORY
 from networks import ENCODER, LABELS, labelled_inputs, randomize_zeros, small_unet
 
 from tubesynth import synthesize, train
+from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
 from tubesynth.pipeline import Pipeline
-from tubesynth.runtime.ema import weights_to_use
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels
@@ -170,34 +170,34 @@ def validation_losses(checkpoint):
 
 
 def load(path):
-    return torch.load(path, weights_only=True)
+    return Checkpoint.load(path)
 
 
 def test_training_starts_at_the_bases_loss_and_keeps_its_weights(stage_2, stage_3):
     losses = validation_losses(stage_3)
     assert losses[0] == validation_losses(stage_2)[-1]
     assert losses[-1] < losses[0]
-    averaged, base = (weights_to_use(load(path)["phases"]["unet"]) for path in (stage_3, stage_2))
+    averaged, base = (load(path).weights() for path in (stage_3, stage_2))
     for name, value in base.items():
         assert torch.equal(averaged[f"base.{name}"], value)
     assert list((stage_3.parent.parent / "panels").glob("*.png"))
 
 
 def test_one_copy_of_the_base_is_written(stage_2, stage_3):
-    phase = load(stage_3)["phases"]["unet"]
+    phase = load(stage_3).phases["unet"]
     name = "base.conv_in.weight"
-    assert weights_to_use(phase)[name].data_ptr() == phase["module"][name].data_ptr()
+    assert phase.weights()[name].data_ptr() == phase.module[name].data_ptr()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(workplace, stage_3, tmp_path):
     half = stage_3.parent / "epoch_00001.ckpt"
     config = str(workplace / "s3.yml")
     train.main(["--config", config, "--run-dir", str(tmp_path), "--resume", str(half)])
-    again = load(tmp_path / "checkpoints" / "last.ckpt")["phases"]["unet"]
-    done = load(stage_3)["phases"]["unet"]
+    again = load(tmp_path / "checkpoints" / "last.ckpt").phases["unet"]
+    done = load(stage_3).phases["unet"]
     for weights, others in (
-        (done["module"], again["module"]),
-        (weights_to_use(done), weights_to_use(again)),
+        (done.module, again.module),
+        (done.weights(), again.weights()),
     ):
         assert all(torch.equal(others[name], value) for name, value in weights.items())
 
@@ -247,4 +247,4 @@ def test_a_dry_run_says_what_is_frozen_and_what_is_missing(capsys):
     train.main(["--config", config, "--dry-run", "--stage", "3"])
     text = capsys.readouterr().out
     assert "(238.89 M)" in text and "(70.45 M)" in text
-    assert "stage_2_3d_f4_lfm_base/checkpoints/last.ckpt does not exist yet" in text
+    assert "stage_2_3d_f4_lfm_base/checkpoints/last.ckpt does not exist" in text

@@ -4,27 +4,33 @@ import numpy as np
 import pytest
 import torch
 
+from tubesynth.build.base_models import require_base_models
+from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.loading import load_config
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.volumes import LATENTS
 from tubesynth.models.scale import LatentScale
-from tubesynth.runtime import checkpoint
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.latents import Latents
+from tubesynth.training.latents import EncodedSplits, LatentEncoder, encode_data_set
 
 CPU = torch.device("cpu")
 
 
-def encoded(workplace, *overrides) -> Latents:
+def encoded(workplace, *overrides) -> EncodedSplits:
     config = load_config(workplace / "s2.yml", list(overrides))
-    return Latents(config, Volumes(config.data, config.dim, config.seed), CPU)
+    autoencoder = require_base_models(config).autoencoder
+    return encode_data_set(config, volumes_of(config), autoencoder, CPU)
+
+
+def volumes_of(config) -> Volumes:
+    return Volumes.find(config.data, config.dim, config.seed)
 
 
 def test_latents_are_what_the_encoder_gives_in_16_bits(workplace, stage_1):
     latents = encoded(workplace)
-    image = latents.volumes.validation_batch(0, CPU)["image"]
-    expected = latents.autoencoder.module.encode(image)[0]
+    image = volumes_of(latents.config).validation_batch(0, CPU)["image"]
+    expected = latents.autoencoder.encode(image)[0]
     stored = torch.from_numpy(np.array(latents.validation.sample(0)["latent"]))
     assert stored.dtype == torch.float16 and stored.shape == (4, 8, 8, 6)
     torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
@@ -68,16 +74,15 @@ def test_another_autoencoder_or_spacing_is_a_miss_and_another_learning_rate_a_hi
     assert keys(encoded(workplace, "train.learning_rate=0.1", "seed=9")) == keys(first)
     assert not set(keys(encoded(workplace, "data.spacing=[6,6,6]"))) & set(keys(first))
     assert not set(keys(encoded(workplace, "data.token_step_mm=1.0"))) & set(keys(first))
-    state = torch.load(stage_1, weights_only=True)
-    state["phases"]["autoencoder"]["module"]["encoder.blocks.0.0.bias"][0] += 1e-3
-    other = tmp_path / "other.ckpt"
-    checkpoint.save({k: v for k, v in state.items() if k != "format"}, other)
+    checkpoint, other = Checkpoint.load(stage_1), tmp_path / "other.ckpt"
+    checkpoint.weights()["encoder.blocks.0.0.bias"][0] += 1e-3
+    checkpoint.save(other)
     assert not set(keys(encoded(workplace, f"latents.autoencoder={other}"))) & set(keys(first))
 
 
 def test_a_second_run_encodes_nothing(workplace, stage_1, monkeypatch):
     encoded(workplace)
-    monkeypatch.setattr(Latents, "_build", None)  # would fail if it were called
+    monkeypatch.setattr(LatentEncoder, "_encode_case", None)  # would fail if it were called
     assert len(encoded(workplace).training) == 4
 
 
@@ -90,9 +95,10 @@ def test_variants_are_augmented_together_with_label_and_tokens(workplace, stage_
     np.testing.assert_allclose(
         plain["tokens"]["position_mm"], -moved["tokens"]["position_mm"], atol=1e-4
     )
-    image = latents.volumes.dataset(latents.volumes.training).sample(0)["image"]
+    volumes = volumes_of(latents.config)
+    image = volumes.dataset(volumes.training).sample(0)["image"]
     unit = (torch.from_numpy(np.array(image)).float() + 1000) / 2000
-    expected = latents.autoencoder.module.encode(unit.flip(1, 2, 3)[None])[0]
+    expected = latents.autoencoder.encode(unit.flip(1, 2, 3)[None])[0]
     stored = torch.from_numpy(np.array(moved["latent"])).float()
     torch.testing.assert_close(stored, expected, atol=2e-3, rtol=2e-3)
     variants = [
@@ -103,9 +109,8 @@ def test_variants_are_augmented_together_with_label_and_tokens(workplace, stage_
 
 def test_batches_pad_tokens_of_unequal_number(workplace, stage_1):
     latents = encoded(workplace, "data.token_step_mm=2.0", "data.batch_size=4")
-    loader = latents.volumes  # the sampler's order is tested elsewhere
     counts = sorted(len(latents.training.sample(i)["tokens"]["radius_mm"]) for i in range(4))
-    assert loader.tokens is not None and counts[0] < counts[-1]
+    assert counts[0] < counts[-1]
     (batch,) = latents.batches(0, 4)
     mask = batch["tokens"]["mask"]
     assert mask.shape == (4, counts[-1])

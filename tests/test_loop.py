@@ -10,16 +10,18 @@ import torch.multiprocessing as mp
 from conftest import free_port
 from torch import nn
 
+from tubesynth.build.base_models import require_base_models
+from tubesynth.build.checkpoint import Best, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime.compiler import require_compiler
-from tubesynth.runtime.ema import Ema, weights_to_use
+from tubesynth.runtime.ema import Ema
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import generator
-from tubesynth.training.best import Best
+from tubesynth.train import make_stage
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Position, StopSignal, fit, optimise
+from tubesynth.training.loop import StopSignal, fit, optimise
 from tubesynth.training.phase import Phase
 
 CPU = torch.device("cpu")
@@ -101,7 +103,9 @@ def test_the_best_so_far_outlives_a_restart(tmp_path):
     """A run that goes on at step 3 with a best of 1.0 asks for less, and validates nothing anew."""
     scores = [{"loss": 1.5}, {"loss": 0.5}, {"loss": 0.7}]
     best = Best("loss", "min", 1.0, 2)
-    saved = run(Toy(linear_phase(), scores=scores), tmp_path, best, Position(step=3, draw=3))
+    saved = run(
+        Toy(linear_phase(), scores=scores), tmp_path, best, Position(step=3, sample_index=3)
+    )
     assert [step for kind, step in saved if kind == "best"] == [5]
 
 
@@ -206,8 +210,8 @@ def test_a_non_finite_step_changes_nothing_and_the_next_ones_go_on(tmp_path, cap
 
     def validate():
         state = phase.state()
-        moments = [m for each in state["optimiser"]["state"].values() for m in each.values()]
-        tensors = [*state["module"].values(), *state["ema"][10].values(), *moments]
+        moments = [m for each in state.optimizer["state"].values() for m in each.values()]
+        tensors = [*state.module.values(), *state.ema[10].values(), *moments]
         seen.append([tensor.tolist() for tensor in tensors])
         return {"loss": 1.0}
 
@@ -216,7 +220,7 @@ def test_a_non_finite_step_changes_nothing_and_the_next_ones_go_on(tmp_path, cap
     run(stage, tmp_path, train=replace(PLAIN, max_bad_steps=2))
     same = [before == after for before, after in pairwise(seen)]
     assert same == [False, False, True, True, False, False]
-    assert phase.optimiser.state_dict()["state"][0]["step"] == 4
+    assert phase.optimizer.state_dict()["state"][0]["step"] == 4
     assert "step 2, net: loss second is not finite: the step is skipped" in capsys.readouterr().out
 
 
@@ -247,33 +251,30 @@ def test_several_averages_are_kept_each_by_its_half_life():
         for each in (phase, *alone.values()):
             optimise(each, [batch_of(step)], step, PLAIN)
     state = phase.state()
-    assert list(state["ema"]) == [2.0, 50.0]
+    assert list(state.ema) == [2.0, 50.0]
     for steps, each in alone.items():
-        torch.testing.assert_close(state["ema"][steps], each.state()["ema"][steps], atol=0, rtol=0)
-        assert weights_to_use(state, steps) is state["ema"][steps]
-    assert not torch.equal(state["ema"][2.0]["weight"], state["ema"][50.0]["weight"])
-    assert weights_to_use(state) is state["ema"][2.0] and phase.ema.half_life == 2.0
+        torch.testing.assert_close(state.ema[steps], each.state().ema[steps], atol=0, rtol=0)
+        assert state.weights(steps) is state.ema[steps]
+    assert not torch.equal(state.ema[2.0]["weight"], state.ema[50.0]["weight"])
+    assert state.weights() is state.ema[2.0] and phase.ema.half_life == 2.0
     with pytest.raises(InputError, match="half-life of 7 steps.*2, 50"):
-        weights_to_use(state, 7.0)
+        state.weights(7.0)
     bare = linear_phase().state()
-    assert weights_to_use(bare) is bare["module"]
+    assert bare.weights() is bare.module
 
     other = linear_phase(ema_half_life=[50.0, 9.0])  # one known, one new
-    other.load(state, with_optimiser=True)
-    loaded = other.state()["ema"]
-    assert torch.equal(loaded[50.0]["weight"], state["ema"][50.0]["weight"])
-    assert torch.equal(loaded[9.0]["weight"], state["module"]["weight"])
+    other.load(state, with_optimizer=True)
+    loaded = other.state().ema
+    assert torch.equal(loaded[50.0]["weight"], state.ema[50.0]["weight"])
+    assert torch.equal(loaded[9.0]["weight"], state.module["weight"])
 
 
 def stage_of(number: int, workplace, *overrides):
     config = load_config(workplace / f"s{number}.yml", list(overrides))
-    volumes = Volumes(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config.data, config.dim, config.seed)
+    models = require_base_models(config)
     torch.manual_seed(config.seed)
-    if number == 1:
-        from tubesynth.training.autoencoder import AutoencoderStage as Stage
-    else:
-        from tubesynth.training.latent import LatentStage as Stage
-    return Stage(config, volumes, Position(), CPU)
+    return make_stage(config, volumes, models, Position(), None, CPU)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -329,10 +330,10 @@ def test_channels_last_is_another_layout_of_the_same_training(
         laid_out = [p for p in b.module.parameters() if p.ndim == 5 and min(p.shape[1:3]) > 1]
         assert laid_out
         assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
-        torch.testing.assert_close(a.state()["module"], b.state()["module"], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(a.state().module, b.state().module, atol=1e-4, rtol=1e-3)
         state = a.state()  # and a checkpoint of the one goes on in the other
-        b.load(state, with_optimiser=True)
-        torch.testing.assert_close(b.state()["module"], state["module"], atol=0, rtol=0)
+        b.load(state, with_optimizer=True)
+        torch.testing.assert_close(b.state().module, state.module, atol=0, rtol=0)
         assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
 
 
@@ -353,7 +354,9 @@ def test_a_compiled_stage_trains_as_it_does_without(
     other = after_two_steps(number, workplace, *overrides, "train.compile=true")
     assert compiled == [phase.module for phase in other.phases]
     for a, b in zip(plain.phases, other.phases, strict=True):
-        torch.testing.assert_close(a.state(), b.state(), atol=1e-6, rtol=1e-5)  # names and values
+        torch.testing.assert_close(
+            vars(a.state()), vars(b.state()), atol=1e-6, rtol=1e-5
+        )  # names and values
 
 
 def test_a_gradient_that_overflows_alone_is_not_called_a_loss(tmp_path):
@@ -377,4 +380,4 @@ def test_a_compiled_phase_agrees_with_the_plain_one():
     for step in range(2):
         optimise(plain, [batch_of(step)], step, PLAIN)
         optimise(built, [batch_of(step)], step, PLAIN)
-    torch.testing.assert_close(plain.state(), built.state(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(vars(plain.state()), vars(built.state()), atol=1e-6, rtol=1e-5)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from tubesynth.build.base_models import require_base_models
 from tubesynth.config.loading import load_config
 from tubesynth.models.quantizers import codebook
 from tubesynth.pipeline import Pipeline
 from tubesynth.train import main
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.latents import Latents
+from tubesynth.training.latents import encode_data_set
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume
 
@@ -82,9 +83,10 @@ def test_stage_2_models_what_the_quantizer_calls_latents(run, workplace, tmp_pat
     autoencoder = folder / "checkpoints" / "last.ckpt"
     overrides = [f"latents.autoencoder={autoencoder}", "train.epochs=1"]
     config = load_config(workplace / "s2.yml", overrides)
-    latents = Latents(config, Volumes(config.data, config.dim, config.seed), CPU)
-    net = latents.autoencoder.module
-    image = latents.volumes.validation_batch(0, CPU)["image"]
+    volumes = Volumes.find(config.data, config.dim, config.seed)
+    latents = encode_data_set(config, volumes, require_base_models(config).autoencoder, CPU)
+    net = latents.autoencoder
+    image = volumes.validation_batch(0, CPU)["image"]
     encoded = net.encoder(image)[0]
     stored = torch.from_numpy(np.array(latents.validation.sample(0)["latent"])).float()
     if kind == "kl":

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from tubesynth.build.checkpoint import weights_digest
 from tubesynth.models.quantizers.finite_scalar import DECAY, FiniteScalarQuantizer
 from tubesynth.models.quantizers.gaussian import GaussianPosterior
 from tubesynth.models.vqvae import VQVAE
-from tubesynth.runtime import checkpoint
 
 ALL = [
     dict(quantizer="ema_vq", embedding_dim=3, codebook_size=16),
@@ -126,7 +126,7 @@ def test_mean_and_deviation_follow_in_training_alone_and_past_nan():
 
 def test_the_digest_tells_levels_apart():
     digests = {
-        checkpoint.digest(FiniteScalarQuantizer(levels).state_dict())
+        weights_digest(FiniteScalarQuantizer(levels).state_dict())
         for levels in ((8, 6, 5), (8, 5, 6), (7, 5, 5))
     }
     assert len(digests) == 3

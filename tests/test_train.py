@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from tubesynth.build.base_models import require_base_models
+from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import STAGES
-from tubesynth.runtime import checkpoint
 from tubesynth.runtime.errors import InputError
-from tubesynth.train import main
+from tubesynth.train import main, make_stage
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.latent import LatentStage
-from tubesynth.training.loop import Position
+from tubesynth.training.run import remove_older
 from tubesynth.volume.files import read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
@@ -96,7 +96,7 @@ def test_a_run_leaves_what_it_promises(stage, stage_1, stage_2):
     assert panel.stat().st_size > 10_000
     state = checkpoint_of(run_dir)
     assert state["best"] == dict(name="loss", mode="min", value=validation[-1]["loss"], step=8)
-    assert state["position"] == dict(step=8, draw=8, schedule_start=0, started_from=None)
+    assert state["position"] == dict(step=8, sample_index=8, schedule_start=0, started_from=None)
     assert state["config"]["stage"] == stage
 
 
@@ -240,11 +240,12 @@ def test_phase_two_carries_weights_and_restarts_its_schedule(stage_1, workplace,
     )
     (printed,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("resumed")]
     assert printed.endswith(
-        "at step 8: weights, epochs, optimizers carry over; anew:"
-        " schedule (2 steps of warm-up, then cosine), best checkpoint"
+        "at step 8: restored weights, epochs, optimizers; restarted schedule (2 steps of warm-up,"
+        " then cosine), best checkpoint"
     )
     state = checkpoint_of(tmp_path)
-    assert state["position"] == dict(step=12, draw=12, schedule_start=8, started_from=str(stage_1))
+    start = dict(schedule_start=8, started_from=str(stage_1))
+    assert state["position"] == dict(step=12, sample_index=12, **start)
     assert lines(tmp_path, "validation")[0]["step"] == 8  # the weights that it begins with
     first = lines(tmp_path, "training")[0]
     assert first["step"] == 9
@@ -279,9 +280,9 @@ def test_bad_input_is_refused_by_name(workplace, stage_1, stage_2, tmp_path):
     assert "['loss'" in refused("--config", s1, *fresh, "train.best_score=pnsr")
     assert "['loss']" in refused("--config", s2, *fresh, "train.best_score=psnr")
     line = refused("--config", s1, "--run-dir", workplace / "s1", "seed=4")
-    assert "holds another run already (seed: 3 there, 4 now)" in line
+    assert "holds another run already (seed: 3 in its checkpoint, 4 in this command)" in line
     line = refused("--config", s1, *fresh, "--resume", stage_1, "autoencoder.codebook_size=64")
-    assert "codebook_size is 32 there and 64" in line
+    assert "codebook_size is 32 in the checkpoint and 64" in line
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(stage_1.read_bytes()[:5000])
     assert "broken.ckpt" in refused("--config", s1, *fresh, "--resume", broken)
@@ -292,20 +293,20 @@ def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default(workplace, 
     config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path)]
     main([*config, "train.epochs=1"])
     path = tmp_path / "checkpoints" / "last.ckpt"
-    state = checkpoint.load(path)
+    state = torch.load(path, weights_only=True)
     del state["config"]["unet"]["label_map_vessels"]
-    checkpoint.save(state, path)
+    torch.save(state, path)
     main([*config, "train.epochs=1"])  # the same run, and nothing left to do
     main([*config, "--resume", "auto"])
-    assert checkpoint.load(path)["position"]["step"] == STEPS
+    assert Checkpoint.load(path).position.step == STEPS
 
 
 def test_another_autoencoder_is_refused_before_anything_is_encoded(
     workplace, stage_1, stage_2, tmp_path
 ):
-    state = checkpoint.load(stage_1)
-    next(iter(state["phases"]["autoencoder"]["module"].values())).add_(1)
-    checkpoint.save(state, tmp_path / "other.ckpt")
+    other = Checkpoint.load(stage_1)
+    next(iter(other.weights().values())).add_(1)
+    other.save(tmp_path / "other.ckpt")
     options = ["--config", workplace / "s2.yml", "--run-dir", tmp_path / "run"]
     options += ["--resume", stage_2, f"latents.autoencoder={tmp_path / 'other.ckpt'}"]
     cache = f"data.cache_dir={tmp_path / 'cache'}"
@@ -317,7 +318,7 @@ def test_the_last_written_checkpoints_stay_whatever_their_names(tmp_path):
     for name in ("epoch_00015", "epoch_00010", "epoch_00006"):
         (tmp_path / f"{name}.ckpt").write_bytes(b"")
         time.sleep(0.01)
-    checkpoint.prune(tmp_path, "epoch_*.ckpt", 2)
+    remove_older(tmp_path, "epoch_*.ckpt", 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_00006.ckpt", "epoch_00010.ckpt"]
 
 
@@ -400,9 +401,10 @@ def test_the_best_so_far_survives_a_resume(workplace, stage_1, tmp_path):
 
 def test_panels_are_of_fixed_cases_from_fixed_noise(workplace, stage_1, stage_2):
     config = load_config(workplace / "s2.yml", ["train.panel_cases=9"])
-    volumes = Volumes(config.data, config.dim, config.seed)
-    stage = LatentStage(config, volumes, Position(), torch.device("cpu"))
-    stage.phases[0].load(checkpoint_of(stage_2.parent.parent)["phases"]["unet"], False)
+    volumes = Volumes.find(config.data, config.dim, config.seed)
+    models, checkpoint = require_base_models(config), Checkpoint.load(stage_2)
+    stage = make_stage(config, volumes, models, Position(), checkpoint, torch.device("cpu"))
+    stage.phases[0].load(checkpoint.phases["unet"], with_optimizer=False)
     torch.manual_seed(1)
     first = stage.preview()
     torch.manual_seed(2)

@@ -12,6 +12,7 @@ from networks import small_unet
 from test_train import assert_same_state, checkpoint_of, run_command
 
 from tubesynth import synthesize
+from tubesynth.build.base_models import require_base_models
 from tubesynth.build.networks import build_unet
 from tubesynth.conditioning.request import Request
 from tubesynth.config.loading import load_config
@@ -267,10 +268,11 @@ def labels(workplace):
 
 def test_batches_hold_tokens_and_the_fields_drawn_from_them(workplace, stage_1):
     from tubesynth.training.inputs import Volumes
-    from tubesynth.training.latents import Latents
+    from tubesynth.training.latents import encode_data_set
 
     config = load_config(workplace / "s2.yml", [*VESSELS, "data.batch_size=2"])
-    latents = Latents(config, Volumes(config.data, 3, config.seed), torch.device("cpu"))
+    volumes = Volumes.find(config.data, 3, config.seed)
+    latents = encode_data_set(config, volumes, require_base_models(config).autoencoder, CPU)
     (batch, *_) = latents.batches(0, 2)
     assert batch["fields"].shape == (2, 2, 8, 8, 6)
     for i in range(2):

@@ -75,7 +75,7 @@ def build(store: Store, config, workers: int | None) -> None:
     from tubesynth.runtime import dist  # torch: list and verify do without
     from tubesynth.training.inputs import Volumes
 
-    volumes = Volumes(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config.data, config.dim, config.seed)
     volumes.store = store
     device = dist.start()
     try:
@@ -87,10 +87,12 @@ def build(store: Store, config, workers: int | None) -> None:
             if swept:
                 print(f"removed the leftovers of {swept} builds that were stopped")
         if config.stage in (2, 3):
-            from tubesynth.training.latents import Latents
+            from tubesynth.build.base_models import require_base_models
+            from tubesynth.training.latents import encode_data_set
 
             before = len(list(store.folders(LATENTS)))
-            Latents(config, volumes, device)
+            models = require_base_models(config, ["latents.autoencoder"])
+            encode_data_set(config, volumes, models.autoencoder, device)
             if dist.is_main():
                 total = len(list(store.folders(LATENTS)))
                 print(f"{store.root}/{LATENTS}: {total - before} built, {total} in all")
@@ -174,11 +176,11 @@ def prune(store: Store, configs: list, dry_run: bool) -> None:
 
 def references(store: Store, config) -> set[tuple[str, str]]:
     """(kind, key) of every entry that training with a config would read."""
-    from tubesynth.runtime import checkpoint
+    from tubesynth.build.checkpoint import Checkpoint
     from tubesynth.training.inputs import Volumes
     from tubesynth.training.latents import latent_key
 
-    volumes = Volumes(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config.data, config.dim, config.seed)
     volumes.store = store
     cases = volumes.training + volumes.validation
     with ThreadPoolExecutor() as pool:
@@ -192,8 +194,7 @@ def references(store: Store, config) -> set[tuple[str, str]]:
         return kept
     if not Path(path).is_file():
         raise InputError(f"latents.autoencoder: {path} does not exist; its latents cannot be told")
-    state = checkpoint.load(path, stage=1)
-    digest = checkpoint.digest(state["phases"]["autoencoder"]["module"])
+    digest = Checkpoint.load(path, stage=1).trained_autoencoder.digest
     for split, variants in ((volumes.training, config.latents.variants), (volumes.validation, 1)):
         for case in split:
             for variant in range(variants):

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubesynth.build.networks import build_autoencoder, build_network
+from tubesynth.build.checkpoint import Checkpoint, weights_digest
+from tubesynth.build.networks import build_network, restore_autoencoder
 from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.conditioning.request import Request, conditions_on_grid, guidance_terms_of, trace
 from tubesynth.config.checks import check_sampling
-from tubesynth.config.loading import config_from_plain
-from tubesynth.config.schema import Config, SamplingConfig, Stage2Config, vessel_class
+from tubesynth.config.schema import Config, SamplingConfig, Stage1Config, Stage2Config, vessel_class
 from tubesynth.generative.guidance import GuidanceTerm, Velocity, guided
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
@@ -35,8 +35,6 @@ from tubesynth.models.scale import LatentScale
 from tubesynth.models.tiling import largest_tile
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
-from tubesynth.runtime import checkpoint
-from tubesynth.runtime.ema import weights_to_use
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.memory import free_bytes
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
@@ -99,25 +97,18 @@ class Pipeline:
         the first of train.ema_half_life.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        state = checkpoint.load(path)
-        config = config_from_plain(state["config"], str(path))
-        if config.stage == 1:
-            weights = state["phases"]["autoencoder"]["module"]
-            autoencoder = build_autoencoder(config)
-            autoencoder.load_state_dict(weights)
-            digest = checkpoint.digest(weights)
-            return cls(config, autoencoder, None, None, digest, device, precision, tile)
-        if not isinstance(config, Stage2Config):
+        checkpoint = Checkpoint.load(path)
+        config = checkpoint.config
+        if not isinstance(config, Stage1Config | Stage2Config):
             raise InputError(f"{path}: of stage {config.stage}: it makes no images")
-        stored = state["autoencoder"]
-        autoencoder = build_autoencoder(config_from_plain(stored["config"], str(path)))
-        autoencoder.load_state_dict(stored["module"])
+        stored = checkpoint.trained_autoencoder
+        autoencoder = restore_autoencoder(stored)
+        if isinstance(config, Stage1Config):
+            return cls(config, autoencoder, None, None, stored.digest, device, precision, tile)
         unet = build_network(config, autoencoder.embedding_dim, autoencoder.factor)
-        phase = state["phases"]["unet"]
-        weights = weights_to_use(phase, ema)
+        weights = checkpoint.weights(ema)
         unet.load_state_dict(weights)
-        scale = LatentScale(**state["latent_scale"])
-        digest = checkpoint.digest(weights)
+        digest, scale = weights_digest(weights), checkpoint.latent_scale
         return cls(config, autoencoder, unet, scale, digest, device, precision, tile)
 
     @property

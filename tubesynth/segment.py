@@ -27,8 +27,8 @@ from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Position, StopSignal
-from tubesynth.training.resume import find_checkpoint
+from tubesynth.training.loop import StopSignal
+from tubesynth.training.resume import find_checkpoint, starting_position
 from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
 from tubesynth.volume.cases import find_cases, pair_cases
@@ -114,17 +114,18 @@ def train_one(
     config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str, stop: StopSignal
 ) -> list[dict]:
     """One training; rows with the scores of every held-out case, the same on every rank."""
-    volumes = Volumes(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config.data, config.dim, config.seed)
     folders = map(Path, config.synthetic)
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
     volumes.training = synthetic + ([] if config.without_real else volumes.training)
-    resume_path = find_checkpoint(None, run_dir, config)
+    checkpoint = find_checkpoint(None, run_dir, config)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
         stop.end_here("the cache is built as far as it goes")
     torch.manual_seed(config.seed)
-    stage, position = SegmentationStage(config, volumes, device), Position()
-    run_stage(config, stage, volumes, position, run_dir, resume_path, logger, stop)
+    stage = SegmentationStage(config, volumes, device)
+    position = starting_position(checkpoint, config, run_dir)
+    run_stage(config, stage, volumes, position, run_dir, checkpoint, logger, stop)
     scores = stage.case_scores(wanted=lambda: stop.name is None)
     stop.end_here(f"{run_dir}: trained, but not all of it scored")
     rows = dist.gather_rows(scores)

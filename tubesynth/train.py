@@ -16,16 +16,22 @@ from pathlib import Path
 
 import torch
 
+from tubesynth.build.base_models import (
+    BaseModels,
+    require_base_models,
+    require_same_autoencoder,
+)
+from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
-from tubesynth.runtime import checkpoint, dist
+from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Position, Stage, StopSignal
+from tubesynth.training.loop import StopSignal
 from tubesynth.training.plan import describe_plan
-from tubesynth.training.resume import find_checkpoint
-from tubesynth.training.run import require_tools, run_stage
+from tubesynth.training.resume import find_checkpoint, starting_position
+from tubesynth.training.run import CheckpointedStage, require_tools, run_stage
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,31 +94,36 @@ def config_of(args: argparse.Namespace) -> Config:
     return config
 
 
-def require_checkpoints(config: Config) -> None:
-    """InputError where a checkpoint that the stage builds on is not there."""
-    paths = {}
-    if isinstance(config, Stage2Config):
-        paths["latents.autoencoder"] = config.latents.autoencoder
-    if isinstance(config, Stage3Config):
-        paths["control.base"] = config.control.base
-    for key, path in paths.items():
-        if path is None or not Path(path).is_file():
-            found = "not set" if path is None else f"{path}: no such checkpoint"
-            raise InputError(f"{key}: {found}: train that stage first, or give its .ckpt file")
+def make_stage(
+    config: Config,
+    volumes: Volumes,
+    models: BaseModels,
+    position: Position,
+    checkpoint: Checkpoint | None,
+    device: torch.device,
+) -> CheckpointedStage:
+    """The stage of a config; stages 2 and 3 encode first what the cache lacks.
 
-
-def make_stage(config: Config, volumes: Volumes, position: Position, device) -> Stage:
+    models: the checkpoints that the config names; checkpoint: the one that the run resumes.
+    """
     if isinstance(config, Stage1Config):
         from tubesynth.training.autoencoder import AutoencoderStage
 
         return AutoencoderStage(config, volumes, position, device)
+    from tubesynth.training.latents import encode_data_set
+
+    assert isinstance(config, Stage2Config) and models.autoencoder
+    scaled = checkpoint or models.base  # a trained network expects the scale that it was trained on
+    scale = scaled.latent_scale if scaled else None
+    latents = encode_data_set(config, volumes, models.autoencoder, device, scale)
     if isinstance(config, Stage3Config):
         from tubesynth.training.control import ControlStage
 
-        return ControlStage(config, volumes, position, device)
+        assert models.base
+        return ControlStage(config, volumes, latents, models.base)
     from tubesynth.training.latent import LatentStage
 
-    return LatentStage(config, volumes, position, device)
+    return LatentStage(config, volumes, latents)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,34 +134,40 @@ def main(argv: list[str] | None = None) -> None:
         print(describe_plan(config, run_dir))
         return
     require_tools(config, args.logger)
-    require_checkpoints(config)
-    resume_path = find_checkpoint(args.resume, run_dir, config)
-    if resume_path and isinstance(config, Stage2Config):
-        from tubesynth.build.base_models import check_autoencoder
-
-        check_autoencoder(config, checkpoint.load(resume_path), resume_path)
+    models = require_base_models(config)
+    checkpoint = find_checkpoint(args.resume, run_dir, config)
+    if checkpoint and models.autoencoder:
+        require_same_autoencoder(models.autoencoder, checkpoint)
     # Finds bad input before any process starts, and before anything is encoded.
-    volumes = Volumes(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config.data, config.dim, config.seed)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
         dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
         return
 
     device = dist.start()
     try:
-        train(config, volumes, run_dir, resume_path, device, args)
+        train(config, volumes, models, run_dir, checkpoint, device, args)
     finally:
         dist.stop()
 
 
-def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, args) -> None:
+def train(
+    config: Config,
+    volumes: Volumes,
+    models: BaseModels,
+    run_dir: Path,
+    checkpoint: Checkpoint | None,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> None:
     """The run itself, on every rank."""
     stop = StopSignal()
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
         stop.end_here("the cache is built as far as it goes")
-    position = Position()
+    position = starting_position(checkpoint, config, run_dir)
     torch.manual_seed(config.seed)  # the same initial weights on every rank
-    stage = make_stage(config, volumes, position, device)
+    stage = make_stage(config, volumes, models, position, checkpoint, device)
     stop.end_here("stopped before the first step")
     if args.preprocess:
         if dist.is_main():
@@ -158,7 +175,7 @@ def train(config: Config, volumes: Volumes, run_dir: Path, resume_path, device, 
             said = f"the cache is built: {config.data.cache_dir}"
             print(said if kept else "data.dataset_type keeps nothing on the disk: nothing to build")
         return
-    run_stage(config, stage, volumes, position, run_dir, resume_path, args.logger, stop)
+    run_stage(config, stage, volumes, position, run_dir, checkpoint, args.logger, stop)
 
 
 if __name__ == "__main__":

@@ -1,121 +1,179 @@
-"""Trained models that a stage builds on, and whether they fit its config."""
+"""The trained models that stages 2 and 3 build on: opened, and checked to fit the config.
 
+Training refuses the first problem, doctor lists all of them, and a dry run does without what is
+missing; the wording is the same.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tubesynth.build.networks import build_autoencoder
-from tubesynth.config.loading import config_from_plain
+from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.schema import (
+    AutoencoderConfig,
+    Config,
     Stage1Config,
     Stage2Config,
     Stage3Config,
     uses_vessels,
     vessel_class,
 )
-from tubesynth.config.strict import to_plain
-from tubesynth.models.vqvae import VQVAE
-from tubesynth.runtime import checkpoint
+from tubesynth.config.strict import flatten, to_plain
 from tubesynth.runtime.errors import InputError
 
-# What the base model has learned by, section by section: the same here, or it would not be heard.
-FLOW_KEYS = ("sigma_min",)
-DIFFUSION_KEYS = (
-    "num_timesteps",
-    "schedule",
-    "beta_start",
-    "beta_end",
-    "prediction",
-    "zero_terminal_snr",
-)
+STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # config keys of checkpoints
+
+# Settings of the objective that must equal the base model's, or its weights mean something else.
+OBJECTIVE_KEYS = {
+    "flow": ("sigma_min",),
+    "diffusion": (
+        "num_timesteps",
+        "schedule",
+        "beta_start",
+        "beta_end",
+        "prediction",
+        "zero_terminal_snr",
+    ),
+}
 
 
-class FrozenAutoencoder:
-    """The autoencoder of a stage-1 checkpoint, with what identifies it."""
+@dataclass
+class BaseModels:
+    """The checkpoints that a config names.
 
-    def __init__(self, path: str | None, config: Stage2Config):
-        if path is None:
-            raise InputError("latents.autoencoder: not set: give the path of a stage-1 checkpoint")
-        state = checkpoint.load(path, stage=1)
-        self.config: Stage1Config = config_from_plain(state["config"], path)
-        mine, theirs = config.data, self.config.data
-        if mine.hu_window != theirs.hu_window or config.dim != self.config.dim:
-            raise InputError(
-                f"{path}: trained with data.hu_window {theirs.hu_window} and dim {self.config.dim},"
-                f" this config has {mine.hu_window} and {config.dim}: make them equal"
-            )
-        if self.config.autoencoder.vessel_mask_in_decoder:
-            classes = [vessel_class(data) for data in (mine, theirs)]
-            if classes[0] != classes[1]:
-                raise InputError(
-                    f"{path}: its decoder takes the mask of data.vessel_class {classes[1]}, here it"
-                    f" is {classes[0]}: make them equal"
-                )
-        self.plain_config = state["config"]
-        weights = state["phases"]["autoencoder"]["module"]
-        self.digest = checkpoint.digest(weights)
-        self.module: VQVAE = build_autoencoder(self.config)
-        self.module.load_state_dict(weights)
-        self.module.eval().requires_grad_(False)
-        if any(n % self.module.factor for n in mine.resolution):
-            raise InputError(
-                f"data.resolution: {mine.resolution} must be multiples of {self.module.factor},"
-                f" the f of {path}"
-            )
-        halvings = self.module.factor.bit_length() - 1
-        if len(config.unet.label_channels) <= halvings:
-            raise InputError(
-                f"unet.label_channels: {config.unet.label_channels}: {path} has f"
-                f" {self.module.factor}, so the label map is halved {halvings} times: give at least"
-                f" {halvings + 1} widths"
-            )
-
-
-def check_autoencoder(config: Stage2Config, state: dict, path: Path) -> None:
-    """InputError where a checkpoint of stage 2 or 3 was trained on another autoencoder's latents;
-    before anything is encoded.
+    autoencoder: of latents.autoencoder (stages 2 and 3); base: of control.base (stage 3). missing:
+    one line for each that is not set or not there; misfits: for each reason why one cannot be used.
     """
-    require_same_autoencoder(
-        FrozenAutoencoder(config.latents.autoencoder, config).digest, state, path
-    )
+
+    autoencoder: Checkpoint | None = None
+    base: Checkpoint | None = None
+    missing: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        return self.missing + self.misfits
 
 
-def require_same_autoencoder(digest: str, state: dict, path: Path) -> None:
-    theirs = state["autoencoder"]["digest"]
-    if theirs != digest:
-        raise InputError(
-            f"{path}: trained on latents of autoencoder {theirs}, but latents.autoencoder is"
-            f" {digest}: give the one it was made with"
+def open_base_models(config: Config, keys: Collection[str] = tuple(STAGE_OF)) -> BaseModels:
+    """Open the checkpoints that these keys of a config name, each once; compare them with it."""
+    models = BaseModels()
+    if isinstance(config, Stage2Config) and "latents.autoencoder" in keys:
+        models.autoencoder = _open(models, "latents.autoencoder", config.latents.autoencoder)
+        if models.autoencoder:
+            models.misfits += _autoencoder_misfits(config, models.autoencoder)
+    if isinstance(config, Stage3Config) and "control.base" in keys:
+        models.base = _open(models, "control.base", config.control.base)
+        if models.base:
+            models.misfits += _base_misfits(config, models.base)
+            if models.autoencoder and not models.misfits:
+                models.misfits += _other_autoencoder(models.autoencoder, models.base)
+    return models
+
+
+def require_base_models(config: Config, keys: Collection[str] = tuple(STAGE_OF)) -> BaseModels:
+    """Open the checkpoints that these keys of a config name; InputError with the first problem."""
+    models = open_base_models(config, keys)
+    if models.problems:
+        raise InputError(models.problems[0])
+    return models
+
+
+def latent_sizes(config: Config, models: BaseModels) -> AutoencoderConfig:
+    """The sizes of a config's autoencoder; the published ones where its checkpoint is missing."""
+    trained = models.autoencoder.config if models.autoencoder else config
+    return trained.autoencoder if isinstance(trained, Stage1Config) else AutoencoderConfig()
+
+
+def _open(models: BaseModels, key: str, path: str | None) -> Checkpoint | None:
+    stage = STAGE_OF[key]
+    if path is None:
+        models.missing.append(f"{key}: not set: give the path of a stage-{stage} checkpoint")
+    elif not Path(path).is_file():
+        models.missing.append(
+            f"{key}: {path} does not exist: train stage {stage} first, or correct the path"
+        )
+    else:
+        try:
+            return Checkpoint.load(path, stage)
+        except InputError as error:
+            models.misfits.append(f"{key}: {error}")
+    return None
+
+
+def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Iterator[str]:
+    stored, path, key = autoencoder.config, autoencoder.path, "latents.autoencoder"
+    assert isinstance(stored, Stage1Config)
+    yield from _data_misfits(config, autoencoder, key)
+    if stored.autoencoder.vessel_mask_in_decoder:
+        classes = vessel_class(stored.data), vessel_class(config.data)
+        if classes[0] != classes[1]:
+            yield (
+                f"{key}: the decoder of {path} takes the mask of data.vessel_class {classes[0]},"
+                f" this config has {classes[1]}: make them equal"
+            )
+    factor = stored.autoencoder.factor
+    if any(n % factor for n in config.data.resolution):
+        yield (
+            f"data.resolution: {config.data.resolution} must be multiples of {factor}, the f of"
+            f" {path}"
+        )
+    halvings, widths = len(stored.autoencoder.channels), config.unet.label_channels
+    if len(widths) <= halvings:
+        yield (
+            f"unet.label_channels: {widths}: {path} has f {factor}, so the label map is halved"
+            f" {halvings} times: give at least {halvings + 1} widths"
         )
 
 
-def load_base(config: Stage3Config) -> dict:
-    """The state of control.base, a stage-2 checkpoint; InputError where this config differs."""
-    path = config.control.base
-    if path is None:
-        raise InputError("control.base: not set: give the path of a stage-2 checkpoint")
-    state = checkpoint.load(path, stage=2)
-    base = config_from_plain(state["config"], path)
-    mine, theirs = ({**to_plain(c), "vessel_class": vessel_class(c.data)} for c in (config, base))
-    unet_keys = [key for key in theirs["unet"] if key != "dropout"]
-    mode_keys = FLOW_KEYS if config.latent_mode == "flow" else DIFFUSION_KEYS
-    compared = [("dim",), ("latent_mode",), ("data", "num_classes"), ("vessel_class",)]
+def _data_misfits(config: Config, checkpoint: Checkpoint, key: str) -> Iterator[str]:
+    stored = checkpoint.config
+    if config.data.hu_window != stored.data.hu_window or config.dim != stored.dim:
+        yield (
+            f"{key}: {checkpoint.path} was trained with data.hu_window {stored.data.hu_window} and"
+            f" dim {stored.dim}, this config has {config.data.hu_window} and {config.dim}: make"
+            " them equal"
+        )
+
+
+def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:
+    key, path, mode = "control.base", base.path, config.latent_mode
+    yield from _data_misfits(config, base, key)
+    settings, stored = (_flat_settings(each) for each in (config, base.config))
+    compared = ["latent_mode", "data.num_classes", "vessel_class"]
     if uses_vessels(config.unet):
-        compared.append(("data", "token_step_mm"))
-    compared += [("unet", key) for key in unet_keys]
-    compared += [(config.latent_mode, key) for key in mode_keys]
-    for names in compared:
-        here, there = mine, theirs
-        for name in names:
-            here, there = here[name], there[name]
-        if here != there:
-            raise InputError(
-                f"control.base: {path} was trained with {'.'.join(names)} {there}, this config has"
-                f" {here}: make them equal"
+        compared.append("data.token_step_mm")
+    compared += [name for name in stored if name.startswith("unet.") and name != "unet.dropout"]
+    compared += [f"{mode}.{name}" for name in OBJECTIVE_KEYS[mode]]
+    for name in compared:
+        if settings[name] != stored[name]:
+            yield (
+                f"{key}: {path} was trained with {name} {stored[name]}, this config has"
+                f" {settings[name]}: make them equal"
             )
-    for key in ("label_dropout", "vessel_dropout"):
-        mode = config.latent_mode
-        if mine[mode][key] > 0 and theirs[mode][key] == 0:
-            raise InputError(
-                f"{mode}.{key}: {mine[mode][key]}, but {path} was trained without: set it to 0, or"
-                " train the base with it"
+    for name in (f"{mode}.label_dropout", f"{mode}.vessel_dropout"):
+        if settings[name] > 0 and stored[name] == 0:
+            yield (
+                f"{name}: {settings[name]}, but {path} was trained without: set it to 0, or train"
+                " the base with it"
             )
-    return state
+
+
+def _flat_settings(config: Config) -> dict:
+    """Settings by dotted key, with the vessel class that the data section stands for."""
+    return {**flatten(to_plain(config)), "vessel_class": vessel_class(config.data)}
+
+
+def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> None:
+    """InputError where a checkpoint of stage 2 or 3 was trained on other latents."""
+    for misfit in _other_autoencoder(autoencoder, checkpoint):
+        raise InputError(misfit)
+
+
+def _other_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:
+    digest, stored = (each.trained_autoencoder.digest for each in (autoencoder, checkpoint))
+    if digest != stored:
+        yield (
+            f"{checkpoint.path}: trained on latents of autoencoder {stored}, but"
+            f" latents.autoencoder is {digest}: give the one it was made with"
+        )

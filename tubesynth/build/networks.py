@@ -1,5 +1,6 @@
-"""The networks of all stages from a config, with fresh weights."""
+"""The networks of all stages from a config, with initial weights or those of a checkpoint."""
 
+from tubesynth.build.checkpoint import AutoencoderState
 from tubesynth.config.schema import (
     SegmenterConfig,
     Stage1Config,
@@ -33,6 +34,13 @@ def build_autoencoder(config: Stage1Config) -> VQVAE:
         checkpointing=config.train.checkpointing,
         vessel_mask=model.vessel_mask_in_decoder,
     )
+
+
+def restore_autoencoder(state: AutoencoderState) -> VQVAE:
+    """The autoencoder of a checkpoint, in evaluation mode and without gradients."""
+    autoencoder = build_autoencoder(state.config)
+    autoencoder.load_state_dict(state.module)
+    return autoencoder.eval().requires_grad_(False)
 
 
 def build_discriminator(config: Stage1Config) -> PatchDiscriminator:

@@ -55,8 +55,7 @@ def check(config: Config, source: str) -> None:
         )
         check_autoencoder(config.autoencoder, require)
         check_losses(config, require)
-        factor = 2 ** len(config.autoencoder.channels)
-        check_multiples(config.data, factor, "the f of the autoencoder", require)
+        check_multiples(config.data, config.autoencoder.factor, "the f of the autoencoder", require)
     if isinstance(config, SegmenterConfig):
         require(config.dim == 3, f"dim: {config.dim}, but the segmenter is for volumes: 3")
         check_widths(config.segmenter, "segmenter", ("channels",), require)

@@ -82,6 +82,11 @@ class AutoencoderConfig:
     kl_weight: float = 1e-6  # times nats a latent cell
     vessel_mask_in_decoder: bool = False  # reconstructing then needs the label map too
 
+    @property
+    def factor(self) -> int:
+        """f: voxels per latent cell along each axis."""
+        return 2 ** len(self.channels)
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:

@@ -179,6 +179,17 @@ def to_plain(config) -> dict:
     return dataclasses.asdict(config)
 
 
+def flatten(plain: dict, prefix: str = "") -> dict:
+    """{"train": {"epochs": 3}} -> {"train.epochs": 3}."""
+    flat = {}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def dump(config) -> str:
     """A dataclass as YAML that `read_yaml` and `build` read back to an equal one."""
 

@@ -11,15 +11,9 @@ from pathlib import Path
 
 import torch
 
+from tubesynth.build.base_models import STAGE_OF, BaseModels, latent_sizes, open_base_models
 from tubesynth.build.preprocessing import preprocessing_of
-from tubesynth.config.loading import config_from_plain
-from tubesynth.config.schema import (
-    AutoencoderConfig,
-    Config,
-    Stage1Config,
-    Stage2Config,
-    Stage3Config,
-)
+from tubesynth.config.schema import AutoencoderConfig, Config, Stage2Config
 from tubesynth.config.strict import to_plain
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.layout import Part
@@ -27,11 +21,8 @@ from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, volume_key
 from tubesynth.doctor.findings import error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
-from tubesynth.runtime import checkpoint
-from tubesynth.runtime.errors import InputError
 
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
-STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # keys that hold a checkpoint of a stage
 TIGHT = 0.9  # of what is free
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
@@ -45,15 +36,13 @@ class Plan:
         self.training = sum(len(part.cases) for part in parts if part.name == "training")
 
     @cached_property
-    def latent_sizes(self) -> AutoencoderConfig | None:
-        """The autoencoder of the latents; the published sizes where it is not there yet."""
-        if not isinstance(self.config, Stage2Config):
-            return None
-        try:
-            path = self.config.latents.autoencoder or ""
-            return AutoencoderConfig(**checkpoint.load(path, stage=1)["config"]["autoencoder"])
-        except (InputError, TypeError, KeyError):
-            return AutoencoderConfig()
+    def base_models(self) -> BaseModels:
+        return open_base_models(self.config)
+
+    @property
+    def latent_sizes(self) -> AutoencoderConfig:
+        """The autoencoder of the latents; the published sizes where its checkpoint is missing."""
+        return latent_sizes(self.config, self.base_models)
 
     @cached_property
     def estimate(self) -> Estimate:
@@ -61,60 +50,21 @@ class Plan:
 
 
 def weights(plan: Plan):
-    """Every file of weights that the config names is there and is what it has to be."""
-    config = plan.config
-    if isinstance(config, Stage2Config) and config.latents.autoencoder is None:
-        yield error(None, "latents.autoencoder: not set; give the path of a stage-1 checkpoint")
-    if isinstance(config, Stage3Config) and config.control.base is None:
-        yield error(None, "control.base: not set; give the path of a stage-2 checkpoint")
-    for key, value in _leaves(to_plain(config)):
-        if key not in STAGE_OF and not (isinstance(value, str) and value.endswith(WEIGHTS)):
-            continue
-        if value is None:
-            continue
-        if not Path(value).is_file():
-            first = f"train stage {STAGE_OF[key]} first, or " if key in STAGE_OF else ""
-            remedy = f"{first}correct the path"
-            yield error(None, f"{key}: {value} does not exist; {remedy}")
-        elif key in STAGE_OF:
-            try:
-                state = checkpoint.load(value, stage=STAGE_OF[key])
-                theirs = config_from_plain(state["config"], value)
-            except InputError as problem:
-                yield error(None, f"{key}: {problem}")
-                continue
-            yield from _fits(config, key, value, theirs)
-            if key == "control.base":
-                from tubesynth.build.base_models import load_base
-
-                try:
-                    load_base(config)
-                except InputError as problem:
-                    yield error(None, str(problem))
-
-
-def _fits(config: Config, key: str, path: str, theirs: Config):
-    mine = config.data
-    if config.dim != theirs.dim or mine.hu_window != theirs.data.hu_window:
-        yield error(
-            None,
-            f"{key}: {path} was trained with data.hu_window {theirs.data.hu_window} and dim"
-            f" {theirs.dim}, this config has {mine.hu_window} and {config.dim}; make them equal",
-        )
-    if isinstance(theirs, Stage1Config):
-        factor = 2 ** len(theirs.autoencoder.channels)
-        if any(n % factor for n in mine.resolution):
-            yield error(
+    """Every file of weights that the config names exists and fits."""
+    config, models = plan.config, plan.base_models
+    for problem in models.problems:
+        yield error(None, problem)
+    for key, checkpoint in zip(STAGE_OF, (models.autoencoder, models.base), strict=True):
+        if checkpoint and checkpoint.config.data.spacing != config.data.spacing:
+            yield warning(
                 None,
-                f"data.resolution: {mine.resolution} must be multiples of {factor}, the f of"
-                f" {path}",
+                f"{key}: {checkpoint.path} was trained on voxels of"
+                f" {checkpoint.config.data.spacing} mm, data.spacing is {config.data.spacing}",
             )
-    if mine.spacing != theirs.data.spacing:
-        yield warning(
-            None,
-            f"{key}: {path} has seen voxels of {theirs.data.spacing} mm, data.spacing is"
-            f" {mine.spacing}",
-        )
+    for key, value in _leaves(to_plain(config)):
+        is_file = isinstance(value, str) and value.endswith(WEIGHTS) and key not in STAGE_OF
+        if is_file and not Path(value).is_file():
+            yield error(None, f"{key}: {value} does not exist; correct the path")
 
 
 def disk(plan: Plan):

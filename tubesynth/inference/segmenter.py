@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.build.networks import build_segmenter
-from tubesynth.config.loading import config_from_plain
 from tubesynth.config.schema import SegmenterConfig
 from tubesynth.models.segmenter import SegmentationUNet
-from tubesynth.runtime import checkpoint
-from tubesynth.runtime.ema import weights_to_use
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.intensity import hu_to_unit
 from tubesynth.volume.resample import resample_image, target_grid
@@ -28,12 +26,11 @@ class VesselSegmenter:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device) -> "VesselSegmenter":
-        state = checkpoint.load(path, stage="segmenter")
-        config = config_from_plain(state["config"], str(path))
-        net = build_segmenter(config)
-        phase = state["phases"]["segmenter"]
-        net.load_state_dict(weights_to_use(phase))
-        return cls(config, net, device)
+        checkpoint = Checkpoint.load(path, stage="segmenter")
+        assert isinstance(checkpoint.config, SegmenterConfig)
+        net = build_segmenter(checkpoint.config)
+        net.load_state_dict(checkpoint.weights())
+        return cls(checkpoint.config, net, device)
 
     @torch.no_grad()
     def __call__(self, ct: Volume) -> Volume:

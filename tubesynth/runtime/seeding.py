@@ -1,8 +1,7 @@
-"""Seeds that are drawn from what a random number is for: (seed, rank, step), (seed, draw), (seed,
-case).
+"""Seeds from keys: (seed, rank, step), (seed, sample index) or (seed, case).
 
-No generator's state has to be saved or passed on: a run that resumes at step s draws at step s what
-a run that never stopped would have drawn.
+No generator's state is saved: a run that resumes at step s has the same random numbers at step s as
+an uninterrupted run.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import torch
 
 
 def derive(*key: int | str) -> int:
-    """A 63-bit seed from a key such as (seed, "noise", draw): equal keys, equal seeds."""
+    """A 63-bit seed from a key such as (seed, "noise", sample_index): equal keys, equal seeds."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

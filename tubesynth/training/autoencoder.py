@@ -7,12 +7,12 @@ forward per module and step.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tubesynth.build.checkpoint import Position
 from tubesynth.build.networks import build_autoencoder, build_discriminator
 from tubesynth.config.schema import Stage1Config, vessel_class
 from tubesynth.losses.autoencoder import (
@@ -35,7 +35,6 @@ from tubesynth.metrics.vessel_fidelity import (
 from tubesynth.runtime import dist
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Position
 from tubesynth.training.perceptual import Perceptual
 from tubesynth.training.phase import Phase
 from tubesynth.volume.intensity import unit_to_hu
@@ -44,8 +43,15 @@ from tubesynth.volume.intensity import unit_to_hu
 class AutoencoderStage:
     """Stage 1 as the loop sees it."""
 
-    progress_terms = ("l1", "spectral", "generator", "discriminator")
-    printed_scores = ("loss", "psnr", "ssim", "vessel_psnr", "vessel_contrast_kept")
+    progress_terms: tuple[str, ...] = ("l1", "spectral", "generator", "discriminator")
+    printed_scores: tuple[str, ...] = (
+        "loss",
+        "psnr",
+        "ssim",
+        "vessel_psnr",
+        "vessel_contrast_kept",
+    )
+    latents = None
 
     def __init__(self, config: Stage1Config, volumes: Volumes, position: Position, device):
         self.config, self.volumes, self.position, self.device = config, volumes, position, device
@@ -232,9 +238,3 @@ class AutoencoderStage:
         self.autoencoder.train()
         pictures = {"real": batch["image"], "reconstruction": reconstruction}
         return self.volumes.panel(batch, pictures)
-
-    def extra_state(self) -> dict:
-        return {}
-
-    def check_resumed(self, state: dict, path: Path) -> None:
-        """Nothing but the phases belongs to this stage."""

@@ -5,6 +5,7 @@ and the [0, 1] of the model are made here, on the device.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +58,23 @@ def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
 
 
 class Volumes:
-    """The training and validation cases of a config; finding bad input is its first act."""
+    """The training and validation cases of a config, and their batches."""
 
-    def __init__(self, data: DataConfig, dim: int, seed: int):
+    def __init__(
+        self, data: DataConfig, dim: int, seed: int, training: list[Case], validation: list[Case]
+    ):
         self.data, self.dim, self.seed = data, dim, seed
-        self.training = split_cases(data, "training")
-        self.validation = split_cases(data, "validation")
-        self.batch_size = data.batch_size
+        self.training, self.validation = training, validation
         self.store = Store(data.cache_dir)
         self.preprocessing = preprocessing_of(data)
         step = data.token_step_mm
         self.tokens = vessel_token_source(vessel_class(data), step) if step else None
-        self._validation_set = None
+
+    @classmethod
+    def find(cls, data: DataConfig, dim: int, seed: int) -> "Volumes":
+        """List the folders of data.root; InputError where they are not pairs of files."""
+        splits = (split_cases(data, split) for split in ("training", "validation"))
+        return cls(data, dim, seed, *splits)
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
         """Prepare every case that the disk cache lacks; all ranks share the work, then wait."""
@@ -107,12 +113,10 @@ class Volumes:
         for batch in rank_loader(dataset, draw, end_draw, self.data, device):
             yield to_device(batch, self.data, device)
 
-    @property
+    @cached_property
     def validation_set(self) -> VolumeDataset:
-        """Whole volumes, as they are."""
-        if self._validation_set is None:
-            self._validation_set = self.dataset(self.validation)
-        return self._validation_set
+        """Whole volumes without augmentation."""
+        return self.dataset(self.validation)
 
     def validation_batches(self, device: torch.device) -> Iterator[dict]:
         """This rank's share of the validation cases, one at a time."""

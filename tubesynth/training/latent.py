@@ -1,13 +1,10 @@
 """Stage 2: flow matching or diffusion in the latents of a frozen autoencoder, conditioned on the
-label map.
+label map and the vessels.
 
-Latents are encoded by all ranks together before training starts, and kept in the disk cache under
-the digest of the autoencoder; their mean and standard deviation per channel travel in the
-checkpoint.
+The latents are encoded before the stage is made (training/latents.py).
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,11 +15,12 @@ from tubesynth.build.objective import build_objective
 from tubesynth.config.schema import Stage2Config, vessel_class
 from tubesynth.generative.objective import Network, vessel_weight
 from tubesynth.models.conditions import Conditions
+from tubesynth.models.controlnet import ControlledUNet
+from tubesynth.models.unet import UNet
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.latents import Latents
-from tubesynth.training.loop import Position
+from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.phase import Phase
 
 # Validation is scored at these times with one fixed noise a case, so that curves are comparable.
@@ -39,28 +37,26 @@ def conditions_of(batch: dict, keep_label=None, keep_vessels=None) -> Conditions
 class LatentStage:
     """Stage 2 as the loop sees it."""
 
-    printed_scores = ("loss",)
+    printed_scores: tuple[str, ...] = ("loss",)
 
     def __init__(
         self,
         config: Stage2Config,
         volumes: Volumes,
-        position: Position,
-        device: torch.device,
+        latents: EncodedSplits,
+        network: UNet | ControlledUNet | None = None,
     ):
-        self.config, self.volumes, self.position, self.device = config, volumes, position, device
-        self.latents = Latents(config, volumes, device)
-        autoencoder = self.latents.autoencoder.module
+        """network: None makes a U-Net with initial weights."""
+        self.config, self.volumes, self.latents = config, volumes, latents
+        autoencoder, self.device = latents.autoencoder, latents.device
+        network = network or build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
+        self.unet = network
         self.objective = build_objective(config)
-        self.progress_terms = (self.objective.target,)
-        self.unet = self.build_network(autoencoder.embedding_dim, autoencoder.factor)
+        self.progress_terms: tuple[str, ...] = (self.objective.target,)
         train = config.train
-        phase = Phase("unet", self.unet, self.loss, train.learning_rate, train.ema_half_life)
-        phase.place(device, train)
+        phase = Phase("unet", network, self.loss, train.learning_rate, train.ema_half_life)
+        phase.place(self.device, train)
         self.phases = [phase]
-
-    def build_network(self, latent_channels: int, factor: int) -> nn.Module:
-        return build_unet(self.config, latent_channels, factor)
 
     @property
     def sampler_net(self) -> nn.Module:
@@ -103,7 +99,7 @@ class LatentStage:
         weight = self.config.objective.vessel_weight
         if weight == 1:
             return None
-        factor = self.latents.autoencoder.module.factor
+        factor = self.latents.autoencoder.factor
         return vessel_weight(labels, vessel_class(self.config.data), factor, weight)
 
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
@@ -156,14 +152,8 @@ class LatentStage:
         latents, _ = self.objective.sample(network, normal(), self.config.sampling, normal)
         net.train(training)
         vessels = batch["label"] == vessel_class(self.config.data)
-        autoencoder = self.latents.autoencoder.module
+        autoencoder = self.latents.autoencoder
         synthesis = autoencoder.decode(self.latents.scale.restore(latents), vessels=vessels)
         real = self.volumes.validation_batch(index, self.device)
         pictures = {"real": real["image"], "synthesis": synthesis}
         return self.volumes.panel(real, pictures)
-
-    def extra_state(self) -> dict:
-        return self.latents.state()
-
-    def check_resumed(self, state: dict, path: Path) -> None:
-        self.latents.check_resumed(state, path)

@@ -1,18 +1,19 @@
-"""Encoding the data set for stage 2: all ranks together, once, into the disk cache.
+"""The data set of stages 2 and 3, encoded by a frozen autoencoder into the disk cache.
 
 An entry's key holds the case's own key, the digest of the autoencoder and the augmentation of its
-variant, so another autoencoder or another spacing never meets old latents. No code is looked for:
-latents are what a quantizer's `latents` makes of the encoder's output (models/quantizers/).
+variant, so latents of another autoencoder or spacing are never read. The latents come from the
+quantizer's `latents` method, before any code is chosen (models/quantizers/).
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from tubesynth.build.base_models import FrozenAutoencoder, require_same_autoencoder
+from tubesynth.build.checkpoint import AutoencoderState, Checkpoint
+from tubesynth.build.networks import restore_autoencoder
 from tubesynth.config.schema import Stage2Config
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
@@ -20,109 +21,46 @@ from tubesynth.data.store import entry_key
 from tubesynth.data.tokens import latent_fields
 from tubesynth.data.volumes import LATENTS, volume_key
 from tubesynth.models.scale import LatentScale
+from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
 from tubesynth.runtime.seeding import derive
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
+from tubesynth.volume.cases import Case
 from tubesynth.volume.vessels import VesselTokens
 
 FORMAT = 3  # raise it when the same case and autoencoder would give other latents
 
 
-def latent_key(config: Stage2Config, volumes: Volumes, autoencoder: str, case, variant: int) -> str:
-    """The key of a case's latents: what decides their bytes. autoencoder: its digest."""
-    change = [config.seed, vars(config.data.augment)] if variant else None
+def latent_key(
+    config: Stage2Config, volumes: Volumes, autoencoder: str, case: Case, variant: int
+) -> str:
+    """The store's key of a case's latents. autoencoder: the digest of its weights."""
+    augmentation = [config.seed, vars(config.data.augment)] if variant else None
     return entry_key(
         format=FORMAT,
         volume=volume_key(volumes.store, case, volumes.preprocessing),
         autoencoder=autoencoder,
         tokens=volumes.tokens.settings if volumes.tokens else None,
         variant=variant,
-        augmentation=change,
+        augmentation=augmentation,
     )
 
 
-class Latents:
-    """The encoded data set: training draws, validation cases, and the scale of the latents."""
+@dataclass
+class EncodedSplits:
+    """The encoded data set of stages 2 and 3, on the disk, and its batches on a device."""
 
-    def __init__(self, config: Stage2Config, volumes: Volumes, device: torch.device):
-        self.config, self.volumes, self.device = config, volumes, device
-        self.autoencoder = FrozenAutoencoder(config.latents.autoencoder, config)
-        self.autoencoder.module.to(device)
-        self.training = self._encode(volumes.training, config.latents.variants, "training")
-        self.validation = self._encode(volumes.validation, 1, "validation")
-        self.scale = LatentScale.from_moments(*self.training.moments())
+    config: Stage2Config
+    device: torch.device
+    autoencoder: VQVAE  # evaluation mode, without gradients, on the device
+    autoencoder_state: AutoencoderState  # of the same weights
+    training: LatentDataset
+    validation: LatentDataset
+    scale: LatentScale
 
-    def _encode(self, cases, variants: int, split: str) -> LatentDataset:
-        """Encode what the cache lacks, this rank's share of it; wait for the others."""
-        store = self.volumes.store
-        digest = self.autoencoder.digest
-        keys = [
-            [latent_key(self.config, self.volumes, digest, case, v) for v in range(variants)]
-            for case in cases
-        ]
-        missing = [
-            (index, variant)
-            for index in range(len(cases))
-            for variant in range(variants)
-            if store.open(LATENTS, keys[index][variant]) is None
-        ]
-        dist.barrier()  # all ranks have looked before the first one writes
-        mine = missing[dist.rank() :: dist.world_size()]
-        quiet = None if dist.is_main() and missing else True
-        # Data sets that keep everything in memory are made only where something is to be encoded.
-        sources = self._sources(cases, mine)
-        for index, variant in tqdm(mine, f"encode {split}", unit="volume", disable=quiet):
-            source = sources[variant > 0]
-            store.ensure(
-                LATENTS,
-                keys[index][variant],
-                lambda s=source, i=index, v=variant: self._build(s, i, v),
-                {
-                    "case": cases[index].id,
-                    "sources": [str(cases[index].image), str(cases[index].label)],
-                    "autoencoder": self.autoencoder.digest,
-                    "variant": variant,
-                    "volume": volume_key(store, cases[index], self.volumes.preprocessing),
-                },
-            )
-        dist.barrier()
-        return LatentDataset(store, [case.id for case in cases], keys, self.config.seed)
-
-    def _sources(self, cases, wanted: list[tuple[int, int]]) -> dict[bool, VolumeDataset]:
-        """The cases as they are, and augmented: those of the two that are wanted."""
-        augmentations = {False: None, True: self.volumes.augmentation}
-        return {
-            changed: self.volumes.dataset(cases, augmentation=augmentations[changed])
-            for changed in {variant > 0 for _, variant in wanted}
-        }
-
-    @torch.no_grad()
-    def _build(self, source: VolumeDataset, index: int, variant: int):
-        """Variant 0 is the case as it is; the others are drawn from (seed, case, variant)."""
-        case = source.cases[index].id
-        key = derive(self.config.seed, "variant", case, variant)
-        sample = source.sample(index, np.random.default_rng(key) if variant else None)
-        batch = to_device(collate([sample]), self.config.data, self.device)
-        latent = self.autoencoder.module.encode(batch["image"])[0].float().cpu()
-        cells = latent.double().flatten(1)
-        moments = [torch.full((len(cells),), cells.shape[1]), cells.sum(1), cells.square().sum(1)]
-        arrays = {
-            "latent": latent.half().numpy(),
-            "label": np.ascontiguousarray(sample["label"]),
-            "moments": torch.stack([m.double() for m in moments]).numpy(),
-        }
-        if "tokens" in sample:
-            tokens = VesselTokens(**sample["tokens"])
-            arrays["tokens"] = tokens.to_array()
-            shape = (*sample["label"].shape, 1)[:3]  # a picture is a volume of one slice
-            fields = latent_fields(tokens, shape, sample["spacing"], self.autoencoder.module.factor)
-            arrays["fields"] = fields.reshape(2, *latent.shape[1:]).astype(np.float16)
-        return arrays, {"spacing": sample["spacing"].tolist()}
-
-    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
-        """This rank's training batches for the global draws [draw, end_draw), on the device."""
-        loader = rank_loader(self.training, draw, end_draw, self.config.data, self.device)
-        for batch in loader:
+    def batches(self, start: int, end: int) -> Iterator[dict]:
+        """This rank's training batches for the global sample indices [start, end)."""
+        for batch in rank_loader(self.training, start, end, self.config.data, self.device):
             yield self._to_device(batch)
 
     def validation_batches(self) -> Iterator[tuple[int, dict]]:
@@ -134,36 +72,132 @@ class Latents:
         return self._to_device(collate([self.validation.sample(index)]))
 
     def _to_device(self, batch: dict) -> dict:
+        """Latents (B, C, x, ...) float32 of mean 0 and deviation 1, and their conditions."""
         latent = batch["latent"].to(self.device, non_blocking=True).float()
-        moved = {
+        on_device = {
             "case": batch["case"],
             "latent": self.scale.normalize(latent),
             "label": batch["label"].to(self.device, non_blocking=True),
             "spacing": batch["spacing"][:, : self.config.dim].to(self.device, non_blocking=True),
         }
         if "sample_index" in batch:
-            moved["sample_index"] = batch["sample_index"].tolist()
+            on_device["sample_index"] = batch["sample_index"].tolist()
         if "fields" in batch:
-            moved["fields"] = batch["fields"].to(self.device, non_blocking=True).float()
+            on_device["fields"] = batch["fields"].to(self.device, non_blocking=True).float()
         if "tokens" in batch:
-            moved["tokens"] = {
+            on_device["tokens"] = {
                 name: values.to(self.device, non_blocking=True)
                 for name, values in batch["tokens"].items()
             }
-        return moved
+        return on_device
 
-    def state(self) -> dict:
-        """What makes a stage-2 checkpoint whole: the decoder of its latents, and their scale."""
+
+def encode_data_set(
+    config: Stage2Config,
+    volumes: Volumes,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    scale: LatentScale | None = None,
+) -> EncodedSplits:
+    """Encode every case that the disk cache lacks; all ranks share the work, then wait.
+
+    checkpoint: of latents.autoencoder. scale: of a resumed run or of the base model; None takes it
+    from the training set.
+    """
+    state = checkpoint.trained_autoencoder
+    autoencoder = restore_autoencoder(state).to(device)
+    encoder = LatentEncoder(config, volumes, autoencoder, state.digest, device)
+    training = encoder.encode(volumes.training, config.latents.variants, "training")
+    return EncodedSplits(
+        config,
+        device,
+        autoencoder,
+        AutoencoderState(state.config, state.digest, autoencoder.state_dict()),
+        training,
+        encoder.encode(volumes.validation, 1, "validation"),
+        scale or LatentScale.from_moments(*training.moments()),
+    )
+
+
+@dataclass
+class LatentEncoder:
+    """Encodes cases into the store, each under a key of all that decides its bytes."""
+
+    config: Stage2Config
+    volumes: Volumes
+    autoencoder: VQVAE
+    digest: str
+    device: torch.device
+
+    def encode(self, cases: list[Case], variants: int, split: str) -> LatentDataset:
+        """Encode this rank's share of the cases that the store lacks; wait for the other ranks."""
+        store = self.volumes.store
+        keys = [
+            [latent_key(self.config, self.volumes, self.digest, case, v) for v in range(variants)]
+            for case in cases
+        ]
+        missing = [
+            (index, variant)
+            for index in range(len(cases))
+            for variant in range(variants)
+            if store.open(LATENTS, keys[index][variant]) is None
+        ]
+        dist.barrier()  # all ranks list the missing entries before one is written
+        rank_share = missing[dist.rank() :: dist.world_size()]
+        quiet = None if dist.is_main() and missing else True
+        # Data sets that hold all cases in memory are made only for cases that must be encoded.
+        sources = self._sources(cases, rank_share)
+        for index, variant in tqdm(rank_share, f"encode {split}", unit="volume", disable=quiet):
+            source = sources[variant > 0]
+            store.ensure(
+                LATENTS,
+                keys[index][variant],
+                lambda s=source, i=index, v=variant: self._encode_case(s, i, v),
+                {
+                    "case": cases[index].id,
+                    "sources": [str(cases[index].image), str(cases[index].label)],
+                    "autoencoder": self.digest,
+                    "variant": variant,
+                    "volume": volume_key(store, cases[index], self.volumes.preprocessing),
+                },
+            )
+        dist.barrier()
+        return LatentDataset(store, [case.id for case in cases], keys, self.config.seed)
+
+    def _sources(
+        self, cases: list[Case], entries: list[tuple[int, int]]
+    ) -> dict[bool, VolumeDataset]:
+        """The data sets without (False) and with (True) augmentation that the entries need."""
+        augmentations = {False: None, True: self.volumes.augmentation}
         return {
-            "latent_scale": self.scale.state(),
-            "autoencoder": {
-                "config": self.autoencoder.plain_config,
-                "digest": self.autoencoder.digest,
-                "module": self.autoencoder.module.state_dict(),
-            },
+            augmented: self.volumes.dataset(cases, augmentation=augmentations[augmented])
+            for augmented in {variant > 0 for _, variant in entries}
         }
 
-    def check_resumed(self, state: dict, path: Path) -> None:
-        """InputError where a checkpoint was trained on the latents of another autoencoder."""
-        require_same_autoencoder(self.autoencoder.digest, state, path)
-        self.scale = LatentScale(**state["latent_scale"])
+    @torch.no_grad()
+    def _encode_case(
+        self, source: VolumeDataset, index: int, variant: int
+    ) -> tuple[dict[str, np.ndarray], dict]:
+        """(arrays, metadata) of an entry. Variant 0 is the case without augmentation; the random
+        numbers of the others are keyed by (seed, case, variant).
+        """
+        case = source.cases[index].id
+        key = derive(self.config.seed, "variant", case, variant)
+        sample = source.sample(index, np.random.default_rng(key) if variant else None)
+        batch = to_device(collate([sample]), self.config.data, self.device)
+        latent = self.autoencoder.encode(batch["image"])[0].float().cpu()
+        # Moments of each channel (3, C) in float64: number of cells, sum, sum of squares.
+        cells = latent.double().flatten(1)
+        moments = [torch.full((len(cells),), cells.shape[1]), cells.sum(1), cells.square().sum(1)]
+        arrays = {
+            "latent": latent.half().numpy(),
+            "label": np.ascontiguousarray(sample["label"]),
+            "moments": torch.stack([m.double() for m in moments]).numpy(),
+        }
+        if "tokens" in sample:
+            tokens = VesselTokens(**sample["tokens"])
+            arrays["tokens"] = tokens.to_array()
+            shape = (*sample["label"].shape, 1)[:3]  # a picture is a volume of one slice
+            fields = latent_fields(tokens, shape, sample["spacing"], self.autoencoder.factor)
+            arrays["fields"] = fields.reshape(2, *latent.shape[1:]).astype(np.float16)
+        return arrays, {"spacing": sample["spacing"].tolist()}

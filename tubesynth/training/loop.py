@@ -1,8 +1,8 @@
-"""The one training loop: report, preview, save, stop?, gradients, optimiser, EMA, step.
+"""The one training loop: report, preview, save, stop?, gradients, optimizer, EMA, step.
 
 A stage hands it phases (name, module, loss). A GAN has two, flow matching has one. Mixed precision,
 accumulation, gradient synchronisation and clipping appear here once. The position of a run is two
-numbers, the optimiser step and the global draw, and all randomness is keyed to them: a resumed run
+numbers, the optimizer step and the global draw, and all randomness is keyed to them: a resumed run
 repeats an uninterrupted one bit for bit.
 """
 
@@ -11,8 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -20,13 +18,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from tubesynth.build.checkpoint import Best, Position
 from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError, Stopped
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import derive
-from tubesynth.training.best import Best
 from tubesynth.training.phase import Phase
 
 LEAST_SCALE = 1.0  # of the gradients in 16-mixed: what overflows there is not finite by itself
@@ -47,24 +45,6 @@ class Stage(Protocol):
 
     def preview(self) -> dict:
         """Panels by name, (H, W, 3) uint8; called on every rank, used on rank 0."""
-
-    def extra_state(self) -> dict:
-        """What its checkpoints hold besides the phases."""
-
-    def check_resumed(self, state: dict, path: Path) -> None:
-        """InputError where a checkpoint belongs to other data; takes over what must not change."""
-
-
-@dataclass
-class Position:
-    """Where a run stands. draw: samples drawn by all ranks; schedule_start: step of the schedule's
-    0.
-    """
-
-    step: int = 0
-    draw: int = 0
-    schedule_start: int = 0
-    started_from: str | None = None  # the checkpoint of another run that this one began with
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
@@ -123,14 +103,14 @@ class BadStepGuard:
 def optimise(
     phase: Phase, batches: list[dict], step: int, train: TrainConfig
 ) -> tuple[dict[str, float], bool]:
-    """One optimiser step of one phase over its micro-batches.
+    """One optimizer step of one phase over its micro-batches.
 
     Returns the mean of each loss term, and whether all was finite; if not, no weight has changed.
     The gradient is averaged over the ranks, so all of them see the same.
     """
     device_type = next(phase.module.parameters()).device.type
     dtype = AUTOCAST_DTYPE.get(train.precision)
-    phase.optimiser.zero_grad(set_to_none=True)
+    phase.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
@@ -147,7 +127,7 @@ def optimise(
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value.detach() / len(batches)
 
-    phase.scaler.unscale_(phase.optimiser)
+    phase.scaler.unscale_(phase.optimizer)
     parameters = [p for p in phase.module.parameters() if p.grad is not None]
     limit = train.gradient_clip or math.inf
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))  # the one sync point
@@ -155,7 +135,7 @@ def optimise(
     values = dict(zip(names, torch.stack([sums[n].float() for n in names]).tolist(), strict=True))
     finite = math.isfinite(norm)
     if finite:
-        phase.scaler.step(phase.optimiser)
+        phase.scaler.step(phase.optimizer)
         for ema in phase.averages:
             ema.update(phase.module, step + 1)
     elif phase.scaler.is_enabled() and phase.scaler.get_scale() > LEAST_SCALE:
@@ -180,13 +160,15 @@ def fit(
 ) -> dict[str, float]:
     """Train to the end of train.epochs; returns the last validation scores.
 
-    num_cases: length of an epoch in draws; global_batch: draws of all ranks in one optimiser step.
+    num_cases: length of an epoch in draws; global_batch: draws of all ranks in one optimizer step.
     `save(name)` writes a checkpoint. A run that is new, or scored by another name than before,
     is validated before its first step. Raises Stopped after saving when a signal came.
     """
-    steps_left = math.ceil(max(0, train.epochs * num_cases - position.draw) / global_batch)
+    steps_left = math.ceil(max(0, train.epochs * num_cases - position.sample_index) / global_batch)
     total_steps = position.step + steps_left
-    batches = stage.batches(position.draw, position.draw + steps_left * global_batch)
+    batches = stage.batches(
+        position.sample_index, position.sample_index + steps_left * global_batch
+    )
     guard = BadStepGuard(train.max_bad_steps)
     scores: dict[str, float] = {}
 
@@ -203,7 +185,7 @@ def fit(
         return scores
 
     if best.step is None and position.step < total_steps:
-        scores = validate(position.draw // num_cases)
+        scores = validate(position.sample_index // num_cases)
     bar = tqdm(
         total=total_steps,
         initial=position.step,
@@ -213,7 +195,7 @@ def fit(
     )
     steps, spent, waited = 0, 0.0, 0.0  # since the last line of the log, validation left out
     while position.step < total_steps:
-        step, epoch = position.step, position.draw // num_cases
+        step, epoch = position.step, position.sample_index // num_cases
         torch.manual_seed(derive(seed, "step", dist.rank(), step))
         factor = learning_rate_factor(
             step - position.schedule_start,
@@ -227,7 +209,7 @@ def fit(
 
         values = {"learning_rate": train.learning_rate * factor}
         for phase in stage.phases:
-            for group in phase.optimiser.param_groups:
+            for group in phase.optimizer.param_groups:
                 group["lr"] = phase.learning_rate * factor
             terms, finite = optimise(phase, micro, step, train)
             values |= terms
@@ -240,10 +222,10 @@ def fit(
         steps += 1
         spent += time.perf_counter() - asked
         position.step += 1
-        position.draw += global_batch
+        position.sample_index += global_batch
         bar.update()
         done = position.step == total_steps
-        new_epoch = position.draw // num_cases
+        new_epoch = position.sample_index // num_cases
         ended = range(epoch + 1, new_epoch + 1)  # epochs that this step completed
 
         if position.step % train.log_every == 0 or done:

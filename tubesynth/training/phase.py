@@ -1,7 +1,7 @@
-"""A phase of training: a module, what it minimises, and what is kept to step it and to go on.
+"""A phase of training: one trained module with its loss, optimizer, gradient scaler and EMA copies.
 
-The raw module, which is saved, averaged and sampled from, is never compiled or wrapped: its names
-and its evaluation stay what they are, and only steps run through the forward module.
+The raw module is saved, averaged and sampled from. It is never compiled or wrapped, so the names of
+its weights stay the same; only training steps run through the forward module.
 """
 
 import inspect
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tubesynth.build.checkpoint import PhaseState
 from tubesynth.config.schema import TrainConfig, half_lives
 from tubesynth.runtime.ema import Ema
 
@@ -20,10 +21,10 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the ra
 
 @dataclass
 class Phase:
-    """One module and what it minimises: loss(forward module, batch) -> named, weighted terms.
+    """One trained module and its loss: loss(forward module, batch) -> named, weighted terms.
 
-    The loss calls the forward module (the DDP wrapper, where there is one) exactly once, or gives
-    no terms where the phase has not begun.
+    The loss calls the forward module (the DDP wrapper, where there is one) exactly once. It returns
+    no terms while the phase has not begun.
     """
 
     name: str
@@ -31,22 +32,22 @@ class Phase:
     loss: Callable[[nn.Module, dict], dict[str, Tensor]]
     learning_rate: float
     ema_half_life: float | list[float] | None = None
-    # What is logged of it besides the losses, over the steps since it was asked last; called on
-    # every rank, the same on all.
+    # Further values for the log, over the steps since the last call; called on every rank, and the
+    # same on all of them.
     statistics: Callable[[], dict[str, float]] = dict
 
     forward: nn.Module = field(init=False)
-    optimiser: torch.optim.Optimizer = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     averages: list[Ema] = field(init=False)
 
     @property
     def ema(self) -> Ema | None:
-        """The average to score and to sample from."""
+        """The averaged copy that is scored and sampled from."""
         return self.averages[0] if self.averages else None
 
     def place(self, device: torch.device, train: TrainConfig) -> None:
-        """Move to the device; make what belongs to the module: wrapper, optimiser, scaler, EMAs."""
+        """Move the module to the device; make its wrapper, optimizer, scaler and EMA copies."""
         self.module.to(device).train()
         if train.channels_last:  # convolutions follow the layout of their weights
             for parameter in self.module.parameters():
@@ -55,32 +56,36 @@ class Phase:
                     parameter.data = parameter.data.contiguous(memory_format=layout)
         self.forward = torch.compile(self.module) if train.compile else self.module
         if torch.distributed.is_initialized():
-            # Buffers (codebook statistics) are kept equal by the modules themselves.
-            known = inspect.signature(DistributedDataParallel).parameters
+            # The modules keep their buffers (codebook statistics) equal themselves.
+            options = inspect.signature(DistributedDataParallel).parameters
             name = "forward_sync_buffers"  # since torch 2.13
-            name = name if name in known else "broadcast_buffers"
+            name = name if name in options else "broadcast_buffers"
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(
                 self.forward, device_ids=devices, **{name: False}
             )
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(trainable, lr=self.learning_rate)
+        self.optimizer = torch.optim.Adam(trainable, lr=self.learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "16-mixed")
         self.averages = [Ema(self.module, steps) for steps in half_lives(self.ema_half_life)]
 
-    def state(self) -> dict:
-        return {
-            "module": self.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": {ema.half_life: ema.module.state_dict() for ema in self.averages},
-        }
+    def state(self) -> PhaseState:
+        return PhaseState(
+            self.module.state_dict(),
+            self.optimizer.state_dict(),
+            self.scaler.state_dict(),
+            {ema.half_life: ema.module.state_dict() for ema in self.averages},
+        )
 
-    def load(self, state: dict, with_optimiser: bool) -> None:
-        self.module.load_state_dict(state["module"])
-        for ema in self.averages:  # one that was not kept before starts from the weights
-            ema.module.load_state_dict(state["ema"].get(ema.half_life, state["module"]))
-        if with_optimiser:
-            self.optimiser.load_state_dict(state["optimiser"])
-            if state["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
+    def load(self, state: PhaseState, with_optimizer: bool) -> None:
+        """The weights and averages of a checkpoint, and its optimizer and scaler where asked for.
+
+        An average whose half-life the checkpoint lacks starts from the weights.
+        """
+        self.module.load_state_dict(state.module)
+        for ema in self.averages:
+            ema.module.load_state_dict(state.ema.get(ema.half_life, state.module))
+        if with_optimizer:
+            self.optimizer.load_state_dict(state.optimizer)
+            if state.scaler and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state.scaler)

@@ -1,43 +1,43 @@
-"""What a run would do, said without doing it: config, parameters, steps, shapes. Touches no GPU."""
+"""The plan of a run for --dry-run: config, parameters, steps, shapes. It uses no GPU."""
 
 import math
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from tubesynth.config.schema import (
-    AutoencoderConfig,
-    Config,
-    Stage1Config,
-    Stage2Config,
-    Stage3Config,
-)
+from tubesynth.build.base_models import latent_sizes, open_base_models
+from tubesynth.build.networks import build_autoencoder, build_discriminator, build_network
+from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.config.strict import dump
-from tubesynth.runtime import checkpoint
+from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 
 
 def describe_plan(config: Config, run_dir: Path) -> str:
-    """The resolved config and what follows from it, as text."""
+    """The resolved config and what follows from it, as text.
+
+    InputError where a checkpoint that the config names does not fit it; one that does not exist yet
+    is part of the text.
+    """
+    models = open_base_models(config)
+    if models.misfits:
+        raise InputError(models.misfits[0])
+    sizes = latent_sizes(config, models)
     lines = [dump(config)]
-    modules, autoencoder, note = _modules(config)
-    for name, module in modules.items():
+    for name, module in _modules(config, sizes).items():
         number = sum(parameter.numel() for parameter in module.parameters())
         lines.append(f"{name + ' parameters:':28}{number:,} ({number / 1e6:.2f} M)")
     if isinstance(config, Stage1Config):
         lines.append(f"{'quantizer:':28}{_quantizer(config.autoencoder)}")
-    factor = 2 ** len(autoencoder.channels)
-    latent = [autoencoder.embedding_dim, *(n // factor for n in config.data.resolution)]
-    lines.append(
-        f"{'latent shape (C, X, Y, Z):':28}{' x '.join(map(str, latent))} (f{factor}){note}"
-    )
+    latent = [sizes.embedding_dim, *(n // sizes.factor for n in config.data.resolution)]
+    shape = f"{' x '.join(map(str, latent))} (f{sizes.factor})"
+    if isinstance(config, Stage2Config) and models.autoencoder is None:
+        shape += ", for the published autoencoder"
+    lines.append(f"{'latent shape (C, X, Y, Z):':28}{shape}")
     lines.append(f"{'steps per epoch:':28}{_steps(config)}")
-    if isinstance(config, Stage3Config):
-        base = config.control.base
-        there = base and Path(base).is_file()
-        found = base if there else f"{base} does not exist yet" if base else "not set"
-        lines.append(f"{'control.base:':28}{found}")
+    lines += [f"{'missing:':28}{problem}" for problem in models.missing]
     lines.append(f"{'run folder:':28}{run_dir}")
     return "\n".join(lines)
 
@@ -51,32 +51,19 @@ def _quantizer(model: AutoencoderConfig) -> str:
     return f"kl, continuous latents (weight {model.kl_weight:g})"
 
 
-def _modules(config: Config):
-    """Modules on the meta device, which has shapes but no memory; the autoencoder's sizes."""
+def _modules(config: Config, sizes: AutoencoderConfig) -> dict[str, nn.Module]:
+    """Modules on the meta device, which has shapes but no memory."""
     with torch.device("meta"):
         if isinstance(config, Stage1Config):
-            from tubesynth.build.networks import build_autoencoder, build_discriminator
-
-            modules = {
+            return {
                 "autoencoder": build_autoencoder(config),
                 "discriminator": build_discriminator(config),
             }
-            return modules, config.autoencoder, ""
         assert isinstance(config, Stage2Config)
-        from tubesynth.build.networks import build_network
-
-        path, note = config.latents.autoencoder, ""
-        sizes = AutoencoderConfig()
-        if path and Path(path).is_file():
-            stored = checkpoint.load(path, stage=1)["config"]["autoencoder"]
-            sizes = AutoencoderConfig(**stored)
-        else:
-            found = f"{path} does not exist yet" if path else "latents.autoencoder is not set"
-            note = f"; {found}: published sizes assumed"
-        network = build_network(config, sizes.embedding_dim, 2 ** len(sizes.channels))
-        if not isinstance(config, Stage3Config):
-            return {"unet": network}, sizes, note
-        return {"frozen unet": network.base, "controlnet": network.controlnet}, sizes, note
+        network = build_network(config, sizes.embedding_dim, sizes.factor)
+        if isinstance(network, ControlledUNet):
+            return {"frozen unet": network.base, "controlnet": network.controlnet}
+        return {"unet": network}
 
 
 def _steps(config: Config) -> str:

@@ -1,16 +1,15 @@
-"""Where a run goes on: which checkpoint, what carries over, and what starts anew."""
+"""Resuming a run: which checkpoint it starts from, what is restored and what restarts."""
 
 from pathlib import Path
 
-from tubesynth.config.loading import config_from_plain
-from tubesynth.config.schema import RESTARTS, Config, TrainConfig
-from tubesynth.config.strict import to_plain
-from tubesynth.runtime import checkpoint, dist
+from tubesynth.build.checkpoint import Best, Checkpoint, Position
+from tubesynth.config.schema import RESTARTS, Config
+from tubesynth.config.strict import flatten, to_plain
+from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
-from tubesynth.training.best import Best
-from tubesynth.training.loop import Position, Stage
+from tubesynth.training.loop import Stage
 
-# What decides the shapes of the weights, and what they mean.
+# Sections that decide the shapes of the weights and their meaning.
 MODEL_SECTIONS = (
     "dim",
     "latent_mode",
@@ -22,125 +21,135 @@ MODEL_SECTIONS = (
 )
 
 
-def find_checkpoint(wanted: str | None, run_dir: Path, config: Config) -> Path | None:
-    """The checkpoint to go on from, checked to fit, before anything is lost; None to start.
+def find_checkpoint(requested: str | None, run_dir: Path, config: Config) -> Checkpoint | None:
+    """The checkpoint that a run resumes, checked to fit its config; None for a new run.
 
-    wanted: a path, "auto" (the run's own last one, if any) or None. The same command given again
-    goes on with its own run; another command in the folder of a run is refused.
+    requested: a path, "auto" (the newest checkpoint of the run's folder, if any) or None. A folder
+    that holds a run is resumed by the command of that run; any other command is refused.
     """
-    last = newest(run_dir / "checkpoints")
-    path = Path(wanted) if wanted not in (None, "auto") else None
-    if path is None or run_dir.resolve() not in path.resolve().parents:
-        if last:
-            if wanted != "auto":
-                _require_same_run(last, path, config)
-            path = last
-    if path is not None:
-        _require_same_model(path, config)
-    return path
+    own = newest(run_dir / "checkpoints")
+    requested_path = None if requested in (None, "auto") else Path(requested)
+    if requested_path and (own is None or run_dir.resolve() in requested_path.resolve().parents):
+        checkpoint = Checkpoint.load(requested_path)
+    elif own is None:
+        return None
+    else:
+        checkpoint = Checkpoint.load(own)
+        if requested != "auto":
+            _require_same_run(checkpoint, run_dir, requested_path, config)
+    checkpoint.require_stage(config.stage)
+    _require_same_model(checkpoint, config)
+    return checkpoint
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint that a run goes on from: last.ckpt, or a periodic one that was written since,
-    where the run was killed before its next validation.
+    """last.ckpt, or a periodic checkpoint that was written after it; None where there is none.
+
+    A run that was killed before its next validation has such a periodic checkpoint.
     """
-    found = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    paths = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
+    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-def _require_same_run(last: Path, started_from: Path | None, config: Config) -> None:
-    state = checkpoint.load(last)
-    old, new = (_flat(plain) for plain in (_settings(state, last), to_plain(config)))
-    old["--resume"] = state["position"]["started_from"]
-    new["--resume"] = str(started_from) if started_from else None
-    different = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+def _require_same_run(
+    checkpoint: Checkpoint, run_dir: Path, started_from: Path | None, config: Config
+) -> None:
+    settings, stored = (flatten(to_plain(each)) for each in (config, checkpoint.config))
+    settings["--resume"] = str(started_from) if started_from else None
+    stored["--resume"] = checkpoint.position.started_from
+    different = [key for key in {**settings, **stored} if settings.get(key) != stored.get(key)]
     if different:
         key = different[0]
-        resume = "" if config.stage == "segmenter" else "--resume auto to go on with it, or "
+        resume = "" if config.stage == "segmenter" else "--resume auto to resume it, or "
         raise InputError(
-            f"{last.parent.parent}: holds another run already ({key}: {old.get(key)} there,"
-            f" {new.get(key)} now): {resume}--run-dir for a new folder"
+            f"{run_dir}: holds another run already ({key}: {stored.get(key)} in its checkpoint,"
+            f" {settings.get(key)} in this command): {resume}--run-dir for a new folder"
         )
 
 
-def _require_same_model(path: Path, config: Config) -> None:
-    old, new = _settings(checkpoint.load(path, config.stage), path), to_plain(config)
-    old, new = ({s: c[s] for s in MODEL_SECTIONS if s in c} for c in (old, new))
-    old, new = _flat(old), _flat(new)
-    for key in new:
-        if old.get(key) != new[key]:
+def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
+    settings, stored = (
+        flatten({name: plain[name] for name in MODEL_SECTIONS if name in plain})
+        for plain in (to_plain(config), to_plain(checkpoint.config))
+    )
+    for key, value in settings.items():
+        if stored.get(key) != value:
             raise InputError(
-                f"{path}: {key} is {old.get(key)} there and {new[key]} in this config:"
-                " make them equal to resume"
+                f"{checkpoint.path}: {key} is {stored.get(key)} in the checkpoint and {value} in"
+                " this config: make them equal to resume"
             )
 
 
-def _settings(state: dict, path: Path) -> dict:
-    """The config in a checkpoint; settings that came later have their defaults."""
-    return to_plain(config_from_plain(state["config"], str(path)))
+def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Path) -> Position:
+    """Where a run starts: at zero, or at a checkpoint's position less what train.restart names."""
+    if checkpoint is None:
+        return Position()
+    stored, restart = checkpoint.position, _restarts(checkpoint, config)
+    return Position(
+        step=stored.step,
+        sample_index=0 if "epochs" in restart else stored.sample_index,
+        schedule_start=stored.step if "schedule" in restart else stored.schedule_start,
+        started_from=(
+            stored.started_from if _is_own(checkpoint, run_dir) else str(checkpoint.path)
+        ),
+    )
 
 
-def _flat(plain: dict, prefix: str = "") -> dict:
-    """{"train": {"epochs": 3}} -> {"train.epochs": 3}."""
-    flat = {}
-    for key, value in plain.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def restore(
+    checkpoint: Checkpoint, stage: Stage, best: Best, config: Config, run_dir: Path
+) -> Best:
+    """Load a checkpoint into a stage on every rank; the best score so far.
 
-
-def resume(
-    path: Path, stage: Stage, position: Position, best: Best, config: Config, run_dir: Path
-) -> None:
-    """Load a checkpoint into a stage and its position, on every rank; print what carries over.
-
-    The best score so far is that of a run: another run, or another score, begins without.
+    best: without a value, as a new run has it. It is returned where the checkpoint is of another
+    run or was scored by another name.
     """
-    state = checkpoint.load(path, config.stage)
-    restart = set(config.train.restart)
-    if _settings(state, path) == to_plain(config):
-        restart = set()  # the very run, stopped and started again
+    restart = _restarts(checkpoint, config)
     for phase in stage.phases:
-        phase.load(state["phases"][phase.name], with_optimiser="optimizers" not in restart)
-    saved = Position(**state["position"])
-    same_run = run_dir.resolve() in path.resolve().parents
-    position.started_from = saved.started_from if same_run else str(path)
-    position.step = saved.step
-    position.draw = 0 if "epochs" in restart else saved.draw
-    position.schedule_start = saved.step if "schedule" in restart else saved.schedule_start
-    stage.check_resumed(state, path)
-    if same_run and state["best"]["name"] == best.name and _is_kept(state["best"], run_dir):
-        vars(best).update(state["best"])
+        phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
+    stored = checkpoint.best
+    if _is_own(checkpoint, run_dir) and stored.name == best.name and _is_on_disk(stored, run_dir):
+        best = stored
     if dist.is_main():
-        print(_what_carries_over(path, stage, state, best, config.train, restart))
+        print(_report(checkpoint, stage, best, config, restart))
+    return best
 
 
-def _is_kept(best: dict, run_dir: Path) -> bool:
-    """Whether best.ckpt is the one that a checkpoint speaks of; a later one has replaced it where
-    the run goes on from before that.
+def _restarts(checkpoint: Checkpoint, config: Config) -> set[str]:
+    """train.restart, but nothing where the very run of the checkpoint is started again."""
+    return set() if checkpoint.config == config else set(config.train.restart)
+
+
+def _is_own(checkpoint: Checkpoint, run_dir: Path) -> bool:
+    """Whether the checkpoint lies in the run's folder."""
+    assert checkpoint.path is not None
+    return run_dir.resolve() in checkpoint.path.resolve().parents
+
+
+def _is_on_disk(best: Best, run_dir: Path) -> bool:
+    """Whether best.ckpt is of the best step. It is not where the run resumes from before a later
+    best checkpoint.
     """
     path = run_dir / "checkpoints" / "best.ckpt"
-    return path.is_file() and checkpoint.load(path)["position"]["step"] == best["step"]
+    return path.is_file() and Checkpoint.load(path).position.step == best.step
 
 
-def _what_carries_over(
-    path: Path, stage: Stage, state: dict, best: Best, train: TrainConfig, restart: set[str]
+def _report(
+    checkpoint: Checkpoint, stage: Stage, best: Best, config: Config, restart: set[str]
 ) -> str:
-    """One line: what goes on as it was, and what starts anew."""
-    carried, anew = ["weights"], []
+    """One line that lists what is restored and what restarts."""
+    train, restored, restarted = config.train, ["weights"], []
     for phase in stage.phases:
         for ema in phase.averages:
-            known = ema.half_life in state["phases"][phase.name]["ema"]
-            (carried if known else anew).append(f"average over {ema.half_life:g} steps")
-    for what in RESTARTS:
-        said = f"schedule ({train.warmup_steps} steps of warm-up, then {train.schedule})"
-        said = said if what == "schedule" else what
-        (anew if what in restart else carried).append(said)
+            stored = ema.half_life in checkpoint.phases[phase.name].ema
+            (restored if stored else restarted).append(f"average over {ema.half_life:g} steps")
+    for item in RESTARTS:
+        schedule = f"schedule ({train.warmup_steps} steps of warm-up, then {train.schedule})"
+        text = schedule if item == "schedule" else item
+        (restarted if item in restart else restored).append(text)
     if best.step is None:
-        anew.append("best checkpoint")
+        restarted.append("best checkpoint")
     else:
-        carried.append(f"best {best.name} {best.value:.4g} of step {best.step}")
-    text = f"resumed {path} at step {state['position']['step']}: {', '.join(carried)} carry over"
-    return text + (f"; anew: {', '.join(anew)}" if anew else "")
+        restored.append(f"best {best.name} {best.value:.4g} of step {best.step}")
+    text = f"resumed {checkpoint.path} at step {checkpoint.position.step}: restored"
+    text += f" {', '.join(restored)}"
+    return text + (f"; restarted {', '.join(restarted)}" if restarted else "")

@@ -1,21 +1,31 @@
-"""A run from its folder to its last checkpoint: resume, log, save, fit; for every stage."""
+"""One run of any stage: resume, log, fit and save, in the run's folder."""
 
 from pathlib import Path
+from typing import Protocol
 
+from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import Config
-from tubesynth.config.strict import dump, to_plain
-from tubesynth.runtime import checkpoint, dist
+from tubesynth.config.strict import dump
+from tubesynth.runtime import dist
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.loggers import require_logger
 from tubesynth.runtime.run_log import RunLog
-from tubesynth.training.best import Best
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Position, Stage, StopSignal, fit
-from tubesynth.training.resume import resume
+from tubesynth.training.latents import EncodedSplits
+from tubesynth.training.loop import Stage, StopSignal, fit
+from tubesynth.training.resume import restore
+
+
+class CheckpointedStage(Stage, Protocol):
+    """A stage whose checkpoints can be written."""
+
+    @property
+    def latents(self) -> EncodedSplits | None:
+        """The encoded data set of stages 2 and 3; None for the others."""
 
 
 def require_tools(config: Config, logger: str) -> None:
-    """InputError where this machine lacks what the run will ask for; before anything is encoded."""
+    """InputError where this machine lacks a logger or a compiler that the run needs."""
     require_logger(logger)
     if config.train.compile:
         require_compiler()
@@ -23,36 +33,40 @@ def require_tools(config: Config, logger: str) -> None:
 
 def run_stage(
     config: Config,
-    stage: Stage,
+    stage: CheckpointedStage,
     volumes: Volumes,
     position: Position,
     run_dir: Path,
-    resume_path: Path | None,
+    checkpoint: Checkpoint | None,
     logger: str,
     stop: StopSignal,
 ) -> dict[str, float]:
-    """Train a stage on every rank; the last validation scores. Rank 0 writes and reports."""
+    """Train a stage on every rank; returns the last validation scores. Rank 0 writes and reports.
+
+    checkpoint: the one that the run resumes, where position is its starting position.
+    """
     score = config.train.best_score
     best = Best(score, config.BEST_SCORES[score])
-    if resume_path:
-        resume(resume_path, stage, position, best, config, run_dir)
+    if checkpoint:
+        best = restore(checkpoint, stage, best, config, run_dir)
     checkpoints = run_dir / "checkpoints"
     log = RunLog(run_dir, dump(config), logger, position.step)
 
     def save(name: str) -> None:
         if not dist.is_main():
             return
-        state = {
-            "config": to_plain(config),
-            "position": vars(position).copy(),
-            "best": vars(best).copy(),
-            "phases": {phase.name: phase.state() for phase in stage.phases},
-            **stage.extra_state(),
-        }
-        checkpoint.save(state, checkpoints / f"{name}.ckpt")
-        checkpoint.prune(checkpoints, "epoch_*.ckpt", config.train.keep)
+        latents = stage.latents
+        Checkpoint(
+            config,
+            position,
+            best,
+            {phase.name: phase.state() for phase in stage.phases},
+            latents.scale if latents else None,
+            latents.autoencoder_state if latents else None,
+        ).save(checkpoints / f"{name}.ckpt")
+        remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
 
-    global_batch = volumes.batch_size * dist.world_size() * config.train.accumulate
+    global_batch = config.data.batch_size * dist.world_size() * config.train.accumulate
     num_cases = len(volumes.training)
     try:
         scores = fit(
@@ -70,10 +84,17 @@ def run_stage(
     finally:
         log.close()
     if dist.is_main():
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k in stage.printed_scores)
+        printed = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k in stage.printed_scores)
         last = checkpoints / "last.ckpt"
-        print(f"done: {last} (step {position.step}; {shown or 'nothing was left to do'})")
+        print(f"done: {last} (step {position.step}; {printed or 'nothing was left to do'})")
         if best.step is not None:
-            top = checkpoints / "best.ckpt"
-            print(f"best: {top} (step {best.step}; {best.name} {best.value:.4f})")
+            best_path = checkpoints / "best.ckpt"
+            print(f"best: {best_path} (step {best.step}; {best.name} {best.value:.4f})")
     return scores
+
+
+def remove_older(folder: Path, pattern: str, keep: int) -> None:
+    """Remove all files of the pattern but the `keep` newest."""
+    files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    for path in files[: max(0, len(files) - keep)]:
+        path.unlink(missing_ok=True)

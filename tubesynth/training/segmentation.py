@@ -5,7 +5,6 @@ of whole real volumes that it has not seen.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,8 +23,9 @@ from tubesynth.training.phase import Phase
 class SegmentationStage:
     """The segmenter as the loop sees it."""
 
-    progress_terms = ("dice_loss", "cross_entropy")
-    printed_scores = ("loss", "dice")
+    progress_terms: tuple[str, ...] = ("dice_loss", "cross_entropy")
+    printed_scores: tuple[str, ...] = ("loss", "dice")
+    latents = None
 
     def __init__(self, config: SegmenterConfig, volumes: Volumes, device: torch.device):
         self.config, self.volumes, self.device = config, volumes, device
@@ -87,9 +87,3 @@ class SegmentationStage:
         found = self.segmenter(batch["image"]).sigmoid()
         self.segmenter.train()
         return self.volumes.panel(batch, {"real": batch["image"], "found": found})
-
-    def extra_state(self) -> dict:
-        return {}
-
-    def check_resumed(self, state: dict, path: Path) -> None:
-        """Nothing but the phase belongs to this stage."""

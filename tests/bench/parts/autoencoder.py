@@ -66,8 +66,9 @@ def training_step(args):
     """(a function of one optimiser step of both phases, the stage that it trains)."""
     import torch
 
+    from tubesynth.build.checkpoint import Position
     from tubesynth.training.autoencoder import AutoencoderStage
-    from tubesynth.training.loop import Position, optimise
+    from tubesynth.training.loop import optimise
 
     config, device = config_of(args), torch.device(args.device)
     torch.manual_seed(0)

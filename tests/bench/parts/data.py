@@ -185,7 +185,7 @@ def open_volumes(args, workers: int, crop=None):
     """The phantoms as stage 1 has them."""
     from tubesynth.training.inputs import Volumes
 
-    volumes = Volumes(data_config(args, workers, crop), dim=3, seed=0)
+    volumes = Volumes.find(data_config(args, workers, crop), dim=3, seed=0)
     volumes.training = volumes.training[: args.volumes]
     return volumes
 
@@ -198,11 +198,11 @@ def open_latents(args, volumes, workers: int, device):
     """
     import torch
 
-    from tubesynth.build.networks import build_autoencoder
+    from tubesynth.build.base_models import require_base_models
+    from tubesynth.build.checkpoint import Best, Checkpoint, PhaseState, Position
+    from tubesynth.build.networks import build_autoencoder, build_discriminator
     from tubesynth.config.schema import AutoencoderConfig, LatentConfig, Stage1Config, Stage2Config
-    from tubesynth.config.strict import to_plain
-    from tubesynth.runtime import checkpoint
-    from tubesynth.training.latents import Latents
+    from tubesynth.training.latents import encode_data_set
 
     path = args.data_dir / "narrow_autoencoder.ckpt"
     data = data_config(args, workers)
@@ -210,11 +210,13 @@ def open_latents(args, volumes, workers: int, device):
         narrow = AutoencoderConfig([8, 8], [8, 8], num_residual_layers=1, codebook_size=16)
         config = Stage1Config(stage=1, data=data, autoencoder=narrow)
         torch.manual_seed(0)
-        module = build_autoencoder(config).state_dict()
-        state = {"config": to_plain(config), "phases": {"autoencoder": {"module": module}}}
-        checkpoint.save(state, path)
+        networks = [build_autoencoder(config), build_discriminator(config)]
+        states = [PhaseState(network.state_dict(), {}, {}, {}) for network in networks]
+        phases = dict(zip(("autoencoder", "discriminator"), states, strict=True))
+        Checkpoint(config, Position(), Best("loss", "min"), phases).save(path)
     latents = LatentConfig(autoencoder=str(path), variants=2)
-    return Latents(Stage2Config(stage=2, data=data, latents=latents), volumes, device)
+    config = Stage2Config(stage=2, data=data, latents=latents)
+    return encode_data_set(config, volumes, require_base_models(config).autoencoder, device)
 
 
 def cache_mb(store, kind: str) -> float:

@@ -1,0 +1,256 @@
+"""A training run's checkpoint: typed contents, saved to and loaded from a file.
+
+The file is a dictionary of tensors and plain values whose keys are the field names of the
+dataclasses below. It is written under a temporary name and renamed, and read with weights_only=True
+onto the CPU. Files of version 0.1.0, which named two keys differently, are read too.
+"""
+
+import hashlib
+import math
+import os
+import pickle
+import types
+import typing
+import zipfile
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubesynth.config.loading import config_from_plain
+from tubesynth.config.schema import Config, Stage1Config
+from tubesynth.config.strict import to_plain
+from tubesynth.models.scale import LatentScale
+from tubesynth.runtime.atomic import replacing
+from tubesynth.runtime.errors import InputError
+
+StateDict = dict[str, Tensor]
+
+# The format of each stage's files. It rises when that stage's weights change their meaning or a key
+# its name; the last change, to the names of OLD_KEYS' left side, can be read from before.
+FORMATS = {1: 5, 2: 6, 3: 6, "segmenter": 5}
+FORMATS_0_1_0 = {1: 4, 2: 5, 3: 5, "segmenter": 4}
+OLD_KEYS = {"sample_index": "draw", "optimizer": "optimiser"}  # of version 0.1.0
+
+# The phases of each stage; the first holds the network that is sampled from or applied.
+PHASES = {
+    1: ("autoencoder", "discriminator"),
+    2: ("unet",),
+    3: ("unet",),
+    "segmenter": ("segmenter",),
+}
+
+
+@dataclass
+class Position:
+    """How far a run has come."""
+
+    step: int = 0  # optimizer steps
+    sample_index: int = 0  # training samples that all ranks together have used
+    schedule_start: int = 0  # the step at which the learning-rate schedule began
+    started_from: str | None = None  # the checkpoint of another run that this run began with
+
+
+@dataclass
+class Best:
+    """The best value of one validation score so far, and its step; NaN and None before the first.
+
+    mode: "min" or "max", the better direction.
+    """
+
+    name: str
+    mode: str
+    value: float = math.nan
+    step: int | None = None
+
+    def improved(self, scores: dict[str, float], step: int) -> bool:
+        """Whether the score of this step is better, which is then stored; NaN is never better."""
+        if self.name not in scores:
+            raise InputError(
+                f"train.best_score: validation gives no '{self.name}', but {list(scores)}: choose"
+                " one of these"
+            )
+        value = scores[self.name]
+        better = value < self.value if self.mode == "min" else value > self.value
+        if not (better or math.isnan(self.value)):
+            return False
+        self.value, self.step = value, step
+        return True
+
+
+@dataclass
+class PhaseState:
+    """One trained module: its weights, what steps it, and its averaged weights."""
+
+    module: StateDict
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]  # of the gradients in 16-mixed; empty otherwise
+    ema: dict[float, StateDict]  # averaged weights by half-life in optimizer steps
+
+    def weights(self, half_life: float | None = None) -> StateDict:
+        """The averaged weights of this half-life, by default of the first; without averages, the
+        weights themselves.
+        """
+        if half_life is None:
+            return next(iter(self.ema.values()), self.module)
+        if half_life not in self.ema:
+            stored = ", ".join(f"{steps:g}" for steps in self.ema) or "none"
+            raise InputError(
+                f"no averaged weights with a half-life of {half_life:g} steps in this checkpoint:"
+                f" it has {stored}"
+            )
+        return self.ema[half_life]
+
+
+@dataclass
+class AutoencoderState:
+    """A trained autoencoder: its config, the digest of its weights, and the weights."""
+
+    config: Stage1Config
+    digest: str
+    module: StateDict
+
+
+@dataclass
+class Checkpoint:
+    """Everything that sampling and an exact resume need.
+
+    latent_scale and autoencoder: of the latents of stages 2 and 3; None for the others.
+    """
+
+    config: Config
+    position: Position
+    best: Best
+    phases: dict[str, PhaseState]
+    latent_scale: LatentScale | None = None
+    autoencoder: AutoencoderState | None = None
+    path: Path | None = field(default=None, compare=False)  # the file it was loaded from
+
+    def weights(self, half_life: float | None = None) -> StateDict:
+        """The weights to sample from; half_life as in PhaseState.weights."""
+        return self.phases[PHASES[self.config.stage][0]].weights(half_life)
+
+    @cached_property
+    def trained_autoencoder(self) -> AutoencoderState:
+        """Stage 1: the autoencoder that it trained. Stages 2 and 3: that of its latents."""
+        if isinstance(self.config, Stage1Config):
+            weights = self.weights()
+            return AutoencoderState(self.config, weights_digest(weights), weights)
+        assert self.autoencoder is not None
+        return self.autoencoder
+
+    def require_stage(self, stage: int | str) -> None:
+        """InputError unless the checkpoint is of this stage."""
+        if self.config.stage != stage:
+            raise InputError(
+                f"{self.path}: a stage-{self.config.stage} checkpoint, where one of stage {stage}"
+                " is needed"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write under a temporary name, onto the disk, and rename."""
+        contents = {"format": FORMATS[self.config.stage], **_to_plain(self)}
+        del contents["path"]
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(contents, file)
+            except RuntimeError as error:
+                # torch names the position of its writer; the system's error names the reason
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, path: str | Path, stage: int | str | None = None) -> "Checkpoint":
+        """From a file; InputError where it is no complete checkpoint, or of another stage."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint: give the path of a .ckpt file")
+        try:
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile) as e:
+            raise InputError(
+                f"{path}: not a readable tubesynth checkpoint (damaged, or made by another program)"
+            ) from e
+        config = contents.get("config") if isinstance(contents, dict) else None
+        if not isinstance(config, dict) or "stage" not in config or "format" not in contents:
+            raise InputError(f"{path}: not a tubesynth checkpoint (no format or config in it)")
+        file_stage, file_format = config["stage"], contents["format"]
+        formats = [f[file_stage] for f in (FORMATS_0_1_0, FORMATS) if file_stage in list(f)]
+        if file_format not in formats:
+            raise InputError(
+                f"{path}: format {file_format} of stage {file_stage}, this version reads"
+                f" {' and '.join(map(str, formats)) or 'no such stage'}: use the version of"
+                " tubesynth that wrote it"
+            )
+        checkpoint = _from_plain(cls, contents, path, "")
+        checkpoint.path = path
+        for name in PHASES[file_stage]:
+            _require(name in checkpoint.phases, path, f"phases.{name}", "is missing")
+        if file_stage in (2, 3):
+            for name in ("latent_scale", "autoencoder"):
+                _require(getattr(checkpoint, name) is not None, path, name, "is missing")
+        if stage is not None:
+            checkpoint.require_stage(stage)
+        return checkpoint
+
+
+def weights_digest(weights: StateDict) -> str:
+    """Fingerprint of a module's tensors: names, types, shapes and every byte."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _to_plain(value: Any) -> Any:
+    """Dataclasses as dictionaries; tensors and state dicts as they are."""
+    if isinstance(value, Config):
+        return to_plain(value)
+    if is_dataclass(value):
+        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict) and any(map(is_dataclass, value.values())):
+        return {name: _to_plain(item) for name, item in value.items()}
+    return value
+
+
+def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
+    """The value as its annotated type; InputError names the file and the key that does not fit."""
+    options = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):  # T | None
+        return None if value is None else _from_plain(options[0], value, path, key)
+    if kind is Any:
+        return value
+    expected = typing.get_origin(kind) or (dict if is_dataclass(kind) else kind)
+    _require(isinstance(value, expected), path, key, f"is {type(value).__name__}, not {expected}")
+    if typing.get_origin(kind) is dict:
+        items = {n: _from_plain(options[1], item, path, f"{key}.{n}") for n, item in value.items()}
+        return items if is_dataclass(options[1]) else value  # a state dict carries its version
+    if not is_dataclass(kind):
+        return value
+    if issubclass(kind, Config):
+        config = config_from_plain(value, str(path))
+        _require(isinstance(config, kind), path, key, f"is of stage {config.stage}")
+        return config
+    hints, arguments = typing.get_type_hints(kind), {}
+    for each in fields(kind):
+        name = f"{key}.{each.name}".lstrip(".")
+        old_key = OLD_KEYS.get(each.name)
+        if each.name in value or old_key in value:
+            item = value[each.name if each.name in value else old_key]
+            arguments[each.name] = _from_plain(hints[each.name], item, path, name)
+        else:
+            _require(each.default is not MISSING, path, name, "is missing")
+    return kind(**arguments)
+
+
+def _require(condition: bool, path: Path, key: str, problem: str) -> None:
+    if not condition:
+        raise InputError(f"{path}: damaged checkpoint: its '{key}' {problem}: use another file")
