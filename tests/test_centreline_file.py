@@ -79,11 +79,11 @@ def test_the_phantoms_own_centreline_gives_the_tokens_of_its_label_map():
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("{", "no centreline can be read"),
+        ("{", "no readable centreline"),
         ("[]", "branches: expected a list"),
         ('{"units": "cm", "branches": []}', "units: 'cm', expected 'mm'"),
         ('{"frame": "LPS", "branches": []}', "frame: 'LPS', expected 'RAS world'"),
-        ('{"branches": [3]}', r"branches\[0\]: expected points"),
+        ('{"branches": [3]}', r"branches\[0\]: expected an object"),
         ('{"branches": [{"points": [[0, 0, 0, 1]]}]}', r"branches\[0\].points: expected two"),
         ('{"branches": [{"points": [[0, 0, 0], [1, 0, 0]]}]}', r"branches\[0\].points"),
         ('{"branches": [{"points": [[0, 0, 0, 1], [1, 0, 0, 0]]}]}', r"radius above 0"),

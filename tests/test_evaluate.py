@@ -154,7 +154,7 @@ def test_drawn_vessels_are_what_a_synthesis_is_scored_against(folders):
     assert old["centreline_in_range"]["mean"] < 0.05 < 0.9 < new["centreline_in_range"]["mean"]
     assert new["vesselness_auc"]["mean"] > 0.9 > old["vesselness_auc"]["mean"]
     (folders / "centrelines" / "2.centreline.json").unlink()
-    with pytest.raises(InputError, match="2.centreline.json: no centreline can be read"):
+    with pytest.raises(InputError, match="2.centreline.json: no readable centreline"):
         evaluate(folders, "labels", "centrelines", extra=options)
     with pytest.raises(InputError, match="give --labels"):
         evaluate(folders, "real", "centrelines", "reconstruction")

@@ -336,7 +336,7 @@ def test_drawn_centrelines_take_the_place_of_those_in_the_label_map(trained, wor
     case = edited.name.removesuffix(".centreline.json")
     assert [name for name in again if again[name] != first[name]] == [f"{case}_s0.img.nii.gz"]
     edited.unlink()
-    with pytest.raises(InputError, match=f"{case}.centreline.json: no centreline can be read"):
+    with pytest.raises(InputError, match=f"{case}.centreline.json: no readable centreline"):
         synthesize.main(with_drawn)
     with pytest.raises(InputError, match="--unconditional has no cases"):
         alone = ["--model", str(trained), "--output-dir", str(out), "--unconditional"]

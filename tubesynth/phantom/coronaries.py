@@ -18,8 +18,9 @@ from tubesynth.phantom.heart import (
     ventricular,
 )
 from tubesynth.phantom.murray import STEP_MM, Vessel, assign_radii
-from tubesynth.phantom.shapes import Lattice, smooth_path, tube
+from tubesynth.phantom.shapes import Lattice, tube
 from tubesynth.volume.centreline_file import Branch
+from tubesynth.volume.polyline import decimate, hermite_curve
 
 
 def grow_trees(lattice: Lattice, shapes, pose: Pose, rng: np.random.Generator) -> list[Branch]:
@@ -42,8 +43,8 @@ def make_room(lattice: Lattice, shapes: dict[str, np.ndarray], branches: list[Br
     """Dent the cavities where a tight groove pressed an artery against them."""
     nearest = np.full(lattice.shape, 6.0, np.float32)
     for branch in branches:
-        every = branch.points[np.unique(np.r_[0 : len(branch.points) : 4, len(branch.points) - 1])]
-        np.minimum(nearest, tube(lattice.points(), every[:, :3], every[:, 3], 6.0), out=nearest)
+        points = decimate(branch.points, 4)
+        np.minimum(nearest, tube(lattice.points(), points[:, :3], points[:, 3], 6.0), out=nearest)
     for name in ("la", "lv", "ra", "rv"):
         shapes[name] = np.maximum(shapes[name], 1.5 - nearest)
 
@@ -72,7 +73,7 @@ class _Grower:
         forward = trunk[min(at + 4, len(trunk) - 1)] - trunk[max(at - 4, 0)]
         forward, goal = unit_rows(np.stack([forward, np.asarray(waypoints[0]) - start]))
         leave = start + 4 * (max(forward @ goal, 0) * forward + goal) / 1.6
-        path = smooth_path(np.vstack([start, leave, waypoints]), 1.5)
+        path = hermite_curve(np.vstack([start, leave, waypoints]), 1.5)
         path = self.surface.settle(path, radius + 1.2, groove, free=(10, 0))
         path = self.surface.finish(path, radius, self.rng, wiggle)
         return Vessel(name, path, end_radius)
@@ -88,7 +89,7 @@ class _Grower:
                 + np.clip(3.2 - s.hard(split[None]), 0, 1)
                 * unit_rows(s.hard_gradient(split[None]))[0]
             )
-        main = smooth_path(
+        main = hermite_curve(
             np.vstack([ostium, ostium + 0.35 * np.linalg.norm(split - ostium) * out, split]),
             STEP_MM,
         )
@@ -102,14 +103,14 @@ class _Grower:
                 self.world([80, end], [64, -40], [22, 6]),
             ]
         )
-        path = s.settle(smooth_path(path, 1.5), 2.8, "lv|rv", free=(4, 14))
+        path = s.settle(hermite_curve(path, 1.5), 2.8, "lv|rv", free=(4, 14))
         lad = Vessel("LAD", s.finish(path, 1.6, rng, 0.9), rng.uniform(0.6, 0.75))
         stop = {"right": rng.uniform(205, 235), "balanced": 255, "left": 280}[dominance]
         around = np.arange(128, stop, 12.0)
         path = np.vstack(
             [split, self.world(-2, around, np.interp(around, [120, 200, 290], [36, 38, 36]))]
         )
-        path = s.settle(smooth_path(path, 1.5), 3.0, "la|lv", free=(3, 0))
+        path = s.settle(hermite_curve(path, 1.5), 3.0, "la|lv", free=(3, 0))
         lcx = Vessel("LCX", s.finish(path, 1.5, rng, 0.9), rng.uniform(0.7, 0.85))
         share = rng.uniform(0.52, 0.62)
         lm.children = [(len(main) - 1, share, lad), (len(main) - 1, 1 - share, lcx)]
@@ -129,7 +130,7 @@ class _Grower:
             a0, angle = self.along(lad.points[at]), self.angle(lad.points[at])
             depth = np.array([0.35, 0.7, 1.0]) * rng.uniform(26, 40)
             way = self.world(a0 + depth * 0.25, angle - depth, [32, 30, 30])
-            path = smooth_path(np.vstack([lad.points[at], way]), STEP_MM)
+            path = hermite_curve(np.vstack([lad.points[at], way]), STEP_MM)
             lad.children.append((at, 0.06, Vessel(f"S{k + 1}", path, 0.5)))
         for k, mm in enumerate(np.cumsum(rng.uniform(12, 22, rng.integers(1, 4)))):
             at = int(mm / STEP_MM)
@@ -166,7 +167,7 @@ class _Grower:
         path = np.vstack([ostium, ostium + 6 * out, self.pose.to_world(ring[1:])])
         if dominance != "left":
             path = np.vstack([path, self.pose.to_world([[18, -12, -30]])])
-        path = s.settle(smooth_path(path, 1.5), 3.0, "ra|rv", free=(4, 6))
+        path = s.settle(hermite_curve(path, 1.5), 3.0, "ra|rv", free=(4, 6))
         rca = Vessel("RCA", s.finish(path, 1.8, rng, 1.0, exempt=2.0), rng.uniform(1.1, 1.3))
         total = len(rca.points)
         if rng.random() < 0.6:

@@ -7,7 +7,8 @@ equally near) and kept smooth. Positions are (N, 3) world mm.
 import numpy as np
 
 from tubesynth.phantom.murray import STEP_MM
-from tubesynth.phantom.shapes import Lattice, arc_length, resample_path, smooth_path
+from tubesynth.phantom.shapes import Lattice
+from tubesynth.volume.polyline import arc_length, hermite_curve, relax, resample_to_step
 
 
 class Surface:
@@ -35,7 +36,7 @@ class Surface:
 
         The groove does not pull the first and last `free` mm.
         """
-        path = resample_path(np.asarray(path, float), 1.5)
+        path = resample_to_step(np.asarray(path, float), 1.5)
         for k in range(rounds):
             normal = unit_rows(self.soft_gradient(path))
             move = -0.6 * np.clip(self.soft(path) - height_mm, -3, 3)[:, None] * normal
@@ -51,9 +52,9 @@ class Surface:
             path[1:] += move[1:]
             short = np.clip(height_mm - 0.7 - self.hard(path), 0, 2)
             path[1:] += (short[:, None] * unit_rows(self.hard_gradient(path)))[1:]
-            path[1:-1] += 0.4 * (path[:-2] + path[2:] - 2 * path[1:-1])
+            relax(path, 0.4)
             if k % 10 == 9:
-                path = resample_path(path, 1.5)
+                path = resample_to_step(path, 1.5)
         return path
 
     def finish(self, path, radius_mm, rng, wiggle_mm=1.0, exempt=0.0) -> np.ndarray:
@@ -61,7 +62,7 @@ class Surface:
 
         The first `exempt` mm may touch walls: the way out of a sinus, or out of the parent.
         """
-        path = resample_path(path, 1.0)
+        path = resample_to_step(path, 1.0)
         along = arc_length(path)
         normal = unit_rows(self.soft_gradient(path))
         side = unit_rows(np.cross(normal, np.gradient(path, axis=0)))
@@ -76,11 +77,11 @@ class Surface:
             short = np.clip(radius_mm + 0.5 - self.hard(path), 0, 1.5) * hold
             path = path + short[:, None] * unit_rows(self.hard_gradient(path))
             if k < 12:
-                path[1:-1] += 0.3 * (path[:-2] + path[2:] - 2 * path[1:-1])
-        path = resample_path(_unfolded(resample_path(path, 1.5)), 1.5)
+                relax(path, 0.3)
+        path = resample_to_step(_unfolded(resample_to_step(path, 1.5)), 1.5)
         for _ in range(4):  # rounds off the last pushes by less than the clearance
-            path[1:-1] += 0.25 * (path[:-2] + path[2:] - 2 * path[1:-1])
-        return smooth_path(path, STEP_MM)
+            relax(path, 0.25)
+        return hermite_curve(path, STEP_MM)
 
 
 def _sway(along: np.ndarray, rng: np.random.Generator) -> np.ndarray:

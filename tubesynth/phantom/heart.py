@@ -15,10 +15,10 @@ from tubesynth.phantom.shapes import (
     ellipsoid,
     intersection,
     plane,
-    smooth_path,
     tube,
     union,
 )
+from tubesynth.volume.polyline import hermite_curve
 
 MITRAL = np.array([-2.0, -12.0, 2.0])
 ROOT = np.array([6.0, 4.0, 16.0])  # middle of the aortic valve
@@ -233,7 +233,7 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
     la = ellipsoid(q, (13, -29, 13), (30 * vary(0.1), 18.5 * vary(0.1), 23 * vary(0.1)))
     la = union(la, tube(q, [(8, -24, 10), MITRAL - 5 * SEPTAL - 2 * APEXWARD], [17, 15]), 8.0)
     tip = np.array([-32, 5, 30]) + rng.normal(0, 2.5, 3)
-    appendage = smooth_path(
+    appendage = hermite_curve(
         [(-9, -24, 22, 9), (-25, -20, 32, 8), (-34, -8, 33, 7.5), (*tip, 5)], 5.0
     )
     la = union(la, tube(q, appendage[:, :3], appendage[:, 3] * vary(0.12)), 4.0)
@@ -241,7 +241,7 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
     for vein in PULMONARY_VEINS:
         vein = np.array(vein, float)
         vein[1, :3] += rng.normal(0, 2.0, 3)
-        path = smooth_path(vein, 8.0)
+        path = hermite_curve(vein, 8.0)
         la = union(la, tube(q, path[:, :3], path[:, 3] * vary(), 10.0), 4.0)
     ra = ellipsoid(q, (46, -5, -7), (23 * vary(0.1), 25 * vary(0.1), 31 * vary(0.1)))
     ra = union(
@@ -252,7 +252,7 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
     ivc = tube(
         q, [(47, -14, -28), (45, -19, -52), (44, -23, -110)], np.array([12.0, 12.5, 13]) * vary(0.1)
     )
-    sinus = smooth_path(
+    sinus = hermite_curve(
         [(30, -22, -20, 5), (14, -28, -18, 4.2), (-8, -34, -10, 3.4), (-24, -33, 0, 2.4)], 5.0
     )
     return {
@@ -281,13 +281,13 @@ def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
     ascending = np.array([*ascending, (1, -32, 101, 13.5), (-8, -54, 92, 12.5)], float)
     ascending[2:4, :2] += rng.normal(0, 1.5, 2)
     ascending[:, 3] *= calibre * vary(0.05)
-    path = smooth_path(ascending, 10.0)
+    path = hermite_curve(ascending, 10.0)
     aorta = union(aorta, tube(q, path[:, :3], path[:, 3]), 3.0)
     calibre = vary(0.1)
-    trunk = smooth_path(
+    trunk = hermite_curve(
         [(-13, 36, 24, 12.5), (-15, 31, 34, 13), (-18, 17, 45, 13.2), (-15, -2, 54, 13)], 6.0
     )
-    arms = [smooth_path(arm, 7.0) for arm in PULMONARY_ARTERIES]
+    arms = [hermite_curve(arm, 7.0) for arm in PULMONARY_ARTERIES]
     pa = tube(q, trunk[:, :3], trunk[:, 3] * calibre)
     main = pa
     for path in arms:

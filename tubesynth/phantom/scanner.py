@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tubesynth.phantom.shapes import STEP_MM, Lattice, arc_length
+from tubesynth.phantom.shapes import STEP_MM, Lattice
+from tubesynth.volume.polyline import (
+    arc_length,
+    decimate,
+    interpolate,
+    squared_distance_to_segment,
+)
 
 
 class Canvas:
@@ -107,12 +113,9 @@ class Canvas:
             if (i == j).any():
                 continue
             box = tuple(slice(a, b) for a, b in zip(i, j, strict=True))
-            a, d = segment[:3], segment[3:6] - segment[:3]
-            x = (axes[0][box[0]] - a[0])[:, None, None]
-            y = (axes[1][box[1]] - a[1])[None, :, None]
-            z = (axes[2][box[2]] - a[2])[None, None, :]
-            t = np.clip((x * d[0] + y * d[1] + z * d[2]) / (d @ d), 0, 1)
-            distance = np.sqrt((x - t * d[0]) ** 2 + (y - t * d[1]) ** 2 + (z - t * d[2]) ** 2)
+            box_axes = [axis[part] for axis, part in zip(axes, box, strict=True)]
+            squared, _ = squared_distance_to_segment(box_axes, segment[:3], segment[3:6])
+            distance = np.sqrt(squared)
             radius = segment[6]
             most = min(1.0, np.pi * radius**2 / self.ramp**2)
             value = np.clip(0.5 - (distance - radius) / self.ramp, 0, 1) * (
@@ -162,14 +165,10 @@ def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 
         for p, r in _segments(branch):
             i = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.min(0) - r.max(), strict=True)]
             j = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.max(0) + r.max(), strict=True)]
-            a, d = p[0], p[1] - p[0]
-            x = (axes[0][i[0] : j[0]] - a[0])[:, None, None]
-            y = (axes[1][i[1] : j[1]] - a[1])[None, :, None]
-            z = (axes[2][i[2] : j[2]] - a[2])[None, None, :]
-            t = np.clip((x * d[0] + y * d[1] + z * d[2]) / max(float(d @ d), 1e-9), 0, 1)
-            x, y, z = x - t * d[0], y - t * d[1], z - t * d[2]
-            near = x * x + y * y + z * z <= (r[0] + t * (r[1] - r[0])) ** 2
-            inside[i[0] : j[0], i[1] : j[1], i[2] : j[2]] |= near
+            segment_box = tuple(slice(a, b) for a, b in zip(i, j, strict=True))
+            box_axes = [axis[part] for axis, part in zip(axes, segment_box, strict=True)]
+            squared, t = squared_distance_to_segment(box_axes, p[0], p[1])
+            inside[segment_box] |= squared <= (r[0] + t * (r[1] - r[0])) ** 2
         index = np.rint(
             (_dense(branch[:, :3], canvas.spacing.min() / 5) - origin) / canvas.spacing
         ).astype(int)
@@ -182,17 +181,21 @@ def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 
     return box, share.astype(np.float32) / np.float32(times.prod()), mask
 
 
-def _segments(branch: np.ndarray, every: int = 3):
-    """Pieces of about 1.5 mm of a polyline whose points lie 0.5 mm apart."""
-    index = np.unique(np.r_[np.arange(0, len(branch), every), len(branch) - 1])
-    for a, b in zip(index[:-1], index[1:], strict=True):
-        yield branch[[a, b], :3].astype(np.float32), branch[[a, b], 3].astype(np.float32)
+def _segments(branch: np.ndarray):
+    """Yield the ends (2, 3) and radii (2,) of segments of about 1.5 mm of a branch (K, 4).
+
+    The branch has a point each 0.5 mm.
+    """
+    points = decimate(branch, 3).astype(np.float32)
+    for row in range(len(points) - 1):
+        yield points[row : row + 2, :3], points[row : row + 2, 3]
 
 
-def _dense(points: np.ndarray, step: float) -> np.ndarray:
-    length = arc_length(points)
-    at = np.union1d(length, np.linspace(0, length[-1], int(length[-1] / step) + 2))
-    return np.stack([np.interp(at, length, c) for c in points.T], 1)
+def _dense(points: np.ndarray, step_mm: float) -> np.ndarray:
+    """(K, 3) -> (M, 3): the points, and points on the polyline at most step_mm apart."""
+    along = arc_length(points)
+    even = np.linspace(0, along[-1], int(along[-1] / step_mm) + 2)
+    return interpolate(points, np.union1d(along, even), along)
 
 
 def blur(hu: np.ndarray, spacing, sigma_mm=(0.38, 0.38, 0.45)) -> np.ndarray:

@@ -130,37 +130,3 @@ def union(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
 def intersection(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
     """Maximum whose crease is rounded over `blend_mm`."""
     return -union(-a, -b, blend_mm)
-
-
-def smooth_path(waypoints, step_mm: float = 1.0) -> np.ndarray:
-    """Cubic Hermite curve through (N, D) waypoints (x, y, z, ...), resampled every `step_mm`.
-
-    Columns after the third, such as radii, are interpolated linearly: they must not overshoot.
-    """
-    waypoints = np.asarray(waypoints, np.float64)
-    points = waypoints[:, :3]
-    chord = arc_length(points)
-    fine = np.linspace(0, chord[-1], max(int(chord[-1] / step_mm) * 4, 8))
-    first = np.clip(np.searchsorted(chord, fine, side="right") - 1, 0, len(chord) - 2)
-    width = np.diff(chord)[first, None]
-    t = (fine - chord[first])[:, None] / width
-    slope = np.gradient(points, chord, axis=0)
-    curve = (
-        (2 * t**3 - 3 * t**2 + 1) * points[first]
-        + (3 * t**2 - 2 * t**3) * points[first + 1]
-        + width * (t**3 - 2 * t**2 + t) * slope[first]
-        + width * (t**3 - t**2) * slope[first + 1]
-    )
-    rest = [np.interp(fine, chord, column) for column in waypoints[:, 3:].T]
-    return resample_path(np.column_stack([curve, *rest]), step_mm)
-
-
-def arc_length(points: np.ndarray) -> np.ndarray:
-    return np.r_[0, np.cumsum(np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1))]
-
-
-def resample_path(points: np.ndarray, step_mm: float) -> np.ndarray:
-    """(N, D) polyline -> (M, D) at equal arc lengths of about `step_mm`; ends are kept."""
-    length = arc_length(points)
-    at = np.linspace(0, length[-1], max(int(round(length[-1] / step_mm)), 1) + 1)
-    return np.stack([np.interp(at, length, column) for column in points.T], 1)

@@ -7,7 +7,8 @@ the heart.
 
 import numpy as np
 
-from tubesynth.phantom.shapes import Lattice, ellipsoid, smooth_path, tube, union
+from tubesynth.phantom.shapes import Lattice, ellipsoid, tube, union
+from tubesynth.volume.polyline import hermite_curve
 
 MIDLINE = 17.0
 
@@ -131,10 +132,10 @@ def thorax_shapes(
     )
     aorta = aorta + [mid, spine_y + 11, 0]
     aorta[:, :2] += rng.normal(0, 1.0, (5, 2))
-    path = smooth_path(aorta, 28.0)
+    path = hermite_curve(aorta, 28.0)
     calibre = rng.uniform(10.5, 13.0)
     s["descending"] = tube([x, y, z], path, np.full(len(path), calibre), 10.0)
-    gullet = smooth_path(
+    gullet = hermite_curve(
         np.array([(-18, 27, -130), (-11, 23, -40), (-6, 22, 20), (-4, 21, 130)])
         + [mid, spine_y, 0],
         40.0,
@@ -154,7 +155,7 @@ def thorax_shapes(
     )
     air = None
     for branch in bronchi:
-        path = smooth_path(branch, 12.0)
+        path = hermite_curve(branch, 12.0)
         one = tube([x, y, z], path[:, :3], path[:, 3], 8.0)
         air = one if air is None else np.minimum(air, one)
     s["bronchus"] = air

@@ -1,246 +1,294 @@
-"""From voxel paths to smooth vessels: sub-voxel centre and radius. All lengths in mm.
+"""From voxel paths to smooth vessels: the center at sub-voxel precision and the radius, in mm.
 
-Each voxel of the mask is given to the vessel point it belongs to, by the power distance
-|x - c|^2 - r^2, which leaves a wide vessel's voxels to the wide vessel. The centre moves to the
-mean of its voxels, and the radius is that of a tube with their volume per length: counting has no
-bias where a vessel is two voxels across, while the distance transform of a mask is off by half a
-voxel. Where a vessel still runs inside the one it leaves, its values come from further out.
+Each voxel of the mask belongs to the vessel point with the smallest power distance
+|x - c|^2 - r^2 (Aurenhammer 1987, doi:10.1137/0216006), which leaves the voxels of a wide vessel to
+the wide vessel. The center moves to the mean of its voxels, and the radius is that of a tube with
+their volume per length: counting has no bias where a vessel is two voxels across, while the
+distance transform of a mask is off by half a voxel. The first points of a vessel that still lie
+inside its parent take their values from further out.
+
+A vessel's points are (K, 4): x, y, z, radius. Voxels are (N, 3) mm.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from tubesynth.volume.polyline import (
+    arc_length,
+    interpolate,
+    point_tree,
+    resample,
+    smooth,
+    tangents,
+)
 from tubesynth.volume.thinning import VoxelCloud
-from tubesynth.volume.vessel_tree import Vessel, arc
+from tubesynth.volume.vessel_tree import Vessel
 
-VOXEL_LIMIT = 60_000  # more say nothing new about a wide vessel: every second, third, ... is taken
-WINDOW_MM = 1.0  # at least this, see window
+VOXEL_LIMIT = 60_000  # of a larger mask every second, third, ... voxel is used: precise enough
+WINDOW_MM = 1.0  # the least standard deviation of the means along a vessel
 ROUNDS = 2
 
 
 def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
-    """The same vessels with dense points, smooth, centred, as long as the mask, and their radius.
+    """The same vessels with dense points: smooth, centerd, as long as the mask, with their radius.
 
-    A piece that was thinned to one voxel becomes a short line; where it was one voxel, it goes.
+    A piece that was thinned to a single voxel becomes a short line. It is dropped if the piece of
+    the mask itself is a single voxel.
     """
-    from scipy.spatial import cKDTree
-
     stride = -(-len(cloud.inside) // VOXEL_LIMIT)
-    voxels, volume = cloud.inside[::stride], float(np.prod(cloud.spacing)) * stride
-    surface = cKDTree(cloud.outside)
-    step = float(cloud.spacing.min()) / 2
+    voxels = cloud.inside[::stride]  # (N, 3)
+    voxel_mm3 = float(np.prod(cloud.spacing)) * stride
+    surface = point_tree(cloud.outside)
+    step_mm = float(cloud.spacing.min()) / 2
     if any(len(vessel.points) == 1 for vessel in vessels):
-        shares = list(assign(vessels, [0] * len(vessels), voxels))
-        lone = [
-            own
-            for vessel, (own, _) in zip(vessels, shares, strict=True)
-            if len(vessel.points) == 1 and len(own) <= 1
-        ]
-        # They are whole components and stand last, so that no vessel's number changes.
-        vessels = [
-            vessel if len(vessel.points) > 1 else speck(vessel, voxels[own], step)
-            for vessel, (own, _) in zip(vessels, shares, strict=True)
-            if len(vessel.points) > 1 or len(own) > 1
-        ]
+        vessels, voxels = _expand_single_points(vessels, voxels, step_mm)
         if not vessels:
             return []
-        voxels = np.delete(voxels, np.concatenate(lone), axis=0) if lone else voxels
-    vessels = [smoothed(vessel, step) for vessel in vessels]
+    vessels = [_smooth_staircase(vessel, step_mm) for vessel in vessels]
     for round_number in range(ROUNDS):
-        hidden = [rows_inside_parent(vessel, vessels, 0.0) for vessel in vessels]
-        moved = []
-        for vessel, skip, (own, row) in zip(
-            vessels, hidden, assign(vessels, hidden, voxels), strict=True
+        hidden = [_rows_inside_parent(vessel, vessels, 0.0) for vessel in vessels]
+        refined: list[Vessel] = []  # parents come first, so a vessel's parent is in it already
+        for vessel, skip, (number, row) in zip(
+            vessels, hidden, _assign_voxels(vessels, hidden, voxels), strict=True
         ):
-            own = voxels[own]
-            vessel = centred(vessel, own, row, skip, moved, cloud.spacing)
+            members = voxels[number]  # (M, 3)
+            vessel = _center(vessel, members, row, skip, refined, cloud.spacing)
             if round_number == 0:
-                vessel = lengthened(vessel, own, row, step)
+                vessel = _extend_free_ends(vessel, members, row, step_mm)
             else:
-                overlap = max(skip, rows_inside_parent(vessel, moved, 0.5))
-                vessel = measured(vessel, own, row, overlap, volume, surface, cloud.spacing)
-            moved.append(vessel)
-        vessels = moved
+                overlap = max(skip, _rows_inside_parent(vessel, refined, 0.5))
+                vessel = _measure_radius(
+                    vessel, members, row, overlap, voxel_mm3, surface, cloud.spacing
+                )
+            refined.append(vessel)
+        vessels = refined
     return vessels
 
 
-def directions(points: np.ndarray) -> np.ndarray:
-    """(K, >=3) points, K >= 2 -> (K, 3) unit tangents."""
-    ahead = np.gradient(points[:, :3], axis=0)
-    size = np.linalg.norm(ahead, axis=1)
-    # Where a path turns back on itself its direction is the last one it had.
-    known = np.maximum.accumulate(np.where(size > 1e-6, np.arange(len(size)), 0))
-    known = np.where(size[known] > 1e-6, known, (size > 1e-6).argmax())
-    return ahead[known] / np.maximum(size[known], 1e-9)[:, None]
+def _expand_single_points(
+    vessels: list[Vessel], voxels: np.ndarray, step_mm: float
+) -> tuple[list[Vessel], np.ndarray]:
+    """Vessels of one point become short lines; those of one voxel go, and their voxels with them.
+
+    Vessels of one point are whole components and stand last, so that no vessel's number changes.
+    """
+    lines, single_voxels = [], []
+    for vessel, (number, _) in zip(
+        vessels, _assign_voxels(vessels, [0] * len(vessels), voxels), strict=True
+    ):
+        if len(vessel.points) > 1:
+            lines.append(vessel)
+        elif len(number) > 1:
+            lines.append(_ellipsoid_axis(vessel, voxels[number], step_mm))
+        else:
+            single_voxels.append(number)
+    if single_voxels:
+        voxels = np.delete(voxels, np.concatenate(single_voxels), axis=0)
+    return lines, voxels
 
 
-def window(vessel: Vessel) -> float:
-    """Standard deviation of the means along a vessel, in rows; wide vessels bend more slowly."""
+def _ellipsoid_axis(vessel: Vessel, members: np.ndarray, step_mm: float) -> Vessel:
+    """A line along the longest axis of the voxels (M, 3), from focus to focus of their ellipsoid.
+
+    A solid ellipsoid with half axes a >= b has the variances a^2 / 5 and b^2 / 5, and its foci lie
+    sqrt(a^2 - b^2) = sqrt(5 (var_a - var_b)) from its middle.
+    """
+    variance, axes = np.linalg.eigh(np.cov(members.T))  # (3,) ascending, (3, 3) columns
+    half_mm = np.sqrt(5 * max(variance[2] - variance[1], 0)) + step_mm / 2
+    axis = axes[:, 2] * np.sign(axes[np.abs(axes[:, 2]).argmax(), 2])  # its sign made unique
+    line = members.mean(axis=0) + np.linspace(-half_mm, half_mm, 3)[:, None] * axis  # (3, 3)
+    points = np.column_stack([line, np.full(3, vessel.points[0, 3])])
+    return Vessel(points, [0, 2], None, False, False)
+
+
+def _window_rows(vessel: Vessel) -> float:
+    """Standard deviation in rows of the means along a vessel; wide vessels bend more slowly."""
     points = vessel.points
-    row_mm = max(arc(points)[-1] / (len(points) - 1), 1e-6)
+    row_mm = max(arc_length(points)[-1] / (len(points) - 1), 1e-6)
     return max(WINDOW_MM, float(np.median(points[:, 3])) / 2) / row_mm
 
 
-def windowed(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian sum of (K,) or (K, C) along the rows; nothing lies beyond the ends."""
+def _windowed_sum(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian sum of (K,) or (K, C) along the rows; beyond the ends all values are zero."""
     from scipy.ndimage import gaussian_filter1d
 
     return gaussian_filter1d(values, sigma, axis=0, mode="constant", truncate=3)
 
 
-def softened(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian mean of (K, C) along the rows that leaves both ends and straight lines alone."""
-    from scipy.ndimage import gaussian_filter1d
-
-    reach = int(3 * sigma + 1.5)
-    padded = np.pad(values, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
-    return gaussian_filter1d(padded, sigma, axis=0, truncate=3)[reach:-reach]
-
-
-def smoothed(vessel: Vessel, step: float) -> Vessel:
-    """The voxel staircase as a smooth line, with points `step` apart."""
-    chain = softened(vessel.points, 1.5)
-    chain[:, 3] = np.maximum(chain[:, 3], step / 2)
-    along = arc(chain)
-    count = max(int(np.ceil(along[-1] / step)), 2) + 1
-    at = np.linspace(0, along[-1], count)
-    points = np.column_stack([np.interp(at, along, column) for column in chain.T])
-    stops = np.round(along[vessel.stops] / along[-1] * (count - 1)).astype(int).tolist()
-    return replace(vessel, points=points, stops=stops)
+def _smooth_staircase(vessel: Vessel, step_mm: float) -> Vessel:
+    """The staircase of voxels as a smooth line, with points about step_mm apart."""
+    chain = smooth(vessel.points, 1.5)  # (K, 4)
+    chain[:, 3] = np.maximum(chain[:, 3], step_mm / 2)
+    along = arc_length(chain)
+    num_points = max(int(np.ceil(along[-1] / step_mm)), 2) + 1
+    # the stops keep their arc length: row = along / length * (num_points - 1)
+    stops = np.round(along[vessel.stops] / along[-1] * (num_points - 1)).astype(int).tolist()
+    return replace(vessel, points=resample(chain, num_points), stops=stops)
 
 
-def rows_inside_parent(vessel: Vessel, vessels: list[Vessel], margin: float) -> int:
-    """How many first points lie within the parent's radius plus `margin` of the own one."""
-    from scipy.spatial import cKDTree
+def _rows_inside_parent(vessel: Vessel, vessels: list[Vessel], margin: float) -> int:
+    """Number of first points that lie within the parent's radius plus `margin` of the own radius.
 
+    The first row k with |c_k - p| >= R + margin r_k, p being the parent's nearest point of radius
+    R; all rows if there is none.
+    """
     if vessel.parent is None:
         return 0
     parent = vessels[vessel.parent[0]].points
-    gap, nearest = cKDTree(parent[:, :3]).query(vessel.points[:, :3])
-    apart = np.flatnonzero(gap >= parent[nearest, 3] + margin * vessel.points[:, 3])
-    return int(apart[0]) if len(apart) else len(gap)
+    distance, nearest = point_tree(parent[:, :3]).query(vessel.points[:, :3])  # (K,), (K,)
+    outside = np.flatnonzero(distance >= parent[nearest, 3] + margin * vessel.points[:, 3])
+    return int(outside[0]) if len(outside) else len(distance)
 
 
-def assign(vessels: list[Vessel], hidden: list[int], voxels: np.ndarray):
-    """Yield for each vessel (voxel numbers, rows of its points that they belong to)."""
-    from scipy.spatial import cKDTree
+def _assign_voxels(
+    vessels: list[Vessel], hidden: list[int], voxels: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield for each vessel its voxels' numbers (M,) and the row of the point of each (M,).
 
+    hidden: for each vessel the number of first points that get no voxels.
+    """
+    # all points of all vessels in one list: vessel number and row of each
     sizes = np.array([len(vessel.points) for vessel in vessels])
-    points = np.vstack([vessel.points for vessel in vessels])
-    number = np.repeat(np.arange(len(vessels)), sizes)
+    points = np.vstack([vessel.points for vessel in vessels])  # (P, 4)
+    vessel_number = np.repeat(np.arange(len(vessels)), sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
-    shown = np.flatnonzero(row >= np.array(hidden)[number])
-    # A fourth coordinate turns the power distance into an ordinary one.
-    radius = points[shown, 3]
+    visible = np.flatnonzero(row >= np.array(hidden)[vessel_number])
+    # The power distance as an ordinary one in four dimensions: with w = sqrt(r_max^2 - r^2),
+    # |(x, 0) - (c, w)|^2 = |x - c|^2 - r^2 + r_max^2.
+    radius = points[visible, 3]
     lift = np.sqrt(radius.max() ** 2 - radius**2)
-    tree = cKDTree(np.column_stack([points[shown, :3], lift]))
-    owner = shown[tree.query(np.column_stack([voxels, np.zeros(len(voxels))]))[1]]
+    tree = point_tree(np.column_stack([points[visible, :3], lift]))
+    owner = visible[tree.query(np.column_stack([voxels, np.zeros(len(voxels))]))[1]]  # (N,)
+    # sorted by owner, the voxels of each vessel are one run
     order = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(number[owner[order]], np.arange(len(vessels) + 1))
+    bounds = np.searchsorted(vessel_number[owner[order]], np.arange(len(vessels) + 1))
     for first, last in zip(bounds[:-1], bounds[1:], strict=True):
         yield order[first:last], row[owner[order[first:last]]]
 
 
-def centred(vessel, own, row, skip, moved, spacing) -> Vessel:
-    """Move each point, across the vessel, to the mean of the voxels around it."""
+def _center(
+    vessel: Vessel,
+    members: np.ndarray,
+    row: np.ndarray,
+    skip: int,
+    refined: list[Vessel],
+    spacing: np.ndarray,
+) -> Vessel:
+    """Move each point, across the vessel, to the Gaussian mean of the voxels around it.
+
+    members: (M, 3) voxels of the vessel, row (M,) the point that each belongs to; skip: number of
+    first points inside the parent, which is in `refined`.
+    """
     points, size = vessel.points, len(vessel.points)
-    sigma = window(vessel)
+    sigma = _window_rows(vessel)
     # Across the vessel, not across each kink of its staircase, or points would overtake others.
-    tangent = directions(softened(points[:, :3], 2 * sigma))
-    offset = own - points[row, :3]
-    count = windowed(np.bincount(row, minlength=size).astype(float), sigma)
-    shift = (
-        windowed(
-            np.column_stack([np.bincount(row, offset[:, axis], size) for axis in range(3)]), sigma
-        )
-        / np.maximum(count, 1e-6)[:, None]
-    )
+    tangent = tangents(smooth(points[:, :3], 2 * sigma))  # (K, 3)
+    # mean offset of row k: sum_j G(k - j) (offsets of row j) / sum_j G(k - j) (voxels of row j)
+    offset = members - points[row, :3]  # (M, 3)
+    count = _windowed_sum(np.bincount(row, minlength=size).astype(float), sigma)  # (K,)
+    offset_sum = np.column_stack([np.bincount(row, offset[:, axis], size) for axis in range(3)])
+    shift = _windowed_sum(offset_sum, sigma) / np.maximum(count, 1e-6)[:, None]  # (K, 3)
+    # only its part across the vessel, s - (s.t) t, and at most one voxel long
     shift -= (shift * tangent).sum(axis=1, keepdims=True) * tangent
     limit = spacing.mean() / np.maximum(np.linalg.norm(shift, axis=1, keepdims=True), 1e-9)
     shift *= np.minimum(limit, 1)
     if vessel.parent is not None:
-        above = moved[vessel.parent[0]]
-        start = above.points[above.stops[vessel.parent[1]], :3] - points[0, :3]
+        # the first point lies on the parent; inside the parent the shift is blended linearly into
+        # that of the first point outside
+        parent = refined[vessel.parent[0]]
+        start = parent.points[parent.stops[vessel.parent[1]], :3] - points[0, :3]
         skip = min(max(skip, 3), size - 1)
         blend = np.linspace(1, 0, skip, endpoint=False)[:, None]
         shift[:skip] = blend * start + (1 - blend) * shift[skip]
-    moved_to = softened(points[:, :3] + shift, 0.7 * sigma)
-    return evened(replace(vessel, points=np.column_stack([moved_to, points[:, 3]])))
+    position = smooth(points[:, :3] + shift, 0.7 * sigma)
+    return _space_evenly(replace(vessel, points=np.column_stack([position, points[:, 3]])))
 
 
-def evened(vessel: Vessel) -> Vessel:
-    """The same rows, equally far apart within each branch."""
-    along = arc(vessel.points)
-    rows = np.arange(len(along))
-    at = np.interp(rows, vessel.stops, along[vessel.stops])
-    points = np.column_stack([np.interp(at, along, column) for column in vessel.points.T])
-    return replace(vessel, points=points)
+def _space_evenly(vessel: Vessel) -> Vessel:
+    """The same number of points, equally far apart within each branch."""
+    along = arc_length(vessel.points)
+    at = np.interp(np.arange(len(along)), vessel.stops, along[vessel.stops])
+    return replace(vessel, points=interpolate(vessel.points, at, along))
 
 
-def lengthened(vessel: Vessel, own: np.ndarray, row: np.ndarray, step: float) -> Vessel:
-    """Free ends go on to where the mask ends: thinning eats about a radius of them."""
+def _extend_free_ends(
+    vessel: Vessel, members: np.ndarray, row: np.ndarray, step_mm: float
+) -> Vessel:
+    """Extend free ends to the end of the mask: thinning removes about a radius from them."""
     points, stops = vessel.points, vessel.stops
-    tangent = directions(points)
-    back = min(int(2.0 / step) + 1, len(points))
-    added = []
-    for free, last, outward in (
+    tangent = tangents(points)
+    back = min(int(2.0 / step_mm) + 1, len(points))  # the direction is the mean over 2 mm
+    extensions = []
+    for is_free, end, outward in (
         (vessel.free_start, 0, -tangent[:back].mean(axis=0)),
         (vessel.free_end, len(points) - 1, tangent[-back:].mean(axis=0)),
     ):
-        beyond = ((own[np.abs(row - last) <= 1] - points[last, :3]) @ outward) if free else []
-        reach = max(beyond, default=0.0) - points[last, 3] / 2
-        ahead = np.arange(1, int(np.clip(reach, 0, 4 * points[last, 3]) / step) + 1) * step
-        line = points[last, :3] + ahead[:, None] * outward
-        added.append(np.column_stack([line, np.full(len(line), points[last, 3])]))
-    before, after = added[0][::-1], added[1]
+        # how far the end's voxels reach out, (x - c).u, less half a radius for the round end
+        beyond = ((members[np.abs(row - end) <= 1] - points[end, :3]) @ outward) if is_free else []
+        reach_mm = max(beyond, default=0.0) - points[end, 3] / 2
+        num_steps = int(np.clip(reach_mm, 0, 4 * points[end, 3]) / step_mm)
+        distance = np.arange(1, num_steps + 1) * step_mm
+        line = points[end, :3] + distance[:, None] * outward
+        extensions.append(np.column_stack([line, np.full(len(line), points[end, 3])]))
+    before, after = extensions[0][::-1], extensions[1]
     stops = [0] + [stop + len(before) for stop in stops[1:]]
     stops[-1] += len(after)
     return replace(vessel, points=np.vstack([before, points, after]), stops=stops)
 
 
-def measured(vessel, own, row, overlap, volume, surface, spacing) -> Vessel:
-    """Radius from the voxels' volume per length, nowhere less than the largest ball inside."""
+def _measure_radius(
+    vessel: Vessel,
+    members: np.ndarray,
+    row: np.ndarray,
+    overlap: int,
+    voxel_mm3: float,
+    surface,
+    spacing: np.ndarray,
+) -> Vessel:
+    """Radius from the voxels' volume per length, nowhere less than the largest ball inside.
+
+    pi r_k^2 = sum_j G(k - j) V_j / sum_j G(k - j) l_j, with the volume V_j (mm^3) and the length
+    l_j (mm) of row j. overlap: number of first rows in the parent, which count in neither sum.
+    surface: tree of the voxels outside.
+    """
     points, size = vessel.points, len(vessel.points)
-    along, tangent = arc(points), directions(points)
-    if along[-1] < 2 * spacing.max():  # too short for cross-sections: as a line with round ends
+    along, tangent = arc_length(points), tangents(points)
+    if along[-1] < 2 * spacing.max():
+        # Too short for cross-sections. A line with round ends has V = pi r^2 (L + 4/3 r): solved
+        # for r by fixed-point iteration.
         radius = points[0, 3]
         for _ in range(20):
-            radius = np.sqrt(len(own) * volume / np.pi / (along[-1] + 4 / 3 * radius))
+            radius = np.sqrt(len(members) * voxel_mm3 / np.pi / (along[-1] + 4 / 3 * radius))
         radius = np.full(size, max(radius, spacing.min() / 4))
         return replace(vessel, points=np.column_stack([points[:, :3], radius]))
-    each = np.gradient(along)
-    sigma = window(vessel)
-    ahead = ((own - points[row, :3]) * tangent[row]).sum(axis=1)
+    row_mm = np.gradient(along)  # (K,) length of each row
+    sigma = _window_rows(vessel)
+    ahead = ((members - points[row, :3]) * tangent[row]).sum(axis=1)  # (M,) mm along the vessel
     # Of a voxel across an end only the part before it counts; the rest is in no cross-section.
-    long = np.abs(tangent) @ spacing
-    share = np.ones(len(own))
+    # extent: (K,) length of a voxel along the vessel, sum_a |t_a| spacing_a
+    extent = np.abs(tangent) @ spacing
+    fraction = np.ones(len(members))
     for end, beyond in ((0, -ahead), (size - 1, ahead)):
-        part = ((each[end] / 2 - beyond) / long[end] + 0.5).clip(0, 1)
-        share = np.where(row == end, np.minimum(share, part), share)
-    # Rows and voxel layers have different steps: to the nearest row alone, some would get none.
-    exact = (row + ahead / each[row]).clip(0, size - 1)
-    lower = exact.astype(int)
+        before_end = ((row_mm[end] / 2 - beyond) / extent[end] + 0.5).clip(0, 1)
+        fraction = np.where(row == end, np.minimum(fraction, before_end), fraction)
+    # Each voxel is split linearly between the two rows around it: rows and voxel layers have
+    # different steps, and counted in the nearest row alone, some rows would get no voxel.
+    position = (row + ahead / row_mm[row]).clip(0, size - 1)  # (M,) in rows
+    lower = position.astype(int)
     upper = np.minimum(lower + 1, size - 1)
-    used = np.arange(size) >= overlap
-    count = np.bincount(lower, share * (lower + 1 - exact), size)
-    count = (count + np.bincount(upper, share * (exact - lower), size)) * used
-    held = windowed(each * used, sigma)
-    radius = np.sqrt(windowed(count * volume, sigma) / np.maximum(held, 1e-6) / np.pi)
-    known = np.flatnonzero(used & (held > 0))
-    if len(known) == 0:
+    is_used = np.arange(size) >= overlap
+    count = np.bincount(lower, fraction * (lower + 1 - position), size)
+    count = (count + np.bincount(upper, fraction * (position - lower), size)) * is_used  # (K,)
+    length = _windowed_sum(row_mm * is_used, sigma)
+    volume = _windowed_sum(count * voxel_mm3, sigma)
+    radius = np.sqrt(volume / np.maximum(length, 1e-6) / np.pi)
+    measured = np.flatnonzero(is_used & (length > 0))
+    if len(measured) == 0:
         return vessel
-    radius = np.interp(np.arange(size), known, radius[known])
+    radius = np.interp(np.arange(size), measured, radius[measured])
+    # the inscribed ball: distance to the nearest voxel center outside, less half a voxel
     inscribed = surface.query(points[:, :3])[0] - spacing.max() / 2
     radius = np.maximum(np.maximum(radius, inscribed), spacing.min() / 4)
     return replace(vessel, points=np.column_stack([points[:, :3], radius]))
-
-
-def speck(vessel: Vessel, own: np.ndarray, step: float) -> Vessel:
-    """A line along the voxels' longest axis, from one focus of their ellipsoid to the other."""
-    spread, axes = np.linalg.eigh(np.cov(own.T))
-    half = np.sqrt(5 * max(spread[2] - spread[1], 0)) + step / 2
-    axis = axes[:, 2] * np.sign(axes[np.abs(axes[:, 2]).argmax(), 2])
-    line = own.mean(axis=0) + np.linspace(-half, half, 3)[:, None] * axis
-    points = np.column_stack([line, np.full(3, vessel.points[0, 3])])
-    return Vessel(points, [0, 2], None, False, False)

@@ -1,15 +1,18 @@
-"""From skeleton voxels to a graph of centreline pieces: junctions, narrow loops, spurs.
+"""From skeleton voxels to a graph of centreline pieces without narrow loops and short spurs.
 
-Voxels with three or more of 26 neighbours are junctions and touching ones form one node; what runs
-between nodes is an edge. Spurs shorter than the radius of the vessel they leave, and loops narrower
-than it, are traces of thinning and go. Points are rows (x, y, z, radius) in mm relative to the
-middle of the volume; the radius is rough here (distance to the nearest voxel outside).
+Voxels with three or more of 26 neighbors are junctions, and touching ones form one node; the voxels
+between two nodes are an edge. Spurs shorter than the radius of the vessel they leave, and loops
+narrower than it, are artefacts of thinning and are removed. Points are rows (x, y, z, radius) in mm
+relative to the middle of the volume. The radius is a first estimate: the distance to the nearest
+voxel outside.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tubesynth.volume.polyline import point_tree, total_length
 from tubesynth.volume.thinning import VoxelCloud
 
 
@@ -17,13 +20,13 @@ from tubesynth.volume.thinning import VoxelCloud
 class Graph:
     """Nodes (4,), and edges (node, node, (K, 4) points from one to the other, both included)."""
 
-    centre: dict[int, np.ndarray] = field(default_factory=dict)
+    center: dict[int, np.ndarray] = field(default_factory=dict)
     at: dict[int, list[int]] = field(default_factory=dict)  # node -> edges that end in it
     edges: dict[int, tuple[int, int, np.ndarray]] = field(default_factory=dict)
     last_key: int = -1
 
-    def add_node(self, node: int, centre: np.ndarray) -> None:
-        self.centre[node], self.at[node] = centre, []
+    def add_node(self, node: int, center: np.ndarray) -> None:
+        self.center[node], self.at[node] = center, []
 
     def add(self, a: int, b: int, points: np.ndarray) -> None:
         self.last_key += 1
@@ -37,121 +40,122 @@ class Graph:
         self.at[b].remove(key)
 
     def remove_node(self, node: int) -> None:
-        self.centre.pop(node)
+        self.center.pop(node)
         self.at.pop(node)
 
     def from_node(self, key: int, node: int) -> tuple[int, np.ndarray]:
-        """The far node and the points of an edge, walked away from `node`."""
+        """The far node and the points of an edge, in the direction away from `node`."""
         a, b, points = self.edges[key]
         return (b, points) if a == node else (a, points[::-1])
 
 
 def skeleton_graph(cloud: VoxelCloud) -> Graph:
     """The pruned graph. A ring without ends or junctions has one node, at its widest voxel."""
-    from scipy.spatial import cKDTree
-
-    radius = cKDTree(cloud.outside).query(cloud.skeleton)[0] - cloud.spacing.mean() / 2
+    # radius: distance to the nearest voxel center outside, less half a voxel; (M,)
+    radius = point_tree(cloud.outside).query(cloud.skeleton)[0] - cloud.spacing.mean() / 2
     radius = np.maximum(radius, cloud.spacing.min() / 4)
-    graph = trace(np.column_stack([cloud.skeleton, radius]), cloud.spacing)
-    simplify(graph)
+    graph = _trace(np.column_stack([cloud.skeleton, radius]), cloud.spacing)
+    _simplify(graph)
     return graph
 
 
-def trace(points: np.ndarray, spacing: np.ndarray) -> Graph:
-    """Skeleton voxels (M, 4) as points -> the raw graph of everything that touches."""
+def _trace(points: np.ndarray, spacing: np.ndarray) -> Graph:
+    """Skeleton voxels (M, 4) as points -> the raw graph of all neighbors."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
 
+    # pairs (P, 2) of 26-neighbors: in voxels, a corner neighbor is sqrt(3) = 1.73 away
     total = len(points)
     voxels = points[:, :3] / spacing
-    pairs = cKDTree(voxels).query_pairs(1.8, output_type="ndarray")  # sqrt(3) reaches a corner
-    neighbours = [[] for _ in range(total)]
+    pairs = point_tree(voxels).query_pairs(1.8, output_type="ndarray")
+    neighbors: list[list[int]] = [[] for _ in range(total)]
     for a, b in sorted(map(tuple, pairs.tolist())):
-        neighbours[a].append(b)
-        neighbours[b].append(a)
-    degree = np.array([len(n) for n in neighbours])
+        neighbors[a].append(b)
+        neighbors[b].append(a)
+    # Touching junction voxels (degree 3 or more) share a node; any other voxel is its own cluster.
+    degree = np.array([len(n) for n in neighbors])
     inner = pairs[(degree[pairs] >= 3).all(axis=1)]
     touching = coo_matrix((np.ones(len(inner)), (inner[:, 0], inner[:, 1])), (total, total))
-    node_of = connected_components(touching, directed=False)[1]  # a voxel alone is its own cluster
+    node_of = connected_components(touching, directed=False)[1]  # (M,)
     is_node = degree != 2
     graph, seen = Graph(), np.zeros(total, dtype=bool)
-    members = {}
+    members: dict[int, list[np.ndarray]] = {}
     for voxel in np.flatnonzero(is_node):
         members.setdefault(int(node_of[voxel]), []).append(points[voxel])
     for node, rows in members.items():
-        rows = np.array(rows)
-        graph.add_node(node, np.append(rows[:, :3].mean(axis=0), rows[:, 3].max()))
+        table = np.array(rows)  # a node lies at the mean of its voxels, with their largest radius
+        graph.add_node(node, np.append(table[:, :3].mean(axis=0), table[:, 3].max()))
 
-    def walk(start: int, first: int) -> None:
-        path, last, here = [], start, first
-        while not is_node[here]:
-            path.append(here)
-            seen[here] = True
-            last, here = here, next(n for n in neighbours[here] if n != last)
-        a, b = int(node_of[start]), int(node_of[here])
-        graph.add(a, b, np.vstack([graph.centre[a], points[path], graph.centre[b]]))
+    def follow(start: int, first: int) -> None:
+        """Add the edge that leaves node voxel `start` through its neighbor `first`."""
+        path, previous, voxel = [], start, first
+        while not is_node[voxel]:
+            path.append(voxel)
+            seen[voxel] = True
+            previous, voxel = voxel, next(n for n in neighbors[voxel] if n != previous)
+        a, b = int(node_of[start]), int(node_of[voxel])
+        graph.add(a, b, np.vstack([graph.center[a], points[path], graph.center[b]]))
 
-    for start in np.flatnonzero(is_node):
-        for first in neighbours[start]:
+    for start in np.flatnonzero(is_node).tolist():
+        for first in neighbors[start]:
             direct = is_node[first] and node_of[first] != node_of[start] and start < first
             if direct or not (is_node[first] or seen[first]):
-                walk(start, first)
-    for start in np.lexsort((np.arange(total), -points[:, 3])):  # rings, the widest voxel first
+                follow(start, first)
+    # the voxels that remain belong to rings: each gets a node at its widest voxel
+    for start in np.lexsort((np.arange(total), -points[:, 3])).tolist():
         if not (is_node[start] or seen[start]):
             is_node[start] = True
             graph.add_node(int(node_of[start]), points[start])
-            walk(start, neighbours[start][0])
+            follow(start, neighbors[start][0])
     return graph
 
 
-def simplify(graph: Graph) -> None:
+def _simplify(graph: Graph) -> None:
     """Remove narrow loops and short spurs in place, until nothing changes."""
     while True:
         size = len(graph.edges)
-        for key in narrow_loops(graph):
+        for key in _narrow_loops(graph):
             graph.remove(key)
-        dissolve(graph)
-        for _, key in sorted(short_spurs(graph)):
-            # What an earlier spur's removal changed may have made this one a whole vessel.
+        _dissolve(graph)
+        for _, key in sorted(_short_spurs(graph)):
+            # The removal of an earlier spur may have made this one a part of a longer vessel.
             if key in graph.edges:
                 tip, junction = sorted(graph.edges[key][:2], key=lambda n: len(graph.at[n]))
                 if len(graph.at[tip]) == 1 and len(graph.at[junction]) >= 3:
                     graph.remove(key)
                     graph.remove_node(tip)
-                    dissolve(graph, (junction,))
+                    _dissolve(graph, (junction,))
         if len(graph.edges) == size:
             return
 
 
-def length(points: np.ndarray) -> float:
-    return float(np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1).sum())
-
-
-def short_spurs(graph: Graph):
-    """(length, key) of ends that leave a junction and do not come out of the vessel there."""
+def _short_spurs(graph: Graph) -> Iterator[tuple[float, int]]:
+    """(length in mm, key) of ends that leave a junction and stay within its radius."""
     for key, (a, b, points) in graph.edges.items():
         if a != b and (len(graph.at[a]) == 1) != (len(graph.at[b]) == 1):
             junction, tip = (points[-1], points[0]) if len(graph.at[a]) == 1 else points[[0, -1]]
-            reach = float(np.linalg.norm(tip[:3] - junction[:3]))
-            if reach < junction[3]:
-                yield reach, key
+            reach_mm = float(np.linalg.norm(tip[:3] - junction[:3]))
+            if reach_mm < junction[3]:
+                yield reach_mm, key
 
 
-def narrow_loops(graph: Graph) -> list[int]:
-    """Edges that close a loop shorter than their vessel's circumference: pinholes of the mask."""
-    found, between = [], {}
+def _narrow_loops(graph: Graph) -> list[int]:
+    """Edges that close a loop shorter than the circumference 2 pi r: pinholes of the mask."""
+    loops: list[int] = []
+    first_between: dict[tuple[int, int], int] = {}
     for key, (a, b, points) in graph.edges.items():
-        other = between.setdefault((min(a, b), max(a, b)), key)
-        around = length(points) + (length(graph.edges[other][2]) if other != key else 0.0)
-        if (a == b or other != key) and around < 2 * np.pi * max(points[0, 3], points[-1, 3]):
+        # two edges between the same nodes form a loop, and so does an edge from a node to itself
+        other = first_between.setdefault((min(a, b), max(a, b)), key)
+        around_mm = total_length(points)
+        around_mm += total_length(graph.edges[other][2]) if other != key else 0.0
+        if (a == b or other != key) and around_mm < 2 * np.pi * max(points[0, 3], points[-1, 3]):
             if not (a == b and len(graph.at[a]) == 2):  # a ring by itself is a vessel
-                found.append(key)
-    return found
+                loops.append(key)
+    return loops
 
 
-def dissolve(graph: Graph, nodes=None) -> None:
-    """Join the two edges of every node that is no junction any more."""
+def _dissolve(graph: Graph, nodes=None) -> None:
+    """Join the two edges of every node that is no longer a junction."""
     for node in list(graph.at if nodes is None else nodes):
         keys = graph.at.get(node, [])
         if len(keys) == 2 and keys[0] != keys[1]:

@@ -1,114 +1,147 @@
-"""A vessel mask thinned to lines of voxels, with nothing lost on the way.
+"""A vessel mask thinned to lines of voxels, with lost pieces restored.
 
-scikit-image's three-dimensional thinning (Lee, Kashyap and Chu 1994) eats vessels whose width is an
-even number of voxels, from the tip inwards or whole: it looks for line ends before a pass and not
-during it (scikit-image issue 3757; a column of 4x4 voxels disappears). Voxels that are left far
-from the skeleton are therefore joined to it again, by the way through the vessel's middle.
+scikit-image's three-dimensional thinning (Lee, Kashyap and Chu 1994, doi:10.1006/cgip.1994.1042)
+removes vessels whose width is an even number of voxels, from the tip inwards or whole: it looks for
+line ends before a pass and not during it (scikit-image issue 3757; a column of 4 x 4 voxels
+disappears). Voxels that lie far from the skeleton are therefore joined to it again, by the path
+through the middle of the vessel.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from tubesynth.volume.polyline import point_tree
+
 
 @dataclass(frozen=True)
 class VoxelCloud:
-    """A mask as points, (N, 3) mm relative to the middle of the volume."""
+    """A mask as voxel centers, (N, 3) mm relative to the middle of the volume."""
 
-    inside: np.ndarray  # centres of the vessel's voxels
-    outside: np.ndarray  # centres of the voxels around that share a face with it
-    skeleton: np.ndarray  # centres of the voxels that thinning leaves
+    inside: np.ndarray  # the voxels of the vessel
+    outside: np.ndarray  # the voxels outside that share a face with one inside
+    skeleton: np.ndarray  # the voxels that thinning leaves
     spacing: np.ndarray  # (3,) mm
 
 
 def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
-    """Skeleton and surface of a mask (X, Y, Z), found in its bounding box; None if empty."""
+    """Skeleton and surface of a mask (X, Y, Z); None if it is empty.
+
+    spacing: (3,) mm. Closed cavities of the mask are filled.
+    """
     from scipy import ndimage
     from skimage.morphology import skeletonize
 
     if not mask.any():
         return None
+    # all work is on the bounding box with a margin of one voxel
     extents = [np.flatnonzero(mask.any(axis=axes))[[0, -1]] for axes in ((1, 2), (0, 2), (0, 1))]
     box = np.pad(mask[tuple(slice(low, high + 1) for low, high in extents)], 1)
-    # A closed cavity would be thinned to a shell of voxels, not to a line.
-    background, count = ndimage.label(~box)
+    # A closed cavity would be thinned to a shell of voxels, not to a line: it is filled, being a
+    # component of the background other than the one at the corner.
+    background, count = ndimage.label(~box)  # pyright: ignore[reportGeneralTypeIssues]
     if count > 1:
         box = background != background[0, 0, 0]
-    around = np.zeros_like(box)
+    # the surface: voxels outside with one of 6 face neighbors inside
+    surface = np.zeros_like(box)
     for axis in range(3):
-        grown, voxels = np.moveaxis(around, axis, 0), np.moveaxis(box, axis, 0)
+        grown, voxels = np.moveaxis(surface, axis, 0), np.moveaxis(box, axis, 0)
         grown[1:] |= voxels[:-1]
         grown[:-1] |= voxels[1:]
-    around &= ~box
+    surface &= ~box
+    # box index 0 lies at volume index low - 1
     corner = np.array([low - 1 for low, _ in extents]) - (np.array(mask.shape) - 1) / 2
 
     def to_mm(voxels: np.ndarray) -> np.ndarray:
+        """(X, Y, Z) bool -> (N, 3) mm, in memory order."""
         index = np.stack(np.unravel_index(np.flatnonzero(voxels), voxels.shape), axis=1)
         return (index + corner) * spacing
 
-    inside, outside = to_mm(box), to_mm(around)
-    kept = skeletonize(box)[box]  # in the order of `inside`
-    restore(kept, inside, outside, spacing)
-    return VoxelCloud(inside, outside, inside[kept], np.asarray(spacing))
+    inside, outside = to_mm(box), to_mm(surface)
+    in_skeleton = skeletonize(box)[box]  # (N,) bool, in the order of `inside`
+    _restore(in_skeleton, inside, outside, spacing)
+    return VoxelCloud(inside, outside, inside[in_skeleton], np.asarray(spacing))
 
 
-def restore(kept: np.ndarray, inside: np.ndarray, outside: np.ndarray, spacing) -> None:
-    """Mark in `kept` (N,) the voxels of `inside` that lead through parts without a skeleton."""
+def _restore(
+    in_skeleton: np.ndarray, inside: np.ndarray, outside: np.ndarray, spacing: np.ndarray
+) -> None:
+    """Add to in_skeleton (N,) paths through the pieces of `inside` that lost their skeleton.
+
+    The voxel farthest from the skeleton is joined to it by the cheapest path, until no voxel is
+    far. A component without any skeleton gets a path from one end to the other.
+    """
     from scipy.sparse.csgraph import dijkstra
-    from scipy.spatial import cKDTree
 
-    surface = cKDTree(outside)
+    surface = point_tree(outside)
 
-    def not_covered_by(rows: np.ndarray, voxels: np.ndarray):
-        """Distance to the nearest of the rows, its number, and if it is far for the width there."""
-        gap, near = cKDTree(inside[rows]).query(voxels)
-        return gap, near, gap > 2.5 * (surface.query(inside[rows])[0] + spacing.max() / 2)[near]
+    def nearest_of(rows: np.ndarray, voxels: np.ndarray):
+        """Distance of voxels (M, 3) to the nearest of the rows, its number, and whether it is far.
 
-    gap, near, lost = np.full(len(inside), np.inf), np.zeros(len(inside), int), ~kept
-    if kept.any():
-        gap, near, lost = not_covered_by(np.flatnonzero(kept), inside)
-    if not lost.any():
+        Far is more than 2.5 times the vessel's radius at that row (distance to the surface, plus
+        half a voxel for the row's own).
+        """
+        distance, nearest = map(np.asarray, point_tree(inside[rows]).query(voxels))
+        radius = surface.query(inside[rows])[0] + spacing.max() / 2
+        return distance, nearest, distance > 2.5 * radius[nearest]
+
+    distance = np.full(len(inside), np.inf)
+    nearest, is_far = np.zeros(len(inside), int), ~in_skeleton
+    if in_skeleton.any():
+        distance, nearest, is_far = nearest_of(np.flatnonzero(in_skeleton), inside)
+    if not is_far.any():
         return
-    part = np.flatnonzero(np.isin(near, near[lost]))
-    gap, lost = gap[part], lost[part]
-    depth = surface.query(inside[part])[0]
-    ways = ways_through(inside[part], depth, spacing)
+    # only the voxels of the regions with a far voxel take part: (M,) rows of `inside`
+    region = np.flatnonzero(np.isin(nearest, nearest[is_far]))
+    distance, is_far = distance[region], is_far[region]
+    depth = surface.query(inside[region])[0]  # (M,) mm to the surface
+    graph = _neighbor_graph(inside[region], depth, spacing)
 
-    def ways_from(rows: np.ndarray):
-        return dijkstra(ways, indices=rows, min_only=True, return_predecessors=True)[:2]
+    def paths_from(rows: np.ndarray):
+        """Cost (M,) of the cheapest path from the rows, and the voxel before each on it."""
+        return dijkstra(graph, indices=rows, min_only=True, return_predecessors=True)[:2]
 
-    while lost.any():
-        tip = int(np.where(lost, gap, -1).argmax())
-        sources = np.flatnonzero(kept[part])
-        distance, before = ways_from(sources) if len(sources) else (np.full(len(part), np.inf), 0)
-        whole = np.isinf(distance[tip])
-        if whole:  # nothing of this component is left: go from one end of it to the other
+    while is_far.any():
+        tip = int(np.where(is_far, distance, -1).argmax())
+        sources = np.flatnonzero(in_skeleton[region])
+        cost, before = np.full(len(region), np.inf), np.full(len(region), -1)
+        if len(sources):
+            cost, before = paths_from(sources)
+        has_no_skeleton = np.isinf(cost[tip])
+        if has_no_skeleton:
+            # The component's farthest voxel from any voxel is one end, and the farthest from that
+            # end is the other: two searches, of which the second gives the path.
             for _ in range(2):
-                distance, before = ways_from(np.array([tip]))
-                tip = int(np.where(np.isfinite(distance), distance, -1).argmax())
-        path = [tip]
-        while before[path[-1]] >= 0:
-            path.append(int(before[path[-1]]))
-        path = np.array(path)
-        # The way to an outermost voxel leaves the middle at last, where the vessel is round.
-        for end in (tip, path[-1]) if whole else (tip,):
-            apart = np.linalg.norm(inside[part[path]] - inside[part[end]], axis=1)
-            path = path[apart >= min(depth[path].max(), apart.max() / 3)]
-        kept[part[path]] = True
-        nearer, _, far = not_covered_by(part[path], inside[part])
-        gap, lost = np.minimum(gap, nearer), lost & far
-        lost[tip] = False
+                cost, before = paths_from(np.array([tip]))
+                tip = int(np.where(np.isfinite(cost), cost, -1).argmax())
+        steps = [tip]
+        while before[steps[-1]] >= 0:
+            steps.append(int(before[steps[-1]]))
+        path = np.array(steps)
+        # The path to an outermost voxel leaves the middle at its end, where the vessel is round:
+        # that piece, about a radius long, is cut off.
+        for end in (tip, path[-1]) if has_no_skeleton else (tip,):
+            from_end = np.linalg.norm(inside[region[path]] - inside[region[end]], axis=1)
+            path = path[from_end >= min(depth[path].max(), from_end.max() / 3)]
+        in_skeleton[region[path]] = True
+        path_distance, _, far_from_path = nearest_of(region[path], inside[region])
+        distance, is_far = np.minimum(distance, path_distance), is_far & far_from_path
+        is_far[tip] = False  # so that the loop ends, whatever the path
 
 
-def ways_through(points: np.ndarray, depth: np.ndarray, spacing):
-    """Sparse graph of 26-neighbours; a step costs its length, and less in the middle of things."""
+def _neighbor_graph(points: np.ndarray, depth: np.ndarray, spacing: np.ndarray):
+    """Sparse (M, M) graph of 26-neighbors whose steps cost less in the middle of a vessel.
+
+    points: (M, 3) mm; depth: (M,) mm to the surface. A step from a to b costs |a - b| (w_a + w_b)
+    with w = 1 / (depth * neighbors within 4 voxels)^2: in a flat vessel the depth is the same
+    everywhere, and the number of neighbors still is largest in the middle.
+    """
     from scipy.sparse import coo_matrix
-    from scipy.spatial import cKDTree
 
-    tree = cKDTree(points / spacing)
-    a, b = tree.query_pairs(1.8, output_type="ndarray").T
-    # In a flat vessel the depth is the same everywhere, so neighbours in reach count as well.
-    dear = 1 / (depth**2 * tree.query_ball_point(points / spacing, 4, return_length=True) ** 2.0)
-    cost = np.linalg.norm(points[a] - points[b], axis=1) * (dear[a] + dear[b])
+    tree = point_tree(points / spacing)
+    a, b = tree.query_pairs(1.8, output_type="ndarray").T  # sqrt(3) reaches a corner neighbor
+    neighbors = tree.query_ball_point(points / spacing, 4, return_length=True)
+    weight = 1 / (depth**2 * neighbors**2.0)
+    cost = np.linalg.norm(points[a] - points[b], axis=1) * (weight[a] + weight[b])
     graph = coo_matrix((cost, (a, b)), (len(points), len(points))).tocsr()
     return graph + graph.T
