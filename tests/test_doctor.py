@@ -152,7 +152,7 @@ def test_one_id_twice_and_an_empty_folder_are_errors(data):
     for file in (data / "validation/images").iterdir():
         file.unlink()
     messages = [f[3] for f in look(data) if f[1] == "pairs"]
-    assert any("case 1 is there 2 times" in m for m in messages)
+    assert any("case 1 has 2 files" in m for m in messages)
     assert any("holds no volumes" in m for m in messages)
 
 

@@ -408,6 +408,26 @@ def test_unpaired_doubled_missing_and_empty_are_refused_by_name(tmp_path):
     refusal(lambda: find_cases(touch(tmp_path / "empty", "a.txt")), "empty", "no volumes")
 
 
+# ---- volumes by themselves
+
+
+def test_a_volume_shows_its_grid_and_type_and_not_its_voxels():
+    volume = Volume(np.zeros((30, 20, 10), np.int16), centered_affine((30, 20, 10), (1, 1, 2)))
+    text = "Volume(30x20x10 voxels of 1x1x2 mm from (-14.5, -9.5, -9.0) mm, int16)"
+    assert repr(volume) == text
+
+
+def test_a_volume_is_saved_and_read_back_with_its_type_and_affine(tmp_path):
+    volume = Volume(numbers(dtype=np.uint8) % 9, centered_affine(SHAPE, (0.7, 0.7, 1.05)))
+    volume.save(tmp_path / "1.nii.gz")
+    back = Volume.from_file(tmp_path / "1.nii.gz", labels=True)
+    assert back.array.dtype == np.uint8 and np.array_equal(back.array, volume.array)
+    assert np.allclose(back.affine, volume.affine, atol=1e-5)
+    Volume(volume.array + 0.4, volume.affine).save(tmp_path / "2.nii", dtype=np.int16)
+    back = Volume.from_file(str(tmp_path / "2.nii"))
+    assert back.array.dtype == np.int16 and np.array_equal(back.array, volume.array)
+
+
 # ---- writing
 
 

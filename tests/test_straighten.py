@@ -26,16 +26,16 @@ def fork():
     return VesselTokens.from_array(np.concatenate(rows))
 
 
-def test_the_longest_way_goes_from_the_root_through_the_junction_to_the_farthest_tip():
-    way = longest_path(fork(), step_mm=0.5)
-    assert way.along_mm[-1] == pytest.approx(50)
-    assert way.position_mm[0] == pytest.approx([0, 0, 0])
-    assert way.position_mm[-1] == pytest.approx([20, 30, 0])
-    assert way.position_mm[40] == pytest.approx([20, 0, 0])
-    assert (way.radius_mm[10], way.radius_mm[-1]) == pytest.approx((2.0, 1.5))
+def test_the_longest_path_goes_from_the_root_through_the_junction_to_the_farthest_tip():
+    path = longest_path(fork(), step_mm=0.5)
+    assert path.along_mm[-1] == pytest.approx(50)
+    assert path.position_mm[0] == pytest.approx([0, 0, 0])
+    assert path.position_mm[-1] == pytest.approx([20, 30, 0])
+    assert path.position_mm[40] == pytest.approx([20, 0, 0])
+    assert (path.radius_mm[10], path.radius_mm[-1]) == pytest.approx((2.0, 1.5))
 
 
-def test_one_token_or_none_has_no_way():
+def test_one_token_or_none_has_no_path():
     empty = np.zeros((0, len(COLUMNS)))
     assert longest_path(VesselTokens.from_array(empty)) is None
     assert longest_path(VesselTokens.from_array(branch(0, [(1, 2, 3)], 1.0, 0))) is None
@@ -47,21 +47,21 @@ def test_frames_are_across_the_line_and_do_not_turn_about_a_plane_curve():
     normal, binormal = frames(points)
     tangent = np.gradient(points, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    for one, other in ((normal, tangent), (binormal, tangent), (normal, binormal)):
-        assert np.abs((one * other).sum(1)).max() < 1e-6
-    # What stands upright on the plane at first does so to the end.
+    for first, second in ((normal, tangent), (binormal, tangent), (normal, binormal)):
+        assert np.abs((first * second).sum(1)).max() < 1e-6
+    # A normal's angle to the plane is constant along a plane curve.
     upright = normal[:, 2] ** 2
     assert upright == pytest.approx(upright[0], abs=1e-3)
 
 
 def test_the_strip_and_sections_are_centred_on_the_vessel_and_have_their_size():
-    way = longest_path(fork())
-    strip, section = way.strip(5.0, 0.5), way.section(10, 5.0, 0.5)
-    assert strip.shape == (21, len(way.along_mm), 3) and section.shape == (21, 21, 3)
-    assert strip[10] == pytest.approx(way.position_mm)
-    assert section[10, 10] == pytest.approx(way.position_mm[10])
+    path = longest_path(fork())
+    strip, section = path.strip(5.0, 0.5), path.section(10, 5.0, 0.5)
+    assert strip.shape == (21, len(path.along_mm), 3) and section.shape == (21, 21, 3)
+    assert strip[10] == pytest.approx(path.position_mm)
+    assert section[10, 10] == pytest.approx(path.position_mm[10])
     assert np.linalg.norm(strip[-1] - strip[0], axis=1) == pytest.approx(10)
-    assert section[..., 0] == pytest.approx(way.position_mm[10, 0])  # a plane across x
+    assert section[..., 0] == pytest.approx(path.position_mm[10, 0])  # a plane across x
 
 
 def test_the_radius_is_outlined_where_the_lumen_ends():

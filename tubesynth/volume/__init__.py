@@ -1,1 +1,1 @@
-"""Geometry and content of CT volumes: files, grids, resampling, vessels, phantoms. No torch."""
+"""Geometry of CT volumes: files, grids, resampling, polylines and vessels. No torch."""

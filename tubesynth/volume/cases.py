@@ -14,7 +14,7 @@ from tubesynth.volume.files import SUFFIXES, file_suffix, is_dicom_folder
 
 @dataclass(frozen=True)
 class Case:
-    """An image and, where there is one, its label map."""
+    """The files of a case: an image (or a DICOM folder) and its label map, if it has one."""
 
     id: str
     image: Path
@@ -31,40 +31,40 @@ def find_cases(folder) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; check the path, or data.root")
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     try:
         for path in sorted(folder.iterdir()):
-            known = file_suffix(path) in SUFFIXES
-            if not path.name.startswith(".") and (known or is_dicom_folder(path)):
-                found.setdefault(case_id(path), []).append(path)
+            is_volume = file_suffix(path) in SUFFIXES or is_dicom_folder(path)
+            if is_volume and not path.name.startswith("."):
+                files.setdefault(case_id(path), []).append(path)
     except PermissionError as error:
         raise InputError(
             f"{error.filename}: may not be read ({error.strerror}): give permission"
         ) from error
-    if not found:
+    if not files:
         raise InputError(f"{folder}: holds no volumes ({', '.join(SUFFIXES)} or DICOM folders)")
-    for case, paths in found.items():
+    for case, paths in files.items():
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
             raise InputError(
-                f"{folder}: case {case} is there {len(paths)} times ({names}); keep one, or rename"
-                " them: a case is known by its name up to the first dot"
+                f"{folder}: case {case} has {len(paths)} files ({names}); keep one, or rename"
+                " them: the case is the file name up to the first dot"
             )
-    return {case: found[case][0] for case in sorted(found, key=natural_order)}
+    return {case: files[case][0] for case in sorted(files, key=natural_order)}
 
 
 def pair_cases(images_dir, labels_dir=None) -> list[Case]:
-    """Images with their labels by case id; an unpaired file on either side is refused by name."""
+    """Images with their label maps by case id; InputError names the files without a partner."""
     images = find_cases(images_dir)
     if labels_dir is None:
         return [Case(case, path) for case, path in images.items()]
     labels = find_cases(labels_dir)
     problems = []
-    for wanted, there, folder in ((images, labels, labels_dir), (labels, images, images_dir)):
-        missing = [path.name for case, path in wanted.items() if case not in there]
-        if missing:
-            listed = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-            problems.append(f"{folder} has no partner for {len(missing)}: {listed}")
+    for files, partners, folder in ((images, labels, labels_dir), (labels, images, images_dir)):
+        unpaired = [path.name for case, path in files.items() if case not in partners]
+        if unpaired:
+            names = ", ".join(unpaired[:10]) + (", ..." if len(unpaired) > 10 else "")
+            problems.append(f"{folder} has no partner for {len(unpaired)}: {names}")
     if problems:
         raise InputError(
             f"unpaired cases: {'; '.join(problems)}; add or remove files (id = name up to the dot)"

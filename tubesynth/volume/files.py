@@ -1,9 +1,8 @@
-"""Files to Volumes and back: any CT format in, NIfTI out, and which label belongs to which image.
+"""Files to Volumes and back: CT formats are read, NIfTI and PNG are written, label maps checked.
 
-Every reader gives (X, Y, Z) in RAS+ order with its affine. A case's id is its file name up to the
-first dot, and only the id pairs an image with its label, never the order of a listing.
-Two-dimensional pictures (PNG) are volumes of shape (X, Y, 1), x along the columns and y up, with 1
-mm voxels. The arrays may be read-only views of the file's bytes.
+Every reader gives (X, Y, Z) in RAS+ order with its affine. Two-dimensional pictures (PNG) are
+volumes of shape (X, Y, 1), x along the columns and y upwards, with voxels of 1 mm. The arrays may
+be read-only views of the file's bytes. nifti.py decodes NIfTI, itk.py the formats of SimpleITK.
 """
 
 import re
@@ -13,37 +12,40 @@ import numpy as np
 
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.grid import Volume, same_grid
+from tubesynth.volume.grid import Volume, grid_text, same_grid
 
 SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
 
 
 def read_volume(path) -> Volume:
-    """The image in a file or a DICOM folder: stored integers or float32; voxels must be finite."""
+    """The image in a file or a DICOM folder: stored integers or float32, all finite."""
     volume = _read(Path(path))
-    bad = _not_finite(volume.array)
-    if bad:
+    num_bad = _count_not_finite(volume.array)
+    if num_bad:
         raise InputError(
-            f"{path}: {bad} voxels are not finite; replace them, for example by -1024 HU"
+            f"{path}: {num_bad} voxels are not finite; replace them, for example by -1024 HU"
         )
     return volume
 
 
 def read_labels(path) -> Volume:
-    """The label map in a file, uint8; whole numbers of any stored type, 0 to 255."""
+    """The label map in a file as uint8; it may store whole numbers, 0 to 255, of any type."""
     volume = _read(Path(path))
     array = volume.array
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 255):  # also false for NaN
         raise InputError(
-            f"{path}: label values from {low} to {high}, not 0 to 255; is it a label map?"
+            f"{path}: label values from {low} to {high}, not 0 to 255; give a label map"
         )
     whole = np.rint(array) if array.dtype.kind == "f" else array
-    wrong = whole is not array and np.abs(whole - array) > SLOPE_ERROR
-    if np.any(wrong):
-        first = array[wrong][0]
-        raise InputError(f"{path}: label value {first} is no whole number; was it interpolated?")
+    if whole is not array:
+        fractions = array[np.abs(whole - array) > SLOPE_ERROR]
+        if len(fractions):
+            raise InputError(
+                f"{path}: label value {fractions[0]} is no whole number; resample label maps to the"
+                " nearest voxel"
+            )
     return Volume(whole.astype(np.uint8, copy=False), volume.affine)
 
 
@@ -53,7 +55,7 @@ def check_labels(
     path,
     remedy: str = "remap them or raise data.num_classes",
 ) -> None:
-    """Refuses label values outside 0 ... num_classes - 1."""
+    """InputError for label values outside 0 to num_classes - 1; labels: an array of any shape."""
     if labels.size and int(labels.max()) >= num_classes:
         values = ", ".join(map(str, np.unique(labels[labels >= num_classes])[:8]))
         raise InputError(
@@ -63,39 +65,36 @@ def check_labels(
 
 
 def check_one_slice(volume: Volume, path) -> None:
-    """Refuses a volume where a picture is needed."""
+    """InputError for a volume of more than one slice."""
     if volume.shape[2] != 1:
         raise InputError(
-            f"{path}: {' x '.join(map(str, volume.shape))} voxels, where dim 2 takes one slice: use"
+            f"{path}: {' x '.join(map(str, volume.shape))} voxels, but dim 2 takes one slice: use"
             " a config of dim 3, or write slices"
         )
 
 
 def check_same_grid(image: Volume, label: Volume, image_path, label_path) -> None:
-    """Refuses a label map that does not lie on its image's grid, to a tenth of a voxel."""
+    """InputError for a label map that is more than a tenth of a voxel off its image's grid."""
     if same_grid(image, label, tolerance_mm=max(0.01, 0.1 * float(image.spacing.min()))):
         return
-
-    def grid(volume):
-        spacing = "x".join(f"{s:.4g}" for s in volume.spacing)
-        corner = ", ".join(f"{x:.1f}" for x in volume.affine[:3, 3])
-        return f"{'x'.join(map(str, volume.shape))} voxels of {spacing} mm from ({corner})"
-
     raise InputError(
-        f"{label_path}: grid of {grid(label)}, but {image_path} has {grid(image)}; "
+        f"{label_path}: grid of {grid_text(label)}, but {image_path} has {grid_text(image)}; "
         "resample the label map onto the image's grid"
     )
 
 
 def write_volume(path, volume: Volume, dtype) -> None:
-    """NIfTI with the true affine, or .png; rounded for integer types; whole or not at all."""
+    """Write NIfTI with the true affine, or .png; the file appears whole or not at all.
+
+    dtype: NumPy type of the stored voxels; for integer types values are rounded and clipped.
+    """
     from tubesynth.volume.nifti import encode_nifti, gzip_bytes
 
     path, dtype, array = Path(path), np.dtype(dtype), volume.array
-    bad = _not_finite(array)
-    if bad:  # as integers they would be voxels like any other
+    num_bad = _count_not_finite(array)
+    if num_bad:  # cast to integers they could not be distinguished from valid voxels
         raise InputError(
-            f"{path}: not written, {bad} of its voxels are not finite; check the model or the"
+            f"{path}: not written, {num_bad} of its voxels are not finite; check the model or the"
             " program that made them"
         )
     if dtype.kind in "iu" and array.dtype != dtype:
@@ -115,7 +114,7 @@ def write_volume(path, volume: Volume, dtype) -> None:
 
 
 def source_files(path) -> list[Path]:
-    """The files whose bytes make the volume: one, a folder's slices, or a header and its data."""
+    """The files that a volume is read from: one, a folder's slices, or a header and its data."""
     path = Path(path)
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
@@ -131,12 +130,13 @@ def source_files(path) -> list[Path]:
     return [path]
 
 
-def _not_finite(array: np.ndarray) -> int:
-    """How many values are nan or infinite."""
+def _count_not_finite(array: np.ndarray) -> int:
+    """The number of values that are NaN or infinite."""
     return 0 if array.dtype.kind != "f" else int((~np.isfinite(array)).sum())
 
 
 def _read(path: Path) -> Volume:
+    """The volume in a file of any format of SUFFIXES, or in a DICOM folder."""
     if path.is_dir():
         from tubesynth.volume.itk import read_dicom_series
 
@@ -161,19 +161,19 @@ def _read(path: Path) -> Volume:
 
         return read_itk(path)
     raise InputError(
-        f"{path}: not a format that is read ({', '.join(SUFFIXES)}, DICOM folder); convert it"
+        f"{path}: unknown format, not one of {', '.join(SUFFIXES)} or a DICOM folder; convert it"
     )
 
 
 def file_suffix(path: Path) -> str:
-    """The longest known ending of a file's name, '' for none and for folders."""
+    """The longest of SUFFIXES that a file's name ends with; '' for none and for folders."""
     name = path.name.lower()
     endings = [s for s in SUFFIXES if name.endswith(s)]
     return max(endings, key=len) if endings and not path.is_dir() else ""
 
 
 def is_dicom_folder(path: Path) -> bool:
-    """A folder with a file that carries DICOM's mark, or the usual ending."""
+    """Whether a folder has a file with the ending .dcm or with DICM at byte 128."""
     if not path.is_dir():
         return False
     for file in sorted(path.iterdir()):
@@ -193,15 +193,17 @@ def _read_png(path: Path) -> Volume:
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not readable ({error}); save the picture again") from error
     if pixels.ndim == 3:
-        colours = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]
-        if (colours != colours[:, :, :1]).any():
-            raise InputError(f"{path}: a colour picture; save it with one grey value a pixel")
-        pixels = colours[:, :, 0]
+        channels = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]  # without alpha
+        if (channels != channels[:, :, :1]).any():
+            raise InputError(f"{path}: a color picture; save it with one gray value per pixel")
+        pixels = channels[:, :, 0]
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    # (rows from the top, columns) -> (x, y upwards, 1)
     return Volume(pixels[::-1].T[:, :, None], np.eye(4))
 
 
 def _encode_png(volume: Volume, dtype, path: Path) -> bytes:
+    """A grayscale PNG of the one slice, y upwards."""
     import io
 
     from PIL import Image

@@ -1,17 +1,22 @@
-"""A volume and where it lies: the array in (x, y, z) RAS+ order always travels with its affine.
+"""A volume: an array in (x, y, z) RAS+ order that always travels with its affine.
 
 The affine maps voxel indices to world millimetres (RAS+), as nibabel gives it after reorientation.
-Its columns may be oblique: spacing is the length of each column.
+Its columns may be oblique: the spacing is the length of each column.
 """
 
 from dataclasses import dataclass
+from os import PathLike
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Volume:
-    """array: (X, Y, Z) in RAS+ order; affine: (4, 4) float64, voxel index -> world mm."""
+    """A 3D image or label map and its place in the world.
+
+    array: (X, Y, Z) in RAS+ order, HU for a CT and class indices for a label map. affine: (4, 4)
+    float64, voxel index -> world mm. A two-dimensional picture has the shape (X, Y, 1).
+    """
 
     array: np.ndarray
     affine: np.ndarray
@@ -21,9 +26,35 @@ class Volume:
         assert np.shape(self.affine) == (4, 4), f"an affine is 4x4, not {np.shape(self.affine)}"
         object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64))
 
+    def __repr__(self) -> str:
+        return f"Volume({grid_text(self)}, {self.array.dtype})"
+
+    @classmethod
+    def from_file(cls, path: str | PathLike, labels: bool = False) -> "Volume":
+        """The volume in a file or a DICOM folder.
+
+        path: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .png, or a folder with one DICOM series.
+        labels: read a label map, uint8 class indices; else stored integers or float32. A file
+        that is not readable is an InputError (a ValueError) that names it and the remedy.
+        """
+        from tubesynth.volume.files import read_labels, read_volume
+
+        return read_labels(path) if labels else read_volume(path)
+
+    def save(self, path: str | PathLike, dtype=None) -> None:
+        """Write .nii, .nii.gz or .png (one slice); the file appears whole or not at all.
+
+        dtype: NumPy type of the stored voxels, the array's own if None. Floats are rounded for
+        integer types and clipped to their range: int16 for HU, uint8 for class indices.
+        """
+        from tubesynth.volume.files import write_volume
+
+        write_volume(path, self, self.array.dtype if dtype is None else dtype)
+
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.array.shape
+        x, y, z = self.array.shape
+        return x, y, z
 
     @property
     def spacing(self) -> np.ndarray:
@@ -45,20 +76,28 @@ class Volume:
         return np.asarray(world_mm) @ inverse[:3, :3].T + inverse[:3, 3]
 
 
+def grid_text(volume: Volume) -> str:
+    """Shape, spacing and the world position of voxel (0, 0, 0), for messages."""
+    shape = "x".join(map(str, volume.shape))
+    spacing = "x".join(f"{s:.4g}" for s in volume.spacing)
+    corner = ", ".join(f"{x:.1f}" for x in volume.affine[:3, 3])
+    return f"{shape} voxels of {spacing} mm from ({corner}) mm"
+
+
 def spacing_of(affine: np.ndarray) -> np.ndarray:
     """(3,) mm: the lengths of the affine's columns."""
     return np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
 
 
 def centered_affine(shape, spacing) -> np.ndarray:
-    """An axis-aligned RAS+ affine whose grid is centred on the world's origin."""
+    """An axis-aligned RAS+ affine (4, 4) whose grid is centered on the world's origin."""
     affine = np.diag([*spacing, 1.0]).astype(np.float64)
     affine[:3, 3] = -(np.array(shape) - 1) / 2 * np.asarray(spacing)
     return affine
 
 
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 0.01) -> bool:
-    """True where both have one shape and every corner voxel lies within the tolerance."""
+    """Whether both have one shape and every corner voxel lies within the tolerance."""
     if a.shape != b.shape:
         return False
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.shape])).reshape(3, -1).T

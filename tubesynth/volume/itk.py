@@ -1,6 +1,6 @@
-"""What SimpleITK reads: NRRD, MetaImage, a folder with a DICOM series.
+"""Volumes that SimpleITK reads: NRRD, MetaImage, and a folder with a DICOM series.
 
-SimpleITK's z, y, x order and its LPS frame end in this file.
+SimpleITK's z, y, x order and its LPS frame are converted in this file only.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_itk(path: Path) -> Volume:
-    """An .nrrd, .nhdr, .mha or .mhd file."""
+    """The volume in an .nrrd, .nhdr, .mha or .mhd file; InputError if it is not readable."""
     sitk = _simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -29,7 +29,10 @@ def read_itk(path: Path) -> Volume:
 
 
 def read_dicom_series(folder: Path) -> Volume:
-    """The one series in a folder: slices by position, gaps refused, gantry tilt kept as shear."""
+    """The one DICOM series in a folder, its slices ordered by position.
+
+    A gantry tilt becomes a shear of the affine; InputError for missing slices or several series.
+    """
     sitk = _simpleitk()
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) == 0:
@@ -46,8 +49,8 @@ def read_dicom_series(folder: Path) -> Volume:
         raise InputError(f"{folder}: not readable ({_reason(error)}); export it again") from error
     step = None
     if len(files) > 1:
-        gaps = np.diff(positions, axis=0)
-        sizes = np.linalg.norm(gaps, axis=1)
+        # distances between neighboring slices (N - 1,): all equal to 5 % of their median
+        sizes = np.linalg.norm(np.diff(positions, axis=0), axis=1)
         worst = int(np.abs(sizes - np.median(sizes)).argmax())
         if abs(sizes[worst] - np.median(sizes)) > 0.05 * np.median(sizes) + 0.01:
             names = f"{Path(files[worst]).name} and {Path(files[worst + 1]).name}"
@@ -59,7 +62,8 @@ def read_dicom_series(folder: Path) -> Volume:
     return _to_volume(image, folder, step)
 
 
-def _to_volume(image, path: Path, slice_step=None) -> Volume:
+def _to_volume(image, path: Path, slice_step: np.ndarray | None = None) -> Volume:
+    """A SimpleITK image in RAS+; slice_step: (3,) mm in LPS from one slice to the next."""
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{path}: {image.GetNumberOfComponentsPerPixel()} values a voxel; save one channel"
@@ -76,6 +80,7 @@ def _to_volume(image, path: Path, slice_step=None) -> Volume:
         raise InputError(f"{path}: voxels of type {array.dtype} are no CT; save one number a voxel")
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
+    # the columns of the LPS affine are direction * spacing; RAS = diag(-1, -1, 1) LPS
     used = min(dimension, 3)
     lps = np.eye(4)
     directions = np.array(image.GetDirection()).reshape(dimension, dimension)
@@ -87,6 +92,7 @@ def _to_volume(image, path: Path, slice_step=None) -> Volume:
 
 
 def _position(sitk, file: str) -> list[float]:
+    """(3,) mm in LPS: the position of a slice's first voxel."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     reader.ReadImageInformation()
@@ -96,11 +102,11 @@ def _position(sitk, file: str) -> list[float]:
 def _simpleitk():
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters in them is checked here
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # this file makes the checks that matter
     return sitk
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line of ITK's report, which is the one that says something."""
+    """The last line of ITK's report, which states the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else "unknown reason"

@@ -1,8 +1,8 @@
-"""NIfTI bytes to Volume and back: the header by nibabel, the voxels straight from the bytes.
+"""NIfTI bytes to Volume and back: nibabel decodes the header, NumPy the voxels.
 
-Arrays come out as (X, Y, Z) in RAS+ order (nibabel's closest canonical orientation), with the
-affine that belongs to it: sform, else qform, else the voxel sizes. Stored integers without scaling
-stay what they are; all else is float32.
+Decoded arrays are (X, Y, Z) in RAS+ order (nibabel's closest canonical orientation) with the affine
+of that order: sform, else qform, else the voxel sizes. Stored integers without scaling keep their
+type; all else is float32.
 """
 
 import math
@@ -18,14 +18,17 @@ _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
 def decode_nifti(raw: bytes, path: Path) -> Volume:
-    """The volume in a .nii or .nii.gz file's bytes; InputError says what is wrong with them."""
+    """The volume in the bytes of a .nii or .nii.gz file; InputError if they are not valid.
+
+    path: the file's name for messages.
+    """
     raw = _gunzip(raw, path) if raw[:2] == b"\x1f\x8b" else raw
     header = _header(raw, path)
     try:
         dtype, shape = header.get_data_dtype(), header.get_data_shape()
         slope, intercept = header.get_slope_inter()
         offset = header.get_data_offset()
-    except Exception as error:  # nibabel raises many kinds here; all mean the same to the user
+    except Exception as error:  # nibabel raises many types, all for an invalid header
         raise _unreadable(path, error) from error
     if header["magic"].item()[:2] == b"ni":
         raise InputError(f"{path}: header of a .hdr/.img pair; convert it to one .nii.gz file")
@@ -42,10 +45,9 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
     if slope is not None and (slope, intercept) != (1.0, 0.0):
-        wide = (
-            np.float64 if dtype.itemsize > 2 else np.float32
-        )  # float32 holds 16 bits exactly, not 32
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        # HU = slope * stored + intercept; float32 represents 16-bit integers exactly, not 32-bit
+        wide = np.float64 if dtype.itemsize > 2 else np.float32
+        with np.errstate(over="ignore", invalid="ignore"):  # read_volume refuses infinite voxels
             array = (array.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
     elif dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -54,7 +56,7 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
 
 
 def stored_affine(raw: bytes, path: Path) -> np.ndarray:
-    """(4, 4): the affine of the array as a .nii or .nii.gz file's bytes have it, not yet RAS+."""
+    """(4, 4): the affine of the array in its stored order, before reorientation to RAS+."""
     raw = _gunzip(raw, path) if raw[:2] == b"\x1f\x8b" else raw
     return _affine_of(_header(raw, path), path)
 
@@ -68,8 +70,8 @@ def _header(raw: bytes, path: Path):
     header_type = nib.Nifti2Header if is_second else nib.Nifti1Header
     try:
         header = header_type(raw[: header_type.template_dtype.itemsize], check=False)
-        header.check_fix(logger=_Silent(), error_level=40)
-    except Exception as error:  # nibabel raises many kinds here; all mean the same to the user
+        header.check_fix(logger=_NullLogger(), error_level=40)
+    except Exception as error:  # nibabel raises many types, all for an invalid header
         raise _unreadable(path, error) from error
     return header
 
@@ -79,10 +81,10 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def encode_nifti(volume: Volume, dtype) -> bytes:
-    """An uncompressed NIfTI-1 file: type `dtype`, sform and qform both set, millimetres."""
+    """The bytes of an uncompressed NIfTI-1 file: type `dtype`, sform and qform set, unit mm."""
     import nibabel as nib
 
-    # to_bytes writes x fastest; an array that lies so in memory already is not copied twice
+    # to_bytes writes x fastest: an array in that memory order is not copied a second time
     image = nib.Nifti1Image(np.asfortranarray(volume.array, dtype=dtype), volume.affine)
     image.header.set_data_dtype(dtype)
     image.header.set_xyzt_units("mm")
@@ -92,7 +94,7 @@ def encode_nifti(volume: Volume, dtype) -> bytes:
 
 
 def gzip_bytes(raw: bytes, level: int = 3) -> bytes:
-    """Deterministic gzip: neither time nor file name, so equal volumes are equal files."""
+    """Deterministic gzip, without time and file name: equal volumes are equal files."""
     compressor = zlib.compressobj(level, zlib.DEFLATED, 31)
     return compressor.compress(raw) + compressor.flush()
 
@@ -107,7 +109,7 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> Volume:
 
 
 def check_affine(affine: np.ndarray, path: Path) -> np.ndarray:
-    """Refuses an affine that maps the volume onto nothing."""
+    """The affine itself; InputError if its axes are not finite, of sane length and independent."""
     if not _is_usable(affine):
         columns = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
         sizes = "x".join(f"{size:.3g}" for size in columns)
@@ -129,11 +131,12 @@ def _is_usable(affine: np.ndarray) -> bool:
 
 
 def _gunzip(raw: bytes, path: Path) -> bytes:
-    parts = []
+    """The content of all gzip members of a file."""
+    members = []
     try:
         while raw[:2] == b"\x1f\x8b":  # bgzip and pigz may write several members
             stream = zlib.decompressobj(31)
-            parts.append(stream.decompress(raw))
+            members.append(stream.decompress(raw))
             if not stream.eof:
                 raise InputError(f"{path}: its gzip stream ends early; copy or download it again")
             raw = stream.unused_data
@@ -141,10 +144,11 @@ def _gunzip(raw: bytes, path: Path) -> bytes:
         raise InputError(
             f"{path}: its gzip stream is corrupt ({error}); copy or download it again"
         ) from error
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return members[0] if len(members) == 1 else b"".join(members)
 
 
-def _three_axes(shape, path: Path):
+def _three_axes(shape, path: Path) -> tuple[int, int, int]:
+    """The stored shape with three axes; InputError if it is empty or has several frames."""
     shape = tuple(int(n) for n in shape)
     if min(shape, default=0) < 1:
         raise InputError(f"{path}: a volume of shape {shape} is empty; convert it again")
@@ -152,22 +156,23 @@ def _three_axes(shape, path: Path):
         raise InputError(
             f"{path}: shape {shape} holds several frames or channels; save one of them as a 3D file"
         )
-    return (shape + (1, 1))[:3]
+    x, y, z = (*shape, 1, 1)[:3]
+    return x, y, z
 
 
 def _affine_of(header, path: Path) -> np.ndarray:
-    """sform, else qform, else voxel sizes: the first of them that maps onto a volume; in mm."""
+    """(4, 4) in mm: the first usable one of sform, qform and voxel sizes."""
     candidates = []
     if int(header["sform_code"]) > 0:
         candidates.append(header.get_sform())
     if int(header["qform_code"]) > 0:
         try:
             candidates.append(header.get_qform())
-        except Exception:  # a quaternion that is none: as good as not set
+        except Exception:  # an invalid quaternion counts as not set
             pass
     try:
         unit = header.get_xyzt_units()[0]
-    except KeyError:  # an undefined code
+    except KeyError:  # an undefined unit code
         unit = "unknown"
     scale = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0])
     candidates = [scale @ affine for affine in (*candidates, header.get_base_affine())]
@@ -175,8 +180,8 @@ def _affine_of(header, path: Path) -> np.ndarray:
     return usable[0] if usable else check_affine(candidates[-1], path)
 
 
-class _Silent:
-    """A logger for nibabel's header checks: what it repairs needs no line on the user's screen."""
+class _NullLogger:
+    """A logger that drops the messages of nibabel's header checks about repaired fields."""
 
     def log(self, level, message):
         pass
