@@ -2,14 +2,68 @@
 
 import torch
 
+from tubesynth.build.objective import build_objective
+from tubesynth.config.schema import (
+    AutoencoderConfig,
+    DiffusionConfig,
+    FlowConfig,
+    Stage2Config,
+    UNetConfig,
+)
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.pretrained_layers import ResNet50
+from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.unet import UNet
+from tubesynth.models.vqvae import VQVAE
 
 ENCODER = dict(
     in_channels=4, channels=(16, 32), num_res_blocks=1, attention_levels=(1,), head_channels=16
 )
 LABELS = dict(num_classes=3, label_channels=(8, 8, 16), label_factor=4)
+
+
+def published(section, *names: str) -> dict:
+    """The defaults of a config's section for these keys."""
+    return {name: getattr(section, name) for name in names}
+
+
+def make_vqvae(dim=3, **changes) -> VQVAE:
+    """The published autoencoder with changes."""
+    settings = {**vars(AutoencoderConfig()), "checkpointing": False, **changes}
+    mask = settings.pop("vessel_mask_in_decoder")
+    return VQVAE(dim, **{"vessel_mask": mask, **settings})
+
+
+def make_ema_quantizer(codes: int, channels: int, **changes) -> EmaQuantizer:
+    """A codebook with the published decay, whose unused codes are not revived."""
+    return EmaQuantizer(
+        codes, channels, **{"commitment": 0.25, "decay": 0.5, "revive_after": 0, **changes}
+    )
+
+
+def encoder_settings(**changes) -> dict:
+    """The arguments that UNet and ControlNet share: published sizes with changes."""
+    names = ("channels", "num_res_blocks", "attention_levels", "head_channels", "dropout")
+    names += ("label_channels", "vessel_attention", "vessel_channels")
+    others = dict(in_channels=8, num_classes=9, label_factor=4, checkpointing=False)
+    return {**published(UNetConfig(), *names), **others, "vessel_levels": (), **changes}
+
+
+def make_unet(dim=3, **changes) -> UNet:
+    """The published U-Net with changes."""
+    settings = published(UNetConfig(), "spade_hidden", "vessel_fields")
+    return UNet(dim, **{**encoder_settings(), **settings, "hidden_class": None, **changes})
+
+
+def make_flow(**changes):
+    """Flow matching by the defaults of the config with changes."""
+    return build_objective(Stage2Config(stage=2, flow=FlowConfig(**changes)))
+
+
+def make_diffusion(**changes):
+    """Diffusion by the defaults of the config with changes."""
+    diffusion = DiffusionConfig(**changes)
+    return build_objective(Stage2Config(stage=2, latent_mode="diffusion", diffusion=diffusion))
 
 
 def randomize_zeros(module, deviation: float) -> None:
@@ -23,7 +77,7 @@ def randomize_zeros(module, deviation: float) -> None:
 def small_unet(dim=3, **changes) -> UNet:
     """In evaluation mode, with no zero-initialized branch."""
     torch.manual_seed(0)
-    net = UNet(dim, **{**ENCODER, **LABELS, "spade_hidden": 8, **changes}).eval()
+    net = make_unet(dim, **{**ENCODER, **LABELS, "spade_hidden": 8, **changes}).eval()
     randomize_zeros(net, 0.05)
     return net
 

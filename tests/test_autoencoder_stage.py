@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import free_port
+from networks import make_vqvae
 from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of, lines, run_command
 
@@ -16,7 +17,7 @@ from tubesynth import reconstruct, synthesize, train
 from tubesynth.build.checkpoint import Position
 from tubesynth.config.loading import load_config
 from tubesynth.data.digest import file_digest
-from tubesynth.models.vqvae import VQVAE, space_to_depth
+from tubesynth.models.vqvae import space_to_depth
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.autoencoder import AutoencoderStage
@@ -210,7 +211,7 @@ def test_the_mask_comes_to_the_decoder_voxel_by_voxel(dim):
 def test_a_decoder_with_a_mask_starts_deaf_and_tiles_like_the_whole(dim):
     torch.manual_seed(0)
     sizes = dict(channels=(4, 8), residual_channels=(4, 8), num_residual_layers=1, codebook_size=16)
-    net = VQVAE(dim, **sizes, vessel_mask=True).eval()
+    net = make_vqvae(dim, **sizes, vessel_mask=True).eval()
     latents = torch.randn(1, 8, *(6, 5, 7)[:dim])
     mask = torch.rand(1, *(4 * n for n in latents.shape[2:])) < 0.2
     deaf = [net.decode(latents, vessels=m) for m in (mask, ~mask)]

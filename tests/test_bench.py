@@ -9,11 +9,11 @@ import bench
 import pytest
 import torch
 from conftest import REPOSITORY
+from networks import make_ema_quantizer
 from parts.autoencoder import recorded_convolutions, training_step
 from parts.codebook import usual_quantizer
 from parts.measure import PeakMemory, measure, significant
 
-from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.spade import one_hot
 from tubesynth.runtime.errors import InputError
 
@@ -51,7 +51,7 @@ def test_the_codebook_bench_compares_like_with_like(capfd):
 
 
 def test_the_usual_quantiser_of_the_bench_moves_its_codes_as_ours_does():
-    ours, vectors = EmaQuantizer(8, 3, decay=0.5).train(), torch.randn(50, 3)
+    ours, vectors = make_ema_quantizer(8, 3, decay=0.5).train(), torch.randn(50, 3)
     ours(vectors.T[None])  # starts from the data
     start = ours.codebook.clone()
     ours.ema_sum.copy_(start)

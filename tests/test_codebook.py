@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import free_port
+from networks import make_ema_quantizer, make_vqvae
 from parts.measure import PeakMemory
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from tubesynth.models.quantizers import codebook, search
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
 from tubesynth.models.quantizers.search import nearest_code
-from tubesynth.models.vqvae import VQVAE
 from tubesynth.training.codebook import CodebookUsage
 
 
@@ -60,7 +60,7 @@ def test_only_decoding_looks_for_codes(monkeypatch):
         return nearest_code(vectors, codes)
 
     monkeypatch.setattr(codebook, "nearest_code", counted)
-    net = VQVAE(2, channels=(8, 8), residual_channels=(8, 8), codebook_size=16).eval()
+    net = make_vqvae(2, channels=(8, 8), residual_channels=(8, 8), codebook_size=16).eval()
     latents = net.encode(torch.rand(1, 1, 16, 16))
     net.encode(torch.rand(1, 1, 16, 16), tile=8)
     assert calls == []
@@ -70,7 +70,7 @@ def test_only_decoding_looks_for_codes(monkeypatch):
 
 def codes_at_0_and_10() -> EmaQuantizer:
     """A decay of a half, and a count of 1 for each of the two codes."""
-    layer = EmaQuantizer(2, 1, decay=0.5).train()
+    layer = make_ema_quantizer(2, 1, decay=0.5).train()
     layer.codebook.copy_(torch.tensor([[0.0], [10.0]]))
     layer.ema_sum.copy_(layer.codebook)
     layer.ema_count.fill_(1.0)
@@ -94,7 +94,7 @@ def test_an_unused_code_stays_where_it_is():
 
 def test_codes_start_from_the_data_and_dead_ones_return_to_it():
     torch.manual_seed(0)
-    layer = EmaQuantizer(16, 2, decay=0.5, revive_after=3).train()
+    layer = make_ema_quantizer(16, 2, decay=0.5, revive_after=3).train()
     layer(torch.randn(1, 2, 100) + 5)
     assert (layer.codebook.mean(0) - 5).abs().max() < 1
     for _ in range(5):
@@ -103,7 +103,7 @@ def test_codes_start_from_the_data_and_dead_ones_return_to_it():
 
 
 def test_the_gradient_passes_straight_through_and_commitment_pulls_to_the_code():
-    layer = EmaQuantizer(4, 1, commitment=0.25).eval()
+    layer = make_ema_quantizer(4, 1, commitment=0.25).eval()
     layer.codebook.copy_(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))
     latents = torch.tensor([0.2, 2.9]).reshape(1, 1, 2).requires_grad_()
     quantized, terms, indices = layer(latents)
@@ -115,7 +115,7 @@ def test_the_gradient_passes_straight_through_and_commitment_pulls_to_the_code()
 
 
 def test_a_batch_with_nan_leaves_the_codebook_finite():
-    layer = EmaQuantizer(4, 2, decay=0.5, revive_after=1).train()
+    layer = make_ema_quantizer(4, 2, decay=0.5, revive_after=1).train()
     layer(torch.randn(1, 2, 50))
     bad = torch.randn(1, 2, 50)
     bad[0, 0, :10] = float("nan")
@@ -124,7 +124,7 @@ def test_a_batch_with_nan_leaves_the_codebook_finite():
 
 
 def test_decoding_leaves_the_codebook_as_it_is():
-    layer = EmaQuantizer(16, 4, revive_after=1).train()
+    layer = make_ema_quantizer(16, 4, revive_after=1).train()
     layer(torch.randn(1, 4, 60))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.quantize(torch.randn(1, 4, 60) + 5)
@@ -157,7 +157,7 @@ def _batches():
 
 def _trained(parts, revive_after: int, start: Tensor | None):
     """A quantizer after these batches, and how its codes were used."""
-    layer = EmaQuantizer(16, 4, decay=0.5, revive_after=revive_after).train()
+    layer = make_ema_quantizer(16, 4, decay=0.5, revive_after=revive_after).train()
     usage = CodebookUsage(16, torch.device("cpu"))
     if start is not None:
         layer.codebook.copy_(start)

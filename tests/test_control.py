@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from networks import ENCODER, LABELS, labelled_inputs, randomize_zeros, small_unet
+from networks import ENCODER, LABELS, encoder_settings, labelled_inputs, randomize_zeros, small_unet
 
 from tubesynth import synthesize, train
 from tubesynth.build.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ def networks(dim=3, vessel_class=None, dropout=0.0):
     """A base without zero-initialized branches, and a fresh ControlNet on it."""
     base = small_unet(dim, dropout=dropout)
     classes = LABELS | {"num_classes": 3 if vessel_class is None else 2}
-    controlnet = ControlNet(dim, dropout=dropout, **ENCODER, **classes)
+    controlnet = ControlNet(dim, **encoder_settings(dropout=dropout, **ENCODER, **classes))
     controlnet.copy_from(base)
     return base, ControlledUNet(base, controlnet, vessel_class).eval()
 
@@ -106,7 +106,7 @@ def test_the_copy_attends_to_the_vessels_as_the_base_does():
     vessels = dict(vessel_attention="distance", vessel_levels=(1,), vessel_channels=16)
     sizes = {**ENCODER, "head_channels": 32, **vessels}
     base = small_unet(**sizes)
-    controlnet = ControlNet(3, **sizes, **LABELS)
+    controlnet = ControlNet(3, **encoder_settings(**sizes, **LABELS))
     controlnet.copy_from(base)
     controlled = ControlledUNet(base, controlnet, None).eval()
     x, t, spacing, given = labelled_inputs()

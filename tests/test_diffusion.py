@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from networks import make_diffusion
 
 from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, SamplingConfig
 from tubesynth.generative.diffusion import Diffusion, spaced
@@ -49,12 +50,12 @@ def test_the_names_of_the_config_are_those_of_the_samplers():
 
 def test_scaled_linear_betas_are_the_published_ones():
     beta = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
-    np.testing.assert_allclose(Diffusion().alpha_bar, np.cumprod(1 - beta), rtol=1e-12)
+    np.testing.assert_allclose(make_diffusion().alpha_bar, np.cumprod(1 - beta), rtol=1e-12)
     assert beta[0] == pytest.approx(0.0015) and beta[-1] == pytest.approx(0.0195)
 
 
 def test_cosine_follows_its_closed_form_until_betas_are_clipped():
-    alpha_bar = Diffusion(schedule="cosine", num_timesteps=500).alpha_bar.numpy()
+    alpha_bar = make_diffusion(schedule="cosine", num_timesteps=500).alpha_bar.numpy()
 
     def f(step):
         return np.cos((step / 500 + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -65,8 +66,8 @@ def test_cosine_follows_its_closed_form_until_betas_are_clipped():
 
 @pytest.mark.parametrize("schedule", ["scaled_linear", "cosine"])
 def test_zero_terminal_snr_ends_in_noise_and_keeps_the_first_step(schedule):
-    plain = Diffusion(schedule=schedule).alpha_bar
-    zero = Diffusion(schedule=schedule, prediction="v", zero_terminal_snr=True).alpha_bar
+    plain = make_diffusion(schedule=schedule).alpha_bar
+    zero = make_diffusion(schedule=schedule, prediction="v", zero_terminal_snr=True).alpha_bar
     assert zero[-1] == 0 and plain[-1] > 0
     assert zero[0].item() == pytest.approx(plain[0].item(), rel=1e-12)
     assert (zero.diff() < 0).all()
@@ -76,7 +77,7 @@ def test_zero_terminal_snr_ends_in_noise_and_keeps_the_first_step(schedule):
 
 
 def test_timesteps_and_times_are_one_to_one():
-    diffusion = Diffusion(num_timesteps=1000)
+    diffusion = make_diffusion(num_timesteps=1000)
     k = torch.arange(1000)
     t = diffusion.time_of(k).float()
     assert torch.equal(diffusion.timestep_of(t), k)
@@ -96,7 +97,7 @@ def test_spaced_timesteps_are_those_of_the_paper():
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_the_true_noise_has_no_loss_and_data_come_back(prediction):
-    diffusion = Diffusion(prediction=prediction)
+    diffusion = make_diffusion(prediction=prediction)
     data, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     t = diffusion.times(torch.tensor([0.1, 0.5, 0.9]))
     seen = {}
@@ -152,7 +153,9 @@ def posterior_steps(diffusion, noise, timesteps, seed):
 )
 @pytest.mark.parametrize("steps", [10, 200])
 def test_ddpm_is_ho_et_als_posterior_on_the_visited_steps(schedule, prediction, zero, steps):
-    diffusion = Diffusion(schedule, 200, prediction=prediction, zero_terminal_snr=zero)
+    diffusion = make_diffusion(
+        schedule=schedule, num_timesteps=200, prediction=prediction, zero_terminal_snr=zero
+    )
     noise = torch.randn(4, 2, dtype=torch.float64)
     result, evaluations = sample(diffusion, noise, "ddpm", seed=3, steps=steps)
     expected = posterior_steps(diffusion, noise, spaced(200, steps, "trailing"), seed=3)
@@ -166,7 +169,9 @@ def test_ddim_of_gaussian_data_reaches_the_closed_form():
     settings = dict(schedule="cosine", prediction="v", zero_terminal_snr=True)
     errors = []
     for steps in (50, 100, 200):
-        result, evaluations = sample(Diffusion(num_timesteps=200, **settings), noise, steps=steps)
+        result, evaluations = sample(
+            make_diffusion(num_timesteps=200, **settings), noise, steps=steps
+        )
         assert evaluations == steps
         errors.append((result - (MEAN + DEVIATION * noise)).abs().max().item())
     assert errors[0] > errors[1] > errors[2]
@@ -175,7 +180,9 @@ def test_ddim_of_gaussian_data_reaches_the_closed_form():
 
 @pytest.mark.parametrize(("solver", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)])
 def test_samples_have_the_mean_and_deviation_of_the_data(solver, eta):
-    diffusion = Diffusion("cosine", 250, prediction="v", zero_terminal_snr=True)
+    diffusion = make_diffusion(
+        schedule="cosine", num_timesteps=250, prediction="v", zero_terminal_snr=True
+    )
     noise = torch.randn(40_000, 1, generator=torch.Generator().manual_seed(1))
     result, _ = sample(diffusion, noise, solver, steps=250, eta=eta)
     assert result.mean().item() == pytest.approx(MEAN, abs=0.02)
@@ -183,7 +190,7 @@ def test_samples_have_the_mean_and_deviation_of_the_data(solver, eta):
 
 
 def test_eta_of_one_is_ddpm_and_noise_comes_from_the_generator():
-    diffusion, noise = Diffusion(num_timesteps=50), torch.randn(2, 3)
+    diffusion, noise = make_diffusion(num_timesteps=50), torch.randn(2, 3)
     ddpm, _ = sample(diffusion, noise, "ddpm", seed=1, steps=10)
     assert torch.equal(ddpm, sample(diffusion, noise, "ddim", seed=1, steps=10, eta=1.0)[0])
     assert not torch.equal(ddpm, sample(diffusion, noise, "ddpm", seed=2, steps=10)[0])
@@ -192,7 +199,7 @@ def test_eta_of_one_is_ddpm_and_noise_comes_from_the_generator():
 
 
 def test_the_callback_sees_every_step_up_to_the_data():
-    diffusion, seen = Diffusion(num_timesteps=100), []
+    diffusion, seen = make_diffusion(num_timesteps=100), []
     sampling = SamplingConfig(solver="ddim", steps=4)
     end, _ = diffusion.sample(
         best_prediction(diffusion),

@@ -9,10 +9,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
+from networks import make_flow
 
 from tubesynth.config.schema import SamplingConfig
 from tubesynth.generative.coupling import couple
-from tubesynth.generative.flow import FlowMatching, path
+from tubesynth.generative.flow import path
 from tubesynth.generative.objective import mean_error, vessel_weight
 from tubesynth.generative.times import shift_times, time_grid
 
@@ -39,9 +40,9 @@ def test_the_velocity_is_the_derivative_of_the_path():
 def test_the_true_velocity_has_no_loss_and_zero_has_the_mean_speed():
     noise, data, t = torch.randn(3, 5), torch.randn(3, 5), torch.rand(3)
     _, target = path(noise, data, t, 1e-5)
-    assert FlowMatching().loss(lambda x, t: target, data, noise, t).abs().max() == 0
+    assert make_flow().loss(lambda x, t: target, data, noise, t).abs().max() == 0
     for norm, power in (("l1", 1), ("l2", 2)):
-        flow = FlowMatching(norm=norm)
+        flow = make_flow(loss=norm)
         loss = flow.loss(lambda x, t: torch.zeros_like(x), data, noise, t)
         torch.testing.assert_close(loss, target.abs().pow(power).mean(1))
 
@@ -49,7 +50,7 @@ def test_the_true_velocity_has_no_loss_and_zero_has_the_mean_speed():
 def test_logit_normal_times_have_the_density_of_the_paper():
     """Esser et al. 2024, eq. 19: normal in the logit, so quantiles are those of a normal."""
     mean, std = -0.4, 1.3
-    flow = FlowMatching(time_sampling="logit_normal", time_mean=mean, time_std=std)
+    flow = make_flow(time_sampling="logit_normal", time_mean=mean, time_std=std)
     t = flow.times(UNIFORM)
     logits = torch.log(t / (1 - t))
     assert logits.mean().item() == pytest.approx(mean, abs=1e-3)
@@ -71,7 +72,7 @@ def test_the_shift_is_the_papers_with_time_reversed():
     shifted = shift_times(0.6, 3.0)
     assert 3 * shifted / (1 - shifted) == pytest.approx(0.6 / 0.4)
     assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
-    assert FlowMatching(time_shift=3.0).times(UNIFORM).mean() < 0.35
+    assert make_flow(time_shift=3.0).times(UNIFORM).mean() < 0.35
 
 
 def test_coupling_finds_the_best_of_all_assignments():
@@ -127,6 +128,6 @@ def test_the_flow_of_a_gaussian_is_sampled_exactly():
 
     noise = torch.randn(4, 3, dtype=torch.float64)
     sampling = SamplingConfig(solver="rk4", steps=64)
-    result, evaluations = FlowMatching(sigma_min=0).sample(velocity, noise, sampling, None)
+    result, evaluations = make_flow(sigma_min=0).sample(velocity, noise, sampling, None)
     torch.testing.assert_close(result, mu + s * noise, atol=1e-6, rtol=0)
     assert evaluations == 4 * 64

@@ -64,7 +64,7 @@ def test_feature_matching_is_the_sum_of_the_layers_mean_absolute_differences():
 
 def test_the_discriminators_features_are_what_its_layers_compute():
     torch.manual_seed(0)
-    net, image = PatchDiscriminator(channels=4, num_layers=2), torch.rand(1, 1, 16, 16, 16)
+    net, image = PatchDiscriminator(3, channels=4, num_layers=2), torch.rand(1, 1, 16, 16, 16)
     features, scores = net.features(image)
     x = image
     for number, layer in enumerate(net.layers):

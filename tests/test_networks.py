@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from networks import labelled_inputs, small_unet
+from networks import labelled_inputs, make_unet, make_vqvae, small_unet
 
 from tubesynth.models.blocks import sinusoidal
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.discriminator import PatchDiscriminator
-from tubesynth.models.unet import TIME_SCALE, UNet
-from tubesynth.models.vqvae import VQVAE
+from tubesynth.models.unet import TIME_SCALE
 
 
 def number(module):
@@ -17,7 +16,7 @@ def number(module):
 
 def test_sizes_are_the_published_ones():
     with torch.device("meta"):
-        autoencoder, discriminator, unet = VQVAE(), PatchDiscriminator(), UNet()
+        autoencoder, discriminator, unet = make_vqvae(), PatchDiscriminator(3, 32, 2), make_unet()
     codebook = autoencoder.quantizer.codebook.numel()
     assert (number(autoencoder) + codebook) / 1e6 == pytest.approx(5.60, abs=0.005)
     assert number(discriminator) / 1e6 == pytest.approx(0.67, abs=0.005)
@@ -27,7 +26,9 @@ def test_sizes_are_the_published_ones():
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_voxel_of_the_autoencoder_depends_on_its_neighbourhood_alone(dim):
     torch.manual_seed(0)
-    net = VQVAE(dim, channels=(8, 8), residual_channels=(8, 8), codebook_size=16).double().eval()
+    net = (
+        make_vqvae(dim, channels=(8, 8), residual_channels=(8, 8), codebook_size=16).double().eval()
+    )
     image = torch.rand(1, 1, *[8] * (dim - 1), 96, dtype=torch.float64)
     changed = image.clone()
     changed[..., -1] += 1
@@ -38,7 +39,7 @@ def test_a_voxel_of_the_autoencoder_depends_on_its_neighbourhood_alone(dim):
 
 def test_the_signal_keeps_its_size_through_an_autoencoder_without_norms():
     torch.manual_seed(0)
-    net = VQVAE(codebook_size=16)
+    net = make_vqvae(codebook_size=16)
     latents = net.encode(torch.rand(1, 1, 32, 32, 32))
     assert 0.1 < latents.std() < 10
     out = net.decode(torch.randn_like(latents), quantize=False)
@@ -57,7 +58,7 @@ def test_time_is_embedded_smoothly_over_a_solvers_step_and_tells_steps_apart():
 def test_checkpointing_changes_no_gradient():
     def gradients(checkpointing):
         torch.manual_seed(0)
-        net = VQVAE(
+        net = make_vqvae(
             channels=(8, 8), residual_channels=(8, 8), codebook_size=16, checkpointing=checkpointing
         )
         torch.manual_seed(1)
@@ -128,7 +129,9 @@ def test_odd_sizes_pass_through_the_unet():
 
 
 def test_at_initialization_the_unet_returns_zero():
-    net = UNet(channels=(32, 32), attention_levels=(1,), label_channels=(8, 8, 8), spade_hidden=8)
+    net = make_unet(
+        channels=(32, 32), attention_levels=(1,), label_channels=(8, 8, 8), spade_hidden=8
+    )
     labels = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
     x = torch.randn(1, 8, 4, 4, 4)
     out = net(x, torch.rand(1), torch.ones(1, 3), Conditions(labels))

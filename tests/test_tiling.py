@@ -6,12 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from networks import make_vqvae
 
 from tubesynth.conditioning.model_grid import ModelGrid
 from tubesynth.config.schema import DataConfig, Stage1Config
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.tiling import largest_tile, run_tiled
-from tubesynth.models.vqvae import VQVAE
 from tubesynth.pipeline import Pipeline
 from tubesynth.volume.grid import Volume
 
@@ -20,7 +20,7 @@ def network(dim=3, residuals=1, levels=2, **quantizer):
     torch.manual_seed(0)
     sizes = dict(channels=(8, 12, 8)[:levels], residual_channels=(8, 8, 8)[:levels])
     quantizer = quantizer or dict(codebook_size=64)
-    net = VQVAE(dim, num_residual_layers=residuals, **quantizer, **sizes).eval()
+    net = make_vqvae(dim, num_residual_layers=residuals, **quantizer, **sizes).eval()
     for parameter in net.parameters():  # zero-initialized residual branches must contribute
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)

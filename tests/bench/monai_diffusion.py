@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
+from tubesynth.build.objective import build_objective
+from tubesynth.config.schema import DiffusionConfig, Stage2Config
 from tubesynth.generative.diffusion import Diffusion, spaced
 
 TIMESTEPS = 1000
@@ -66,7 +68,15 @@ def main() -> None:
     noise = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
     good = True
     for schedule, prediction, zero in SCHEDULES:
-        diffusion = Diffusion(schedule, TIMESTEPS, prediction=prediction, zero_terminal_snr=zero)
+        settings = DiffusionConfig(
+            schedule=schedule,
+            num_timesteps=TIMESTEPS,
+            prediction=prediction,
+            zero_terminal_snr=zero,
+        )
+        diffusion = build_objective(
+            Stage2Config(stage=2, latent_mode="diffusion", diffusion=settings)
+        )
         for solver, steps, eta, timesteps in WAYS:
             if zero and timesteps == "leading":
                 continue

@@ -19,7 +19,7 @@ from tubesynth.models.vqvae import VQVAE
 def build_autoencoder(config: Stage1Config) -> VQVAE:
     model = config.autoencoder
     return VQVAE(
-        dim=config.dim,
+        config.dim,
         channels=tuple(model.channels),
         residual_channels=tuple(model.residual_channels),
         num_residual_layers=model.num_residual_layers,
@@ -51,7 +51,7 @@ def build_discriminator(config: Stage1Config) -> PatchDiscriminator:
 def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
     settings = config.unet
     return UNet(
-        dim=config.dim,
+        config.dim,
         in_channels=latent_channels,
         channels=tuple(settings.channels),
         num_res_blocks=settings.num_res_blocks,
@@ -79,10 +79,10 @@ def build_network(config: Stage2Config, latent_channels: int, factor: int) -> UN
     settings, of_vessels = config.unet, config.control.condition == "vessel"
     controlnet = ControlNet(
         config.dim,
-        tuple(settings.channels),
-        2 if of_vessels else config.data.num_classes,
-        tuple(settings.label_channels),
-        factor,
+        channels=tuple(settings.channels),
+        num_classes=2 if of_vessels else config.data.num_classes,
+        label_channels=tuple(settings.label_channels),
+        label_factor=factor,
         in_channels=latent_channels,
         num_res_blocks=settings.num_res_blocks,
         attention_levels=tuple(settings.attention_levels),

@@ -10,21 +10,21 @@ def build_objective(config: Stage2Config) -> Objective:
     if config.latent_mode == "flow":
         flow = config.flow
         return FlowMatching(
-            flow.sigma_min,
-            flow.loss,
-            flow.time_sampling,
-            flow.time_mean,
-            flow.time_std,
-            flow.time_shift,
-            flow.coupling,
+            sigma_min=flow.sigma_min,
+            norm=flow.loss,
+            time_sampling=flow.time_sampling,
+            time_mean=flow.time_mean,
+            time_std=flow.time_std,
+            time_shift=flow.time_shift,
+            coupling=flow.coupling,
         )
     diffusion = config.diffusion
     return Diffusion(
-        diffusion.schedule,
-        diffusion.num_timesteps,
-        diffusion.beta_start,
-        diffusion.beta_end,
-        diffusion.prediction,
-        diffusion.zero_terminal_snr,
-        diffusion.loss,
+        schedule=diffusion.schedule,
+        num_timesteps=diffusion.num_timesteps,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
+        prediction=diffusion.prediction,
+        zero_terminal_snr=diffusion.zero_terminal_snr,
+        norm=diffusion.loss,
     )

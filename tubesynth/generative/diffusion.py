@@ -51,20 +51,20 @@ def spaced(num_timesteps: int, steps: int, spacing: str) -> list[int]:
     return [i * (num_timesteps // steps) for i in reversed(range(steps))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diffusion:
     """An Objective (objective.py).
 
     prediction: epsilon, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
     """
 
-    schedule: str = "scaled_linear"  # or cosine
-    num_timesteps: int = 1000
-    beta_start: float = 0.0015  # of scaled_linear
-    beta_end: float = 0.0195
-    prediction: str = "epsilon"
-    zero_terminal_snr: bool = False
-    norm: str = "l2"
+    schedule: str  # scaled_linear or cosine
+    num_timesteps: int
+    beta_start: float  # of scaled_linear
+    beta_end: float
+    prediction: str  # epsilon or v
+    zero_terminal_snr: bool
+    norm: str  # l1 or l2
 
     @property
     def target(self) -> str:

@@ -24,17 +24,17 @@ def path(noise: Tensor, data: Tensor, t: Tensor, sigma_min: float) -> tuple[Tens
     return x_t, velocity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FlowMatching:
     """An Objective (objective.py). time_mean, time_std: parameters of the logit-normal density."""
 
-    sigma_min: float = 1e-5
-    norm: str = "l1"
-    time_sampling: str = "uniform"  # or logit_normal
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    time_shift: float = 1.0
-    coupling: str = "independent"  # or optimal_transport
+    sigma_min: float
+    norm: str  # l1 or l2
+    time_sampling: str  # uniform or logit_normal
+    time_mean: float
+    time_std: float
+    time_shift: float
+    coupling: str  # independent or optimal_transport
     target = "velocity"
 
     def times(self, u: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class ControlNet(Encoder):
     def __init__(
         self,
         dim: int,
+        *,
         channels: tuple[int, ...],
         num_classes: int,
         label_channels: tuple[int, ...],

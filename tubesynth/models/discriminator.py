@@ -16,7 +16,7 @@ INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 class PatchDiscriminator(nn.Module):
     """(B, 1, X, ...) -> patch scores (B, 1, x, ...) without an activation."""
 
-    def __init__(self, dim: int = 3, channels: int = 32, num_layers: int = 2):
+    def __init__(self, dim: int, channels: int, num_layers: int):
         super().__init__()
         kernel = dict(kernel_size=4, padding=1)
         layers = [CONV[dim](1, channels, stride=2, **kernel), nn.LeakyReLU(0.2)]

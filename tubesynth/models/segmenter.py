@@ -22,7 +22,7 @@ class SegmentationUNet(nn.Module):
     Every side must be a multiple of `factor`.
     """
 
-    def __init__(self, dim: int = 3, channels: tuple[int, ...] = (16, 32, 64, 128)):
+    def __init__(self, dim: int, channels: tuple[int, ...]):
         super().__init__()
         self.factor = 2 ** (len(channels) - 1)
         widths = [1, *channels]

@@ -147,20 +147,21 @@ class VQVAE(nn.Module):
 
     def __init__(
         self,
-        dim: int = 3,
-        channels: tuple[int, ...] = (64, 128),
-        residual_channels: tuple[int, ...] = (64, 128),
-        num_residual_layers: int = 2,
-        embedding_dim: int = 8,
-        quantizer: str = "ema_vq",
-        codebook_size: int = 8192,
-        commitment: float = 0.25,
-        codebook_decay: float = 0.5,
-        revive_after: int = 0,
-        fsq_levels: tuple[int, ...] = (8, 8, 8, 6, 5),
-        kl_weight: float = 1e-6,
-        checkpointing: bool = False,
-        vessel_mask: bool = False,
+        dim: int,
+        *,
+        channels: tuple[int, ...],
+        residual_channels: tuple[int, ...],
+        num_residual_layers: int,
+        embedding_dim: int,
+        quantizer: str,
+        codebook_size: int,
+        commitment: float,
+        codebook_decay: float,
+        revive_after: int,
+        fsq_levels: tuple[int, ...],
+        kl_weight: float,
+        checkpointing: bool,
+        vessel_mask: bool,
     ):
         super().__init__()
         self.vessel_mask = vessel_mask
@@ -178,7 +179,11 @@ class VQVAE(nn.Module):
         else:
             assert quantizer == "ema_vq"
             self.quantizer = EmaQuantizer(
-                codebook_size, embedding_dim, commitment, codebook_decay, revive_after
+                codebook_size,
+                embedding_dim,
+                commitment=commitment,
+                decay=codebook_decay,
+                revive_after=revive_after,
             )
         sizes = (channels, residual_channels, num_residual_layers)
         self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)

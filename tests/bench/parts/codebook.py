@@ -42,7 +42,9 @@ def run_case(case: str, args) -> dict:
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     latents = torch.randn(1, args.channels, *args.latent)
-    ours = EmaQuantizer(args.codes, args.channels, decay=DECAY).train(case == "train")
+    ours = EmaQuantizer(
+        args.codes, args.channels, commitment=0.25, decay=DECAY, revive_after=0
+    ).train(case == "train")
     codebook = torch.randn(args.codes, args.channels)
 
     def restart():

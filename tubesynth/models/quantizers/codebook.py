@@ -26,9 +26,10 @@ class EmaQuantizer(nn.Module):
         self,
         codebook_size: int,
         embedding_dim: int,
-        commitment: float = 0.25,
-        decay: float = 0.5,
-        revive_after: int = 0,
+        *,
+        commitment: float,
+        decay: float,
+        revive_after: int,
     ):
         super().__init__()
         self.in_channels, self.num_codes = embedding_dim, codebook_size

@@ -17,7 +17,7 @@ class GaussianPosterior(nn.Module):
 
     num_codes = None
 
-    def __init__(self, embedding_dim: int, kl_weight: float = 1e-6):
+    def __init__(self, embedding_dim: int, kl_weight: float):
         super().__init__()
         self.in_channels = 2 * embedding_dim
         self.kl_weight = kl_weight
