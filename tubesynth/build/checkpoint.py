@@ -235,6 +235,7 @@ def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
         return items if is_dataclass(options[1]) else value  # a state dict carries its version
     if not is_dataclass(kind):
         return value
+    assert isinstance(kind, type)
     if issubclass(kind, Config):
         config = config_from_plain(value, str(path))
         _require(isinstance(config, kind), path, key, f"is of stage {config.stage}")

@@ -5,6 +5,5 @@ from tubesynth.data.volumes import Preprocessing
 
 
 def preprocessing_of(data: DataConfig) -> Preprocessing:
-    return Preprocessing(
-        tuple(data.resolution), tuple(data.spacing), tuple(data.hu_window), data.num_classes
-    )
+    low, high = data.hu_window
+    return Preprocessing(tuple(data.resolution), tuple(data.spacing), (low, high), data.num_classes)

@@ -114,7 +114,7 @@ def _convert(kind, value, source: str, key: str) -> Any:
     def wrong(expected: str):
         return InputError(f"{source}: {key}: expected {expected}, got {value!r}")
 
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if value is None:
             value = {}
         if not isinstance(value, dict):

@@ -19,14 +19,22 @@ class Sampling(Protocol):
     uses solver, steps, eta and timesteps.
     """
 
-    solver: str
-    steps: int
-    time_grid: list[float] | None
-    shift: float
-    atol: float
-    rtol: float
-    eta: float
-    timesteps: str
+    @property
+    def solver(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def time_grid(self) -> list[float] | None: ...
+    @property
+    def shift(self) -> float: ...
+    @property
+    def atol(self) -> float: ...
+    @property
+    def rtol(self) -> float: ...
+    @property
+    def eta(self) -> float: ...
+    @property
+    def timesteps(self) -> str: ...
 
 
 class Objective(Protocol):
@@ -44,7 +52,13 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, network: Network, data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None = None
+        self,
+        network: Network,
+        /,
+        data: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Data and noise (B, C, ...), t (B,), weight (B, 1, ...) of mean 1 -> losses (B,)."""
         ...
@@ -52,6 +66,7 @@ class Objective(Protocol):
     def sample(
         self,
         network: Network,
+        /,
         noise: Tensor,
         sampling: Sampling,
         new_noise: Callable[[], Tensor],

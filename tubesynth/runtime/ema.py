@@ -7,7 +7,8 @@ of EDM2, Karras et al. 2024), so that the average forgets the random start.
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
@@ -21,9 +22,9 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """step: the number of optimizer steps, this one included."""
         half_life = min(self.half_life, max(step, 1) / 10)
-        weight = 1 - 0.5 ** (1 / half_life)
-        averaged = list(self.module.parameters())
+        averaged: list[Tensor] = list(self.module.parameters())
         current = [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(averaged, current, weight)
+        lerp = get_ema_multi_avg_fn(0.5 ** (1 / half_life))  # all tensors in a few kernels
+        lerp(averaged, current, step)
         for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(buffer)

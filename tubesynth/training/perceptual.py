@@ -1,5 +1,7 @@
 """The perceptual loss of stage 1: a frozen network from local files, on slices of all planes."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,10 @@ from tubesynth.runtime.seeding import generator
 
 
 class Perceptual:
-    """(image, reference) (B, 1, X, ...) and the draw of each case -> the loss, not weighted.
+    """Image and reference (B, 1, X, ...), and the sample index of each case -> the unweighted loss.
 
-    Random slices are keyed by draw, so they do not depend on the number of ranks, nor on whether
-    the run was stopped in between.
+    Random slices are keyed by sample index, so they depend neither on the number of ranks nor on
+    an interruption of the run.
     """
 
     def __init__(self, losses: AutoencoderLossConfig, seed: int, device: torch.device):
@@ -23,26 +25,29 @@ class Perceptual:
         self.network = load_perceptual(losses.perceptual_files).to(device)
         if dist.is_main():
             for path in losses.perceptual_files:
-                print(f"perceptual: {self.network.name}, {path}, sha256 {file_digest(path)}")
+                print(f"perceptual: {self.network.name}, {path}, sha256 {file_digest(Path(path))}")
 
-    def __call__(self, image: Tensor, reference: Tensor, draws: list[int]) -> Tensor:
+    def __call__(self, image: Tensor, reference: Tensor, sample_indices: list[int]) -> Tensor:
         sizes = image.shape[2:]
-        slices = self.slices(sizes, draws, image.device) if len(sizes) == 3 else ()
+        slices = self.slices(sizes, sample_indices, image.device) if len(sizes) == 3 else ()
         return perceptual_loss(self.network, image, reference, slices)
 
-    def slices(self, sizes: tuple[int, ...], draws: list[int], device) -> list[Tensor]:
-        """For each axis the indices (B, K) of its slices, none twice."""
-        wanted = self.losses.perceptual_slices
-        if self.losses.perceptual_slicing == "even":  # the middles of K equal parts
-            ratios = [(torch.arange(min(wanted, n)) + 0.5) / min(wanted, n) for n in sizes]
-            chosen = [
-                (ratio * n).long().expand(len(draws), -1)
-                for ratio, n in zip(ratios, sizes, strict=True)
+    def slices(
+        self, sizes: tuple[int, ...], sample_indices: list[int], device: torch.device
+    ) -> list[Tensor]:
+        """For each axis the indices (B, K) of its slices, without repetition."""
+        limit = self.losses.perceptual_slices
+        if self.losses.perceptual_slicing == "even":  # the middles of K equal intervals
+            counts = [min(limit, n) for n in sizes]
+            middles = [(torch.arange(k) + 0.5) / k for k in counts]
+            slices = [
+                (ratios * n).long().expand(len(sample_indices), -1)
+                for ratios, n in zip(middles, sizes, strict=True)
             ]
         else:
             rows = []
-            for draw in draws:
-                random = generator(torch.device("cpu"), self.seed, "slices", draw)
-                rows.append([torch.randperm(n, generator=random)[:wanted] for n in sizes])
-            chosen = [torch.stack(axis) for axis in zip(*rows, strict=True)]
-        return [indices.to(device, non_blocking=True) for indices in chosen]
+            for sample_index in sample_indices:
+                random = generator(torch.device("cpu"), self.seed, "slices", sample_index)
+                rows.append([torch.randperm(n, generator=random)[:limit] for n in sizes])
+            slices = [torch.stack(axis) for axis in zip(*rows, strict=True)]
+        return [indices.to(device, non_blocking=True) for indices in slices]

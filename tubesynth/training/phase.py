@@ -7,6 +7,7 @@ its weights stay the same; only training steps run through the forward module.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +55,16 @@ class Phase:
                 if parameter.ndim in CHANNELS_LAST:
                     layout = CHANNELS_LAST[parameter.ndim]
                     parameter.data = parameter.data.contiguous(memory_format=layout)
-        self.forward = torch.compile(self.module) if train.compile else self.module
+        self.forward = self.module
+        if train.compile:
+            self.forward = cast(nn.Module, torch.compile(self.module))
         if torch.distributed.is_initialized():
             # The modules keep their buffers (codebook statistics) equal themselves.
-            options = inspect.signature(DistributedDataParallel).parameters
-            name = "forward_sync_buffers"  # since torch 2.13
-            name = name if name in options else "broadcast_buffers"
+            arguments = inspect.signature(DistributedDataParallel).parameters
+            renamed = "forward_sync_buffers" in arguments  # since torch 2.13
+            option: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             devices = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(
-                self.forward, device_ids=devices, **{name: False}
-            )
+            self.forward = DistributedDataParallel(self.forward, device_ids=devices, **option)
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trainable, lr=self.learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "16-mixed")
