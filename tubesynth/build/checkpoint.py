@@ -237,7 +237,7 @@ def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
         return value
     assert isinstance(kind, type)
     if issubclass(kind, Config):
-        config = config_from_plain(value, str(path))
+        config = config_from_plain(value, f"{path}: {key}")
         _require(isinstance(config, kind), path, key, f"is of stage {config.stage}")
         return config
     hints, arguments = typing.get_type_hints(kind), {}
