@@ -1,4 +1,4 @@
-"""The coronary trees: which vessel leaves where, and the waypoints it follows.
+"""The coronary trees: the branching order of the vessels, and the waypoints of each.
 
 The paths settle on the epicardium (epicardium.py); radii follow from Murray's law (murray.py).
 Left: LM, LAD with diagonals and septals, LCX with obtuse marginals, sometimes a ramus. Right: RCA
@@ -24,9 +24,9 @@ from tubesynth.volume.polyline import decimate, hermite_curve
 
 
 def grow_trees(lattice: Lattice, shapes, pose: Pose, rng: np.random.Generator) -> list[Branch]:
-    """Both trees of one case in world mm, parents before children, [0] the left main."""
+    """Both trees of one case in world mm, parents before children; branch 0 is the left main."""
     surface = Surface(lattice, shapes)
-    tree = _Grower(surface, pose, rng)
+    tree = _TreeSampler(surface, pose, rng)
     dominance = rng.choice(["right", "left", "balanced"], p=[0.8, 0.1, 0.1])
     branches: list[Branch] = []
     assign_radii(branches, tree.left(dominance), rng.uniform(1.95, 2.2), None)
@@ -49,15 +49,18 @@ def make_room(lattice: Lattice, shapes: dict[str, np.ndarray], branches: list[Br
         shapes[name] = np.maximum(shapes[name], 1.5 - nearest)
 
 
-class _Grower:
+class _TreeSampler:
+    """Samples the paths of both trees; positions on the left ventricle as in heart.ventricular."""
+
     def __init__(self, surface: Surface, pose: Pose, rng: np.random.Generator):
         self.surface, self.pose, self.rng = surface, pose, rng
 
-    def world(self, along, degrees, radius):
+    def world(self, along, degrees, radius) -> np.ndarray:
+        """(..., 3) world mm of points around the left ventricle's axis."""
         return self.pose.to_world(ventricular(along, degrees, radius))
 
     def ostium(self, sinus: str, level_mm: float) -> tuple[np.ndarray, np.ndarray]:
-        """Where the sinus wall is met from the root's axis, and the way out."""
+        """(3,) world mm where a ray from the root's axis meets the sinus wall; its direction."""
         turn = np.radians(self.rng.normal(0, 6))
         d = sinus_direction(sinus)
         d = np.cos(turn) * d + np.sin(turn) * np.cross(ROOT_AXIS, d)
@@ -68,7 +71,10 @@ class _Grower:
     def side(
         self, trunk, at, waypoints, radius, name, end_radius, wiggle=0.8, groove=None
     ) -> Vessel:
-        """A vessel that leaves `trunk` (N, 3) at a point, forwards where its goal lies ahead."""
+        """A vessel that leaves `trunk` (N, 3) at row `at`, forwards where its goal lies ahead.
+
+        waypoints: (W, 3) world mm; radius, end_radius, wiggle: mm; groove: as in Surface.settle.
+        """
         start = trunk[at]
         forward = trunk[min(at + 4, len(trunk) - 1)] - trunk[max(at - 4, 0)]
         forward, goal = unit_rows(np.stack([forward, np.asarray(waypoints[0]) - start]))
@@ -79,6 +85,7 @@ class _Grower:
         return Vessel(name, path, end_radius)
 
     def left(self, dominance: str) -> Vessel:
+        """The left tree: LM, then LAD with D and S, LCX with OM, and sometimes RI."""
         rng, s = self.rng, self.surface
         ostium, out = self.ostium("left", rng.uniform(8, 11))
         split = self.pose.to_world(LEFT_MAIN_END + rng.normal(0, 1.2, 3))
@@ -119,18 +126,18 @@ class _Grower:
             at = int(mm / STEP_MM)
             if at > len(lad.points) - 60:
                 break
-            # How far along the ventricle the parent is there.
+            # from the parent's position along the ventricle to a1
             a0, goal = self.along(lad.points[at]), 104 + 12 * k + rng.normal(0, 7)
             a1 = min(a0 + rng.uniform(34, 46), 74)
-            way = self.world(np.linspace(a0 + 7, a1, 5), np.linspace(78, goal, 5), 38)
-            vessel = self.side(lad.points, at, way, 0.9, f"D{k + 1}", rng.uniform(0.5, 0.6))
+            waypoints = self.world(np.linspace(a0 + 7, a1, 5), np.linspace(78, goal, 5), 38)
+            vessel = self.side(lad.points, at, waypoints, 0.9, f"D{k + 1}", rng.uniform(0.5, 0.6))
             lad.children.append((at, rng.uniform(0.2, 0.34), vessel))
         for k, mm in enumerate(np.cumsum(rng.uniform(9, 15, rng.integers(1, 4))) + 10):
             at = int(mm / STEP_MM)
             a0, angle = self.along(lad.points[at]), self.angle(lad.points[at])
             depth = np.array([0.35, 0.7, 1.0]) * rng.uniform(26, 40)
-            way = self.world(a0 + depth * 0.25, angle - depth, [32, 30, 30])
-            path = hermite_curve(np.vstack([lad.points[at], way]), STEP_MM)
+            waypoints = self.world(a0 + depth * 0.25, angle - depth, [32, 30, 30])
+            path = hermite_curve(np.vstack([lad.points[at], waypoints]), STEP_MM)
             lad.children.append((at, 0.06, Vessel(f"S{k + 1}", path, 0.5)))
         for k, mm in enumerate(np.cumsum(rng.uniform(12, 22, rng.integers(1, 4)))):
             at = int(mm / STEP_MM)
@@ -138,32 +145,33 @@ class _Grower:
                 break
             angle = self.angle(lcx.points[at])
             a1 = rng.uniform(44, 66)
-            way = self.world(
+            waypoints = self.world(
                 np.linspace(9, a1, 5), np.linspace(angle + 4, angle + rng.normal(8, 5), 5), 38
             )
-            vessel = self.side(lcx.points, at, way, 1.0, f"OM{k + 1}", rng.uniform(0.5, 0.65))
+            vessel = self.side(lcx.points, at, waypoints, 1.0, f"OM{k + 1}", rng.uniform(0.5, 0.65))
             lcx.children.append((at, rng.uniform(0.3, 0.5), vessel))
         if dominance == "left":
             self.inferior(lcx)
         if rng.random() < 0.2:
-            way = self.world(np.linspace(12, 52, 5), np.linspace(104, 122, 5), 38)
-            lcx.children.insert(0, (3, 0.35, self.side(lcx.points, 3, way, 1.0, "RI", 0.55)))
+            waypoints = self.world(np.linspace(12, 52, 5), np.linspace(104, 122, 5), 38)
+            lcx.children.insert(0, (3, 0.35, self.side(lcx.points, 3, waypoints, 1.0, "RI", 0.55)))
         return lm
 
     def right(self, dominance: str) -> Vessel:
+        """The right tree: RCA around the tricuspid annulus, with CB and AM."""
         rng, s = self.rng, self.surface
         ostium, out = self.ostium("right", rng.uniform(8, 11))
-        centre, normal = np.array([30.0, 16.0, -16.0]), np.array([0.82, -0.55, 0.12])
+        # A ring of 29 mm around the annulus in its plane: u towards anterior right, v upwards.
+        center, normal = np.array([30.0, 16.0, -16.0]), np.array([0.82, -0.55, 0.12])
         u = np.cross(normal, [0, 0, 1.0])
-        u /= np.linalg.norm(u)  # towards anterior right around the annulus
+        u /= np.linalg.norm(u)
         u *= np.sign(u[1])
         v = np.cross(normal, u)
         v *= np.sign(v[2])
         stop = 228 if dominance == "left" else 262
-        angles = np.radians(
-            90 - np.arange(0, stop - 60, 14.0)
-        )  # from the top over the right border to the crux
-        ring = centre + 29 * (np.cos(angles)[:, None] * u + np.sin(angles)[:, None] * v)
+        # from the top over the right border to the crux
+        angles = np.radians(90 - np.arange(0, stop - 60, 14.0))
+        ring = center + 29 * (np.cos(angles)[:, None] * u + np.sin(angles)[:, None] * v)
         path = np.vstack([ostium, ostium + 6 * out, self.pose.to_world(ring[1:])])
         if dominance != "left":
             path = np.vstack([path, self.pose.to_world([[18, -12, -30]])])
@@ -171,24 +179,24 @@ class _Grower:
         rca = Vessel("RCA", s.finish(path, 1.8, rng, 1.0, exempt=2.0), rng.uniform(1.1, 1.3))
         total = len(rca.points)
         if rng.random() < 0.6:
-            way = self.pose.to_world([[4, 44, 12], [-6, 51, 8], [-14, 54, 0]])
+            waypoints = self.pose.to_world([[4, 44, 12], [-6, 51, 8], [-14, 54, 0]])
             rca.children.append(
                 (
                     int(9 / STEP_MM),
                     0.07,
-                    self.side(rca.points, int(9 / STEP_MM), way, 0.7, "CB", 0.5),
+                    self.side(rca.points, int(9 / STEP_MM), waypoints, 0.7, "CB", 0.5),
                 )
             )
-        for k, part in enumerate(np.sort(rng.uniform(0.3, 0.62, rng.integers(1, 3)))):
-            at = int(part * total)
+        for k, fraction in enumerate(np.sort(rng.uniform(0.3, 0.62, rng.integers(1, 3)))):
+            at = int(fraction * total)
             start = rca.points[at]
             goal = self.world(rng.uniform(52, 72), rng.uniform(-38, -5) + 30 * (k == 0), 44)
-            way = start + np.array([0.3, 0.55, 0.8, 1.0])[:, None] * (goal - start)
+            waypoints = start + np.array([0.3, 0.55, 0.8, 1.0])[:, None] * (goal - start)
             rca.children.append(
                 (
                     at,
                     rng.uniform(0.12, 0.22),
-                    self.side(rca.points, at, way, 0.8, f"AM{k + 1}", 0.5),
+                    self.side(rca.points, at, waypoints, 0.8, f"AM{k + 1}", 0.5),
                 )
             )
         if dominance == "left":
@@ -203,8 +211,8 @@ class _Grower:
         last = len(points) - 1
         at = last - int(rng.uniform(4.5, 8) / STEP_MM)
         a0 = self.along(points[at])
-        way = self.world(np.linspace(a0 + 8, rng.uniform(52, 70), 6), 292, 37)
-        pda = self.side(points, at, way, 1.0, "PDA", rng.uniform(0.55, 0.7), groove="lv|rv")
+        waypoints = self.world(np.linspace(a0 + 8, rng.uniform(52, 70), 6), 292, 37)
+        pda = self.side(points, at, waypoints, 1.0, "PDA", rng.uniform(0.55, 0.7), groove="lv|rv")
         ends = [(268, rng.uniform(34, 50))] if parent.name == "RCA" else [(262, 40)]
         parent.children.append((at, rng.uniform(0.4, 0.55), pda))
         for k, (angle, a1) in enumerate(ends):
@@ -216,14 +224,14 @@ class _Grower:
             trunk = self.side(points, last, bend, 1.0, f"PL{k + 1}", 0.6)
             middle = int(len(trunk.points) * 0.3)
             a2 = rng.uniform(28, 44)
-            way = self.world([a2 * 0.5, a2], [angle - 18, angle - 26], 38)
+            waypoints = self.world([a2 * 0.5, a2], [angle - 18, angle - 26], 38)
             trunk.children.append(
-                (middle, 0.4, self.side(trunk.points, middle, way, 0.7, f"PL{k + 2}", 0.5))
+                (middle, 0.4, self.side(trunk.points, middle, waypoints, 0.7, f"PL{k + 2}", 0.5))
             )
             parent.children.append((last, 1.0, trunk))
 
     def along(self, point) -> float:
-        """Distance along the left ventricle's axis of a world point."""
+        """Distance along the left ventricle's axis of a world point, in canonical mm."""
         a, b = self.world(0, 0, 0), self.world(1, 0, 0)
         return float((point - a) @ (b - a) / ((b - a) @ (b - a)))
 

@@ -1,8 +1,8 @@
 """The heart and the great vessels as implicit shapes: chambers, walls, roots, veins and fat.
 
 Positions are those of a typical adult in a canonical frame (RAS mm, +x = patient's right, origin =
-middle of a cardiac field of view). A case turns, scales, shifts and bends that frame, and draws its
-own sizes: the shapes are evaluated at the world's lattice nodes carried back into the canonical
+middle of a cardiac field of view). A case rotates, scales, shifts and bends that frame, and has
+sampled sizes: the shapes are evaluated at the world's lattice nodes, mapped into the canonical
 frame.
 """
 
@@ -36,14 +36,11 @@ ROOT_AXIS = _unit([0.26, 0.14, 0.95])
 LEFT_MAIN_END = np.array([-15.0, 3.0, 26.0])
 PULMONARY_VALVE = np.array([-14.0, 33.0, 31.0])
 PULMONARY_AXIS = _unit([-0.15, -0.35, 0.92])
-SINUS_DEGREES = {
-    "right": 70.0,
-    "left": 188.0,
-    "none": 308.0,
-}  # around the root, from right to anterior
+# around the root, from right to anterior
+SINUS_DEGREES = {"right": 70.0, "left": 188.0, "none": 308.0}
 
 
-# Centrelines and radii from the heart outwards; the lungs' trees go on where they end.
+# Centrelines and radii (x, y, z, radius) from the heart outwards; the lungs' trees continue them.
 PULMONARY_VEINS = (
     [(34, -33, 22, 8), (50, -31, 31, 6.5), (64, -30, 38, 4.6)],
     [(34, -38, 4, 8), (52, -46, 0, 6), (66, -53, -6, 4.4)],
@@ -69,20 +66,26 @@ FAN = ((0.5, 0.9, 0.1), (0.6, 0.6, -0.7), (0.8, 0.1, -0.7), (0.9, 0.4, 0.4), (0.
 
 @dataclass
 class Pose:
-    """World = rotation @ (scale * canonical) + shift; only the shapes feel the bend besides."""
+    """World = rotation @ (scale * canonical) + shift; the shapes are bent as well, paths are not.
+
+    rotation: (3, 3), scale: (3,), shift: (3,) mm.
+    """
 
     rotation: np.ndarray
     scale: np.ndarray
     shift: np.ndarray
 
     def to_world(self, canonical) -> np.ndarray:
+        """(..., 3) canonical mm -> (..., 3) world mm."""
         return (np.asarray(canonical) * self.scale) @ self.rotation.T + self.shift
 
     def direction(self, canonical) -> np.ndarray:
+        """(3,) canonical direction -> (3,) unit vector in the world."""
         return _unit((np.asarray(canonical) * self.scale) @ self.rotation.T)
 
 
 def sample_pose(rng: np.random.Generator) -> Pose:
+    """A random pose: up to 12 degrees around each axis, 8 % size, 2.5 mm standard deviation."""
     tilt, roll, turn = np.radians(np.clip(rng.normal(0, [4.0, 4.0, 7.0]), -12, 12))
     rotation = np.eye(3)
     for axis, angle in ((0, tilt), (1, roll), (2, turn)):
@@ -96,13 +99,17 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def ventricular(along_mm, degrees, radius_mm) -> np.ndarray:
-    """Canonical points around the left ventricle's axis; 0 degrees is septal, 90 upward."""
+    """(..., 3) canonical points around the left ventricle's axis; 0 degrees is septal, 90 upward.
+
+    The arguments broadcast: distance along the axis from the mitral valve, angle, distance from it.
+    """
     along, angle, radius = np.broadcast_arrays(along_mm, np.radians(degrees), radius_mm)
     around = np.cos(angle)[..., None] * SEPTAL + np.sin(angle)[..., None] * UPWARD
     return MITRAL + along[..., None] * APEXWARD + radius[..., None] * around
 
 
 def sinus_direction(name: str) -> np.ndarray:
+    """(3,) canonical unit vector from the root's axis to a sinus, perpendicular to the axis."""
     angle = np.radians(SINUS_DEGREES[name])
     flat = np.array([np.cos(angle), np.sin(angle), 0.0])
     return _unit(flat - (flat @ ROOT_AXIS) * ROOT_AXIS)
@@ -124,17 +131,16 @@ def lung_stems(pose: Pose) -> list[tuple[np.ndarray, np.ndarray, float]]:
 def heart_shapes(lattice: Lattice, pose: Pose, behind: np.ndarray, rng) -> dict[str, np.ndarray]:
     """Lattice fields in mm: cavities, outer surfaces (`*_wall`), great vessels, veins, fat.
 
-    behind: the field of what the left atrium gives way to.
+    behind: the field of the spine and the aorta, which push the left atrium forwards.
     """
-    turned = [p - np.float32(s) for p, s in zip(lattice.points(), pose.shift, strict=True)]
+    # q: three fields (X, Y, Z), the canonical coordinates of the nodes,
+    # q = rotation^T (p - shift) / scale + bend
+    shifted = [p - np.float32(s) for p, s in zip(lattice.points(), pose.shift, strict=True)]
     bend = [lattice.noise(rng, 38.0) * np.float32(1.6) for _ in range(3)]
     q = []
     for column, scale, b in zip(pose.rotation.T.astype(np.float32), pose.scale, bend, strict=True):
-        q.append(
-            (column[0] * turned[0] + column[1] * turned[1] + column[2] * turned[2])
-            / np.float32(scale)
-            + b
-        )
+        rotated = column[0] * shifted[0] + column[1] * shifted[1] + column[2] * shifted[2]
+        q.append(rotated / np.float32(scale) + b)
     size = np.float32(pose.scale.mean())
     rough = lattice.noise(rng, 5.0)
     frame = np.stack([APEXWARD, SEPTAL, UPWARD])
@@ -145,7 +151,7 @@ def heart_shapes(lattice: Lattice, pose: Pose, behind: np.ndarray, rng) -> dict[
     s = _ventricles(q, frame, rough, vary, rng)
     s.update(_atria(q, vary, rng))
     s.update(_great_vessels(q, vary, rng))
-    # What gives way to what where two shapes meet.
+    # Where two shapes meet, one is cut: the vessels end at their valves, the chambers at the aorta.
     s["aorta"] = intersection(s["aorta"], -plane(q, ROOT, ROOT_AXIS), 1.0)
     s["pa"] = intersection(s["pa"], -plane(q, PULMONARY_VALVE, PULMONARY_AXIS), 1.0)
     for name in ("rv", "rv_wall"):
@@ -157,12 +163,12 @@ def heart_shapes(lattice: Lattice, pose: Pose, behind: np.ndarray, rng) -> dict[
     room = -tube(q, corridor, [6, 6, 5], 8.0)
     for name in ("la", "la_core", "lv_wall", "rv_wall"):
         s[name] = intersection(s[name], room, 3.0)
-    # Room for the circumflex under the appendage; the spine and the aorta press from behind.
+    # Room for the circumflex under the appendage; the spine and the aorta push from behind.
     groove = np.vstack([LEFT_MAIN_END, ventricular(-3.0, np.arange(128, 200, 16.0), 35.0)])
     room = np.maximum(-tube(q, groove, np.full(len(groove), 4.6), 8.0), 3.0 - behind / size)
     for name in ("la", "la_core"):
         s[name] = intersection(s[name], room, 3.0)
-    # A cavity ends where its neighbour is nearer; the gap of 1 mm is the valve.
+    # A cavity ends where its neighbor is nearer, max(a, (a - b) / 2 + 0.4); the gap is the valve.
     la, lv, ra, rv = s["la"], s["lv"], s["ra"], s["rv"]
     s["la"], s["lv"] = np.maximum(la, (la - lv) / 2 + 0.4), np.maximum(lv, (lv - la) / 2 + 0.4)
     s["ra"], s["rv"] = np.maximum(ra, (ra - rv) / 2 + 0.4), np.maximum(rv, (rv - ra) / 2 + 0.4)
@@ -184,6 +190,7 @@ def heart_shapes(lattice: Lattice, pose: Pose, behind: np.ndarray, rng) -> dict[
 
 
 def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
+    """Both ventricles and their walls; frame: (3, 3) axes of the left one in rows."""
     girth, length, wall = 34.5 * vary(), 66 * vary(0.05), rng.uniform(8.5, 11.5)
     along = plane(q, MITRAL, APEXWARD)
     lv_wall = ellipsoid(q, MITRAL + 20 * APEXWARD, (length, girth, girth * vary(0.04)), frame)
@@ -230,6 +237,7 @@ def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
 
 
 def _atria(q, vary, rng) -> dict[str, np.ndarray]:
+    """Both atria, the veins that enter them, and the left atrium without its veins (la_core)."""
     la = ellipsoid(q, (13, -29, 13), (30 * vary(0.1), 18.5 * vary(0.1), 23 * vary(0.1)))
     la = union(la, tube(q, [(8, -24, 10), MITRAL - 5 * SEPTAL - 2 * APEXWARD], [17, 15]), 8.0)
     tip = np.array([-32, 5, 30]) + rng.normal(0, 2.5, 3)
@@ -244,9 +252,8 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
         path = hermite_curve(vein, 8.0)
         la = union(la, tube(q, path[:, :3], path[:, 3] * vary(), 10.0), 4.0)
     ra = ellipsoid(q, (46, -5, -7), (23 * vary(0.1), 25 * vary(0.1), 31 * vary(0.1)))
-    ra = union(
-        ra, tube(q, [(42, 6, 8), (34, 26, 14), (24, 34, 17)], [15, 11, 6]), 8.0
-    )  # its appendage
+    right_appendage = tube(q, [(42, 6, 8), (34, 26, 14), (24, 34, 17)], [15, 11, 6])
+    ra = union(ra, right_appendage, 8.0)
     ra = union(ra, tube(q, [(40, 4, -12), (32, 14, -16)], [22, 20]), 6.0)
     svc = tube(q, [(44, -6, 90), (45, -5, 45), (45, -6, 14)], np.array([9.0, 9.5, 11]) * vary(0.12))
     ivc = tube(
@@ -266,11 +273,12 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
 
 
 def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
-    calibre = vary(0.1)
-    aorta = tube(q, [ROOT - 4 * ROOT_AXIS, ROOT + 12 * ROOT_AXIS], [11.5 * calibre, 12.5 * calibre])
+    """The aorta with its sinuses, the pulmonary arteries, and their trunk alone."""
+    caliber = vary(0.1)
+    aorta = tube(q, [ROOT - 4 * ROOT_AXIS, ROOT + 12 * ROOT_AXIS], [11.5 * caliber, 12.5 * caliber])
     for name in SINUS_DEGREES:
-        centre = ROOT + 8 * ROOT_AXIS + 6.0 * calibre * sinus_direction(name)
-        aorta = union(aorta, ellipsoid(q, centre, np.array([10.2, 10.2, 11]) * calibre), 3.0)
+        center = ROOT + 8 * ROOT_AXIS + 6.0 * caliber * sinus_direction(name)
+        aorta = union(aorta, ellipsoid(q, center, np.array([10.2, 10.2, 11]) * caliber), 3.0)
     ascending = [
         (7, 5, 20, 12.5),
         (11, 8, 33, 13.2),
@@ -280,17 +288,17 @@ def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
     ]
     ascending = np.array([*ascending, (1, -32, 101, 13.5), (-8, -54, 92, 12.5)], float)
     ascending[2:4, :2] += rng.normal(0, 1.5, 2)
-    ascending[:, 3] *= calibre * vary(0.05)
+    ascending[:, 3] *= caliber * vary(0.05)
     path = hermite_curve(ascending, 10.0)
     aorta = union(aorta, tube(q, path[:, :3], path[:, 3]), 3.0)
-    calibre = vary(0.1)
+    caliber = vary(0.1)
     trunk = hermite_curve(
         [(-13, 36, 24, 12.5), (-15, 31, 34, 13), (-18, 17, 45, 13.2), (-15, -2, 54, 13)], 6.0
     )
     arms = [hermite_curve(arm, 7.0) for arm in PULMONARY_ARTERIES]
-    pa = tube(q, trunk[:, :3], trunk[:, 3] * calibre)
+    pa = tube(q, trunk[:, :3], trunk[:, 3] * caliber)
     main = pa
     for path in arms:
-        pa = union(pa, tube(q, path[:, :3], path[:, 3] * calibre), 4.0)
+        pa = union(pa, tube(q, path[:, :3], path[:, 3] * caliber), 4.0)
     pa = np.maximum(pa, 2.5 - aorta)
     return {"aorta": aorta, "pa": pa, "trunk": main}

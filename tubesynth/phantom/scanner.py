@@ -1,8 +1,8 @@
-"""What the scanner makes of the shapes: partial volume, point-spread blur, reconstruction noise.
+"""Simulates the CT scan of the shapes: partial volume, point-spread blur, reconstruction noise.
 
 Fields lie on the coarse lattice (shapes.py) and are interpolated to the voxels only inside their
-bounding box. A voxel's share of a shape is a ramp of one voxel's width across its surface; thin
-tubes are counted on a finer grid instead.
+bounding box. A voxel's share of a shape is its fraction inside: a ramp of one voxel's width across
+the surface, or for the coronaries the count of the points of a finer grid that lie inside.
 """
 
 import itertools
@@ -18,6 +18,8 @@ from tubesynth.volume.polyline import (
     squared_distance_to_segment,
 )
 
+REFERENCE_MM = (0.7, 0.7, 1.05)  # the voxels that a case's noise level refers to
+
 
 class Canvas:
     """HU (X, Y, Z) float32 and labels (X, Y, Z) uint8, painted from back to front."""
@@ -25,12 +27,14 @@ class Canvas:
     def __init__(self, shape, spacing, lattice: Lattice, air_hu: float = -1000.0):
         self.shape, self.lattice = tuple(shape), lattice
         self.spacing = np.asarray(spacing, np.float64)
-        self.ramp = np.float32(np.sqrt(np.mean(self.spacing**2)))
+        self.ramp = np.float32(np.sqrt(np.mean(self.spacing**2)))  # mm, width of a surface's ramp
         self.hu = np.full(self.shape, air_hu, np.float32)
         self.labels = np.zeros(self.shape, np.uint8)
+        # world coordinates of the voxel centers along each axis, in mm
         self.axes = [
             (np.arange(n) - (n - 1) / 2) * d for n, d in zip(shape, self.spacing, strict=True)
         ]
+        # for each axis the lattice node before each voxel, and the weight t of the node after it
         self.weights = []
         for axis, origin, nodes in zip(self.axes, lattice.origin, lattice.shape, strict=True):
             position = (axis - origin) / STEP_MM
@@ -38,16 +42,16 @@ class Canvas:
             self.weights.append((first, (position - first).astype(np.float32)))
 
     def box(self, field: np.ndarray) -> tuple[slice, ...] | None:
-        """The voxels that the shape can touch."""
+        """The box of voxels that a shape (lattice field) can touch; None if there is none."""
         inside = field < self.ramp + STEP_MM
         columns = inside.any(2)
         slices = []
-        for axis, hit in enumerate((columns.any(1), columns.any(0), inside.any((0, 1)))):
-            hit = np.flatnonzero(hit)
-            if not len(hit):
+        for axis, hits in enumerate((columns.any(1), columns.any(0), inside.any((0, 1)))):
+            nodes = np.flatnonzero(hits)
+            if not len(nodes):
                 return None
-            low = self.lattice.axes[axis][hit[0]] - STEP_MM
-            high = self.lattice.axes[axis][hit[-1]] + STEP_MM
+            low = self.lattice.axes[axis][nodes[0]] - STEP_MM
+            high = self.lattice.axes[axis][nodes[-1]] + STEP_MM
             a, b = np.searchsorted(self.axes[axis], [low, high])
             if a == b:
                 return None
@@ -55,17 +59,18 @@ class Canvas:
         return tuple(slices)
 
     def planes(self, field: np.ndarray, box) -> Iterator[np.ndarray]:
-        """Trilinear values of a lattice field in each x plane of a box; the buffer is used again.
+        """Yield (Y, Z) trilinear values of a lattice field in each x plane of a box of voxels.
 
-        Plane by plane the work stays in the processor's cache. No matrix product: its sums would
-        depend on the number of threads.
+        Each plane overwrites the one before it. Plane by plane the work stays in the processor's
+        cache. No matrix product: its sums would depend on the number of threads.
         """
         (x, tx), (y, ty), (z, tz) = (
-            (first[part], t[part]) for (first, t), part in zip(self.weights, box, strict=True)
+            (first[extent], t[extent]) for (first, t), extent in zip(self.weights, box, strict=True)
         )
         field = _between(field[x[0] : x[-1] + 2, y[0] : y[-1] + 2], z, tz, axis=2)
-        field = _between(field, y - y[0], ty, axis=1)
-        out, step = np.empty((2, *field.shape[1:]), np.float32)
+        field = _between(field, y - y[0], ty, axis=1)  # (lattice X, Y, Z)
+        # f(x) = (1 - t) f_i + t f_i+1
+        out, step = np.empty(field.shape[1:], np.float32), np.empty(field.shape[1:], np.float32)
         for i, share in zip(x - x[0], tx, strict=True):
             np.multiply(field[i], 1 - share, out=out)
             np.multiply(field[i + 1], share, out=step)
@@ -79,29 +84,37 @@ class Canvas:
         return out
 
     def paint(self, field: np.ndarray, hu, label: int | None = None, voxels=None) -> None:
-        """Cover with a shape; `hu`: a number or lattice field; `voxels` (X, Y, Z) replaces it."""
+        """Cover what is painted so far with a shape: hu += share (value - hu), share in [0, 1].
+
+        field: the shape, a lattice field in mm. hu: its value, a number or a lattice field; voxels:
+        (X, Y, Z) HU, replaces it. label: the class of the voxels of which half or more is inside.
+        """
         box = self.box(field)
         if box is None:
             return
         if voxels is not None:
-            colours = voxels[box]
+            values = voxels[box]
         elif isinstance(hu, np.ndarray):
-            colours = self.planes(hu, box)
+            values = self.planes(hu, box)
         else:
-            colours = itertools.repeat(np.float32(hu))
-        for share, colour, view, labels in zip(
-            self.planes(field, box), colours, self.hu[box], self.labels[box], strict=False
+            values = itertools.repeat(np.float32(hu))
+        for share, value, view, labels in zip(
+            self.planes(field, box), values, self.hu[box], self.labels[box], strict=False
         ):
+            # share = clip(1/2 - distance / ramp, 0, 1)
             share *= -1 / self.ramp
             share += np.float32(0.5)
             if label is not None:
                 labels[share >= 0.5] = label
             np.clip(share, 0, 1, out=share)
-            share *= colour - view
+            share *= value - view
             view += share
 
     def tubes(self, segments: np.ndarray) -> np.ndarray:
-        """(N, 8) segments (ends, radii; mm) -> (X, Y, Z) share; thin ones by cross-section."""
+        """(N, 8) segments (two ends, two radii; world mm) -> (X, Y, Z) float32 share.
+
+        A tube thinner than a voxel gets the share of its cross-section, pi r^2 / ramp^2.
+        """
         share = np.zeros(self.shape, np.float32)
         reach = segments[:, 6] + 1.5 * self.ramp
         low = np.minimum(segments[:, :3], segments[:, 3:6]) - reach[:, None]
@@ -113,20 +126,21 @@ class Canvas:
             if (i == j).any():
                 continue
             box = tuple(slice(a, b) for a, b in zip(i, j, strict=True))
-            box_axes = [axis[part] for axis, part in zip(axes, box, strict=True)]
+            box_axes = [axis[extent] for axis, extent in zip(axes, box, strict=True)]
             squared, _ = squared_distance_to_segment(box_axes, segment[:3], segment[3:6])
             distance = np.sqrt(squared)
             radius = segment[6]
-            most = min(1.0, np.pi * radius**2 / self.ramp**2)
+            # the ramp's value on the axis, min(1, 1/2 + r / ramp), is scaled to the largest share
+            largest = min(1.0, np.pi * radius**2 / self.ramp**2)
             value = np.clip(0.5 - (distance - radius) / self.ramp, 0, 1) * (
-                most / min(1.0, 0.5 + radius / self.ramp)
+                largest / min(1.0, 0.5 + radius / self.ramp)
             )
             np.maximum(share[box], value, out=share[box])
         return share
 
 
 def _between(field: np.ndarray, first: np.ndarray, t: np.ndarray, axis: int) -> np.ndarray:
-    """Linear interpolation along one axis between nodes `first` and `first + 1`."""
+    """f_first + t (f_first+1 - f_first) along one axis; first, t: (n,) -> n values on that axis."""
     low = field.take(first, axis)
     field = field.take(first + 1, axis)
     field -= low
@@ -136,7 +150,7 @@ def _between(field: np.ndarray, first: np.ndarray, t: np.ndarray, axis: int) -> 
 
 
 def blend(target: np.ndarray, share: np.ndarray, hu: float) -> None:
-    """Cover the few voxels of a whole canvas whose share is not zero."""
+    """target += share (hu - target) in place, on the few voxels whose share is not zero."""
     index, flat = np.flatnonzero(share), target.reshape(-1)
     flat[index] += share.reshape(-1)[index] * (np.float32(hu) - flat[index])
 
@@ -144,40 +158,44 @@ def blend(target: np.ndarray, share: np.ndarray, hu: float) -> None:
 def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 0.4):
     """Share of each voxel inside the coronary tubes, counted on a grid of at most `fine_mm`.
 
-    branches: (N, 4) points and radii in mm. Returns the box, the share in it, and a mask
-    of the voxels in it that a centreline passes.
+    branches: (N, 4) points and radii in mm. Returns the box of voxels around them, the share
+    (X, Y, Z) float32 in it, and a mask (X, Y, Z) of its voxels that a centreline passes.
     """
     points = np.concatenate(branches)
     low, high = points[:, :3].min(0) - 4, points[:, :3].max(0) + 4
     box = tuple(slice(int(np.searchsorted(a, l)), int(np.searchsorted(a, h)))
                 for a, l, h in zip(canvas.axes, low, high, strict=True))  # fmt: skip
+    # each voxel has times[0] x times[1] x times[2] fine points; axes: their world mm
     times = np.ceil(canvas.spacing / fine_mm - 1e-6).astype(int)
     axes = []
-    for axis, part, k, d in zip(canvas.axes, box, times, canvas.spacing, strict=True):
-        sub = (np.arange(k) + 0.5) / k - 0.5
-        axes.append((axis[part][:, None] + sub * d).ravel().astype(np.float32))
+    for axis, voxels, k, d in zip(canvas.axes, box, times, canvas.spacing, strict=True):
+        offset = (np.arange(k) + 0.5) / k - 0.5  # in voxels
+        axes.append((axis[voxels][:, None] + offset * d).ravel().astype(np.float32))
     inside = np.zeros([len(a) for a in axes], bool)
     mask = np.zeros([len(a) // k for a, k in zip(axes, times, strict=True)], bool)
     origin = np.array(
         [a[b.start] if b.stop > b.start else 0 for a, b in zip(canvas.axes, box, strict=True)]
     )
     for branch in branches:
+        # the fine points inside: |p - t d|^2 <= (r_0 + t (r_1 - r_0))^2 for any segment
         for p, r in _segments(branch):
             i = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.min(0) - r.max(), strict=True)]
             j = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.max(0) + r.max(), strict=True)]
             segment_box = tuple(slice(a, b) for a, b in zip(i, j, strict=True))
-            box_axes = [axis[part] for axis, part in zip(axes, segment_box, strict=True)]
+            box_axes = [axis[extent] for axis, extent in zip(axes, segment_box, strict=True)]
             squared, t = squared_distance_to_segment(box_axes, p[0], p[1])
             inside[segment_box] |= squared <= (r[0] + t * (r[1] - r[0])) ** 2
+        # the voxels that the centreline passes, on points a fifth of a voxel apart
         index = np.rint(
             (_dense(branch[:, :3], canvas.spacing.min() / 5) - origin) / canvas.spacing
         ).astype(int)
         index = index[((index >= 0) & (index < mask.shape)).all(1)]
         mask[tuple(index.T)] = True
     share = inside.view(np.uint8)
-    for axis, k in enumerate(times):  # strided sums: reshaping to six axes takes three times longer
-        parts = [share[(slice(None),) * axis + (slice(i, None, k),)] for i in range(k)]
-        share = sum(parts[1:], parts[0].astype(np.uint16))
+    # Counts per voxel as strided sums: reshaping to six axes takes three times longer.
+    for axis, k in enumerate(times):
+        terms = [share[(slice(None),) * axis + (slice(i, None, k),)] for i in range(k)]
+        share = sum(terms[1:], terms[0].astype(np.uint16))
     return box, share.astype(np.float32) / np.float32(times.prod()), mask
 
 
@@ -199,7 +217,7 @@ def _dense(points: np.ndarray, step_mm: float) -> np.ndarray:
 
 
 def blur(hu: np.ndarray, spacing, sigma_mm=(0.38, 0.38, 0.45)) -> np.ndarray:
-    """The point-spread function: a Gaussian in mm, whatever the voxels are."""
+    """(X, Y, Z) HU convolved with the point-spread function, a Gaussian of sigma_mm per axis."""
     from scipy.ndimage import gaussian_filter1d
 
     for axis in range(3):
@@ -209,31 +227,33 @@ def blur(hu: np.ndarray, spacing, sigma_mm=(0.38, 0.38, 0.45)) -> np.ndarray:
     return hu
 
 
-REFERENCE_MM = (0.7, 0.7, 1.05)  # where a case's noise level is said
-
-
 def noise_power(fx, fy, fz):
-    """Filtered back projection: an apodised ramp in plane, a slice profile; cycles per mm."""
+    """Noise power at frequencies in cycles per mm, which broadcast; of no particular scale.
+
+    Filtered back projection has a ramp |f| in the plane (Riederer, Pelc and Chesler 1978,
+    doi:10.1088/0031-9155/23/3/008), apodized by a Gaussian; along z acts the slice profile.
+    """
     plane_squared = fx * fx + fy * fy
     return np.sqrt(plane_squared) * np.exp(-plane_squared / 0.36**2) * np.exp(-((fz / 0.42) ** 2))
 
 
 def ct_noise(shape, spacing, sigma_hu: float, rng: np.random.Generator) -> np.ndarray:
-    """(X, Y, Z) float32, `sigma_hu` at the reference voxel; larger voxels average more away."""
+    """(X, Y, Z) float32 HU: correlated noise with the standard deviation sigma_hu.
+
+    sigma_hu is that of voxels of REFERENCE_MM; larger voxels average more of it away.
+    """
     from scipy.fft import irfftn
 
-    def frequencies(n, d, half=False):
-        return (np.fft.rfftfreq if half else np.fft.fftfreq)(n, d).astype(np.float32)
-
-    fx, fy, fz = (
-        frequencies(n, d, half) for n, d, half in zip(shape, spacing, (0, 0, 1), strict=True)
-    )
+    # white noise in the half spectrum (X, Y, Z // 2 + 1), times the square root of the power
+    fx = np.fft.fftfreq(shape[0], spacing[0]).astype(np.float32)
+    fy = np.fft.fftfreq(shape[1], spacing[1]).astype(np.float32)
+    fz = np.fft.rfftfreq(shape[2], spacing[2]).astype(np.float32)
     amplitude = np.sqrt(noise_power(fx[:, None, None], fy[None, :, None], fz))
+    # The variance is the integral of the power over the band: of the reference voxels, the mean on
+    # 64^3 frequencies times the band's volume.
     grid = [((np.arange(64) + 0.5) / 64 - 0.5) / d for d in REFERENCE_MM]
     total = np.mean(noise_power(grid[0][:, None, None], grid[1][None, :, None], grid[2]))
-    total *= np.prod(
-        [1 / d for d in REFERENCE_MM]
-    )  # variance = integral of the power over the band
+    total *= np.prod([1 / d for d in REFERENCE_MM])
     count = np.prod(shape)
     # The integral over this grid's band is a sum over its bins of 1 / (n d) each.
     scale = np.sqrt(count / np.prod(spacing) / total) * sigma_hu
@@ -241,5 +261,6 @@ def ct_noise(shape, spacing, sigma_hu: float, rng: np.random.Generator) -> np.nd
         ..., 0
     ]
     spectrum *= amplitude * np.float32(scale / np.sqrt(2))
-    spectrum[..., 0] *= np.sqrt(2)  # its mirror image is itself: only the real part survives
-    return irfftn(spectrum, s=shape, overwrite_x=True)
+    # the plane fz = 0 is its own mirror image: only its Hermitian half survives, so twice the power
+    spectrum[..., 0] *= np.sqrt(2)
+    return np.asarray(irfftn(spectrum, s=shape, overwrite_x=True))

@@ -1,14 +1,18 @@
 """Implicit shapes in mm on a coarse lattice: ellipsoids, tubes, smooth unions, random fields.
 
-A shape is a float32 array of approximate signed distances (mm, negative inside) on a lattice whose
-nodes lie at multiples of STEP_MM in world coordinates, whatever the voxels are: so a case has one
-anatomy at every resolution. Distances of ellipsoids follow Quilez (first order, exact near the
-surface); smooth unions are his polynomial minimum.
+A shape is a float32 array (X, Y, Z) of approximate signed distances (mm, negative inside) on a
+lattice whose nodes lie at multiples of STEP_MM in world coordinates, independent of the voxels: so
+a case has one anatomy at every resolution. Distances of ellipsoids (first order, exact near the
+surface) and smooth unions (polynomial minimum) follow Quilez,
+https://iquilezles.org/articles/distfunctions and https://iquilezles.org/articles/smin.
+
+`points` are three arrays x, y, z in mm that broadcast to the lattice.
 """
 
 import numpy as np
 
-STEP_MM = 2.0
+STEP_MM = 2.0  # between the nodes of the lattice
+FAR_MM = 22.0  # beyond it the distance to a tube is not computed
 
 
 class Lattice:
@@ -27,19 +31,26 @@ class Lattice:
         return [x[:, None, None], y[None, :, None], z[None, None, :]]
 
     def noise(self, rng: np.random.Generator, scale_mm: float, period: int = 16) -> np.ndarray:
-        """A smooth random field of unit variance, knots `scale_mm` apart, fixed in the world."""
+        """(X, Y, Z) float32: a smooth random field of unit variance, fixed in the world.
+
+        A cubic B-spline through Gaussian knots (period, period, period), `scale_mm` apart, that
+        repeat periodically.
+        """
         field = rng.standard_normal((period,) * 3).astype(np.float32)
-        field /= np.float32(0.479**1.5)  # sums of squared B-spline weights
+        # The variance of the sum is the sum of the squared spline weights, 0.479 per axis.
+        field /= np.float32(0.479**1.5)
         for axis in (2, 1, 0):
+            # each node x = first + t lies between four knots, first - 1 ... first + 2
             position = self.axes[axis] / scale_mm
             first = np.floor(position).astype(int)
             t = (position - first).astype(np.float32)
             basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (t + t * t - t**3) + 1, t**3]
             shape = [-1 if k == axis else 1 for k in range(3)]
-            field = sum(
+            terms = [
                 field.take((first + k - 1) % period, axis) * (b / 6).reshape(shape)
                 for k, b in enumerate(basis)
-            )
+            ]
+            field = terms[0] + terms[1] + terms[2] + terms[3]
         return field
 
     def sampler(self, field: np.ndarray):
@@ -54,17 +65,21 @@ class Lattice:
 
     def gradient_sampler(self, field: np.ndarray):
         """A function (N, 3) world mm -> (N, 3) gradient of a lattice field."""
-        parts = [self.sampler(g) for g in np.gradient(field, STEP_MM)]
-        return lambda points: np.stack([part(points) for part in parts], 1)
+        components = [self.sampler(g) for g in np.gradient(field, STEP_MM)]
+        return lambda points: np.stack([component(points) for component in components], 1)
 
 
-def ellipsoid(points, centre, radii, axes=None) -> np.ndarray:
-    """Distance to an ellipsoid; `axes` (3, 3) has its unit axes in rows (default: the world's)."""
-    x, y, z = (p - np.float32(c) for p, c in zip(points, centre, strict=True))
+def ellipsoid(points, center, radii, axes=None) -> np.ndarray:
+    """Distance to an ellipsoid in mm, first order: (k - 1) / |grad k|.
+
+    center, radii: (3,) mm; axes: (3, 3) with the unit axes in rows, the world's if None.
+    """
+    x, y, z = (p - np.float32(c) for p, c in zip(points, center, strict=True))
     if axes is not None:
         axes = np.asarray(axes, np.float32)
         x, y, z = (a[0] * x + a[1] * y + a[2] * z for a in axes)
     x, y, z = (p / np.float32(r) for p, r in zip((x, y, z), radii, strict=True))
+    # k = |(x/a, y/b, z/c)| is 1 on the surface; slope is |k grad k| = |(x/a^2, y/b^2, z/c^2)|
     x, y, z = x * x, y * y, z * z
     level = np.sqrt(x + y + z)
     x, y, z = (p / np.float32(r * r) for p, r in zip((x, y, z), radii, strict=True))
@@ -72,16 +87,20 @@ def ellipsoid(points, centre, radii, axes=None) -> np.ndarray:
     return level * (level - 1) / np.maximum(slope, np.float32(1e-4))
 
 
-FAR_MM = 22.0
-
-
 def tube(points, path, radii, far_mm: float = FAR_MM) -> np.ndarray:
-    """Distance to a chain of cones, at most `far_mm`: path (N, 3) mm, radii (N,) mm."""
+    """Distance to a chain of cones in mm, at most `far_mm`: path (N, 3) mm, radii (N,) mm.
+
+    On the segment from a to b, with d = b - a and p = point - a, the nearest point is at
+    t = clip(p.d / d.d, 0, 1): the distance is |p - t d| - (r_a + t (r_b - r_a)).
+    """
     path, radii = np.asarray(path, np.float32), np.asarray(radii, np.float32)
+    # only the nodes in reach of the path are computed
     reach = far_mm + float(radii.max())
     box = _near(points, path.min(0) - reach, path.max(0) + reach)
-    near = [p[tuple(b if n > 1 else slice(None) for b, n in zip(box, p.shape, strict=True))]
-            for p in points]  # fmt: skip
+    near = []
+    for p in points:
+        index = tuple(b if n > 1 else slice(None) for b, n in zip(box, p.shape, strict=True))
+        near.append(p[index])
     best = np.float32(far_mm)
     for a, b, ra, rb in zip(path[:-1], path[1:], radii[:-1], radii[1:], strict=True):
         d = b - a
@@ -89,6 +108,7 @@ def tube(points, path, radii, far_mm: float = FAR_MM) -> np.ndarray:
         t = (x * d[0] + y * d[1] + z * d[2]) * np.float32(1 / max(float(d @ d), 1e-6))
         t = np.clip(t, 0, 1)
         x, y, z = x - t * d[0], y - t * d[1], z - t * d[2]
+        # in place: most of the time of a phantom is spent on these arrays
         x *= x
         y *= y
         z *= z
@@ -101,7 +121,7 @@ def tube(points, path, radii, far_mm: float = FAR_MM) -> np.ndarray:
 
 
 def _near(points, low, high) -> tuple[slice, ...]:
-    """The nodes between two corners, found on every fourth node."""
+    """The box of nodes between two corners (3,) mm, to four nodes: each fourth one is tested."""
     shape = np.broadcast_shapes(*(p.shape for p in points))
     inside = np.ones((1, 1, 1), bool)
     for p, a, b in zip(points, low, high, strict=True):
@@ -115,14 +135,18 @@ def _near(points, low, high) -> tuple[slice, ...]:
 
 
 def plane(points, origin, normal) -> np.ndarray:
-    """Signed distance to a plane, negative behind its normal."""
-    return sum(
+    """Signed distance to a plane in mm, (p - origin).normal, negative behind its normal."""
+    x, y, z = (
         (p - np.float32(o)) * np.float32(n) for p, o, n in zip(points, origin, normal, strict=True)
     )
+    return x + y + z
 
 
 def union(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
-    """Minimum whose crease is rounded over `blend_mm`."""
+    """Minimum whose crease is rounded over `blend_mm` = k: min(a, b) - h^2 / (4 k).
+
+    h = max(k - |a - b|, 0).
+    """
     h = np.maximum(blend_mm - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h * np.float32(0.25 / blend_mm)
 

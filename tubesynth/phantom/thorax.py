@@ -1,7 +1,7 @@
-"""Everything around the heart: body wall, bones, lungs and their vessels, diaphragm, fat.
+"""The chest around the heart: body wall, bones, lungs and their vessels, diaphragm, fat.
 
 Shapes are lattice fields in mm (see shapes.py), defined for the whole chest, so that a larger field
-of view shows more of it. The midline lies right of the origin because a cardiac scan is centred on
+of view shows more of it. The midline lies right of the origin because a cardiac scan is centered on
 the heart.
 """
 
@@ -18,8 +18,8 @@ def thorax_shapes(
 ) -> dict[str, np.ndarray]:
     """Lattice fields in mm of the body outside of the heart.
 
-    floor_mm, front_mm: the heart's lowest and foremost points. `rib_angle` is no shape: it goes
-    from 0 at the sternum to 1 at the spine.
+    floor_mm, front_mm: world z of the heart's lowest and y of its foremost point. `rib_angle` is no
+    shape: it grows from 0 at the sternum to 1 at the spine.
     """
     x, y, z = lattice.points()
     s: dict[str, np.ndarray] = {}
@@ -31,7 +31,8 @@ def thorax_shapes(
     )
     wave = lattice.noise(rng, 40.0)
 
-    # The pleural surface: a rounded box in x, y that narrows upwards; the wall lies around it.
+    # The pleural surface: a superellipse |px|^2.6 + |py|^2.6 = 1 in x, y that narrows upwards. Its
+    # distance is first order, (k - 1) / |grad k|, and the body wall lies around it.
     widen = (z + 60) * np.float32(-0.10)
     half_x, half_y = (
         width * np.float32(0.82) + widen,
@@ -41,7 +42,7 @@ def thorax_shapes(
     radius = (np.abs(px) ** 2.6 + np.abs(py) ** 2.6) ** np.float32(1 / 2.6) + np.float32(1e-6)
     slope = np.sqrt((px / half_x) ** 2 + (py / half_y) ** 2) / radius
     wall = (radius - 1) / np.maximum(slope, 1e-3) * np.float32(0.97)
-    # The sternum and the spine stand into the chest between the lungs.
+    # The sternum and the spine protrude into the chest between the lungs.
     s["pleura"] = (
         wall
         + np.exp(-(((x - mid) / 26) ** 2)) * np.where(y > 0, 3, 14).astype(np.float32)
@@ -58,7 +59,8 @@ def thorax_shapes(
     s["body"] = (inner - muscle - np.float32(fat) + wave * np.float32(1.0)).astype(np.float32)
     s["skin"] = s["body"] - 1.8
 
-    # Ribs: bands of the wall that fall from the spine to the side and rise again to the sternum.
+    # Ribs: bands of the wall, one each `pitch` mm, that fall from the spine to the side and rise
+    # again to the sternum; each band is an ellipse in depth and height.
     angle = np.arctan2(np.abs(x - mid), y - np.float32((front + back) / 2)) / np.float32(np.pi)
     s["rib_angle"] = angle
     pitch, offset = rng.uniform(25, 30), rng.uniform(0, 28)
@@ -133,8 +135,8 @@ def thorax_shapes(
     aorta = aorta + [mid, spine_y + 11, 0]
     aorta[:, :2] += rng.normal(0, 1.0, (5, 2))
     path = hermite_curve(aorta, 28.0)
-    calibre = rng.uniform(10.5, 13.0)
-    s["descending"] = tube([x, y, z], path, np.full(len(path), calibre), 10.0)
+    caliber = rng.uniform(10.5, 13.0)
+    s["descending"] = tube([x, y, z], path, np.full(len(path), caliber), 10.0)
     gullet = hermite_curve(
         np.array([(-18, 27, -130), (-11, 23, -40), (-6, 22, 20), (-4, 21, 130)])
         + [mid, spine_y, 0],
@@ -153,12 +155,9 @@ def thorax_shapes(
         [carina, (mid - 22, -44, 66, 6), (mid - 42, -46, 47, 5), (mid - 52, -54, 22, 3.6)],
         [(mid - 42, -46, 47, 5), (mid - 52, -54, 22, 3.6), (mid - 62, -60, -4, 2.4)],
     )
-    air = None
-    for branch in bronchi:
-        path = hermite_curve(branch, 12.0)
-        one = tube([x, y, z], path[:, :3], path[:, 3], 8.0)
-        air = one if air is None else np.minimum(air, one)
-    s["bronchus"] = air
+    paths = [hermite_curve(branch, 12.0) for branch in bronchi]
+    tubes = [tube([x, y, z], path[:, :3], path[:, 3], 8.0) for path in paths]
+    s["bronchus"] = np.minimum.reduce(tubes)
     return {
         name: np.asarray(np.broadcast_to(f, lattice.shape), np.float32) for name, f in s.items()
     }
@@ -167,13 +166,16 @@ def thorax_shapes(
 def lung_vessels(stems, rng: np.random.Generator) -> np.ndarray:
     """(N, 8) segments of the pulmonary trees: two ends, two radii, in world mm.
 
-    stems: position, direction, radius (mm) of each vein and artery at the hilum.
+    stems: position, direction, radius (mm) of each vein and artery at the hilum. At a branching the
+    flow is divided as r^2.6, and vessels end below a radius of 0.62 mm.
     """
     segments = []
 
     def grow(start, direction, radius, outward, generation):
+        """Add a vessel and all that leave it; outward: +1 right, -1 left."""
         if radius < 0.62:
             return
+        # the vessel itself: one or two segments with a random bend, away from the midline
         length = 6.8 * radius**0.55 * rng.uniform(0.7, 1.5)
         for _ in range(2 if radius > 1.0 else 1):
             bent = direction + rng.normal(0, 0.14, 3)
@@ -182,15 +184,15 @@ def lung_vessels(stems, rng: np.random.Generator) -> np.ndarray:
             end = start + bent * length / (2 if radius > 1.0 else 1)
             segments.append([*start, *end, radius, radius * 0.96])
             start, direction, radius = end, bent, radius * 0.96
+        # its two children, in a random plane through its direction
         side = rng.normal(0, 1, 3)
         side -= (side @ direction) * direction
         side /= np.linalg.norm(side)
         share = rng.uniform(0.12, 0.5) if generation else 0.45
         spread = 0.9 if generation < 3 else 1.1
-        for part, turn in ((share, spread * (1 - 0.5 * share)), (1 - share, -spread * share)):
-            grow(
-                start, direction + side * turn, radius * part ** (1 / 2.6), outward, generation + 1
-            )
+        for flow, turn in ((share, spread * (1 - 0.5 * share)), (1 - share, -spread * share)):
+            child_radius = radius * flow ** (1 / 2.6)
+            grow(start, direction + side * turn, child_radius, outward, generation + 1)
 
     for position, direction, radius in stems:
         outward = 1.0 if position[0] > MIDLINE else -1.0

@@ -1,6 +1,6 @@
 """A volume: an array in (x, y, z) RAS+ order that always travels with its affine.
 
-The affine maps voxel indices to world millimetres (RAS+), as nibabel gives it after reorientation.
+The affine maps voxel indices to world millimeters (RAS+), as nibabel gives it after reorientation.
 Its columns may be oblique: the spacing is the length of each column.
 """
 
