@@ -1,4 +1,4 @@
-"""Centrelines as files: what the phantom writes comes back as tokens, and bad files are refused."""
+"""Centreline files: branches written and read back, their tokens, and invalid files."""
 
 import json
 
@@ -24,11 +24,12 @@ FORK = [
 ]
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_branches_are_read_back(tmp_path):
     write_centreline(tmp_path / "a.centreline.json", FORK)
-    for found, given in zip(read_centreline(tmp_path / "a.centreline.json"), FORK, strict=True):
-        assert (found.name, found.parent) == (given.name, given.parent)
-        assert np.array_equal(found.points, given.points)
+    branches = read_centreline(tmp_path / "a.centreline.json")
+    for branch, original in zip(branches, FORK, strict=True):
+        assert (branch.name, branch.parent) == (original.name, original.parent)
+        assert np.array_equal(branch.points, original.points)
 
 
 def test_tokens_of_a_fork_have_steps_radii_and_distances_from_the_root():
@@ -48,7 +49,7 @@ def test_tokens_of_a_fork_have_steps_radii_and_distances_from_the_root():
     assert 16 <= (cut.branch == 0).sum() <= 18 and (cut.branch == 1).sum() == 9
 
 
-def test_a_corner_is_turned_where_it_is_and_a_side_branch_leaves_between_two_points():
+def test_tangents_turn_at_a_corner_and_a_side_branch_leaves_between_two_points():
     grid = Volume(np.zeros((60, 60, 60), np.uint8), np.diag([1.0, 1.0, 1.0, 1.0]))
     bent = [
         Branch("", None, np.array([[5, 5, 9, 1.0], [15, 5, 9, 1.0], [15, 35, 9, 1.0]])),
@@ -63,21 +64,21 @@ def test_a_corner_is_turned_where_it_is_and_a_side_branch_leaves_between_two_poi
     assert tokens.root_distance_mm[tokens.branch == 1][0] == pytest.approx(25, abs=0.13)
 
 
-def test_the_phantoms_own_centreline_gives_the_tokens_of_its_label_map():
+def test_the_phantoms_centreline_file_gives_the_tokens_of_its_label_map():
     spacing = np.array([0.7, 0.7, 1.05])
     phantom = make_phantom(5, 1, (256, 256, 128), spacing)
-    given = tokens_of_branches(phantom.branches, phantom.labels)
+    tokens = tokens_of_branches(phantom.branches, phantom.labels)
     traced = extract_tokens(phantom.labels.array == 8, phantom.labels.affine)
     middle = phantom.labels.center_mm
     curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in phantom.branches]
-    off, missed, error = distances(given, curves)
+    off, missed, error = distances(tokens, curves)
     assert off.max() < 0.1 and missed.max() < 0.6 and np.abs(error).mean() < 0.02
-    assert len(traced) == pytest.approx(len(given), rel=0.15)
-    assert np.median(traced.radius_mm) == pytest.approx(np.median(given.radius_mm), abs=0.15)
+    assert len(traced) == pytest.approx(len(tokens), rel=0.15)
+    assert np.median(traced.radius_mm) == pytest.approx(np.median(tokens.radius_mm), abs=0.15)
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("{", "no readable centreline"),
         ("[]", "branches: expected a list"),
@@ -95,15 +96,15 @@ def test_the_phantoms_own_centreline_gives_the_tokens_of_its_label_map():
         ),
     ],
 )
-def test_a_bad_file_is_refused_in_one_line_with_its_branch(text, said, tmp_path):
+def test_an_invalid_file_is_refused_in_one_line_with_its_branch(text, message, tmp_path):
     path = tmp_path / "1.centreline.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=said) as refusal:
+    with pytest.raises(InputError, match=message) as refusal:
         read_centreline(path)
     assert str(refusal.value).startswith(str(path))
 
 
-def test_vessels_of_another_place_are_refused(tmp_path):
+def test_a_centreline_outside_the_label_map_is_refused(tmp_path):
     write_centreline(tmp_path / "a.centreline.json", FORK)
     affine = np.eye(4)
     grid = Volume(np.zeros((20, 20, 20), np.uint8), affine)
@@ -115,9 +116,9 @@ def test_vessels_of_another_place_are_refused(tmp_path):
 
 def test_the_phantoms_file_has_the_keys_that_are_documented(tmp_path):
     write_centreline(tmp_path / "a.centreline.json", FORK)
-    found = json.loads((tmp_path / "a.centreline.json").read_text(encoding="utf-8"))
-    assert (found["units"], found["frame"]) == ("mm", "RAS world")
-    assert found["branches"][1] == {
+    content = json.loads((tmp_path / "a.centreline.json").read_text(encoding="utf-8"))
+    assert (content["units"], content["frame"]) == ("mm", "RAS world")
+    assert content["branches"][1] == {
         "name": "side",
         "parent": 0,
         "points": [[10, 0, 0, 1.2], [10, 8, 0, 0.6]],

@@ -1,4 +1,4 @@
-"""Every format and every way a file can be broken: what is read, and the one line that refuses."""
+"""Every format, every kind of broken file, and the one line of the error."""
 
 import gzip
 import locale
@@ -48,7 +48,7 @@ def refusal(call, *words):
     return message
 
 
-# ---- what is read
+# ---- reading
 
 
 @pytest.mark.parametrize("dtype", ["i2", "u2", "u1", "i4", "f4", "f8", "i8", ">i2", ">f4"])
@@ -106,7 +106,7 @@ def test_itk_formats_have_the_world_coordinates_of_the_same_nifti(tmp_path, suff
     assert np.allclose(volume.to_world(index), lps * [-1, -1, 1], atol=1e-5)
 
 
-def test_labels_that_a_slope_has_blurred_are_whole_numbers_again(tmp_path):
+def test_labels_stored_with_a_slope_are_rounded_to_whole_numbers(tmp_path):
     labels = np.arange(60).reshape(3, 4, 5) % 9
     image = nib.Nifti1Image(labels.astype(np.float32), np.eye(4))
     image.set_data_dtype(np.int16)
@@ -229,7 +229,7 @@ def test_nifti_2_is_read(tmp_path):
     assert np.array_equal(read_volume(tmp_path / "1.nii.gz").array, numbers())
 
 
-def test_png_is_a_volume_of_one_slice_and_comes_back_as_it_was(tmp_path):
+def test_a_png_is_a_volume_of_one_slice_and_a_round_trip_keeps_it(tmp_path):
     pixels = numbers((8, 6, 1), np.uint8)
     write_volume(tmp_path / "1.png", Volume(pixels, np.eye(4)), np.uint8)
     volume = read_volume(tmp_path / "1.png")
@@ -242,7 +242,7 @@ def test_png_is_a_volume_of_one_slice_and_comes_back_as_it_was(tmp_path):
     assert picture[0, 3] == pixels[3, -1, 0]  # y up: the top row of the picture is the last
 
 
-# ---- what is refused
+# ---- refusals
 
 
 def test_a_file_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_file_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkeypa
 
 
 def test_a_folder_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkeypatch):
-    """Said by the system as to a user who is not root; here the tests may run as one who may."""
+    """The error is simulated: the tests may run as root, who may read all folders."""
 
     def forbidden(self):
         raise PermissionError(13, "Permission denied", str(self))
@@ -266,7 +266,7 @@ def test_a_folder_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkey
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
-def test_voxels_that_are_no_numbers_are_not_written_as_others(tmp_path, dtype):
+def test_voxels_that_are_not_finite_are_not_written(tmp_path, dtype):
     array = numbers().astype(np.float32)
     array[1, 2, 3] = np.nan
     path = tmp_path / "1.nii.gz"
@@ -380,7 +380,7 @@ def test_label_on_another_grid_is_refused_with_both_names():
     )
 
 
-# ---- which file is which case
+# ---- pairing of cases
 
 
 def touch(folder, *names):
@@ -398,7 +398,7 @@ def test_cases_pair_by_id_up_to_the_first_dot_in_natural_order(tmp_path):
     assert all(case.label.name.startswith(case.id + ".") for case in cases)
 
 
-def test_unpaired_doubled_missing_and_empty_are_refused_by_name(tmp_path):
+def test_unpaired_and_repeated_cases_and_empty_folders_are_refused_by_name(tmp_path):
     images = touch(tmp_path / "images", "1.img.nii.gz", "2.img.nii.gz")
     labels = touch(tmp_path / "labels", "1.label.nii.gz", "3.label.nii.gz")
     refusal(lambda: pair_cases(images, labels), "2.img.nii.gz", "3.label.nii.gz")

@@ -1,4 +1,4 @@
-"""The phantom keeps its promises: anatomy, Murray's law, HU, physics of the scan, files, bytes."""
+"""The phantom: anatomy, Murray's law, HU, physics of the scan, files, equal bytes."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def points_of(branches, *, septal=True):
     return np.concatenate([b.points for b in branches if septal or not b.name.startswith("S")])
 
 
-def test_blood_and_tissue_have_the_hu_that_is_promised(middle):
+def test_blood_and_tissue_have_plausible_hu(middle):
     hu, labels = middle.image.array, middle.labels.array
     inside = {k: hu[binary_erosion(labels == k, iterations=2)].mean() for k in range(1, 8)}
     assert 85 < inside[1] < 140
@@ -46,7 +46,7 @@ def test_blood_and_tissue_have_the_hu_that_is_promised(middle):
     assert (hu > 400).sum() > (labels == 6).sum() * 0.05  # bone and dense blood
 
 
-def test_every_class_is_there_and_has_a_plausible_volume(middle):
+def test_every_class_occurs_with_a_plausible_volume(middle):
     millilitres = np.bincount(middle.labels.array.ravel(), minlength=9) * 1.2**3 / 1000
     low = [0, 80, 40, 60, 40, 40, 50, 30, 2]
     high = [9999, 230, 180, 220, 200, 200, 180, 150, 15]
@@ -134,7 +134,7 @@ def test_one_anatomy_at_two_resolutions(middle):
         assert a.name == b.name and np.allclose(a.points, b.points, atol=1e-3)
 
 
-def test_label_holds_the_centreline_and_hangs_together_with_the_aorta(middle):
+def test_coronary_labels_hold_the_centreline_and_are_connected_to_the_aorta(middle):
     labels = middle.labels.array
     index = np.rint(middle.labels.to_index(points_of(middle.branches)[:, :3])).astype(int)
     index = index[((index >= 0) & (index < labels.shape)).all(1)]
@@ -145,7 +145,7 @@ def test_label_holds_the_centreline_and_hangs_together_with_the_aorta(middle):
     assert (same[labels == CORONARY]).all()
 
 
-def test_affine_is_true_so_that_the_centreline_lies_on_bright_voxels(middle):
+def test_the_centreline_lies_on_bright_voxels_by_the_affine(middle):
     hu, points = middle.image.array, points_of(middle.branches)
     points = points[(points[:, 3] > 1.2)]
     on = np.rint(middle.image.to_index(points[:, :3])).astype(int)
@@ -194,10 +194,10 @@ def test_edges_are_partial(middle):
     )
 
 
-def run(folder, *more, cases, workers=1):
+def run(folder, *options, cases, workers=1):
     size = ["--resolution", "40", "40", "32", "--spacing", "4.4", "4.4", "4.2"]
     args = ["--output-dir", str(folder), "--cases", str(cases), "--workers", str(workers)]
-    command.main([*args, *size, *more])
+    command.main([*args, *size, *options])
 
 
 def digests(folder):
@@ -233,14 +233,14 @@ def test_image_label_and_centreline_of_a_case_agree(data_set):
     assert np.isin(labels.array[tuple(index.T)], (AORTA, CORONARY)).all()
 
 
-def test_a_second_run_makes_only_what_is_missing(data_set, capsys):
+def test_a_second_run_writes_only_missing_files(data_set, capsys):
     before = digests(data_set)
-    kept = data_set / "training/images/1.img.nii.gz"
-    stamp = kept.stat().st_mtime_ns
+    complete = data_set / "training/images/1.img.nii.gz"
+    stamp = complete.stat().st_mtime_ns
     (data_set / "validation/images/2.img.nii.gz").unlink()
     run(data_set, cases=2)
-    assert digests(data_set) == before and kept.stat().st_mtime_ns == stamp
-    assert "1 made, 1 were there" in capsys.readouterr().out
+    assert digests(data_set) == before and complete.stat().st_mtime_ns == stamp
+    assert "1 written, 1 complete before" in capsys.readouterr().out
 
 
 def test_other_settings_in_a_finished_folder_are_refused_with_a_remedy(tmp_path):
@@ -250,7 +250,7 @@ def test_other_settings_in_a_finished_folder_are_refused_with_a_remedy(tmp_path)
         run(tmp_path, "--seed", "9", cases=1)
 
 
-def test_the_split_stays_when_more_cases_are_asked_for():
+def test_more_cases_do_not_change_the_split():
     few, many = command.split_cases(2, 0.2), command.split_cases(20, 0.2)
     assert few == {1: "training", 2: "validation"} and few.items() <= many.items()
     assert list(many.values()).count("validation") == 4

@@ -1,4 +1,4 @@
-"""Resampling against SimpleITK and SciPy, and where things are in the world."""
+"""Resampling against SimpleITK and SciPy, and positions in the world."""
 
 from pathlib import Path
 
@@ -55,11 +55,13 @@ def test_image_agrees_with_simpleitk_within_2_hu(oblique, spacing):
     affine = (oblique_affine if oblique else centered_affine)(shape, source_spacing)
     volume = Volume(blobs(shape), affine)
     shape, affine = target_grid(volume, spacing, (32, 24, 20))
-    ours = resample_image(volume, shape, affine, fill=-1000).array
-    theirs = by_simpleitk(volume, shape, affine, sitk.sitkBSpline, -1000)
-    theirs = np.where(theirs == -1000, -1000, theirs.clip(volume.array.min(), volume.array.max()))
-    assert np.mean((ours == -1000) == (theirs == -1000)) == 1
-    assert np.abs(ours - theirs).max() < 0.1
+    result = resample_image(volume, shape, affine, fill=-1000).array
+    expected = by_simpleitk(volume, shape, affine, sitk.sitkBSpline, -1000)
+    expected = np.where(
+        expected == -1000, -1000, expected.clip(volume.array.min(), volume.array.max())
+    )
+    assert np.mean((result == -1000) == (expected == -1000)) == 1
+    assert np.abs(result - expected).max() < 0.1
 
 
 def test_labels_agree_with_simpleitk_on_every_voxel():
@@ -68,27 +70,27 @@ def test_labels_agree_with_simpleitk_on_every_voxel():
         centered_affine((50, 40, 30), [0.5, 0.5, 1]),
     )
     shape, affine = target_grid(volume, (0.7, 0.7, 1.05), (64, 48, 24))
-    ours = resample_labels(volume, shape, affine)
-    theirs = by_simpleitk(volume, shape, affine, sitk.sitkNearestNeighbor, 0)
-    assert ours.array.dtype == np.uint8
-    assert np.mean(ours.array == theirs) == 1
-    assert set(np.unique(ours.array)) == {0, 7}
+    result = resample_labels(volume, shape, affine)
+    expected = by_simpleitk(volume, shape, affine, sitk.sitkNearestNeighbor, 0)
+    assert result.array.dtype == np.uint8
+    assert np.mean(result.array == expected) == 1
+    assert set(np.unique(result.array)) == {0, 7}
 
 
 def test_rotated_target_grid_goes_through_simpleitk_and_agrees_with_it():
     volume = Volume(blobs((24, 24, 24)), centered_affine((24, 24, 24), [1, 1, 1]))
     affine = oblique_affine((20, 20, 20), np.array([1.0, 1.1, 0.9]), (10, 5, 20))
     affine[:3, 3] = -10, -8, -9
-    ours = resample_image(volume, (20, 20, 20), affine).array
-    theirs = by_simpleitk(volume, (20, 20, 20), affine, sitk.sitkBSpline, -1000)
+    result = resample_image(volume, (20, 20, 20), affine).array
+    expected = by_simpleitk(volume, (20, 20, 20), affine, sitk.sitkBSpline, -1000)
     low, high = volume.array.min(), volume.array.max()
-    theirs = np.where(theirs == -1000, -1000, theirs.clip(low, high))
-    assert (theirs != -1000).mean() > 0.5
-    assert np.abs(ours - theirs).max() < 0.1
+    expected = np.where(expected == -1000, -1000, expected.clip(low, high))
+    assert (expected != -1000).mean() > 0.5
+    assert np.abs(result - expected).max() < 0.1
 
 
 @pytest.mark.parametrize("shear", [0.0, 0.3])
-def test_bright_voxel_stays_where_it_was_in_mm_with_an_oblique_affine(shear):
+def test_a_bright_voxel_keeps_its_world_position_with_an_oblique_affine(shear):
     shape, spacing = (40, 44, 36), np.array([0.5, 0.6, 0.9])
     affine = oblique_affine(shape, spacing)
     affine[:3, 2] += shear * affine[:3, 1]  # gantry tilt
@@ -97,17 +99,17 @@ def test_bright_voxel_stays_where_it_was_in_mm_with_an_oblique_affine(shear):
     array = ndimage.gaussian_filter(array.astype(np.float32), 1.2)
     volume = Volume(array, affine)
     grid = target_grid(volume, (0.7, 0.7, 1.05), (40, 44, 40))
-    moved = resample_image(volume, *grid)
-    weights = (moved.array + 1000).clip(0)
+    resampled = resample_image(volume, *grid)
+    weights = (resampled.array + 1000).clip(0)
     index = np.array(ndimage.center_of_mass(weights))
-    off_mm = np.linalg.norm(moved.to_world(index) - volume.to_world([13, 30, 21]))
+    off_mm = np.linalg.norm(resampled.to_world(index) - volume.to_world([13, 30, 21]))
     assert off_mm < 0.5 * 0.7
     assert np.allclose(
-        moved.affine[:3, :3] / moved.spacing, affine[:3, :3] / volume.spacing, atol=1e-12
+        resampled.affine[:3, :3] / resampled.spacing, affine[:3, :3] / volume.spacing, atol=1e-12
     )
 
 
-def test_target_grid_has_the_same_centre_and_the_asked_spacing():
+def test_target_grid_has_the_same_center_and_the_requested_spacing():
     volume = Volume(np.zeros((31, 20, 11)), oblique_affine((31, 20, 11), np.array([0.4, 0.4, 0.6])))
     shape, affine = target_grid(volume, (0.7, 0.7, 1.05), (16, 32, 8))
     grid = Volume(np.zeros(shape), affine)
@@ -137,7 +139,7 @@ def test_a_step_does_not_ring_beyond_the_input_and_outside_is_padding():
     assert (out[:16] == -1000).all() and (out[-16:] == -1000).all()
 
 
-def test_back_on_the_original_grid_a_smooth_volume_is_what_it_was():
+def test_a_smooth_volume_survives_a_round_trip_to_a_finer_grid():
     volume = Volume(blobs((40, 40, 40), sigma=3), centered_affine((40, 40, 40), [1, 1, 1]))
     fine = resample_image(volume, *target_grid(volume, (0.7, 0.7, 0.7), (64, 64, 64)))
     back = resample_image(fine, volume.shape, volume.affine)
@@ -150,11 +152,11 @@ def test_axes_of_one_to_three_voxels_resample_like_scipy(n):
     array = blobs((n, 12, 12))
     volume = Volume(array, centered_affine(array.shape, [1, 1, 1]))
     shape, affine = target_grid(volume, (1, 0.6, 0.6), (n, 16, 16))
-    ours = resample_image(volume, shape, affine).array
+    result = resample_image(volume, shape, affine).array
     line = (12 - 1) / 2 + (np.arange(16) - 7.5) * 0.6
     points = np.meshgrid(np.arange(n), line, line, indexing="ij")
-    theirs = ndimage.map_coordinates(array.astype(np.float64), points, order=3, mode="mirror")
-    assert np.abs(ours - theirs.clip(array.min(), array.max())).max() < 0.05
+    expected = ndimage.map_coordinates(array.astype(np.float64), points, order=3, mode="mirror")
+    assert np.abs(result - expected.clip(array.min(), array.max())).max() < 0.05
 
 
 @pytest.mark.parametrize("flips", ORDERS)
@@ -175,13 +177,13 @@ def test_real_ct_agrees_with_simpleitk(case):
     assert same_grid(image, label)
     # at this spacing no sample lies half-way between two voxels, where rounding noise decides
     shape, affine = target_grid(image, (1.37, 1.37, 2.11), (64, 64, 48))
-    ours = resample_image(image, shape, affine).array
-    theirs = by_simpleitk(
+    result = resample_image(image, shape, affine).array
+    expected = by_simpleitk(
         Volume(image.array.astype(np.float32), image.affine), shape, affine, sitk.sitkBSpline, -5000
     )
-    inside = theirs != -5000
-    theirs = theirs.clip(image.array.min(), image.array.max())
-    assert np.abs(ours - theirs)[inside].mean() < 0.1
+    inside = expected != -5000
+    expected = expected.clip(image.array.min(), image.array.max())
+    assert np.abs(result - expected)[inside].mean() < 0.1
     labels = resample_labels(label, shape, affine).array
     by_itk = by_simpleitk(label, shape, affine, sitk.sitkNearestNeighbor, 0)
     assert np.mean(labels == by_itk) > 0.999

@@ -87,7 +87,7 @@ def test_a_straight_tube_has_its_radius_and_length_in_every_direction(radius):
         assert np.abs(error[inner].mean()) < 0.1, "counting voxels has no bias"
         along = tokens.tangent[inner] @ direction
         # The mask ends in half balls, whose tips the centreline goes half way towards. Of the
-        # thinnest tubes no voxel centre lies inside for a few mm, so they are drawn with gaps.
+        # thinnest tubes no voxel center lies inside for a few mm, so their masks have gaps.
         if radius >= 0.7:
             assert missed.max() < 1.3 and np.mean(missed < 0.8) > 0.95
             length = tokens.root_distance_mm.max()
@@ -98,7 +98,7 @@ def test_a_straight_tube_has_its_radius_and_length_in_every_direction(radius):
 
 @pytest.mark.parametrize("width", [(2, 2), (4, 4), (1, 2), (6, 2), (8, 4)])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_tube_of_even_width_is_not_lost(width, axis):
+def test_a_tube_of_even_width_keeps_its_skeleton(width, axis):
     mask = np.zeros((60, 20, 20), bool)
     mask[10:50, 5 : 5 + width[0], 5 : 5 + width[1]] = True
     tokens = extract_tokens(np.moveaxis(mask, 0, axis), np.eye(4))
@@ -108,7 +108,7 @@ def test_a_tube_of_even_width_is_not_lost(width, axis):
     assert np.allclose(tokens.radius_mm[middle], np.sqrt(np.prod(width) / np.pi), rtol=0.07)
 
 
-def test_an_even_branch_that_thinning_ate_comes_back_at_its_junction():
+def test_an_even_branch_that_thinning_removed_is_restored_at_its_junction():
     mask = np.zeros((60, 40, 20), bool)
     mask[5:55, 9:12, 9:12] = True  # odd: stays
     mask[29:31, 12:38, 9:11] = True  # even: scikit-image removes it
@@ -230,16 +230,16 @@ def test_steps_are_equal_along_a_branch_and_tangents_are_unit_and_away_from_the_
         tokens = tokens_of(Y_SHAPE, step_mm=step_mm)
         assert np.allclose(np.linalg.norm(tokens.tangent, axis=1), 1, atol=1e-5)
         for branch in np.unique(tokens.branch):
-            own = tokens.branch == branch
-            steps = np.diff(tokens.root_distance_mm[own])
+            rows = tokens.branch == branch
+            steps = np.diff(tokens.root_distance_mm[rows])
             assert np.ptp(steps) < 1e-3 and step_mm / 2 < steps.mean() <= step_mm + 1e-4
-            chords = np.diff(tokens.position_mm[own], axis=0)
+            chords = np.diff(tokens.position_mm[rows], axis=0)
             assert np.linalg.norm(chords, axis=1) == pytest.approx(steps, rel=0.05)
-            assert ((chords * tokens.tangent[own][:-1]).sum(axis=1) > 0).all()
+            assert ((chords * tokens.tangent[rows][:-1]).sum(axis=1) > 0).all()
         assert np.isin(np.diff(tokens.branch), [0, 1]).all(), "branches are numbered in order"
 
 
-def test_the_same_mask_gives_the_same_tokens_and_arrays_carry_them_whole():
+def test_the_same_mask_gives_the_same_tokens_and_they_survive_to_array():
     first, second = tokens_of(Y_SHAPE), tokens_of(Y_SHAPE)
     assert np.array_equal(first.to_array(), second.to_array())
     again = VesselTokens.from_array(first.to_array())
@@ -284,8 +284,8 @@ def test_the_distance_field_of_a_tube_is_the_closed_form():
 
 def test_a_gap_that_a_crop_made_is_not_bridged():
     tokens = tokens_of([tube([-25, 0, 0], [25, 0, 0], 1.5)])
-    kept = tokens.to_array()[np.abs(tokens.position_mm[:, 0]) > 8]
-    distance = vessel_fields(VesselTokens.from_array(kept), (51, 1, 1), (1, 1, 1))[0, :, 0, 0]
+    cropped = tokens.to_array()[np.abs(tokens.position_mm[:, 0]) > 8]
+    distance = vessel_fields(VesselTokens.from_array(cropped), (51, 1, 1), (1, 1, 1))[0, :, 0, 0]
     assert distance[25] > 5 and distance[5] < -1 and distance[45] < -1
 
 
@@ -299,21 +299,23 @@ def test_the_fields_of_a_latent_grid_agree_with_the_mask(phantom):
 
 
 def test_a_vessel_thinner_than_a_voxel_of_the_model_keeps_its_tokens(phantom):
-    """At 2.8 x 2.8 x 4.2 mm the label map holds crumbs of the coronaries; tokens come from the
+    """At 2.8 x 2.8 x 4.2 mm the label map has fragments of the coronaries; tokens come from the
     file."""
-    case, own = phantom
+    case, fine = phantom
     shape, affine = target_grid(case.labels, SPACING * 4, (64, 64, 32))
     source = vessel_token_source(8, 1.0)
     tokens = VesselTokens(**source.extract(case.labels, shape, affine))
-    assert len(tokens) == len(own) and np.array_equal(tokens.radius_mm, own.radius_mm)
+    assert len(tokens) == len(fine) and np.array_equal(tokens.radius_mm, fine.radius_mm)
     # the exact centrelines, relative to the middle of the coarse grid
     middle = Volume(np.zeros(shape, np.uint8), affine).center_mm
     curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in case.branches]
     assert np.mean(distances(tokens, curves)[1] < 0.8) > 0.96
     coarse = resample_labels(case.labels, shape, affine)
-    crumbs = extract_tokens(coarse.array == 8, affine)
-    found = 0.0 if len(crumbs) == 0 else np.mean(distances(crumbs, curves)[1] < 0.8)
-    assert found < 0.6
+    coarse_tokens = extract_tokens(coarse.array == 8, affine)
+    covered = 0.0
+    if len(coarse_tokens):
+        covered = np.mean(distances(coarse_tokens, curves)[1] < 0.8)
+    assert covered < 0.6
 
 
 def test_tokens_keep_their_place_in_the_world_on_any_grid():
@@ -325,33 +327,35 @@ def test_tokens_keep_their_place_in_the_world_on_any_grid():
     straight[:3, 3] = source.center_mm - [15, 21, 30]
     shape = (40, 30, 20)
     placed = place_tokens(tokens, source, shape, straight)
-    here = Volume(np.zeros(shape, np.uint8), straight)
+    grid = Volume(np.zeros(shape, np.uint8), straight)
     world = source.center_mm + tokens.position_mm @ turn.T
-    expected = world - here.center_mm
-    reach = np.array(shape) * here.spacing / 2 + tokens.radius_mm[:, None]
-    kept = (np.abs(expected) <= reach).all(axis=1)
-    assert 0 < kept.sum() < len(tokens)
-    assert np.abs(placed.position_mm - expected[kept]).max() < 1e-3
-    assert np.abs(placed.tangent - tokens.tangent[kept] @ turn.T).max() < 1e-6
-    assert np.array_equal(placed.radius_mm, tokens.radius_mm[kept])
+    expected = world - grid.center_mm
+    reach = np.array(shape) * grid.spacing / 2 + tokens.radius_mm[:, None]
+    inside = (np.abs(expected) <= reach).all(axis=1)
+    assert 0 < inside.sum() < len(tokens)
+    assert np.abs(placed.position_mm - expected[inside]).max() < 1e-3
+    assert np.abs(placed.tangent - tokens.tangent[inside] @ turn.T).max() < 1e-6
+    assert np.array_equal(placed.radius_mm, tokens.radius_mm[inside])
     same = place_tokens(tokens, source, source.shape, source.affine)
     assert np.abs(same.to_array() - tokens.to_array()).max() < 1e-4
 
 
 @pytest.mark.parametrize("factor", [1, 4])
-def test_vessels_painted_from_their_tokens_are_the_label_maps_own_and_in_one_piece(phantom, factor):
+def test_rasterized_tokens_are_the_vessels_of_the_label_map_in_one_piece(phantom, factor):
     case, tokens = phantom
     shape, affine = target_grid(case.labels, SPACING * factor, np.array((256, 256, 128)) // factor)
     labels = resample_labels(case.labels, shape, affine)
     placed = place_tokens(tokens, case.labels, shape, affine)
-    painted = rasterize_vessels(labels, placed, 8)
-    mask = painted.array == 8
+    rasterized = rasterize_vessels(labels, placed, 8)
+    mask = rasterized.array == 8
     # a left and a right tree, in one piece each, however coarse the grid
     assert label(mask, np.ones((3, 3, 3)))[1] == 2
-    assert np.array_equal(painted.array[~mask], np.where(labels.array == 8, 0, labels.array)[~mask])
+    assert np.array_equal(
+        rasterized.array[~mask], np.where(labels.array == 8, 0, labels.array)[~mask]
+    )
     if factor == 1:
-        own = labels.array == 8
-        assert 2 * (mask & own).sum() / (mask.sum() + own.sum()) > 0.85
+        original = labels.array == 8
+        assert 2 * (mask & original).sum() / (mask.sum() + original.sum()) > 0.85
     none = rasterize_vessels(labels, VesselTokens.from_array(np.zeros((0, 9))), 8)
     assert not (none.array == 8).any() and none.array.dtype == labels.array.dtype
 
@@ -368,9 +372,9 @@ def test_phantom_tokens_lie_on_the_true_centrelines_with_the_true_radius(phantom
     middle = case.labels.center_mm
     curves = [np.c_[b.points[:, :3] - middle, b.points[:, 3]] for b in case.branches]
     off, missed, error = distances(tokens, curves)
-    assert off.mean() < 0.2  # asked: 0.4
-    assert np.mean(missed < 0.8) > 0.96  # asked: 0.95
-    assert np.abs(error).mean() < 0.1  # asked: 0.3
+    assert off.mean() < 0.2  # required: 0.4
+    assert np.mean(missed < 0.8) > 0.96  # required: 0.95
+    assert np.abs(error).mean() < 0.1  # required: 0.3
     assert abs(error.mean()) < 0.03
     assert voxels_off(tokens, case.labels.array == 8) < 1.5
     assert np.sum(tokens.root_distance_mm == 0) == 2
@@ -388,8 +392,8 @@ def test_a_real_aorta_is_one_vessel_from_its_root(real_ct):
     assert tokens.branch.max() == 0 and 350 < tokens.root_distance_mm.max() < 410
     assert 12 < np.median(tokens.radius_mm) < 17
     assert voxels_off(tokens, mask, labels.spacing) < 1.5
-    drawn = vessel_fields(tokens, mask.shape, labels.spacing, max_mm=1.0)[0] < 0
-    assert 2 * (drawn & mask).sum() / (drawn.sum() + mask.sum()) > 0.9
+    inside = vessel_fields(tokens, mask.shape, labels.spacing, max_mm=1.0)[0] < 0
+    assert 2 * (inside & mask).sum() / (inside.sum() + mask.sum()) > 0.9
     torn = extract_tokens(labels.array == 3, labels.affine)  # the true lumen is in 121 pieces
     assert np.isfinite(torn.to_array()).all()
     assert voxels_off(torn, labels.array == 3, labels.spacing) < 1.5

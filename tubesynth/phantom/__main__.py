@@ -2,8 +2,8 @@
 
     tubesynth phantom --output-dir data/phantoms --cases 40 --workers 4
 
-writes D/phantom.json (the settings) and, in D/training and D/validation, images/N.img.nii.gz,
-labels/N.label.nii.gz and centrelines/N.centreline.json. A second run makes only what is missing;
+writes phantom.json (the settings) and, in training/ and validation/, images/N.img.nii.gz,
+labels/N.label.nii.gz and centrelines/N.centreline.json. A second run makes only the missing cases;
 the bytes do not depend on the number of workers.
 """
 
@@ -19,13 +19,13 @@ from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.centreline_file import SUFFIX, write_centreline
 
 SETTINGS_FILE = "phantom.json"
-VERSION = 1  # of the anatomy: another number is another data set
-MOST_VOXELS = 2**28
+VERSION = 1  # of the anatomy; it changes with the bytes of the data set
+MAX_VOXELS = 2**28
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the bytes of case N."""
+    """All options that the bytes of a case depend on; resolution in voxels, spacing in mm."""
 
     seed: int
     resolution: tuple[int, int, int]
@@ -44,28 +44,30 @@ def main(argv=None) -> None:
     ]
     jobs = [(settings, case, case_files(root, split, case)) for case in missing]
     each(write_case, jobs, args.workers, "phantoms")
-    held = sum(part == "validation" for part in split.values())
+    num_validation = list(split.values()).count("validation")
     print(
-        f"{root}: {len(split) - held} training and {held} validation cases "
-        f"({len(missing)} made, {len(split) - len(missing)} were there)"
+        f"{root}: {len(split) - num_validation} training and {num_validation} validation cases "
+        f"({len(missing)} written, {len(split) - len(missing)} complete before)"
     )
 
 
 def split_cases(cases: int, validation_fraction: float) -> dict[int, str]:
-    """{case: training | validation}; validation takes case 2 and then every (1 / fraction)-th.
+    """{case: "training" or "validation"}; case 2 is for validation, then each (1 / fraction)-th.
 
-    A case's part does not depend on the number of cases: more can be asked for later.
+    The split of a case does not depend on the number of cases: more can be added later.
     """
 
-    def held(upto: int) -> int:
-        return int(1 + (upto - 2) * validation_fraction + 1e-9)
+    def num_validation(last_case: int) -> int:
+        return int(1 + (last_case - 2) * validation_fraction + 1e-9)
 
-    cases = range(1, cases + 1)
-    return {c: "validation" if c > 1 and held(c) > held(c - 1) else "training" for c in cases}
+    def is_validation(case: int) -> bool:
+        return case > 1 and num_validation(case) > num_validation(case - 1)
+
+    return {c: "validation" if is_validation(c) else "training" for c in range(1, cases + 1)}
 
 
 def case_files(root: Path, split: dict[int, str], case: int) -> tuple[Path, Path, Path]:
-    """Image, label map and centreline of a case."""
+    """Paths of the image, the label map and the centreline of a case."""
     folder = root / split[case]
     return (
         folder / "images" / f"{case}.img.nii.gz",
@@ -128,28 +130,29 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
 
 def _check(args, settings: Settings) -> None:
     if args.cases < 1:
-        raise InputError(f"--cases {args.cases}: must be at least 1")
+        raise InputError(f"--cases {args.cases}: give at least 1")
     if args.workers < 1:
-        raise InputError(f"--workers {args.workers}: must be at least 1")
+        raise InputError(f"--workers {args.workers}: give at least 1")
     if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must not be negative")
+        raise InputError(f"--seed {args.seed}: give 0 or more")
     if not 0 < args.validation_fraction < 1:
         raise InputError(
-            f"--validation-fraction {args.validation_fraction}: must lie between 0 and 1"
+            f"--validation-fraction {args.validation_fraction}: give a number between 0 and 1"
         )
-    if min(settings.resolution) < 16 or math.prod(settings.resolution) > MOST_VOXELS:
+    if min(settings.resolution) < 16 or math.prod(settings.resolution) > MAX_VOXELS:
         raise InputError(
-            f"--resolution {settings.resolution}: at least 16 an axis, at most {MOST_VOXELS} voxels"
+            f"--resolution {settings.resolution}: give at least 16 voxels per axis, and at most"
+            f" {MAX_VOXELS} in all"
         )
     if not all(0.2 <= s <= 10 for s in settings.spacing):
-        raise InputError(f"--spacing {settings.spacing}: must be 0.2 to 10 mm")
+        raise InputError(f"--spacing {settings.spacing}: give 0.2 to 10 mm per axis")
     extent = [n * s for n, s in zip(settings.resolution, settings.spacing, strict=True)]
     if max(extent) > 500:
         raise InputError(
-            f"--resolution x --spacing: {max(extent):.0f} mm is over 500 mm; take fewer voxels"
+            f"--resolution times --spacing: {max(extent):.0f} mm is over 500 mm; take fewer voxels"
         )
     if Path(args.output_dir).is_file():
-        raise InputError(f"--output-dir {args.output_dir}: is a file; choose a folder")
+        raise InputError(f"--output-dir {args.output_dir}: is a file; give a folder")
 
 
 def _parse(argv) -> argparse.Namespace:
@@ -159,7 +162,7 @@ def _parse(argv) -> argparse.Namespace:
         example="tubesynth phantom --output-dir data/phantoms --cases 40 --workers 4",
     )
     add = parser.add_argument
-    add("--output-dir", required=True, help="data set folder")
+    add("--output-dir", required=True, help="folder of the data set")
     add("--cases", type=int, required=True, metavar="N", help="cases 1 to N")
     add(
         "--resolution",
