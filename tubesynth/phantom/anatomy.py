@@ -73,7 +73,7 @@ def make_phantom(seed: int, case: int, resolution, spacing) -> Phantom:
 
 
 def sample_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Anatomy:
-    """The patient. A field of view smaller than the heart crops it and does not change it."""
+    """The patient of one case. A field of view smaller than the heart crops it, unchanged."""
     pose_rng, heart_rng, chest_rng, tree_rng = (_rng(seed, case, k) for k in range(4))
     lattice = Lattice(np.maximum(extent_mm, 180.0))
     pose = sample_pose(pose_rng)
@@ -88,6 +88,7 @@ def sample_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Ana
 
 
 def _rng(seed: int, case: int, use: int) -> np.random.Generator:
+    """The generator of one purpose, so that a change of one leaves the others as they are."""
     return np.random.default_rng([seed, case, use])
 
 
@@ -115,6 +116,7 @@ def _sample_contrast(rng: np.random.Generator) -> dict[str, float]:
 
 
 def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
+    """Paint the shapes `s` of the chest from the skin inwards, each over those before it."""
     lattice, fat, muscle = canvas.lattice, phase["fat"] - 15, phase["muscle"]
     x, y, z = lattice.points()
     patches = lattice.noise(rng, 6.0)
@@ -122,6 +124,7 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     canvas.paint(s["body"], fat)
     canvas.paint(s["muscle"], muscle + 6 * patches)
     canvas.paint(s["intercostal_fat"], fat + 20)
+    # the lung is denser at the back (-y) by gravity, with texture of two scales
     gravity = (
         phase["lung"] - 0.28 * y + 14 * lattice.noise(rng, 4.0) + 12 * lattice.noise(rng, 22.0)
     ).astype(np.float32)
@@ -152,6 +155,7 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
 
 
 def _paint_heart(canvas: Canvas, s, chest, phase, rng) -> None:
+    """Paint the shapes `s` of the heart and its labels, with the chest's bones, bronchi, aorta."""
     lattice, fat = canvas.lattice, phase["fat"]
     fine, broad = lattice.noise(rng, 5.0), lattice.noise(rng, 14.0)
     canvas.paint(s["great_vessel_fat"], fat - 8 + 6 * fine)
@@ -166,7 +170,7 @@ def _paint_heart(canvas: Canvas, s, chest, phase, rng) -> None:
     canvas.paint(s["svc"] - 1, 50)
     canvas.paint(s["svc"], phase["svc"] + 30 * broad)
     canvas.paint(s["cs"], (phase["ra"] + 160) / 2)
-    # Veins and arteries in the lungs show no wall of their own.
+    # inside the pericardium only: vessels in the lungs have no visible wall
     canvas.paint(np.maximum(s["epicardium"], s["pericardium"]), phase["myocardium"] - 20)
     canvas.paint(s["lv_wall"], phase["myocardium"] + 5 * broad + 4 * fine, MYOCARDIUM)
     canvas.paint(s["ra"], phase["ra"] + 20 * broad, RA)
@@ -183,6 +187,7 @@ def _paint_heart(canvas: Canvas, s, chest, phase, rng) -> None:
 
 
 def _paint_coronaries(canvas: Canvas, branches: list[Branch], phase) -> None:
+    """Blend the coronaries into the HU by their share; label voxels half inside or on a line."""
     box, share, line = coronary_share(canvas, [b.points for b in branches])
     hu, labels = canvas.hu[box], canvas.labels[box]
     hu += share * (phase["coronary"] - hu)
