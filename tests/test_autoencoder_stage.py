@@ -119,7 +119,7 @@ def test_the_adaptive_weight_is_that_of_gradients_taken_apart(workplace):
 
 def make_stage(workplace, *overrides) -> AutoencoderStage:
     config = load_config(workplace / "s1.yml", list(overrides))
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     torch.manual_seed(0)
     return AutoencoderStage(config, volumes, Position(), torch.device("cpu"))
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tubesynth.config.labels import load_scheme
 from tubesynth.config.loading import config_from_plain, load_config
-from tubesynth.config.schema import vessel_class
 from tubesynth.config.strict import dump, read_yaml
 from tubesynth.models.distance_bias import bias_channels
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(CONFIG_FOLDER.rglob("*.yml"))
@@ -191,11 +192,75 @@ def test_a_malformed_override_is_refused(tmp_path):
     assert "seed" in refusal(tmp_path, "stage: 1\nseed: 1\n", ["seed.x=1"])
 
 
-def test_the_vessel_class_is_configured_not_read_off_a_volume(tmp_path):
-    assert vessel_class(load_config(write(tmp_path, "stage: 1\n")).data) == 8
-    assert (
-        vessel_class(load_config(write(tmp_path, "stage: 1\n"), ["data.vessel_class=3"]).data) == 3
+FOUR = {
+    "names": ["background", "heart", "vessels", "aorta"],
+    "vessel": 2,
+    "heart": [1],
+    "aorta": 3,
+    "plausible_ml": {"heart": [200, 1500]},
+    "sources": {"heart": ["heart_myocardium", "heart_atrium_left"]},
+}
+
+
+def labels_of(tmp_path, text: str, *overrides: str):
+    return load_config(write(tmp_path, "stage: 1\n" + text), list(overrides)).labels
+
+
+def test_the_nine_classes_are_the_default_scheme(tmp_path):
+    assert labels_of(tmp_path, "") == NINE_CLASSES == labels_of(tmp_path, "labels: null\n")
+    older = "data: {num_classes: 9, vessel_class: null}\n"
+    assert labels_of(tmp_path, older) == NINE_CLASSES
+
+
+def test_the_section_labels_replaces_the_scheme_and_survives_a_dump(tmp_path):
+    config = load_config(write(tmp_path, f"stage: 1\nlabels: {FOUR}\n"))
+    assert config.labels == LabelScheme(
+        ("background", "heart", "vessels", "aorta"),
+        vessel=2,
+        heart=(1,),
+        aorta=3,
+        plausible_ml={"heart": (200.0, 1500.0)},
+        sources={"heart": ("heart_myocardium", "heart_atrium_left")},
     )
+    assert load_config(write(tmp_path, dump(config))) == config
+
+
+def test_the_older_keys_of_data_name_the_number_of_classes_and_the_vessel_class(tmp_path):
+    assert labels_of(tmp_path, "", "data.vessel_class=3").vessel == 3
+    four = labels_of(tmp_path, "data: {num_classes: 4}\n")
+    assert (four.num_classes, four.vessel) == (4, 3)
+    assert four.names == ("background", "class 1", "class 2", "class 3")
+    both = labels_of(tmp_path, f"labels: {FOUR}\ndata: {{num_classes: 4, vessel_class: 2}}\n")
+    assert both.names == tuple(FOUR["names"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "data", "text"),
+    [
+        (FOUR, "{vessel_class: 3}", "data.vessel_class: 3, but the section labels has 2"),
+        (FOUR, "{num_classes: 9}", "data.num_classes: 9, but the section labels has 4"),
+        (FOUR | {"vessel": 4}, "{}", "labels.vessel: 4 is not a foreground class of 4"),
+        (FOUR | {"heart": [1, 2]}, "{}", "labels.heart: [1, 2]"),
+        (FOUR | {"aorta": 2}, "{}", "labels.aorta: 2"),
+        (FOUR | {"names": ["a", "a", "b", "c"]}, "{}", "labels.names: expected"),
+        (FOUR | {"sources": {"lung": ["lung"]}}, "{}", "labels.sources: 'lung' is not in"),
+        (FOUR | {"plausible_ml": {"heart": [5, 2]}}, "{}", "labels.plausible_ml.heart"),
+        ({"vessel": 2}, "{}", "labels.names' is missing"),
+    ],
+)
+def test_label_schemes_that_contradict_themselves_or_older_keys_are_refused(
+    labels, data, text, tmp_path
+):
+    assert text in refusal(tmp_path, f"stage: 1\nlabels: {labels}\ndata: {data}\n")
+
+
+def test_a_scheme_is_read_from_any_config_or_from_a_file_with_its_section_alone(tmp_path):
+    assert load_scheme(None) == NINE_CLASSES
+    assert load_scheme(write(tmp_path, "stage: 2\n")) == NINE_CLASSES
+    assert load_scheme(write(tmp_path, f"labels: {FOUR}\n")).vessel == 2
+    assert load_scheme(write(tmp_path, "data: {num_classes: 5}\n")).vessel == 4
+    with pytest.raises(InputError, match="no section labels"):
+        load_scheme(write(tmp_path, "vessel: 2\n"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

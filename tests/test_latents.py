@@ -24,7 +24,7 @@ def encoded(workplace, *overrides) -> EncodedSplits:
 
 
 def volumes_of(config) -> Volumes:
-    return Volumes.find(config.data, config.dim, config.seed)
+    return Volumes.find(config)
 
 
 def test_latents_are_what_the_encoder_gives_in_16_bits(workplace, stage_1):

@@ -271,7 +271,7 @@ def test_several_averages_are_kept_each_by_its_half_life():
 
 def stage_of(number: int, workplace, *overrides):
     config = load_config(workplace / f"s{number}.yml", list(overrides))
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     models = require_base_models(config)
     torch.manual_seed(config.seed)
     return make_stage(config, volumes, models, Position(), None, CPU)

@@ -95,7 +95,7 @@ def test_a_vessel_of_one_voxel_shows_in_its_colour_and_in_the_legend():
     label = np.zeros(array.shape, dtype=np.uint8)
     label[10:38, 10:38, 10:38] = 1
     label[24, 24, 12:36] = 8
-    picture = draw_panel({"real": array}, (1, 1, 1), label, vessel_class=8)
+    picture = draw_panel({"real": array}, (1, 1, 1), label)
     shown = (picture == COLOURS[7]).all(-1)
     coronal = shown[24 + 260 : 24 + 516, 116 + 260 : 116 + 516]
     length = 24 * 256 / 48

@@ -18,7 +18,7 @@ from tubesynth.data.digest import file_digest
 from tubesynth.data.volumes import Preprocessing, prepare_case
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.prepare import __main__ as prepare
-from tubesynth.prepare.imagecas import STRUCTURES, place
+from tubesynth.prepare.imagecas import HEARTCHAMBERS, place
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.files import read_labels, read_volume
@@ -65,7 +65,7 @@ def hearts(tmp_path) -> Path:
         if case % 2:
             save(tmp_path / "heart" / f"{case}.nii.gz", heart)
         else:
-            for value, name in enumerate(STRUCTURES, start=1):
+            for value, name in enumerate(HEARTCHAMBERS, start=1):
                 mask = (heart == value).astype(np.uint8)
                 save(tmp_path / "heart" / f"{case}" / f"{name}.nii.gz", mask)
     return tmp_path / "heart"
@@ -114,7 +114,7 @@ def test_without_hearts_the_coronaries_are_class_8_and_the_output_says_so(source
     out = run(source, tmp_path / "out")
     label = np.asarray(nib.load(find(out, "label", 1)).dataobj)
     assert np.array_equal(label, 8 * arrays(1)[1])
-    assert "coronaries (8) alone" in capsys.readouterr().out
+    assert "hold class 8 (coronary arteries) alone" in capsys.readouterr().out
 
 
 def test_a_flat_folder_and_other_names_of_heart_files_are_read(source, hearts, tmp_path):

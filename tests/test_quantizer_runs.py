@@ -83,7 +83,7 @@ def test_stage_2_models_what_the_quantizer_calls_latents(run, workplace, tmp_pat
     autoencoder = folder / "checkpoints" / "last.ckpt"
     overrides = [f"latents.autoencoder={autoencoder}", "train.epochs=1"]
     config = load_config(workplace / "s2.yml", overrides)
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     latents = encode_data_set(config, volumes, require_base_models(config).autoencoder, CPU)
     net = latents.autoencoder
     image = volumes.validation_batch(0, CPU)["image"]

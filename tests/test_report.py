@@ -13,13 +13,14 @@ import pytest
 
 from tubesynth.evaluate import main
 from tubesynth.metrics.case import EvaluationCase, Settings, evaluate_pair
-from tubesynth.metrics.condition import Classes, tokens_of
+from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.pairing import runs_of
 from tubesynth.pictures.case_pictures import case_panel, straightened
 from tubesynth.report.charts import COLOURS, TICK_ROOM, curve, dots, grid, height_of
 from tubesynth.report.page import headline
 from tubesynth.report.style import STYLE
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.classes import NINE_CLASSES
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume, centered_affine
 
@@ -191,8 +192,8 @@ def test_samples_are_pictured_whatever_their_numbers():
     for sample in (0, 3):
         images = [("real", 0, Path()), ("synthesis", sample, Path())]
         case = EvaluationCase("1", None, images)
-        tokens = tokens_of(labels, Classes())
-        pictures.append((case_panel(case, [real, real], labels, 8),))
+        tokens = tokens_of(labels, NINE_CLASSES)
+        pictures.append((case_panel(case, [real, real], labels, NINE_CLASSES),))
         pictures[-1] += (straightened(case, [real, real], labels, tokens),)
     for first, third in zip(*pictures, strict=True):
         assert np.array_equal(first, third)

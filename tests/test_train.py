@@ -401,7 +401,7 @@ def test_the_best_so_far_survives_a_resume(workplace, stage_1, tmp_path):
 
 def test_panels_are_of_fixed_cases_from_fixed_noise(workplace, stage_1, stage_2):
     config = load_config(workplace / "s2.yml", ["train.panel_cases=9"])
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     models, checkpoint = require_base_models(config), Checkpoint.load(stage_2)
     stage = make_stage(config, volumes, models, Position(), checkpoint, torch.device("cpu"))
     stage.phases[0].load(checkpoint.phases["unet"], with_optimizer=False)

@@ -271,7 +271,7 @@ def test_batches_hold_tokens_and_the_fields_drawn_from_them(workplace, stage_1):
     from tubesynth.training.latents import encode_data_set
 
     config = load_config(workplace / "s2.yml", [*VESSELS, "data.batch_size=2"])
-    volumes = Volumes.find(config.data, 3, config.seed)
+    volumes = Volumes.find(config)
     latents = encode_data_set(config, volumes, require_base_models(config).autoencoder, CPU)
     (batch, *_) = latents.batches(0, 2)
     assert batch["fields"].shape == (2, 2, 8, 8, 6)

@@ -75,7 +75,7 @@ def build(store: Store, config, workers: int | None) -> None:
     from tubesynth.runtime import dist  # torch: list and verify do without
     from tubesynth.training.inputs import Volumes
 
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     volumes.store = store
     device = dist.start()
     try:
@@ -180,7 +180,7 @@ def references(store: Store, config) -> set[tuple[str, str]]:
     from tubesynth.training.inputs import Volumes
     from tubesynth.training.latents import latent_key
 
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     volumes.store = store
     cases = volumes.training + volumes.validation
     with ThreadPoolExecutor() as pool:

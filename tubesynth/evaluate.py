@@ -13,7 +13,7 @@ and prints the tables. Every worker holds one case in memory.
 import argparse
 import multiprocessing
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +22,11 @@ import torch
 from tqdm import tqdm
 
 import tubesynth
+from tubesynth.config.labels import load_scheme
 from tubesynth.data import pool
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
-from tubesynth.metrics.condition import Classes, tokens_of
+from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.definitions import DEFINITIONS
 from tubesynth.metrics.distribution import distribution_floor
 from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
@@ -51,6 +52,7 @@ from tubesynth.runtime.atomic import write_text
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.centreline_file import user_centreline_tokens
+from tubesynth.volume.classes import LabelScheme, numbered_classes
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.rasterize import rasterize_vessels
 
@@ -74,7 +76,7 @@ def main(argv=None) -> None:
         args.real, args.labels, args.reconstruction, runs, args.centrelines
     )
     losses = validation_losses(args.training_log)
-    classes = Classes(args.vessel_class, tuple(args.heart_classes), args.aorta_class)
+    classes = evaluated_classes(args)
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
     own_features = not args.no_distribution and args.features is None
     if args.segmenter is not None:
@@ -94,12 +96,12 @@ def main(argv=None) -> None:
     if not args.no_distribution:
         notes += add_distribution(result, args, cases, scores, runs, settings, workers)
     notes += ceiling_notes(result)
-    result["provenance"] = provenance(args, cases, runs, notes)
+    result["provenance"] = provenance(args, classes, cases, runs, notes)
     write_csv(args.output_dir / "metrics.csv", rows.merged())
     write_json(args.output_dir / "metrics.json", result)
     page = report_page(result, rows.merged(), args.output_dir)
     write_text(args.output_dir / "report.html", page)
-    print(tables(result, args.vessel_class))
+    print(tables(result, classes.vessel))
     for note in notes:
         print(f"note: {note}")
     print(f"\nscores    {args.output_dir / 'metrics.json'}")
@@ -146,11 +148,28 @@ def parser() -> argparse.ArgumentParser:
     range_ = dict(type=float, nargs=2, metavar=("LOW", "HIGH"))
     add("--lumen-range", **range_, default=LUMEN_RANGE_HU, help="HU; default 200 600")
     add("--hu-window", **range_, default=(-1000.0, 1000.0), help="HU; default -1000 1000")
-    add("--vessel-class", type=int, default=8, help="class of the label map; default 8")
-    hearts = (1, 2, 3, 4, 5)
-    add("--heart-classes", type=int, nargs="+", default=hearts, help="default 1 2 3 4 5")
-    add("--aorta-class", type=int, default=6, help="default 6")
+    add(
+        "--config",
+        metavar="YAML",
+        help="its section labels names the classes of the label maps; default: the nine classes",
+    )
+    add("--vessel-class", type=int, help="another vessel class than that of the scheme")
+    add("--heart-classes", type=int, nargs="+", help="other heart classes than those of the scheme")
+    add("--aorta-class", type=int, help="another class of the aorta than that of the scheme")
     return result
+
+
+def evaluated_classes(args: argparse.Namespace) -> LabelScheme:
+    """The scheme of --config, or the nine classes, with the roles that the flags name."""
+    scheme = load_scheme(args.config)
+    vessel = scheme.vessel if args.vessel_class is None else args.vessel_class
+    heart = scheme.heart if args.heart_classes is None else tuple(args.heart_classes)
+    aorta = scheme.aorta if args.aorta_class is None else args.aorta_class
+    if (vessel, heart, aorta) == (scheme.vessel, scheme.heart, scheme.aorta):
+        return scheme
+    if max(vessel, *heart, aorta or 0) < scheme.num_classes:
+        return replace(scheme, vessel=vessel, heart=heart, aorta=aorta)
+    return numbered_classes(max(vessel, *heart, aorta or 0) + 1, vessel, heart, aorta)
 
 
 @lru_cache(maxsize=1)
@@ -178,7 +197,7 @@ def evaluate_case(
             label = rasterize_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
         scores = score_case(case, volumes, label, tokens, settings, segment)
-        draw_case(case, volumes, label, tokens, settings.classes.vessel, output_dir)
+        draw_case(case, volumes, label, tokens, settings.classes, output_dir)
         if features:
             window = settings.hu_window
             first = next((s for s, *_ in case.images if s.startswith("synthesis")), "")
@@ -289,7 +308,7 @@ def ceiling_notes(result) -> list[str]:
     return notes
 
 
-def provenance(args, cases, runs, notes) -> dict:
+def provenance(args, classes: LabelScheme, cases, runs, notes) -> dict:
     folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction", "centrelines")}
     folders |= {run.source: run.folder for run in runs}
     return {
@@ -300,9 +319,10 @@ def provenance(args, cases, runs, notes) -> dict:
         "hu_window": list(args.hu_window),
         "data_range": 1.0,
         "lumen_range": list(args.lumen_range),
-        "vessel_class": args.vessel_class,
-        "heart_classes": list(args.heart_classes),
-        "aorta_class": args.aorta_class,
+        "vessel_class": classes.vessel,
+        "heart_classes": list(classes.heart),
+        "aorta_class": classes.aorta,
+        "class_names": list(classes.names),
         "n_cases": len(cases),
         "segmenter": args.segmenter and str(args.segmenter),
         "folders": {name: str(folder) for name, folder in folders.items() if folder is not None},

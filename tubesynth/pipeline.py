@@ -27,7 +27,7 @@ from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.conditioning.request import Request, conditions_on_grid, guidance_terms_of, trace
 from tubesynth.config.checks import check_sampling
-from tubesynth.config.schema import Config, SamplingConfig, Stage1Config, Stage2Config, vessel_class
+from tubesynth.config.schema import Config, SamplingConfig, Stage1Config, Stage2Config
 from tubesynth.generative.guidance import GuidanceTerm, Velocity, guided
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
@@ -139,7 +139,7 @@ class Pipeline:
         padded, crop = pad_to_multiple(self.grid.tensor(unit)[None, None], net.factor)
         vessels = None
         if net.vessel_mask:
-            check_labels(labels.array, self.config.data.num_classes, "label map")
+            check_labels(labels.array, self.config.labels.num_classes, "label map")
             on_grid = resample_labels(labels, prepared.shape, prepared.affine)
             label, _ = pad_to_multiple(
                 self.grid.tensor(on_grid.array)[None, None].float(), net.factor
@@ -153,7 +153,7 @@ class Pipeline:
 
     def _vessels(self, label: Tensor) -> Tensor:
         """Labels (B, X, ...) -> (B, X, ...) bool."""
-        return label == vessel_class(self.config.data)
+        return label == self.config.labels.vessel
 
     def _tile_for(self, size: tuple[int, ...]) -> int | None:
         if self.tile != "auto":
@@ -275,7 +275,7 @@ class Pipeline:
 
     def trace(self, labels: Volume) -> VesselTokens:
         """The vessels of a label map: to be changed and handed to `sample`."""
-        return trace(labels, self.config.data)
+        return trace(labels, self.config)
 
     def _velocity(
         self,

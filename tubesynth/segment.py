@@ -114,7 +114,7 @@ def train_one(
     config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str, stop: StopSignal
 ) -> list[dict]:
     """One training; rows with the scores of every held-out case, the same on every rank."""
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     folders = map(Path, config.synthetic)
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
     volumes.training = synthetic + ([] if config.without_real else volumes.training)

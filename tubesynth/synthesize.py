@@ -26,7 +26,6 @@ from tubesynth.config.schema import (
     FLOW_SOLVERS,
     Stage2Config,
     uses_vessels,
-    vessel_class,
 )
 from tubesynth.config.strict import apply_overrides, to_plain
 from tubesynth.data.digest import file_digest
@@ -161,14 +160,14 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
         other = config_from_plain(apply_overrides(to_plain(config), args.overrides), source)
     if not isinstance(other, Stage2Config) or other.stage != config.stage:
         raise InputError(f"{source}: for stage {other.stage}, the model is of stage {config.stage}")
-    settings, trained = (
-        {**vars(data), "vessel_class": vessel_class(data)} for data in (other.data, config.data)
-    )
-    for key in ("num_classes", "vessel_class", "hu_window"):
-        if settings[key] != trained[key]:
+    for key, value, trained in (
+        ("number of classes", other.labels.num_classes, config.labels.num_classes),
+        ("labels.vessel", other.labels.vessel, config.labels.vessel),
+        ("data.hu_window", other.data.hu_window, config.data.hu_window),
+    ):
+        if value != trained:
             raise InputError(
-                f"{source}: data.{key} is {settings[key]}, the model was trained with"
-                f" {trained[key]}: make them equal"
+                f"{source}: {key}: {value}, the model was trained with {trained}: make them equal"
             )
     return replace(config, data=other.data, sampling=other.sampling)
 
@@ -212,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         pipeline = load_model(args, device)
         settings, data = settings_of(args, pipeline), pipeline.config.data
-        translation = label_translation(args.label_map, data.num_classes)
+        translation = label_translation(args.label_map, pipeline.config.labels.num_classes)
         if args.unconditional:
             if args.input_dir:
                 raise InputError("--input-dir: --unconditional takes no label maps: leave one out")
@@ -247,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
                 if translation is not None:
                     labels = Volume(translation[labels.array], labels.affine)
                 remedy = "say with --label-map what they are"
-                check_labels(labels.array, data.num_classes, job.source, remedy)
+                check_labels(labels.array, pipeline.config.labels.num_classes, job.source, remedy)
             case, k = job.settings["case"], job.settings["sample"]
             drawn = centrelines.get(case)
             return Request(

@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     if checkpoint and models.autoencoder:
         require_same_autoencoder(models.autoencoder, checkpoint)
     # Finds bad input before any process starts, and before anything is encoded.
-    volumes = Volumes.find(config.data, config.dim, config.seed)
+    volumes = Volumes.find(config)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
         dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
         return

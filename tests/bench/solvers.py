@@ -23,12 +23,13 @@ from solver_picture import picture
 from tqdm import tqdm
 
 from tubesynth.config.schema import SamplingConfig
-from tubesynth.metrics.condition import Classes, tokens_of
+from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.image import mae_hu
 from tubesynth.metrics.vessel import centreline_scores
 from tubesynth.pipeline import Pipeline, Sample
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.cases import find_cases
+from tubesynth.volume.classes import NINE_CLASSES
 from tubesynth.volume.files import read_labels, read_volume
 from tubesynth.volume.grid import Volume
 
@@ -134,7 +135,7 @@ def case_scores(
 ) -> dict[str, dict[str, float]]:
     """{way or yardstick: {score: value}} of one case; real: its CT, HU."""
     labels, real = pipeline.grid.prepare_labels(labels), pipeline.grid.prepare_image(real)
-    tokens = tokens_of(labels, Classes())
+    tokens = tokens_of(labels, NINE_CLASSES)
 
     def solved(way: SamplingConfig, noise_seed: int) -> tuple[Sample, float]:
         random = generator(torch.device("cpu"), noise_seed, "sample", case, 0)

@@ -16,7 +16,6 @@ from tubesynth.config.schema import (
     Stage2Config,
     Stage3Config,
     uses_vessels,
-    vessel_class,
 )
 from tubesynth.config.strict import flatten, to_plain
 from tubesynth.runtime.errors import InputError
@@ -106,10 +105,10 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
     assert isinstance(stored, Stage1Config)
     yield from _data_misfits(config, autoencoder, key)
     if stored.autoencoder.vessel_mask_in_decoder:
-        classes = vessel_class(stored.data), vessel_class(config.data)
+        classes = stored.labels.vessel, config.labels.vessel
         if classes[0] != classes[1]:
             yield (
-                f"{key}: the decoder of {path} takes the mask of data.vessel_class {classes[0]},"
+                f"{key}: the decoder of {path} takes the mask of labels.vessel {classes[0]},"
                 f" this config has {classes[1]}: make them equal"
             )
     factor = stored.autoencoder.factor
@@ -140,7 +139,7 @@ def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:
     key, path, mode = "control.base", base.path, config.latent_mode
     yield from _data_misfits(config, base, key)
     settings, stored = (_flat_settings(each) for each in (config, base.config))
-    compared = ["latent_mode", "data.num_classes", "vessel_class"]
+    compared = ["latent_mode", "the number of classes", "labels.vessel"]
     if uses_vessels(config.unet):
         compared.append("data.token_step_mm")
     compared += [name for name in stored if name.startswith("unet.") and name != "unet.dropout"]
@@ -160,8 +159,8 @@ def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:
 
 
 def _flat_settings(config: Config) -> dict:
-    """Settings by dotted key, with the vessel class that the data section stands for."""
-    return {**flatten(to_plain(config)), "vessel_class": vessel_class(config.data)}
+    """Settings by dotted key, and the number of classes: their names may differ."""
+    return {**flatten(to_plain(config)), "the number of classes": config.labels.num_classes}
 
 
 def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> None:

@@ -6,7 +6,6 @@ from tubesynth.config.schema import (
     Stage1Config,
     Stage2Config,
     Stage3Config,
-    vessel_class,
     vessel_levels,
 )
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
@@ -57,7 +56,7 @@ def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
         num_res_blocks=settings.num_res_blocks,
         attention_levels=tuple(settings.attention_levels),
         head_channels=settings.head_channels,
-        num_classes=config.data.num_classes,
+        num_classes=config.labels.num_classes,
         label_channels=tuple(settings.label_channels),
         label_factor=factor,
         spade_hidden=settings.spade_hidden,
@@ -67,7 +66,7 @@ def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
         vessel_levels=tuple(vessel_levels(settings)),
         vessel_channels=settings.vessel_channels,
         vessel_fields=settings.vessel_fields,
-        hidden_class=None if settings.label_map_vessels else vessel_class(config.data),
+        hidden_class=None if settings.label_map_vessels else config.labels.vessel,
     )
 
 
@@ -80,7 +79,7 @@ def build_network(config: Stage2Config, latent_channels: int, factor: int) -> UN
     controlnet = ControlNet(
         config.dim,
         channels=tuple(settings.channels),
-        num_classes=2 if of_vessels else config.data.num_classes,
+        num_classes=2 if of_vessels else config.labels.num_classes,
         label_channels=tuple(settings.label_channels),
         label_factor=factor,
         in_channels=latent_channels,
@@ -93,7 +92,7 @@ def build_network(config: Stage2Config, latent_channels: int, factor: int) -> UN
         dropout=settings.dropout,
         checkpointing=config.train.checkpointing,
     )
-    return ControlledUNet(base, controlnet, vessel_class(config.data) if of_vessels else None)
+    return ControlledUNet(base, controlnet, config.labels.vessel if of_vessels else None)
 
 
 def build_segmenter(config: SegmenterConfig) -> SegmentationUNet:

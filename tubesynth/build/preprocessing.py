@@ -1,9 +1,10 @@
 """The grid and window of a config as the cache's preprocessing."""
 
-from tubesynth.config.schema import DataConfig
+from tubesynth.config.schema import Config
 from tubesynth.data.volumes import Preprocessing
 
 
-def preprocessing_of(data: DataConfig) -> Preprocessing:
-    low, high = data.hu_window
-    return Preprocessing(tuple(data.resolution), tuple(data.spacing), (low, high), data.num_classes)
+def preprocessing_of(config: Config) -> Preprocessing:
+    data, (low, high) = config.data, config.data.hu_window
+    num_classes = config.labels.num_classes
+    return Preprocessing(tuple(data.resolution), tuple(data.spacing), (low, high), num_classes)

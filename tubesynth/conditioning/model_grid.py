@@ -30,7 +30,7 @@ class ModelGrid:
 
     def prepare_labels(self, labels: Volume, spacing=None, resolution=None) -> Volume:
         """A label map on the model's grid; ValueError for values that are no class."""
-        check_labels(labels.array, self.config.data.num_classes, "label map")
+        check_labels(labels.array, self.config.labels.num_classes, "label map")
         shape, affine = self._target(labels, spacing, resolution)
         return resample_labels(labels, shape, affine)
 

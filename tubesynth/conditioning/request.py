@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tubesynth.conditioning.model_grid import ModelGrid
-from tubesynth.config.schema import DataConfig, Stage2Config, uses_vessels, vessel_class
+from tubesynth.config.schema import Config, Stage2Config, uses_vessels
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.data.tokens import latent_fields
 from tubesynth.generative.guidance import GuidanceTerm, guidance_terms
@@ -86,9 +86,9 @@ def conditions_on_grid(
         prepared, drawn = grid.prepare_labels(asked, spacing, resolution), request.vessels
         if drawn is not None:
             drawn = place_tokens(drawn, asked, prepared.shape, prepared.affine)
-            prepared = rasterize_vessels(prepared, drawn, vessel_class(grid.config.data))
+            prepared = rasterize_vessels(prepared, drawn, grid.config.labels.vessel)
         elif with_vessels:
-            traced = trace(asked, grid.config.data)
+            traced = trace(asked, grid.config)
             drawn = place_tokens(traced, asked, prepared.shape, prepared.affine)
         maps.append(prepared)
         vessels.append(drawn)
@@ -110,8 +110,9 @@ def conditions_on_grid(
     )
 
 
-def trace(labels: Volume, data: DataConfig) -> VesselTokens:
+def trace(labels: Volume, config: Config) -> VesselTokens:
     """The tokens of a label map in its own voxels, as training has them."""
-    if data.token_step_mm is None:
+    step_mm = config.data.token_step_mm
+    if step_mm is None:
         raise InputError("data.token_step_mm: not set, but this model takes vessel tokens")
-    return extract_tokens(labels.array == vessel_class(data), labels.affine, data.token_step_mm)
+    return extract_tokens(labels.array == config.labels.vessel, labels.affine, step_mm)

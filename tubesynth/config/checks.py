@@ -6,6 +6,7 @@ it refuses.
 
 from collections.abc import Callable
 
+from tubesynth.config.labels import check_scheme
 from tubesynth.config.schema import (
     DIFFUSION_SAMPLERS,
     FLOW_SOLVERS,
@@ -19,7 +20,6 @@ from tubesynth.config.schema import (
     Stage2Config,
     half_lives,
     uses_vessels,
-    vessel_class,
     vessel_levels,
 )
 from tubesynth.runtime.errors import InputError
@@ -46,6 +46,7 @@ def check(config: Config, source: str) -> None:
     require = requirement(source)
     require(config.dim in (2, 3), f"dim: expected 2 or 3, got {config.dim}")
     check_seed(config.seed, "seed", require)
+    check_scheme(config.labels, source)
     check_data(config.data, config.dim, require)
     check_train(config, require)
     if isinstance(config, Stage1Config):
@@ -88,7 +89,7 @@ def check_widths(section, name: str, keys: tuple[str, ...], require: Require) ->
 
 
 def check_data(data: DataConfig, dim: int, require: Require) -> None:
-    """Grid, window, classes, batches and augmentation."""
+    """Grid, window, batches and augmentation."""
     for key in ("resolution", "spacing", "crop"):
         value = getattr(data, key)
         if value is not None:
@@ -107,11 +108,6 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
         high - low >= LEAST_WINDOW and -(2**15) <= low and high < 2**15,
         f"data.hu_window: {data.hu_window}: images are kept as whole numbers of 16 bits: take a"
         f" window of {LEAST_WINDOW} or more from -32768 to 32767, and scale the images to it",
-    )
-    require(data.num_classes >= 2, f"data.num_classes: expected at least 2, got {data.num_classes}")
-    require(
-        0 < vessel_class(data) < data.num_classes,
-        f"data.vessel_class: {data.vessel_class} is not a foreground class of {data.num_classes}",
     )
     require(data.batch_size >= 1, "data.batch_size: must be at least 1")
     require(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tubesynth.config.checks import check
+from tubesynth.config.labels import with_label_section
 from tubesynth.config.packaged import find_config
 from tubesynth.config.schema import STAGES, Config
 from tubesynth.config.strict import apply_overrides, build, read_yaml
@@ -33,7 +34,7 @@ def config_from_plain(content: dict, source: str) -> Config:
     stage = content.get("stage")
     if stage not in list(STAGES):  # a list in the file could not be looked up
         raise InputError(f"{source}: stage: expected one of {list(STAGES)}, got {stage!r}")
-    config = build(STAGES[stage], content, source)
+    config = build(STAGES[stage], with_label_section(content, source), source)
     restart = [RENAMED_RESTARTS.get(item, item) for item in config.train.restart]
     config = replace(config, train=replace(config.train, restart=restart))
     check(config, source)

@@ -7,6 +7,8 @@ is asked by config_checks.py. Only commands, training/ and pipeline read this.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
+
 FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 DiffusionSampler = Literal["ddpm", "ddim"]
 FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
@@ -30,8 +32,6 @@ class DataConfig:
     resolution: list[int] = field(default_factory=lambda: [256, 256, 128])  # voxels x, y, z
     spacing: list[float] = field(default_factory=lambda: [0.7, 0.7, 1.05])  # mm
     hu_window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU -> [0, 1]
-    num_classes: int = 9
-    vessel_class: int | None = None  # null: the highest class
     token_step_mm: float | None = None  # arc length between vessel tokens; null: no tokens
     dataset_type: Literal["default", "cache", "persistent"] = "persistent"  # none | memory | disk
     cache_dir: str = "cache"
@@ -191,6 +191,7 @@ class Config:
     stage: int
     dim: int = 3
     seed: int = 0
+    labels: LabelScheme = NINE_CLASSES  # the classes of the label maps
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -257,11 +258,6 @@ class SegmenterConfig(Config):
 
 
 STAGES = {1: Stage1Config, 2: Stage2Config, 3: Stage3Config, "segmenter": SegmenterConfig}
-
-
-def vessel_class(data: DataConfig) -> int:
-    """The class index of the vessels: configured, never read off a volume."""
-    return data.num_classes - 1 if data.vessel_class is None else data.vessel_class
 
 
 def vessel_levels(unet: UNetConfig) -> list[int]:

@@ -140,11 +140,16 @@ def _convert(kind, value, source: str, key: str) -> Any:
         if value not in options:
             raise wrong("one of " + ", ".join(map(str, options)))
         return value
-    if origin is list:
-        (inner,) = typing.get_args(kind)
+    if origin in (list, tuple):
+        inner = typing.get_args(kind)[0]  # of list[int] and of tuple[int, ...]
         if not isinstance(value, list | tuple):
             raise wrong("a list such as [1, 2, 3]")
-        return [_convert(inner, item, source, f"{key}[{i}]") for i, item in enumerate(value)]
+        return origin(_convert(inner, item, source, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        inner = typing.get_args(kind)[1]  # of dict[str, T]
+        if not isinstance(value, dict):
+            raise wrong("names with values")
+        return {str(k): _convert(inner, item, source, f"{key}.{k}") for k, item in value.items()}
     if kind is bool:
         if not isinstance(value, bool):
             raise wrong("true or false")
@@ -175,8 +180,14 @@ def _as_float(value) -> float | None:
 
 
 def to_plain(config) -> dict:
-    """A dataclass as nested plain values, in the order of its fields."""
-    return dataclasses.asdict(config)
+    """A dataclass as nested dicts, lists and values, in the order of its fields."""
+    return _with_lists(dataclasses.asdict(config))
+
+
+def _with_lists(value):
+    if isinstance(value, dict):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def flatten(plain: dict, prefix: str = "") -> dict:

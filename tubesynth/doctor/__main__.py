@@ -17,11 +17,12 @@ import textwrap
 from itertools import groupby
 from pathlib import Path
 
+from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.config.labels import is_label_section, load_scheme
 from tubesynth.config.loading import load_config
-from tubesynth.config.schema import Config, DataConfig, vessel_class
+from tubesynth.config.schema import Config
 from tubesynth.data.layout import Part, find_parts
 from tubesynth.data.pool import check_workers, each
-from tubesynth.data.volumes import Preprocessing
 from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, measure
 from tubesynth.doctor.findings import Finding, ask, by_level
@@ -33,6 +34,7 @@ from tubesynth.runtime.errors import (
     add_overrides,
     run_command,
 )
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 
 QUICK_CASES = 8  # of each part
 SHOWN_ALONE = 3  # cases with the same finding get a line each up to here
@@ -58,8 +60,11 @@ def diagnose(args: argparse.Namespace) -> tuple[list[Finding], Path | None]:
     What keeps doctor from looking, a wrong key or a missing folder, is a finding too.
     """
     config, root, workers = None, args.data, check_workers(args.workers)
+    scheme = NINE_CLASSES
     try:
-        if args.config:
+        if args.config and is_label_section(args.config):
+            scheme = load_scheme(args.config)
+        elif args.config:
             config = load_config(args.config, args.overrides)
             root = root or Path(config.data.root)
         parts = find_parts(root)
@@ -67,7 +72,7 @@ def diagnose(args: argparse.Namespace) -> tuple[list[Finding], Path | None]:
         rule = "config" if args.config and config is None else "folder"
         parts, findings = [], [Finding("error", rule, None, str(problem))]
     else:
-        findings = examine(parts, config, workers, args.quick)
+        findings = examine(parts, config, workers, args.quick, scheme)
     if config:
         from tubesynth.doctor.config_rules import RULES, Plan  # torch: --data does without
 
@@ -75,9 +80,15 @@ def diagnose(args: argparse.Namespace) -> tuple[list[Finding], Path | None]:
     return by_level(findings), root
 
 
-def examine(parts: list[Part], config: Config | None, workers: int, quick: bool) -> list[Finding]:
-    """Measure every case, ask every rule."""
-    wanted = expected(config)
+def examine(
+    parts: list[Part],
+    config: Config | None,
+    workers: int,
+    quick: bool,
+    scheme: LabelScheme = NINE_CLASSES,
+) -> list[Finding]:
+    """Measure every case, apply every rule. scheme: that of the label maps without a config."""
+    wanted = expected(config, scheme)
     jobs = []
     for part in parts:
         step = max(1, -(-len(part.cases) // QUICK_CASES)) if quick else 1
@@ -87,12 +98,10 @@ def examine(parts: list[Part], config: Config | None, workers: int, quick: bool)
     return findings + [finding for one in facts for finding in ask(CASE_RULES, one, wanted)]
 
 
-def expected(config: Config | None) -> Expected:
-    data = config.data if config else DataConfig()
-    preprocessing = Preprocessing(
-        tuple(data.resolution), tuple(data.spacing), tuple(data.hu_window), data.num_classes
-    )
-    return Expected(preprocessing, vessel_class(data), for_training=config is not None)
+def expected(config: Config | None, scheme: LabelScheme) -> Expected:
+    if config is None:
+        return Expected(labels=scheme)
+    return Expected(preprocessing_of(config), config.labels, for_training=True)
 
 
 def title(args: argparse.Namespace, root: Path | None) -> str:

@@ -13,29 +13,6 @@ MOST_PIECES = 4  # a left and a right tree, and two breaks
 MOST_CRUMBS = 4  # pieces on the model's grid for one in the file
 SPECK_ML = 0.01
 LEAST_CONTRAST_HU = 40.0  # of filled vessels against what is around them, thin ones included
-NAMES = (
-    *("background", "myocardium", "left atrium", "left ventricle", "right atrium"),
-    *("right ventricle", "aorta", "pulmonary artery", "coronary arteries"),
-)
-# ml of adults with margins for disease (ventricles of 400 ml occur) and for short scans
-PLAUSIBLE_ML = {
-    1: (30, 500),
-    2: (10, 400),
-    3: (15, 500),
-    4: (15, 500),
-    5: (20, 600),
-    6: (5, 900),
-    7: (5, 400),
-    8: (0.5, 60),
-}
-
-
-def class_name(value: int, expected: Expected) -> str:
-    return f"class {value}" + (f" ({NAMES[value]})" if expected.heart_classes else "")
-
-
-def _is_heart(facts: Facts, expected: Expected) -> bool:
-    return expected.heart_classes and expected.knows(facts.voxels)
 
 
 def readable(facts: Facts, expected: Expected):
@@ -84,16 +61,19 @@ def orientation(facts: Facts, expected: Expected):
 
 def anatomy(facts: Facts, expected: Expected):
     """Where the heart's chambers lie in the patient, which shows a mirrored file."""
-    centre = facts.centres_mm
-    if not _is_heart(facts, expected) or not all(c in centre for c in (3, 4, 7)):
+    names = ("heart_ventricle_left", "heart_atrium_right", "pulmonary_artery")
+    classes = [expected.labels.class_of(name) for name in names]
+    centres = [facts.centres_mm.get(value) for value in classes]
+    if len(set(classes)) < len(classes) or None in centres or not expected.knows(facts.voxels):
         return
-    if centre[3][0] > centre[4][0]:  # x grows to the patient's right
+    ventricle, atrium, artery = centres
+    if ventricle[0] > atrium[0]:  # x grows to the patient's right
         yield warning(
             facts.case,
             f"{facts.label}: the left ventricle lies right of the right atrium; is the file"
             " mirrored, or are classes mixed up?",
         )
-    if centre[7][2] < centre[3][2]:
+    if artery[2] < ventricle[2]:
         yield warning(
             facts.case,
             f"{facts.label}: the pulmonary artery lies below the left ventricle; is the file"
@@ -180,36 +160,37 @@ def field_of_view(facts: Facts, expected: Expected):
 
 
 def label_values(facts: Facts, expected: Expected):
-    classes = expected.preprocessing.num_classes
+    classes = expected.labels.num_classes
     outside = [value for value in facts.voxels if value >= classes]
     if outside:
         values = ", ".join(map(str, outside[:8])) + (", ..." if len(outside) > 8 else "")
         yield error(
             facts.case,
             f"{facts.label}: values {values} are outside the classes 0 to {classes - 1}; remap"
-            " them or raise data.num_classes",
+            " them or add their classes to labels.names",
         )
     elif facts.voxels and not facts.volumes_ml:
         yield warning(facts.case, f"{facts.label}: all background; was the right file copied?")
 
 
 def class_volume(facts: Facts, expected: Expected):
-    """Sizes that no heart has; only where the classes are this project's nine."""
-    if not _is_heart(facts, expected):
+    """Sizes that no heart has, where the scheme says what is plausible."""
+    if not expected.knows(facts.voxels):
         return
     for value, volume_ml in facts.volumes_ml.items():
-        low, high = PLAUSIBLE_ML[value]
-        if not low <= volume_ml <= high:
+        limits = expected.labels.plausible_range_ml(value)
+        if limits is not None and not limits[0] <= volume_ml <= limits[1]:
+            low, high = limits
             yield warning(
                 facts.case,
-                f"{facts.label}: {class_name(value, expected)} has {volume_ml:.3g} ml, plausible"
-                f" are {low:g} to {high:g}",
+                f"{facts.label}: {expected.labels.describe(value)} has {volume_ml:.3g} ml,"
+                f" plausible are {low:g} to {high:g}",
             )
 
 
 def vessels_present(facts: Facts, expected: Expected):
     if facts.volumes_ml and not facts.pieces_ml and expected.knows(facts.voxels):
-        name = class_name(expected.vessel_class, expected)
+        name = expected.labels.describe(expected.labels.vessel)
         yield warning(
             facts.case,
             f"no vessels: {facts.label} has no {name}; legal, but it teaches the model none",

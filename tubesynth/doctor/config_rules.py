@@ -169,7 +169,7 @@ def _cache_bytes(plan: Plan) -> tuple[int, int]:
     voxels = math.prod(data.resolution)
     needed = there = 0
     if data.dataset_type == "persistent":
-        preprocessing = preprocessing_of(data)
+        preprocessing = preprocessing_of(config)
         for case in cases:
             key = volume_key(store, case, preprocessing, read=False)
             entry = store.open(VOLUMES, key) if key else None

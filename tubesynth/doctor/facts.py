@@ -5,6 +5,7 @@ slice by slice, so that an image of 512 x 512 x 275 needs little more than its o
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from tubesynth.data.volumes import Preprocessing
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import check_same_grid, read_labels, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_labels, target_grid
@@ -26,17 +28,12 @@ class Expected:
     """What the config says of the data."""
 
     preprocessing: Preprocessing = Preprocessing((256, 256, 128), (0.7, 0.7, 1.05))
-    vessel_class: int = 8
-    for_training: bool = False  # and not only to be looked at
+    labels: LabelScheme = NINE_CLASSES
+    for_training: bool = False  # the config is that of a training run
 
-    @property
-    def heart_classes(self) -> bool:
-        """The nine classes of this project, whose sizes and places are known."""
-        return self.preprocessing.num_classes == 9 and self.vessel_class == 8
-
-    def knows(self, values) -> bool:
-        """Whether all label values are classes; otherwise no class means what its number says."""
-        return all(value < self.preprocessing.num_classes for value in values)
+    def knows(self, values: Iterable[int]) -> bool:
+        """Whether all label values are classes; otherwise the map is of another scheme."""
+        return all(value < self.labels.num_classes for value in values)
 
 
 @dataclass
@@ -105,7 +102,7 @@ def measure(case: Case, part: str, expected: Expected) -> Facts:
     if image is not None:
         _measure_view(facts, image, labels, expected)
     if image is not None and labels is not None:
-        _measure_contrast(facts, image, labels.array == expected.vessel_class)
+        _measure_contrast(facts, image, labels.array == expected.labels.vessel)
     return facts
 
 
@@ -178,14 +175,14 @@ def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
     facts.volumes_ml = {c: n * voxel_ml for c, n in facts.voxels.items() if c}
     if facts.volumes_ml:  # maps without any class are alike and no copies
         facts.label_digest = content_digest(array)
-    if facts.voxels.get(expected.vessel_class):
-        found = pieces(array == expected.vessel_class)
+    if facts.voxels.get(expected.labels.vessel):
+        found = pieces(array == expected.labels.vessel)
         facts.pieces_ml = [n * voxel_ml for n in found]
     step = max(1, int(np.ceil((array.size / SAMPLE) ** (1 / 3))))
     coarse = array[::step, ::step, ::step]
     for value in facts.volumes_ml:
         index = np.argwhere(coarse == value)
-        if len(index) and expected.heart_classes:
+        if len(index):
             facts.centres_mm[value] = labels.to_world(index.mean(axis=0) * step).tolist()
 
 
@@ -223,7 +220,7 @@ def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: 
     total = sum(n for value, n in facts.voxels.items() if value)
     if total:
         facts.lost = 1 - sum(n for value, n in kept.items() if value) / total
-    if vessel := facts.voxels.get(expected.vessel_class):
-        facts.lost_vessel = 1 - kept.get(expected.vessel_class, 0) / vessel
-        on_grid = resample_labels(labels, shape, affine).array == expected.vessel_class
+    if vessel := facts.voxels.get(expected.labels.vessel):
+        facts.lost_vessel = 1 - kept.get(expected.labels.vessel, 0) / vessel
+        on_grid = resample_labels(labels, shape, affine).array == expected.labels.vessel
         facts.grid_pieces = len(pieces(on_grid))

@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from tubesynth.data.layout import PARTS, Part
-from tubesynth.doctor.case_rules import class_name
 from tubesynth.doctor.facts import Expected, Facts
 from tubesynth.doctor.findings import error, info, warning
 
@@ -88,7 +87,7 @@ def vessels(parts: list[Part], facts: list[Facts], expected: Expected):
     counts = [len(one.pieces_ml) for one in found]
     hu = [one.vessel_hu for one in found if one.vessel_hu is not None]
     text = (
-        f"{class_name(expected.vessel_class, expected)} in {len(found)} of"
+        f"{expected.labels.describe(expected.labels.vessel)} in {len(found)} of"
         f" {sum(one.label is not None for one in facts)} label maps: {_range(volumes, '.3g')} ml"
         f" in {_range(counts, 'd')} pieces"
     )
@@ -126,7 +125,7 @@ def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected):
     labelled = [one for one in facts if expected.knows(one.voxels) and one.voxels]
     if not labelled:
         return
-    classes = range(1, expected.preprocessing.num_classes)
+    classes = range(1, expected.labels.num_classes)
     absent = [value for value in classes if not any(value in one.voxels for one in labelled)]
     if len(classes) > 1 and absent == list(classes[1:]):
         yield warning(
@@ -135,7 +134,7 @@ def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected):
             " tubesynth.prepare makes the nine classes of it",
         )
     elif absent:
-        names = ", ".join(class_name(value, expected) for value in absent)
+        names = ", ".join(expected.labels.describe(value) for value in absent)
         yield warning(
             None, f"no label map holds {names}; the model cannot learn what it never sees"
         )
@@ -143,7 +142,7 @@ def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected):
     only = {value for one in labelled if one.part == "validation" for value in one.voxels}
     only = sorted(only - in_training) if in_training else []
     if only:
-        names = ", ".join(class_name(v, expected) for v in only if v in classes)
+        names = ", ".join(expected.labels.describe(v) for v in only if v in classes)
         yield warning(None, f"only validation holds {names}; move a case with it to training")
 
 
@@ -162,8 +161,8 @@ def volume_outlier(parts: list[Part], facts: list[Facts], expected: Expected):
             if not median / OUTLIER <= volume_ml <= median * OUTLIER:
                 yield warning(
                     one.case,
-                    f"{one.label}: {class_name(value, expected)} has {volume_ml:.3g} ml, the median"
-                    f" case {median:.3g}",
+                    f"{one.label}: {expected.labels.describe(value)} has {volume_ml:.3g} ml, the"
+                    f" median case {median:.3g}",
                 )
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from tubesynth.metrics.condition import (
-    Classes,
     Condition,
     condition_of,
     mask_scores,
@@ -23,6 +22,7 @@ from tubesynth.metrics.condition import (
 from tubesynth.metrics.image import image_scores
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU, centreline_scores
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
@@ -49,7 +49,7 @@ class Settings:
 
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
     lumen_range: tuple[float, float] = LUMEN_RANGE_HU
-    classes: Classes = Classes()
+    classes: LabelScheme = NINE_CLASSES
 
 
 @dataclass

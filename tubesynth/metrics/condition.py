@@ -13,17 +13,9 @@ from tubesynth.metrics.frangi import against_shell, shell_of, vesselness
 from tubesynth.metrics.overlap import dice, line_scores, radius_errors, skeleton_of
 from tubesynth.metrics.segmentation import Region, find_vessels, search_region
 from tubesynth.metrics.topology import betti_errors, betti_numbers
+from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens, extract_tokens
-
-
-@dataclass(frozen=True)
-class Classes:
-    """What the numbers of a label map mean; the defaults are those of the nine classes."""
-
-    vessel: int = 8
-    heart: tuple[int, ...] = (1, 2, 3, 4, 5)
-    aorta: int = 6
 
 
 @dataclass(frozen=True)
@@ -44,18 +36,19 @@ class Condition:
     region: Region | None  # None: no heart or no aorta, so vessels cannot be looked for
 
 
-def tokens_of(label: Volume, classes: Classes) -> VesselTokens:
+def tokens_of(label: Volume, classes: LabelScheme) -> VesselTokens:
     """The tokens of the label map's vessels, rooted at its aorta."""
-    aorta = label.array == classes.aorta
+    aorta = None if classes.aorta is None else label.array == classes.aorta
     return extract_tokens(label.array == classes.vessel, label.affine, root_mask=aorta)
 
 
-def condition_of(label: Volume, classes: Classes, tokens=None) -> Condition | None:
+def condition_of(label: Volume, classes: LabelScheme, tokens=None) -> Condition | None:
     """None where the label map holds no vessels; tokens: its own, where they are known."""
     from scipy.spatial import cKDTree
 
     spacing = label.spacing
-    mask, aorta = label.array == classes.vessel, label.array == classes.aorta
+    mask = label.array == classes.vessel
+    aorta = np.zeros_like(mask) if classes.aorta is None else label.array == classes.aorta
     around, shell = shell_of(mask, spacing)
     if around is None:
         return None

@@ -13,6 +13,7 @@ import numpy as np
 from tubesynth.metrics.distribution_set import PLANES, SMALLEST_STD, slice_features
 from tubesynth.metrics.features import radiomic_features
 from tubesynth.metrics.frechet import Moments, frechet
+from tubesynth.volume.classes import NINE_CLASSES
 
 LEVELS = {"blur": (0.5, 1.0, 2.0), "noise": (10.0, 20.0, 40.0), "vessels_erased": (0.5, 1.0)}
 UNITS = {"blur": "voxels", "noise": "HU", "vessels_erased": "share"}
@@ -34,7 +35,7 @@ class ValidityCheck:
         planes=tuple(PLANES),
         *,
         window=(-1000.0, 1000.0),
-        vessel_class=8,
+        vessel_class: int = NINE_CLASSES.vessel,
         max_cases=4,
         slice_step=4,
         device="cpu",

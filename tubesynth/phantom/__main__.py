@@ -13,10 +13,12 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tubesynth.config.labels import load_scheme
 from tubesynth.data.pool import each
 from tubesynth.runtime.atomic import write_text
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.centreline_file import SUFFIX, write_centreline
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 
 SETTINGS_FILE = "phantom.json"
 VERSION = 1  # of the anatomy; it changes with the bytes of the data set
@@ -30,11 +32,14 @@ class Settings:
     seed: int
     resolution: tuple[int, int, int]
     spacing: tuple[float, float, float]
+    labels: LabelScheme = NINE_CLASSES
 
 
 def main(argv=None) -> None:
     args = _parse(argv)
-    settings = Settings(args.seed, tuple(args.resolution), tuple(args.spacing))
+    settings = Settings(
+        args.seed, tuple(args.resolution), tuple(args.spacing), load_scheme(args.config)
+    )
     _check(args, settings)
     root = Path(args.output_dir)
     _claim(root, settings, args.validation_fraction)
@@ -83,7 +88,9 @@ def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) ->
     from tubesynth.phantom.anatomy import make_phantom
     from tubesynth.volume.files import write_volume
 
-    phantom = make_phantom(settings.seed, case, settings.resolution, settings.spacing)
+    phantom = make_phantom(
+        settings.seed, case, settings.resolution, settings.spacing, settings.labels
+    )
     image, label, centreline = files
     write_centreline(centreline, phantom.branches)
     write_volume(label, phantom.labels, np.uint8)
@@ -97,6 +104,8 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
             {**asdict(settings), "version": VERSION, "validation_fraction": validation_fraction}
         )
     )
+    if settings.labels == NINE_CLASSES:  # older data sets have no such key
+        wanted["labels"] = None
     path = root / SETTINGS_FILE
     if path.is_file():
         try:
@@ -179,6 +188,11 @@ def _parse(argv) -> argparse.Namespace:
         default=(0.7, 0.7, 1.05),
         metavar=("SX", "SY", "SZ"),
         help="mm",
+    )
+    add(
+        "--config",
+        metavar="YAML",
+        help="write label maps in the scheme of its section labels; default: the nine classes",
     )
     add("--seed", type=int, default=0, help="of the data set")
     add("--workers", type=int, default=1, help="processes; the result is the same")

@@ -1,4 +1,4 @@
-"""A procedural coronary CT angiogram with known truth: image, nine-class labels, centrelines.
+"""A procedural coronary CT angiogram with known truth: image, label map, centrelines.
 
 `make_phantom(seed, case, resolution, spacing)` draws one anatomy in millimetres (the same at every
 resolution), paints it as a contrast-enhanced scan, and returns it in RAS+ order, centred on the
@@ -16,25 +16,16 @@ from tubesynth.phantom.scanner import Canvas, blend, blur, coronary_share, ct_no
 from tubesynth.phantom.shapes import Lattice
 from tubesynth.phantom.thorax import lung_vessels, thorax_shapes
 from tubesynth.volume.centreline_file import Branch
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.grid import Volume, centered_affine
 
-LABELS = (
-    "background",
-    "myocardium",
-    "left atrium",
-    "left ventricle",
-    "right atrium",
-    "right ventricle",
-    "aorta",
-    "pulmonary artery",
-    "coronary arteries",
-)
-MYOCARDIUM, LA, LV, RA, RV, AORTA, PA, CORONARY = range(1, 9)
+# The classes that are painted; make_phantom turns them into those of its scheme.
+MYOCARDIUM, LA, LV, RA, RV, AORTA, PA, CORONARY = range(1, NINE_CLASSES.num_classes)
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """image: int16 HU; labels: uint8, as in LABELS; branches: the coronary trees in world mm."""
+    """image: int16 HU; labels: uint8 of the scheme; branches: the coronary trees in world mm."""
 
     image: Volume
     labels: Volume
@@ -52,7 +43,9 @@ class Anatomy:
     branches: list[Branch]
 
 
-def make_phantom(seed: int, case: int, resolution, spacing) -> Phantom:
+def make_phantom(
+    seed: int, case: int, resolution, spacing, scheme: LabelScheme = NINE_CLASSES
+) -> Phantom:
     """One case; resolution: (X, Y, Z) voxels, spacing: (sx, sy, sz) mm.
 
     The anatomy depends on seed and case alone, so another grid shows the same patient.
@@ -69,7 +62,8 @@ def make_phantom(seed: int, case: int, resolution, spacing) -> Phantom:
     hu += ct_noise(shape, spacing, phase["noise"], noise_rng)
     image = np.rint(np.clip(hu, -1024, 3071, out=hu), out=hu).astype(np.int16)
     affine = centered_affine(shape, spacing)
-    return Phantom(Volume(image, affine), Volume(canvas.labels, affine), anatomy.branches)
+    labels = scheme.from_nine_classes()[canvas.labels]
+    return Phantom(Volume(image, affine), Volume(labels, affine), anatomy.branches)
 
 
 def sample_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Anatomy:

@@ -13,6 +13,7 @@ from tubesynth.metrics.vessel import sample_hu
 from tubesynth.pictures.panel import draw_panel
 from tubesynth.pictures.straight_panel import draw_straightened
 from tubesynth.runtime.atomic import save_png
+from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels
 from tubesynth.volume.straighten import longest_path
@@ -31,16 +32,16 @@ def straight_path(output_dir: Path, case: str) -> Path:
     return output_dir / "panels" / f"{case}_coronary.png"
 
 
-def draw_case(case, volumes, label, tokens, vessel_class, output_dir: Path) -> None:
+def draw_case(case, volumes, label, tokens, scheme: LabelScheme, output_dir: Path) -> None:
     """Writes panel_path, and straight_path where the label map holds a vessel."""
-    picture = case_panel(case, volumes, label, vessel_class)
+    picture = case_panel(case, volumes, label, scheme)
     save_png(panel_path(output_dir, case.id), picture)
     picture = None if label is None else straightened(case, volumes, label, tokens)
     if picture is not None:
         save_png(straight_path(output_dir, case.id), picture)
 
 
-def case_panel(case: EvaluationCase, volumes, label, vessel_class) -> np.ndarray:
+def case_panel(case: EvaluationCase, volumes, label, scheme: LabelScheme) -> np.ndarray:
     """All images of a case, on the grid of the last: the model's, where grids differ."""
     grid = volumes[-1]
     rows = {}
@@ -52,7 +53,7 @@ def case_panel(case: EvaluationCase, volumes, label, vessel_class) -> np.ndarray
         label = resample_labels(label, grid.shape, grid.affine)
     classes = None if label is None else label.array
     title = f"case {case.id}"
-    return draw_panel(rows, grid.spacing, classes, vessel_class=vessel_class, title=title)
+    return draw_panel(rows, grid.spacing, classes, scheme=scheme, title=title)
 
 
 def straightened(case: EvaluationCase, volumes, label: Volume, tokens: VesselTokens):

@@ -11,17 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tubesynth.pictures.lettering import draw_margin, fitted, font
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, numbered_classes
 
-CLASS_NAMES = {
-    1: "myocardium",
-    2: "left atrium",
-    3: "left ventricle",
-    4: "right atrium",
-    5: "right ventricle",
-    6: "aorta",
-    7: "pulmonary artery",
-    8: "coronary arteries",
-}
 COLOURS = (
     (201, 138, 94),
     (238, 130, 190),
@@ -74,8 +65,7 @@ def draw_panel(
     spacing,
     label=None,
     *,
-    vessel_class: int | None = None,
-    class_names=CLASS_NAMES,
+    scheme: LabelScheme = NINE_CLASSES,
     window=CTA_WINDOW,
     point=None,
     title: str = "",
@@ -83,6 +73,7 @@ def draw_panel(
     """uint8 (H, W, 3), as SummaryWriter.add_image(..., dataformats="HWC") takes it.
 
     images: {row caption: HU (X, Y, Z)}, all on the grid of `label` (uint8) and of each other;
+    scheme: names and vessel class of the label map;
     spacing: (3,) mm; window: (centre, width) HU; point: voxel through which the planes go (default:
     the middle of the labelled voxels, or of the volume).
     """
@@ -95,12 +86,12 @@ def draw_panel(
         raise ValueError(f"a panel needs images on one grid, not of shapes {sorted(shapes)}")
     (shape,) = shapes
     spacing = np.asarray(spacing, dtype=float)
-    views = choose_views(shape, spacing, label, vessel_class, point)
+    views = choose_views(shape, spacing, label, scheme.vessel, point)
     scale = TILE / (np.array(shape) * spacing).max()  # pixels a mm
     sizes = [_tile_size(shape, spacing, view.axis, scale) for view in views]
     rows = [*images, *(["label map"] if label is not None else [])]
     row_height = max(height for _, height in sizes)
-    legend = _legend(label, class_names)
+    legend = _legend(label, scheme)
     # A tall volume has narrow tiles: their columns leave room for what stands above them.
     columns = [
         max(width, int(font(13).getlength(view.caption)) + 2 * GAP)
@@ -124,7 +115,7 @@ def draw_panel(
             if base is not None:
                 tile += grey_tile(view.image(base), (tile_width, tile_height), window)[..., None]
             if caption not in images:
-                _overlay(tile, view.labels(label, vessel_class), vessel_class)
+                _overlay(tile, view.labels(label, scheme.vessel), scheme.vessel)
             picture = Image.fromarray(tile.clip(0, 255).astype(np.uint8))
             y += (row_height - tile_height) // 2
             canvas.paste(picture, (left, y))
@@ -229,13 +220,13 @@ def _colour(k) -> tuple[int, int, int]:
     return COLOURS[(int(k) - 1) % len(COLOURS)]
 
 
-def _legend(label, class_names) -> list[tuple[tuple[int, int, int], str]]:
+def _legend(label, scheme: LabelScheme) -> list[tuple[tuple[int, int, int], str]]:
     if label is None:
         return []
     present = [int(k) for k in np.unique(label) if k]
-    if present and present[-1] > max(class_names, default=0):
-        class_names = {}  # another scheme of classes: numbers are true, these names are not
-    named = [(_colour(k), class_names.get(k, f"class {k}")) for k in present[: len(COLOURS)]]
+    if present and present[-1] >= scheme.num_classes:  # not this scheme: its names would be wrong
+        scheme = numbered_classes(present[-1] + 1, scheme.vessel)
+    named = [(_colour(k), scheme.names[k]) for k in present[: len(COLOURS)]]
     return named + ([(PAPER, f"and {len(present) - 12} more")] if len(present) > 12 else [])
 
 

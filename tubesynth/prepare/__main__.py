@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tubesynth.config.labels import load_scheme
+from tubesynth.config.strict import to_plain
 from tubesynth.data import manifest
 from tubesynth.data.pool import check_workers, each
 from tubesynth.prepare.imagecas import (
@@ -25,12 +27,13 @@ from tubesynth.prepare.imagecas import (
     crop,
     find_sources,
     heart_box,
-    nine_classes,
+    label_map,
     place,
-    stored_axes,
+    with_axes_of,
 )
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.cases import natural_order
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import SUFFIXES, source_files, write_volume
 
 DEFAULT_FRACTION = 0.1
@@ -38,8 +41,8 @@ DEFAULT_FRACTION = 0.1
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    workers = check_workers(args.workers)
-    sources = find_sources(args.input_dir, args.heart_dir)
+    workers, scheme = check_workers(args.workers), load_scheme(args.config)
+    sources = find_sources(args.input_dir, args.heart_dir, scheme)
     if len(sources) < 2:
         raise InputError(f"{args.input_dir}: one case; training and validation need one each")
     held = read_ids(args.validation_ids, sources) if args.validation_ids else None
@@ -50,19 +53,27 @@ def main(argv: list[str] | None = None) -> None:
         "validation_ids": held,
         "heart": args.heart_dir is not None,
         "crop_margin_mm": args.margin_mm if args.crop_to_heart else None,
+        # None also stands in the manifests of version 0.1.0, which had no other scheme.
+        "labels": None if scheme == NINE_CLASSES else to_plain(scheme),
     }
     with manifest.alone(args.output_dir):
-        prepare(args, sources, settings, workers)
+        prepare(args, scheme, sources, settings, workers)
 
 
-def prepare(args: argparse.Namespace, sources: list[Source], settings: dict, workers: int) -> None:
+def prepare(
+    args: argparse.Namespace,
+    scheme: LabelScheme,
+    sources: list[Source],
+    settings: dict,
+    workers: int,
+) -> None:
     """Make what is missing, and say what there is."""
     root, fraction = args.output_dir, settings["validation_fraction"]
     records = manifest.claim(root, settings)
     ids = [source.id for source in sources]
     parts = split(ids, args.seed, fraction, settings["validation_ids"], records)
     todo = [s for s in sources if not is_finished(root, s, parts[s.id], records.get(s.id))]
-    jobs = [(root, s, parts[s.id], args.link, settings["crop_margin_mm"]) for s in todo]
+    jobs = [(root, s, parts[s.id], args.link, settings["crop_margin_mm"], scheme) for s in todo]
     results = each(make_case, jobs, workers, "prepare")
     failures = [problem for _, problem in results if problem]
     for source, (record, _) in zip(todo, results, strict=True):
@@ -74,13 +85,20 @@ def prepare(args: argparse.Namespace, sources: list[Source], settings: dict, wor
     if failures:
         more = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0]}{more}")
-    print(summary(root, sources, records, len(todo), args))
+    print(summary(root, sources, records, len(todo), args, scheme))
 
 
-def make_case(root: Path, source: Source, part: str, link: str, margin_mm: float | None):
+def make_case(
+    root: Path,
+    source: Source,
+    part: str,
+    link: str,
+    margin_mm: float | None,
+    scheme: LabelScheme,
+):
     """Write a case's files and, last, its record: (record, None), or (None, what is wrong)."""
     try:
-        image, labels, notes = nine_classes(source)
+        image, labels, notes = label_map(source, scheme)
     except InputError as error:
         return None, str(error)
     box = None if margin_mm is None else heart_box(labels, margin_mm)
@@ -92,11 +110,11 @@ def make_case(root: Path, source: Source, part: str, link: str, margin_mm: float
     if box is not None:
         image, labels = crop(image, box), crop(labels, box)
     if in_parts or margin_mm is not None:
-        write_volume(image_path, stored_axes(image, source.image), np.int16)
+        write_volume(image_path, with_axes_of(image, source.image), np.int16)
         made = "converted" if margin_mm is None else "cropped"
     else:
         made = place(source.image, image_path, link)
-    write_volume(label_path, stored_axes(labels, source.image), np.uint8)
+    write_volume(label_path, with_axes_of(labels, source.image), np.uint8)
     values, counts = np.unique(labels.array, return_counts=True)
     record = {
         "part": part,
@@ -161,7 +179,7 @@ def read_ids(path: Path, sources: list[Source]) -> list[str]:
     return sorted(ids)
 
 
-def summary(root: Path, sources, records: dict, made: int, args) -> str:
+def summary(root: Path, sources, records: dict, made: int, args, scheme: LabelScheme) -> str:
     """What is there now, and what somebody should know about it."""
     mine = [records[source.id] for source in sources]
     held = sum(record["part"] == "validation" for record in mine)
@@ -178,7 +196,8 @@ def summary(root: Path, sources, records: dict, made: int, args) -> str:
             what = {"resampled": "heart labels were resampled onto the image's grid"}
             lines.append(f"{count} cases: {what.get(note, 'no labels to crop to, kept whole')}")
     if args.heart_dir is None:
-        lines.append("labels hold the coronaries (8) alone: classes 1 to 7 need --heart-dir")
+        vessels = scheme.describe(scheme.vessel)
+        lines.append(f"label maps hold {vessels} alone: the other classes need --heart-dir")
     lines.append(f"sources and outputs: {root / manifest.NAME}")
     return "\n".join(lines)
 
@@ -194,6 +213,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--input-dir", type=Path, required=True, metavar="DIR", help="ImageCAS as distributed")
     add("--heart-dir", type=Path, metavar="DIR", help="ID.nii.gz or ID/heart_myocardium.nii.gz ...")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="data set folder")
+    add(
+        "--config",
+        metavar="YAML",
+        help="write label maps in the scheme of its section labels; default: the nine classes",
+    )
     add("--validation-fraction", type=float, metavar="F", help=f"default {DEFAULT_FRACTION}")
     add("--validation-ids", type=Path, metavar="FILE", help="ids of the validation cases instead")
     add("--seed", type=int, default=0, help="of the split")

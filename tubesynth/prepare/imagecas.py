@@ -1,13 +1,15 @@
-"""ImageCAS cases as nine-class label maps: heart structures 1 to 7, the coronary arteries on top.
+"""The files of ImageCAS and TotalSegmentator as label maps of a scheme on the grid of the image.
 
-ImageCAS (Zeng et al. 2023) comes as N.img.nii.gz and N.label.nii.gz, coronaries 0/1, in subfolders
-1-200 ... 801-1000. The heart comes from TotalSegmentator's heartchambers_highres: one file with
-values 1 to 7 a case, or a folder with one mask a structure. All labels end on the image's grid, and
-are stored with its axes, so that other programs find voxel on voxel.
+ImageCAS (Zeng et al. 2023) comes as N.img.nii.gz and N.label.nii.gz in subfolders 1-200 to
+801-1000; its label maps are 0 and 1, the coronary arteries. TotalSegmentator's task
+heartchambers_highres gives the heart: one file a case with values 1 to 7, or a folder with one mask
+a structure. Label maps are written with the axes of the stored image, so that every program
+overlays them.
 """
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,59 +19,93 @@ from tubesynth.data.layout import scan
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import case_id, natural_order
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import SUFFIXES, check_same_grid, read_labels, read_volume, source_files
 from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.nifti import stored_affine
 
-STRUCTURES = (  # classes 1 to 7
-    *("heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right"),
-    *("heart_ventricle_right", "aorta", "pulmonary_artery"),
+# The values 1 to 7 of a heartchambers_highres file, in the order of the nine classes.
+HEARTCHAMBERS = tuple(
+    NINE_CLASSES.sources[name][0] for name in NINE_CLASSES.names[1 : NINE_CLASSES.vessel]
 )
-CORONARIES = len(STRUCTURES) + 1
+GRID_TOLERANCE = 0.1  # of the smallest voxel side: grids that differ by less are the same
+MAX_LISTED_IDS = 20
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class HeartFiles:
+    """TotalSegmentator's files of one case: one with values 1 to 7, or one mask a structure."""
+
+    multi_label: Path | None = None
+    masks: tuple[tuple[str, Path], ...] = ()  # (structure, file)
+
+    @property
+    def files(self) -> list[Path]:
+        multi_label = [] if self.multi_label is None else [self.multi_label]
+        return multi_label + [path for _, path in self.masks]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one case. heart: none, one multi-label file, or one file a structure."""
+    """The files of one case."""
 
     id: str
     image: Path
     label: Path
-    heart: tuple[Path, ...] = ()
+    heart: HeartFiles = HeartFiles()
 
     @property
     def files(self) -> list[Path]:
-        """All of them; of a header with its data, both."""
-        volumes = [self.image, self.label, *self.heart]
+        """All files; header and data file of a volume that has two."""
+        volumes = [self.image, self.label, *self.heart.files]
         return [file for volume in volumes for file in source_files(volume)]
 
 
-def find_sources(input_dir: Path, heart_dir: Path | None) -> list[Source]:
-    """All cases of a folder and its subfolders; whatever lacks a file is listed by id."""
+def heart_structures(scheme: LabelScheme) -> tuple[str, ...]:
+    """TotalSegmentator's structures in the classes of a scheme, without the vessel class."""
+    listed = [structure for structures in scheme.sources.values() for structure in structures]
+    structures = dict.fromkeys([*listed, *HEARTCHAMBERS])
+    return tuple(s for s in structures if scheme.class_of(s) not in (0, scheme.vessel))
+
+
+def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -> list[Source]:
+    """All cases of a folder and its subfolders; InputError lists the ids that lack a file."""
     if not Path(input_dir).is_dir():
         raise InputError(f"{input_dir}: no such folder; check --input-dir")
-    problems: list[tuple[str, str]] = []
+    problems: list[tuple[str | None, str]] = []
     images, labels = scan(Path(input_dir), problems)
     if problems:
         raise InputError(problems[0][1])
     if not images and not labels:
         raise InputError(f"{input_dir}: no N.img.nii.gz in it or its subfolders; check --input-dir")
-    hearts = find_hearts(heart_dir, set(images)) if heart_dir else {}
-    wanted = [("label map", images.keys() - labels.keys())]
-    wanted.append(("image", labels.keys() - images.keys()))
+    hearts = find_hearts(heart_dir, set(images), heart_structures(scheme)) if heart_dir else {}
+    lacking = [("label map", images.keys() - labels.keys())]
+    lacking.append(("image", labels.keys() - images.keys()))
     if heart_dir:
-        wanted.append((f"heart structures in {heart_dir}", images.keys() - hearts.keys()))
-    missing = [f"no {what} for {_listed(ids)}" for what, ids in wanted if ids]
+        lacking.append((f"heart structures in {heart_dir}", images.keys() - hearts.keys()))
+    missing = [f"no {kind} for {_id_list(ids)}" for kind, ids in lacking if ids]
     if missing:
         raise InputError(f"{input_dir}: {'; '.join(missing)}; add these files or remove the cases")
-    return [Source(case, images[case], labels[case], hearts.get(case, ())) for case in images]
+    return [
+        Source(case, path, labels[case], hearts.get(case, HeartFiles()))
+        for case, path in images.items()
+    ]
 
 
-def find_hearts(heart_dir: Path, cases: set[str]) -> dict[str, tuple[Path, ...]]:
+def find_hearts(
+    heart_dir: Path, cases: set[str], structures: tuple[str, ...]
+) -> dict[str, HeartFiles]:
     """{case: files}: ID.nii.gz, ID.anything.nii.gz, or a folder ID; also one folder deeper."""
     if not Path(heart_dir).is_dir():
         raise InputError(f"{heart_dir}: no such folder; check --heart-dir")
-    found: dict[str, tuple[Path, ...]] = {}
+    if not structures:
+        raise InputError(
+            "labels.sources: no class holds a structure of TotalSegmentator; add them, or leave out"
+            " --heart-dir"
+        )
+    hearts: dict[str, HeartFiles] = {}
     folders = [Path(heart_dir)]
     while folders:
         folder = folders.pop(0)
@@ -79,119 +115,139 @@ def find_hearts(heart_dir: Path, cases: set[str]) -> dict[str, tuple[Path, ...]]
                 folders.append(path)
             if case not in cases or not (path.is_dir() or path.name.lower().endswith(SUFFIXES)):
                 continue
-            files = _structures(path) if path.is_dir() else (path,)
-            if case in found:
-                raise InputError(f"{path}: {found[case][0]} is of case {case} too; keep one")
-            if files:
-                found[case] = files
-    return found
+            heart = _in_folder(path, structures) if path.is_dir() else HeartFiles(path)
+            if case in hearts:
+                raise InputError(f"{path}: {hearts[case].files[0]} is of case {case} too; keep one")
+            if heart.files:
+                hearts[case] = heart
+    return hearts
 
 
-def _structures(folder: Path) -> tuple[Path, ...]:
-    """The seven masks of a folder in the order of the classes, or the one file that it holds."""
+def _in_folder(folder: Path, structures: tuple[str, ...]) -> HeartFiles:
+    """The masks of the structures in a folder, or the one multi-label file that it holds."""
     volumes = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES)]
     named = {case_id(path): path for path in volumes}
-    there = [name for name in STRUCTURES if name in named]
-    if there:
-        missing = [name for name in STRUCTURES if name not in named]
+    missing = [name for name in structures if name not in named]
+    if len(missing) < len(structures):
         if missing:
             raise InputError(f"{folder}: no {', '.join(missing)}; run TotalSegmentator again")
-        return tuple(named[name] for name in STRUCTURES)
+        return HeartFiles(masks=tuple((name, named[name]) for name in structures))
     if len(volumes) > 1:
         raise InputError(
-            f"{folder}: neither {STRUCTURES[0]} ... {STRUCTURES[-1]} nor one multi-label file"
+            f"{folder}: neither the masks {', '.join(structures)} nor one multi-label file; run"
+            " TotalSegmentator's heartchambers_highres again"
         )
-    return tuple(volumes)
+    return HeartFiles(*volumes)
 
 
-def nine_classes(source: Source) -> tuple[Volume, Volume, list[str]]:
-    """(image, label map of uint8 on its grid, notes on what had to be done)."""
-    from tubesynth.volume.resample import resample_labels
+def label_map(source: Source, scheme: LabelScheme) -> tuple[Volume, Volume, list[str]]:
+    """(image, uint8 label map of the scheme on its grid, notes on labels that were resampled).
 
+    The coronary arteries lie on top of the heart's structures.
+    """
     image, coronaries = read_volume(source.image), read_labels(source.label)
     check_same_grid(image, coronaries, source.image, source.label)
     if (highest := int(coronaries.array.max())) > 1:
         raise InputError(
             f"{source.label}: label value {highest}; ImageCAS has 0 and 1 (coronaries) only"
         )
-    classes, notes = np.zeros(image.shape, dtype=np.uint8, order="F"), []
-    for number, path in enumerate(source.heart, start=1):
+    classes = np.zeros(image.shape, dtype=np.uint8, order="F")
+    notes: list[str] = []
+    if source.heart.multi_label is not None:
+        path = source.heart.multi_label
         heart = read_labels(path)
-        single = len(source.heart) > 1  # a mask: 0 and 1, or 0 and 255
-        if (highest := int(heart.array.max())) > len(STRUCTURES) and not single:
+        if (highest := int(heart.array.max())) > len(HEARTCHAMBERS):
             raise InputError(
-                f"{path}: label value {highest}; heartchambers_highres has 1 to {len(STRUCTURES)}"
+                f"{path}: label value {highest}; heartchambers_highres has 1 to"
+                f" {len(HEARTCHAMBERS)}"
             )
-        if not same_grid(image, heart, tolerance_mm=0.1 * float(image.spacing.min())):
-            resampled = resample_labels(heart, image.shape, image.affine)
-            if heart.array.any() and not resampled.array.any():
-                raise InputError(
-                    f"{path}: none of its structures lies within {source.image}; is it another"
-                    " case's, or its header wrong?"
-                )
-            heart = resampled
-            notes.append(f"{path.name}: resampled onto the image's grid")
-        if single:
-            classes[heart.array > 0] = number
-        else:
-            np.copyto(classes, heart.array)
-    classes[coronaries.array > 0] = CORONARIES
+        heart = _on_grid(heart, path, image, source.image, notes)
+        np.take(scheme.from_nine_classes(), heart.array, out=classes)
+    for structure, path in source.heart.masks:
+        mask = _on_grid(read_labels(path), path, image, source.image, notes)
+        classes[mask.array > 0] = scheme.class_of(structure)
+    classes[coronaries.array > 0] = scheme.vessel
     return image, Volume(classes, image.affine), notes
 
 
-def heart_box(labels: Volume, margin_mm: float) -> tuple[slice, slice, slice] | None:
-    """The labels' bounding box and a margin, equal on both sides of an axis: less of it where the
-    image ends. So the middle of the crop is the middle of the heart, and no label is cut off.
+def _on_grid(
+    labels: Volume, path: Path, image: Volume, image_path: Path, notes: list[str]
+) -> Volume:
+    """Labels on the image's grid; a note where they had to be resampled."""
+    from tubesynth.volume.resample import resample_labels
+
+    tolerance_mm = GRID_TOLERANCE * float(image.spacing.min())
+    if same_grid(image, labels, tolerance_mm=tolerance_mm):
+        return labels
+    resampled = resample_labels(labels, image.shape, image.affine)
+    if labels.array.any() and not resampled.array.any():
+        raise InputError(
+            f"{path}: none of its structures lies within {image_path}; is it another case's, or its"
+            " header wrong?"
+        )
+    notes.append(f"{path.name}: resampled onto the image's grid")
+    return resampled
+
+
+def heart_box(labels: Volume, margin_mm: float) -> Box | None:
+    """The labels' bounding box with the same margin on both sides of an axis; None without labels.
+
+    Where the image ends within the margin, the margin of both sides is cut there, so the middle of
+    the box is the middle of the heart, and no label is cut off.
     """
     from scipy import ndimage
 
-    found = ndimage.find_objects((labels.array > 0).view(np.uint8))
-    if not found:
+    boxes = ndimage.find_objects((labels.array > 0).view(np.uint8))
+    if not boxes:
         return None
-    box = []
-    for side, n, spacing in zip(found[0], labels.shape, labels.spacing, strict=True):
+    sides = []
+    for side, n, spacing in zip(boxes[0], labels.shape, labels.spacing, strict=True):
         margin = min(int(round(margin_mm / spacing)), side.start, n - side.stop)
-        box.append(slice(side.start - margin, side.stop + margin))
-    return tuple(box)
+        sides.append(slice(side.start - margin, side.stop + margin))
+    return sides[0], sides[1], sides[2]
 
 
-def crop(volume: Volume, box: tuple[slice, slice, slice]) -> Volume:
-    """The part of a volume, where it was in the world."""
+def crop(volume: Volume, box: Box) -> Volume:
+    """A box of a volume; its affine keeps every voxel at its place in the world."""
     affine = volume.affine.copy()
     affine[:3, 3] = volume.to_world([side.start for side in box])
     return Volume(volume.array[box], affine)
 
 
-def stored_axes(volume: Volume, like: Path) -> Volume:
-    """The volume with its axes in the order and direction that a NIfTI file has; RAS+ for others.
+def with_axes_of(volume: Volume, path: Path) -> Volume:
+    """The volume with the axes' order and directions of a NIfTI file; unchanged for other formats.
 
-    It is no longer RAS+ then: for writing alone.
+    The result is for writing only: it is not RAS+.
     """
     import nibabel as nib
 
-    if not like.name.lower().endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         return volume
-    stored = nib.io_orientation(stored_affine(like.read_bytes(), like))
+    stored = nib.io_orientation(stored_affine(path.read_bytes(), path))
     change = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), stored)
     array = nib.orientations.apply_orientation(volume.array, change)
-    moved = nib.orientations.inv_ornt_aff(change, volume.shape)
-    return Volume(array, volume.affine @ moved)
+    to_stored = nib.orientations.inv_ornt_aff(change, volume.shape)
+    return Volume(array, volume.affine @ to_stored)
 
 
 def place(source: Path, target: Path, link: str) -> str:
-    """Puts a file's content at `target`, atomically; 'hard' or 'copy': what it became."""
-    made = link
+    """Hard-links or copies a file to `target`, atomically; returns 'hard' or 'copy'.
+
+    A copy is also made where the file system cannot link.
+    """
+    method = link
     with replacing(target) as temporary:
         if link == "hard":
             try:
                 os.link(source.resolve(), temporary)
             except OSError:  # another file system, or one without links
-                made = "copy"
-        if made == "copy":
+                method = "copy"
+        if method == "copy":
             shutil.copyfile(source, temporary)
-    return made
+    return method
 
 
-def _listed(ids) -> str:
-    ids = sorted(ids, key=natural_order)
-    return f"{len(ids)}: {', '.join(ids[:20])}" + (", ..." if len(ids) > 20 else "")
+def _id_list(ids: Iterable[str]) -> str:
+    ordered = sorted(ids, key=natural_order)
+    more = ", ..." if len(ordered) > MAX_LISTED_IDS else ""
+    return f"{len(ordered)}: {', '.join(ordered[:MAX_LISTED_IDS])}{more}"

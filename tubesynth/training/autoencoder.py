@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tubesynth.build.checkpoint import Position
 from tubesynth.build.networks import build_autoencoder, build_discriminator
-from tubesynth.config.schema import Stage1Config, vessel_class
+from tubesynth.config.schema import Stage1Config
 from tubesynth.losses.autoencoder import (
     DISCRIMINATOR_LOSS,
     GENERATOR_LOSS,
@@ -102,7 +102,7 @@ class AutoencoderStage:
 
     def vessels(self, batch: dict) -> Tensor:
         """(B, X, ...) bool."""
-        return batch["label"] == vessel_class(self.config.data)
+        return batch["label"] == self.config.labels.vessel
 
     def reconstruction_terms(self, reconstruction: Tensor, batch: dict) -> dict[str, Tensor]:
         """What compares voxel by voxel and frequency by frequency."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tubesynth.build.preprocessing import preprocessing_of
-from tubesynth.config.schema import DataConfig, vessel_class
+from tubesynth.config.schema import Config, DataConfig
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.loader import Loader
@@ -21,7 +21,7 @@ from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
 from tubesynth.data.tokens import vessel_token_source
 from tubesynth.data.volumes import BuildReport, build_volumes
-from tubesynth.pictures.panel import CLASS_NAMES, draw_panel
+from tubesynth.pictures.panel import draw_panel
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case, pair_cases
@@ -60,21 +60,22 @@ def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
 class Volumes:
     """The training and validation cases of a config, and their batches."""
 
-    def __init__(
-        self, data: DataConfig, dim: int, seed: int, training: list[Case], validation: list[Case]
-    ):
-        self.data, self.dim, self.seed = data, dim, seed
+    def __init__(self, config: Config, training: list[Case], validation: list[Case]):
+        self.data, self.labels = config.data, config.labels
+        self.dim, self.seed = config.dim, config.seed
         self.training, self.validation = training, validation
-        self.store = Store(data.cache_dir)
-        self.preprocessing = preprocessing_of(data)
-        step = data.token_step_mm
-        self.tokens = vessel_token_source(vessel_class(data), step) if step else None
+        self.store = Store(config.data.cache_dir)
+        self.preprocessing = preprocessing_of(config)
+        step = config.data.token_step_mm
+        self.tokens = vessel_token_source(config.labels.vessel, step) if step else None
 
     @classmethod
-    def find(cls, data: DataConfig, dim: int, seed: int) -> "Volumes":
+    def find(cls, config: Config) -> "Volumes":
         """List the folders of data.root; InputError where they are not pairs of files."""
-        splits = (split_cases(data, split) for split in ("training", "validation"))
-        return cls(data, dim, seed, *splits)
+        training, validation = (
+            split_cases(config.data, split) for split in ("training", "validation")
+        )
+        return cls(config, training, validation)
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
         """Prepare every case that the disk cache lacks; all ranks share the work, then wait."""
@@ -148,8 +149,7 @@ class Volumes:
             images,
             tuple(batch["spacing"][0].tolist()),
             label,
-            vessel_class=vessel_class(self.data),
-            class_names=CLASS_NAMES if self.data.num_classes == len(CLASS_NAMES) + 1 else {},
+            scheme=self.labels,
             title=f"case {batch['case'][0]}",
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tubesynth.build.networks import build_unet
 from tubesynth.build.objective import build_objective
-from tubesynth.config.schema import Stage2Config, vessel_class
+from tubesynth.config.schema import Stage2Config
 from tubesynth.generative.objective import Network, vessel_weight
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
@@ -100,7 +100,7 @@ class LatentStage:
         if weight == 1:
             return None
         factor = self.latents.autoencoder.factor
-        return vessel_weight(labels, vessel_class(self.config.data), factor, weight)
+        return vessel_weight(labels, self.config.labels.vessel, factor, weight)
 
     def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
         return self.latents.batches(draw, end_draw)
@@ -151,7 +151,7 @@ class LatentStage:
         network = self._conditioned(net, batch)
         latents, _ = self.objective.sample(network, normal(), self.config.sampling, normal)
         net.train(training)
-        vessels = batch["label"] == vessel_class(self.config.data)
+        vessels = batch["label"] == self.config.labels.vessel
         autoencoder = self.latents.autoencoder
         synthesis = autoencoder.decode(self.latents.scale.restore(latents), vessels=vessels)
         real = self.volumes.validation_batch(index, self.device)

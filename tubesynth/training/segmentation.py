@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubesynth.build.networks import build_segmenter
-from tubesynth.config.schema import SegmenterConfig, vessel_class
+from tubesynth.config.schema import SegmenterConfig
 from tubesynth.losses.segmentation import dice_loss
 from tubesynth.metrics.overlap import centreline_overlap, dice
 from tubesynth.runtime import dist
@@ -29,7 +29,7 @@ class SegmentationStage:
 
     def __init__(self, config: SegmenterConfig, volumes: Volumes, device: torch.device):
         self.config, self.volumes, self.device = config, volumes, device
-        self.vessel = vessel_class(config.data)
+        self.vessel = config.labels.vessel
         self.segmenter = build_segmenter(config)
         train = config.train
         phase = Phase(

@@ -53,7 +53,7 @@ def check_labels(
     labels: np.ndarray,
     num_classes: int,
     path,
-    remedy: str = "remap them or raise data.num_classes",
+    remedy: str = "remap them or add their classes to labels.names",
 ) -> None:
     """InputError for label values outside 0 to num_classes - 1; labels: an array of any shape."""
     if labels.size and int(labels.max()) >= num_classes:

@@ -76,7 +76,7 @@ def training_step(args):
     shape = (args.batch, *args.crop)
     batch = {
         "image": torch.rand(shape)[:, None].to(device),
-        "label": torch.randint(config.data.num_classes, shape, dtype=torch.uint8).to(device),
+        "label": torch.randint(config.labels.num_classes, shape, dtype=torch.uint8).to(device),
         "sample_index": list(range(args.batch)),
     }
 

@@ -103,7 +103,7 @@ def run_case(case: str, args, workers: int) -> dict:
         first = next(epochs) * args.volumes  # as training counts its draws
         for batch in batches(first, first + args.volumes):
             if with_classes:
-                batch["one_hot"] = one_hot(batch["label"], volumes.data.num_classes, dtype)
+                batch["one_hot"] = one_hot(batch["label"], volumes.labels.num_classes, dtype)
 
     measured = measure(finished(epoch, device), args.repeats)
     shape = args.crop if case == "crop" else args.resolution
@@ -183,9 +183,10 @@ def data_config(args, workers: int, crop=None):
 
 def open_volumes(args, workers: int, crop=None):
     """The phantoms as stage 1 has them."""
+    from tubesynth.config.schema import Stage1Config
     from tubesynth.training.inputs import Volumes
 
-    volumes = Volumes.find(data_config(args, workers, crop), dim=3, seed=0)
+    volumes = Volumes.find(Stage1Config(stage=1, data=data_config(args, workers, crop)))
     volumes.training = volumes.training[: args.volumes]
     return volumes
 

@@ -71,7 +71,7 @@ def run_case(case: str, args) -> dict:
     ones = torch.ones(cases, args.tokens, device=device)
     tokens = {"position_mm": position, "radius_mm": ones, "tangent": torch.zeros_like(position)}
     tokens |= {"root_distance_mm": ones, "mask": ones.bool()}
-    labels = torch.randint(0, config.data.num_classes, (cases, *shape), dtype=torch.uint8)
+    labels = torch.randint(0, config.labels.num_classes, (cases, *shape), dtype=torch.uint8)
     fields = torch.randn(cases, 2, *size, device=device)
     conditions = Conditions(labels.to(device), tokens, fields, *kept.unbind(1))
     x = torch.randn(rows, LATENT_CHANNELS, *size, device=device)

@@ -1,0 +1,110 @@
+"""The label scheme of a config: its section `labels`, or two older keys of its section `data`.
+
+labels:
+  names: [background, heart, vessels, aorta]
+  vessel: 2
+  heart: [1]
+  aorta: 3
+  sources: {heart: [heart_myocardium, heart_atrium_left, heart_ventricle_left]}
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tubesynth.config.packaged import find_config
+from tubesynth.config.strict import build, read_yaml, to_plain
+from tubesynth.runtime.errors import InputError
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, numbered_classes
+
+
+@dataclass(frozen=True)
+class DataLabelKeys:
+    """The keys of `data` that described the classes before the section `labels`."""
+
+    num_classes: int | None = None
+    vessel_class: int | None = None  # null: the highest class
+
+
+def with_label_section(content: dict, source: str) -> dict:
+    """The content of a config with its older label keys as the section `labels`.
+
+    InputError where the older keys contradict a section that the config has too.
+    """
+    content = {key: value for key, value in content.items() if key != "labels" or value is not None}
+    data = content.get("data")
+    if not isinstance(data, dict) or not data.keys() & set(DataLabelKeys.__annotations__):
+        return content
+    older = {key: data[key] for key in DataLabelKeys.__annotations__ if key in data}
+    content["data"] = {key: value for key, value in data.items() if key not in older}
+    keys = build(DataLabelKeys, older, source, "data.")
+    if "labels" in content:
+        scheme = build(LabelScheme, section_of(content, source), source, "labels.")
+        for key, value, of_labels in (
+            ("num_classes", keys.num_classes, scheme.num_classes),
+            ("vessel_class", keys.vessel_class, scheme.vessel),
+        ):
+            if value not in (None, of_labels):
+                raise InputError(
+                    f"{source}: data.{key}: {value}, but the section labels has {of_labels}: remove"
+                    f" data.{key}"
+                )
+        return content
+    scheme = older_scheme(keys, source)
+    if scheme != NINE_CLASSES:
+        content["labels"] = to_plain(scheme)
+    return content
+
+
+def older_scheme(keys: DataLabelKeys, source: str) -> LabelScheme:
+    """The scheme of data.num_classes and data.vessel_class: nine classes have names."""
+    count = NINE_CLASSES.num_classes if keys.num_classes is None else keys.num_classes
+    vessel = count - 1 if keys.vessel_class is None else keys.vessel_class
+    if not 2 <= count <= 256:
+        raise InputError(f"{source}: data.num_classes: expected 2 to 256, got {count}")
+    if not 0 < vessel < count:
+        raise InputError(
+            f"{source}: data.vessel_class: {vessel} is not a foreground class of {count}"
+        )
+    if count != NINE_CLASSES.num_classes:
+        return numbered_classes(count, vessel)
+    if vessel == NINE_CLASSES.vessel:
+        return NINE_CLASSES
+    heart = tuple(value for value in NINE_CLASSES.heart if value != vessel)
+    aorta = None if vessel == NINE_CLASSES.aorta else NINE_CLASSES.aorta
+    return replace(NINE_CLASSES, vessel=vessel, heart=heart, aorta=aorta, plausible_ml={})
+
+
+def section_of(content: dict, source: str) -> dict:
+    """The section `labels` of a config."""
+    if not isinstance(content["labels"], dict):
+        raise InputError(f"{source}: labels: expected a section of keys and values")
+    return content["labels"]
+
+
+def check_scheme(scheme: LabelScheme, source: str) -> None:
+    """InputError at the first value of the section that does not fit."""
+    for problem in scheme.problems():
+        raise InputError(f"{source}: labels.{problem}")
+
+
+def load_scheme(path: str | Path | None) -> LabelScheme:
+    """The scheme of a config, or of a file with the section `labels` alone; None: nine classes.
+
+    path: a file, or the name of a packaged config (config/packaged.py).
+    """
+    if path is None:
+        return NINE_CLASSES
+    source = str(find_config(path))
+    content = with_label_section(read_yaml(source), source)
+    if "labels" not in content:
+        if "stage" not in content and "data" not in content:
+            raise InputError(f"{source}: no section labels: add it, or give a config with a stage")
+        return NINE_CLASSES
+    scheme = build(LabelScheme, section_of(content, source), source, "labels.")
+    check_scheme(scheme, source)
+    return scheme
+
+
+def is_label_section(path: str | Path) -> bool:
+    """Whether a YAML file holds the section `labels` alone, so that it is no training config."""
+    return read_yaml(find_config(path)).keys() == {"labels"}
