@@ -5,8 +5,8 @@
     python tests/bench/ablations.py stage-2 --data bench/boxes --output-dir bench/stage_2 \\
         --autoencoder bench/stage_1/kl_weighted_seed0/checkpoints/last.ckpt --seeds 0 1
 
-Runs go through the commands that users have, --jobs at a time with one thread each; what is there
-is not made again. Prints a Markdown table: the mean over seeds and, behind +-, half their range.
+Runs use the commands of the package, --jobs at a time with one thread each; finished runs are not
+repeated. Prints a Markdown table: the mean over seeds and, behind +-, half their range.
 """
 
 import argparse
@@ -109,22 +109,22 @@ def stage_1(args, folder: Path, overrides: list[str]) -> dict:
 
 
 def stage_2(args, folder: Path, overrides: list[str]) -> dict:
-    """A model, one CT from each held-out label map, and how they score."""
+    """Train a model, synthesize one CT from each held-out label map, and score them."""
     scores = train(
         args,
         folder,
         "ablation_stage_2.yml",
         [*overrides, f"latents.autoencoder={args.autoencoder}"],
     )
-    labels, made = args.data / "validation" / "labels", folder / "synthesis"
+    labels, synthesis_dir = args.data / "validation" / "labels", folder / "synthesis"
     model = ["--model", folder / "checkpoints" / "last.ckpt"]
-    command("synthesize", *model, "--input-dir", labels, "--output-dir", made)
+    command("synthesize", *model, "--input-dir", labels, "--output-dir", synthesis_dir)
     compared = ["--real", args.data / "validation" / "images", "--labels", labels]
     out = ["--output-dir", folder / "evaluation", "--workers", 1, "--no-distribution"]
-    command("evaluate", *compared, "--synthesis", made, *out)
+    command("evaluate", *compared, "--synthesis", synthesis_dir, *out)
     text = (folder / "evaluation" / "metrics.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    for metrics in (found["synthesis"], found["vessels"]["synthesis"]):
+    metrics_file = json.loads(text)
+    for metrics in (metrics_file["synthesis"], metrics_file["vessels"]["synthesis"]):
         scores |= {name: stat["mean"] for name, stat in metrics.items()}
     return scores
 

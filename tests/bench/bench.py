@@ -36,8 +36,8 @@ from tubesynth.runtime.errors import CommandParser, run_command
 class Bench(NamedTuple):
     """A file of parts/, which has CASES, add_arguments, check and run_case.
 
-    prepare: makes ahead of a case what is not measured; lines: what run_case is given for each line
-    of a case, besides the case and the arguments.
+    prepare: set-up of a case that is not measured. lines: for each line of a case, the arguments of
+    run_case besides the case and the command line's.
     """
 
     module: ModuleType
@@ -78,11 +78,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     benches = parser.add_subparsers(dest="bench", required=True)
     for name, (module, *_) in BENCHES.items():
         text, raw = module.__doc__, argparse.RawDescriptionHelpFormatter
-        one = benches.add_parser(
+        subparser = benches.add_parser(
             name, help=text.splitlines()[0], description=text, formatter_class=raw
         )
-        one.add_argument("--case", nargs="+", choices=module.CASES, default=list(module.CASES))
-        module.add_arguments(one)
+        subparser.add_argument(
+            "--case", nargs="+", choices=module.CASES, default=list(module.CASES)
+        )
+        module.add_arguments(subparser)
     return parser.parse_args(argv)
 
 

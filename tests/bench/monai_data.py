@@ -85,8 +85,8 @@ def run(command: list) -> list[dict]:
 
 def compare(case: str, rounds) -> dict:
     """One line: the medians over rounds of each side's faster number of workers."""
-    ours = faster([line for mine, _ in rounds for line in mine])
-    peer = faster([line for _, theirs in rounds for line in theirs])
+    ours = faster([line for our_lines, _ in rounds for line in our_lines])
+    peer = faster([line for _, peer_lines in rounds for line in peer_lines])
     seconds, peer_seconds = middle(ours), middle(peer)
     memory, peer_memory = (statistics.median(x["peak_mb"] for x in side) for side in (ours, peer))
     return {

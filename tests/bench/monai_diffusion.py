@@ -6,7 +6,7 @@ Prints a line per setting with the largest difference over the largest value, an
 where one is above the tolerance. MONAI keeps its betas in 32 bits, we ours in 64. Its DDPM steps
 between neighbouring timesteps only, so it is compared on all of them. Its cosine schedule begins a
 step early, with no noise at all, and divides by zero there; and it has no zero terminal SNR: for
-both it is handed our alpha_bar, so that the steps are what is compared.
+both it uses our alpha_bar, so only the steps are compared.
 """
 
 import sys
@@ -89,11 +89,11 @@ def main() -> None:
                 lambda random=random: torch.randn(noise.shape, generator=random),
             )
             assert evaluations == steps
-            theirs = peer_sample(diffusion, sampling, noise)
-            difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+            peer = peer_sample(diffusion, sampling, noise)
+            difference = ((ours - peer).abs().max() / peer.abs().max()).item()
             good = good and difference < TOLERANCE  # false for nan
-            what = f"{schedule}{', zero SNR' if zero else ''}, {prediction}, {timesteps}"
-            print(f"{what:40}{solver} {steps:5} steps, eta {eta}: {difference:.1e}")
+            setting = f"{schedule}{', zero SNR' if zero else ''}, {prediction}, {timesteps}"
+            print(f"{setting:40}{solver} {steps:5} steps, eta {eta}: {difference:.1e}")
     sys.exit(not good)
 
 

@@ -2,7 +2,7 @@
 
 Runs in an environment of its own that holds monai, torch and nibabel (and not this package: of it
 only parts/measure.py is used, by path). Transforms are those that a MONAI project
-with a persistent cache uses for CT with labels; what is random comes after what is cached.
+with a persistent cache uses for CT with labels; random transforms come after the cached ones.
 """
 
 import argparse
@@ -96,11 +96,13 @@ def main() -> None:
         if args.case != "cold":
             epoch()  # fills the cache
         measured = measure.measure(epoch, args.repeats, empty if args.case == "cold" else None)
-        held = sum(f.stat().st_size for f in Path(cache).iterdir()) / len(items)
+        bytes_per_volume = sum(f.stat().st_size for f in Path(cache).iterdir()) / len(items)
     more = {"workers": args.workers, "threads": torch.get_num_threads(), "device": "cpu"}
     shape = args.crop if args.case == "crop" else args.resolution
     size = f"{len(items)} x {'x'.join(map(str, shape))}"
-    line = measure.result("data", args.case, measured, size, **more, cache_mb=round(held / 1e6, 2))
+    line = measure.result(
+        "data", args.case, measured, size, **more, cache_mb=round(bytes_per_volume / 1e6, 2)
+    )
     measure.show(line)
 
 

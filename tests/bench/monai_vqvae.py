@@ -27,19 +27,19 @@ def main() -> None:
     ours = [sys.executable, HERE / "bench.py", "autoencoder", *both, "--set", *settings]
     peer = [args.peer_python, "-W", "ignore", HERE / "monai_vqvae_step.py", *both]
     peer += ["--precision", args.precision]
-    steps, bare, theirs = [], [], []
+    steps, bare, peer_steps = [], [], []
     for _ in range(args.rounds):
         step, convolutions = run(ours)
         steps.append(step)
         bare.append(convolutions)
-        theirs += run(peer)
-    print(json.dumps(compare(steps, bare, theirs)))
+        peer_steps += run(peer)
+    print(json.dumps(compare(steps, bare, peer_steps)))
 
 
-def compare(steps: list[dict], bare: list[dict], theirs: list[dict]) -> dict:
+def compare(steps: list[dict], bare: list[dict], peer_steps: list[dict]) -> dict:
     """One line of the medians over rounds."""
     memory, peer_memory = (
-        statistics.median(x["peak_mb"] for x in side) for side in (steps, theirs)
+        statistics.median(x["peak_mb"] for x in side) for side in (steps, peer_steps)
     )
     return {
         **steps[0],
@@ -48,17 +48,17 @@ def compare(steps: list[dict], bare: list[dict], theirs: list[dict]) -> dict:
         "cpu_seconds": cpu(steps),
         "peak_mb": memory,
         "rounds": len(steps),
-        "load": max(line["load"] for line in [*steps, *bare, *theirs]),
+        "load": max(line["load"] for line in [*steps, *bare, *peer_steps]),
         "convolution_seconds": middle(bare),
         "convolution_cpu_seconds": cpu(bare),
         "over_convolutions": round(middle(steps) / middle(bare), 2),
         "peer": "MONAI VQVAE and PatchDiscriminator",
-        "peer_seconds": middle(theirs),
-        "peer_spread": spread(theirs),
-        "peer_cpu_seconds": cpu(theirs),
+        "peer_seconds": middle(peer_steps),
+        "peer_spread": spread(peer_steps),
+        "peer_cpu_seconds": cpu(peer_steps),
         "peer_peak_mb": peer_memory,
-        "speedup": round(middle(theirs) / middle(steps), 2),
-        "cpu_ratio": round(cpu(theirs) / cpu(steps), 2),
+        "speedup": round(middle(peer_steps) / middle(steps), 2),
+        "cpu_ratio": round(cpu(peer_steps) / cpu(steps), 2),
         "memory_ratio": round(memory / peer_memory, 2),
     }
 

@@ -39,9 +39,9 @@ def main() -> None:
     ).to(device)
     spectral = JukeboxLoss(spatial_dims=3)
     adversarial = PatchAdversarialLoss(criterion="least_squares")
-    optimisers = [torch.optim.Adam(net.parameters(), 1e-4) for net in (autoencoder, discriminator)]
+    optimizers = [torch.optim.Adam(net.parameters(), 1e-4) for net in (autoencoder, discriminator)]
     scalers = [
-        torch.amp.GradScaler(device.type, enabled=args.precision == "16-mixed") for _ in optimisers
+        torch.amp.GradScaler(device.type, enabled=args.precision == "16-mixed") for _ in optimizers
     ]
     image = torch.rand(args.batch, 1, *args.crop).to(device)
     dtype = DTYPES.get(args.precision)
@@ -50,7 +50,7 @@ def main() -> None:
         return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
     def step():
-        optimisers[0].zero_grad(set_to_none=True)
+        optimizers[0].zero_grad(set_to_none=True)
         with autocast():
             reconstruction, commitment = autoencoder(image)
             scores = discriminator(reconstruction.float())[-1]
@@ -59,17 +59,17 @@ def main() -> None:
             fooled = adversarial(scores, target_is_real=True, for_discriminator=False)
             loss = loss + 0.005 * fooled
         scalers[0].scale(loss).backward()
-        scalers[0].step(optimisers[0])
+        scalers[0].step(optimizers[0])
         scalers[0].update()
 
-        optimisers[1].zero_grad(set_to_none=True)
+        optimizers[1].zero_grad(set_to_none=True)
         with autocast():
             fake = discriminator(reconstruction.detach().float())[-1]
             real = discriminator(image)[-1]
             loss = adversarial(fake, target_is_real=False, for_discriminator=True)
             loss = (loss + adversarial(real, target_is_real=True, for_discriminator=True)) / 2
         scalers[1].scale(loss).backward()
-        scalers[1].step(optimisers[1])
+        scalers[1].step(optimizers[1])
         scalers[1].update()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -171,12 +171,12 @@ def rms(difference: torch.Tensor) -> float:
 
 def mean_of(rows: list[dict[str, float | None]]) -> dict[str, float]:
     """Means over the cases that have a value: not every box has vessels of every calibre."""
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for row in rows:
         for key, value in row.items():
             if value is not None and math.isfinite(value):
-                found.setdefault(key, []).append(value)
-    return {key: statistics.fmean(values) for key, values in found.items()}
+                values.setdefault(key, []).append(value)
+    return {key: statistics.fmean(values) for key, values in values.items()}
 
 
 def markdown(means: dict[str, dict[str, float]]) -> str:

@@ -1,10 +1,10 @@
 """A training step of stage 1 at the published widths, and its convolutions alone.
 
 Cases:
-  step          generator and discriminator: forward, losses, backward, clipping, both optimisers
+  step          generator and discriminator: forward, losses, backward, clipping, both optimizers
   convolutions  every convolution of that step, forward and backward for what the step asks of it
                 (input, weights or both), and nothing between them
-The batch is random: what is measured is the step, not the loader. --set takes what a config takes,
+The batch is random: the loader is not measured. --set takes what a config takes,
 e.g. train.checkpointing=true losses.vessel_weight=10.
 """
 
@@ -63,7 +63,7 @@ def run_case(case: str, args) -> dict:
 
 
 def training_step(args):
-    """(a function of one optimiser step of both phases, the stage that it trains)."""
+    """(a function of one optimizer step of both phases, the stage that it trains)."""
     import torch
 
     from tubesynth.build.checkpoint import Position
@@ -116,12 +116,12 @@ def bare(calls: list[tuple]):
         x = torch.randn(shape, device=layer.weight.device, requires_grad=for_input)
         with torch.no_grad():
             gradient = torch.randn_like(layer(x))
-        wanted = [x] if for_input else []
-        wanted += list(layer.parameters()) if for_weights else []
-        work.append((layer, x, gradient, wanted))
+        inputs = [x] if for_input else []
+        inputs += list(layer.parameters()) if for_weights else []
+        work.append((layer, x, gradient, inputs))
 
     def run():
-        for layer, x, gradient, wanted in work:
-            torch.autograd.grad(layer(x), wanted, gradient)
+        for layer, x, gradient, inputs in work:
+            torch.autograd.grad(layer(x), inputs, gradient)
 
     return run

@@ -3,7 +3,7 @@
 Cases: eval (search and look-up) and train (the moving averages besides). The usual implementation
 holds all distances, makes a one-hot row of every index, and multiplies with it; where its 16 bytes
 a pair do not fit into memory, fewer vectors are given to it, and `speedup` compares the time of one
-vector. extra_mb is what the work needed beyond what the process held before.
+vector. extra_mb is the peak memory beyond that of the process before the work.
 """
 
 import math
@@ -14,7 +14,7 @@ from parts.options import GRID, add_repeats, check_options
 
 CASES = ("eval", "train")
 PEER_BYTES_PER_PAIR = 16  # distances, and one-hot rows as int64 and float32
-SHARE_OF_MEMORY = 0.6  # of what is free, for the peer: its result comes on top
+SHARE_OF_MEMORY = 0.6  # of the free memory, for the peer, whose result needs more
 DECAY = 0.5
 
 
@@ -28,8 +28,8 @@ def add_arguments(parser) -> None:
 
 
 def check(args) -> None:
-    given = [] if args.peer_vectors is None else ["peer_vectors"]
-    check_options(args, "latent", "codes", "channels", "repeats", *given)
+    optional_counts = [] if args.peer_vectors is None else ["peer_vectors"]
+    check_options(args, "latent", "codes", "channels", "repeats", *optional_counts)
 
 
 def run_case(case: str, args) -> dict:

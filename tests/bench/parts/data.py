@@ -5,7 +5,7 @@ networks take (window, intensity, one-hot included):
   whole    stage 1: image float32 in [0, 1], label uint8
   crop     the same of a random box
   one_hot  image as in whole, label as one-hot classes (B, C, X, Y, Z)
-  stage2   what a stage-2 step takes: latents float32, normalised, and one-hot classes
+  stage2   what a stage-2 step takes: latents float32, normalized, and one-hot classes
   cold     preprocessing of ImageCAS-sized files (512 x 512 x 206) into an empty cache, all cores
 With --stored an epoch ends at what the loader hands over (int16, uint8, float16): what crosses to a
 GPU, where the rest takes about a millisecond.
@@ -137,7 +137,7 @@ def cold(args) -> dict:
         shutil.rmtree(store.root, ignore_errors=True)
 
     measured = measure(partial(build_volumes, store, cases, preprocessing), args.repeats, empty)
-    held = cache_mb(store, "volumes")
+    cached_mb = cache_mb(store, "volumes")
     empty()
     scan, grid = ("x".join(map(str, shape)) for shape in (args.scan_resolution, args.resolution))
     return result(
@@ -149,7 +149,7 @@ def cold(args) -> dict:
         threads=cores(),
         workers=min(cores(), len(cases)),
         seconds_per_volume=significant(measured.seconds / len(cases)),
-        cache_mb=held,
+        cache_mb=cached_mb,
     )
 
 

@@ -41,13 +41,13 @@ def prepare(case: str, args) -> None:
     from tubesynth.volume.grid import Volume
 
     make_phantoms(args.data_dir / "phantoms", args.pairs, args.resolution, args.spacing)
-    for real, made, _ in pairs(args):
-        if not made.is_file():
+    for real, synthetic, _ in pairs(args):
+        if not synthetic.is_file():
             ct = read_volume(real)
             random = np.random.default_rng(0)
             noise = random.normal(0, NOISE_HU, ct.shape)
             blurred = gaussian_filter(ct.array.astype(np.float32), BLUR_VOXELS) + noise
-            write_volume(made, Volume(blurred, ct.affine), "int16")
+            write_volume(synthetic, Volume(blurred, ct.affine), "int16")
 
 
 def pairs(args) -> list[tuple[Path, Path, Path]]:
@@ -59,11 +59,11 @@ def pairs(args) -> list[tuple[Path, Path, Path]]:
     return [(c.image, args.data_dir / "made" / c.image.name, c.label) for c in cases]
 
 
-def score(real: Path, made: Path, label: Path) -> dict:
+def score(real: Path, synthetic: Path, label: Path) -> dict:
     from tubesynth.metrics.case import evaluate_pair
     from tubesynth.volume.files import read_labels, read_volume
 
-    return evaluate_pair(read_volume(real), read_volume(made), read_labels(label))
+    return evaluate_pair(read_volume(real), read_volume(synthetic), read_labels(label))
 
 
 def run_case(case: str, args, workers: int) -> dict:

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a piece of work, and the JSON line that says them.
+"""Seconds and peak memory of a function, and its line of JSON.
 
 Needs the standard library only and no package of ours, so that a peer's Python can time its side
 with the same ruler. Memory is the proportional set size of the process and its children (a page
@@ -101,10 +101,10 @@ def _family(root: int) -> list[int]:
         except (OSError, ValueError):  # it has just ended
             continue
         children.setdefault(parent, []).append(int(stat.parent.name))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
+    processes = [root]
+    for pid in processes:
+        processes += children.get(pid, [])
+    return processes
 
 
 def _cpu_seconds() -> float:

@@ -1,4 +1,4 @@
-"""Options that several benches have, and what is checked of them alike.
+"""Command-line options shared by several benches, and their checks.
 
 Without torch, like all that a bench imports first: a case's process holds what the case needs.
 """
@@ -10,8 +10,8 @@ from tubesynth.runtime.errors import InputError
 GRID = dict(nargs=3, metavar=("X", "Y", "Z"))
 
 
-def add_repeats(parser: ArgumentParser, default: int, what: str) -> None:
-    text = f"timed {what}, after one to warm up; default {default}"
+def add_repeats(parser: ArgumentParser, default: int, unit: str) -> None:
+    text = f"timed {unit}, after one to warm up; default {default}"
     parser.add_argument("--repeats", type=int, default=default, help=text)
 
 

@@ -41,8 +41,8 @@ def config_of(args):
     """The config at the resolution asked for."""
     from tubesynth.config.loading import load_config
 
-    given = [f"data.resolution={args.resolution}"] if args.resolution else []
-    config = load_config(args.config, given)
+    overrides = [f"data.resolution={args.resolution}"] if args.resolution else []
+    config = load_config(args.config, overrides)
     if config.stage != 2:
         raise InputError(f"{args.config}: for stage {config.stage}, where one of stage 2 is needed")
     return config
@@ -62,8 +62,8 @@ def run_case(case: str, args) -> dict:
     net = build_unet(config, LATENT_CHANNELS, FACTOR).to(device).eval().requires_grad_(False)
     shape = tuple(config.data.resolution)
     size, cases = tuple(n // FACTOR for n in shape), args.batch_size
-    kept = torch.tensor(ROWS[case], device=device).float().repeat_interleave(cases, dim=0)
-    rows = len(kept)
+    keep = torch.tensor(ROWS[case], device=device).float().repeat_interleave(cases, dim=0)
+    rows = len(keep)
     spacing = torch.tensor(config.data.spacing, device=device).expand(rows, -1)
     extent_mm = spacing[0] * torch.tensor(shape, device=device)
     position = torch.zeros(cases, args.tokens, 3, device=device)
@@ -73,7 +73,7 @@ def run_case(case: str, args) -> dict:
     tokens |= {"root_distance_mm": ones, "mask": ones.bool()}
     labels = torch.randint(0, config.labels.num_classes, (cases, *shape), dtype=torch.uint8)
     fields = torch.randn(cases, 2, *size, device=device)
-    conditions = Conditions(labels.to(device), tokens, fields, *kept.unbind(1))
+    conditions = Conditions(labels.to(device), tokens, fields, *keep.unbind(1))
     x = torch.randn(rows, LATENT_CHANNELS, *size, device=device)
     t = torch.full((rows,), 0.5, device=device)
 

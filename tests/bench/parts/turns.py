@@ -50,7 +50,7 @@ def in_turns(
 
 
 def _peak_mb(work: Callable[[], None], device: torch.device) -> float | None:
-    work()  # what it sets up once is not its peak
+    work()  # one-time set-up does not count
     if device.type != "cuda":
         return measure(work, 0).peak_mb
     torch.cuda.reset_peak_memory_stats()
@@ -59,19 +59,25 @@ def _peak_mb(work: Callable[[], None], device: torch.device) -> float | None:
 
 
 def compared(
-    bench: str, case: str, ours: Measurement, peer: str, theirs: Measurement, size: str, **more
+    bench: str,
+    case: str,
+    ours: Measurement,
+    peer_name: str,
+    peer: Measurement,
+    size: str,
+    **more,
 ) -> dict:
-    """The JSON object of one line; speedup is theirs / ours, memory_ratio ours / theirs.
+    """The JSON object of one line; speedup is peer / ours, memory_ratio ours / peer.
 
     The median of each turn's own ratio moves less than the ratio of medians.
     """
-    speedups = [b / a for a, b in zip(ours.times, theirs.times, strict=True)]
+    speedups = [b / a for a, b in zip(ours.times, peer.times, strict=True)]
     return {
         **result(bench, case, ours, size, threads=torch.get_num_threads(), **more),
-        "peer": peer,
-        "peer_seconds": significant(theirs.seconds),
-        "peer_peak_mb": theirs.peak_mb and round(theirs.peak_mb, 1),
+        "peer": peer_name,
+        "peer_seconds": significant(peer.seconds),
+        "peer_peak_mb": peer.peak_mb and round(peer.peak_mb, 1),
         "speedup": significant(statistics.median(speedups)),
-        "memory_ratio": theirs.peak_mb and significant(ours.peak_mb / theirs.peak_mb),
-        "peer_cpu_seconds": theirs.cpu_seconds and significant(theirs.cpu_seconds),
+        "memory_ratio": peer.peak_mb and significant(ours.peak_mb / peer.peak_mb),
+        "peer_cpu_seconds": peer.cpu_seconds and significant(peer.cpu_seconds),
     }
