@@ -1,4 +1,4 @@
-"""Whole or not at all, and one line where a disk or a folder refuses: text, picture, checkpoint."""
+"""Text, pictures and checkpoints are written whole or not at all; a full disk is one line."""
 
 import json
 import resource
@@ -35,7 +35,7 @@ WRITERS = {
 
 @contextmanager
 def files_of_at_most(size):
-    """The kernel refuses what goes beyond, as a full disk does."""
+    """The kernel refuses to write more bytes, as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -45,7 +45,7 @@ def files_of_at_most(size):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_what_does_not_fit_on_the_disk_is_refused_by_name_and_leaves_nothing(kind, tmp_path):
+def test_a_file_that_does_not_fit_on_the_disk_is_refused_and_removed(kind, tmp_path):
     path = tmp_path / "out" / "file"
     with files_of_at_most(8192), pytest.raises(InputError, match=r"file.*free space"):
         WRITERS[kind](path)

@@ -19,6 +19,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.data.digest import file_digest
 from tubesynth.models.vqvae import space_to_depth
 from tubesynth.pipeline import Pipeline
+from tubesynth.runtime import log
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.inputs import Volumes
@@ -176,6 +177,7 @@ def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):
 
 def test_a_collapsed_codebook_is_told_once_with_a_remedy(workplace, capsys):
     """An encoder with a layer of dead units gives one vector everywhere: revival draws copies."""
+    log.set_up()
     stage = make_stage(workplace, "autoencoder.revive_after=2", "data.batch_size=4")
 
     def said(step: int, steps: int = 5) -> str:
@@ -184,7 +186,7 @@ def test_a_collapsed_codebook_is_told_once_with_a_remedy(workplace, capsys):
             with torch.no_grad():
                 stage.generator_loss(stage.autoencoder, batch)
         stage.phases[0].statistics()
-        return capsys.readouterr().out
+        return capsys.readouterr().err
 
     assert said(500) == ""
     stage.autoencoder.encoder.blocks[-3][0].bias.data.fill_(-100.0)  # in front of a ReLU

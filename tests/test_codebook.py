@@ -18,13 +18,13 @@ from tubesynth.training.codebook import CodebookUsage
 
 
 @pytest.mark.parametrize("codes", [1, 5, 128, 300, 8192])
-def test_the_search_finds_what_the_whole_distance_matrix_finds(codes, monkeypatch):
+def test_the_search_agrees_with_the_whole_distance_matrix(codes, monkeypatch):
     vectors, codebook = torch.randn(500, 8), torch.randn(codes, 8)
     distances = torch.cdist(vectors.double(), codebook.double())
     for pairs in (1, 4096, 1 << 20):  # a vector at a time, a few, all
         monkeypatch.setitem(search.PAIRS_AT_A_TIME, "cpu", pairs)
-        found = nearest_code(vectors, codebook)
-        assert torch.equal(found, distances.argmin(1))
+        indices = nearest_code(vectors, codebook)
+        assert torch.equal(indices, distances.argmin(1))
 
 
 def test_of_equally_near_codes_the_first_is_taken():
@@ -35,10 +35,10 @@ def test_of_equally_near_codes_the_first_is_taken():
     assert nearest_code(vectors, codebook).tolist() == [77, 200, 77]
 
 
-def test_no_vector_is_sent_beyond_the_last_code():
+def test_the_index_of_a_vector_that_is_not_finite_is_a_valid_code():
     extreme = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38])
-    found = nearest_code(extreme[:, None].expand(4, 3), torch.randn(130, 3))
-    assert found.min() >= 0 and found.max() < 130
+    indices = nearest_code(extreme[:, None].expand(4, 3), torch.randn(130, 3))
+    assert indices.min() >= 0 and indices.max() < 130
 
 
 def test_the_search_needs_little_memory():
@@ -52,7 +52,7 @@ def test_the_search_needs_little_memory():
     assert busy.peak_mb - idle.peak_mb < 64
 
 
-def test_only_decoding_looks_for_codes(monkeypatch):
+def test_only_decoding_searches_for_codes(monkeypatch):
     calls = []
 
     def counted(vectors, codes):
@@ -123,7 +123,7 @@ def test_a_batch_with_nan_leaves_the_codebook_finite():
     assert layer.codebook.isfinite().all() and layer.ema_sum.isfinite().all()
 
 
-def test_decoding_leaves_the_codebook_as_it_is():
+def test_decoding_does_not_change_the_codebook():
     layer = make_ema_quantizer(16, 4, revive_after=1).train()
     layer(torch.randn(1, 4, 60))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
@@ -142,7 +142,7 @@ def test_usage_and_perplexity_in_closed_form(indices, used, perplexity):
     assert usage.scores() == pytest.approx(
         {"codebook_used": used, "codebook_perplexity": perplexity}
     )
-    usage.add(torch.tensor([2]))  # counted anew
+    usage.add(torch.tensor([2]))  # the counts were reset
     assert usage.scores()["codebook_perplexity"] == pytest.approx(1.0)
 
 
@@ -155,7 +155,7 @@ def _batches():
     return [torch.randn(2, 4, 60, generator=random) + 3 * i for i in range(STEPS)]
 
 
-def _trained(parts, revive_after: int, start: Tensor | None):
+def _trained(batches, revive_after: int, start: Tensor | None):
     """A quantizer after these batches, and how its codes were used."""
     layer = make_ema_quantizer(16, 4, decay=0.5, revive_after=revive_after).train()
     usage = CodebookUsage(16, torch.device("cpu"))
@@ -164,16 +164,16 @@ def _trained(parts, revive_after: int, start: Tensor | None):
         layer.ema_sum.copy_(start)
         layer.ema_count.fill_(1.0)
         layer.initialised.fill_(True)
-    for part in parts:
-        usage.add(layer(part)[2])
+    for batch in batches:
+        usage.add(layer(batch)[2])
     return {**layer.state_dict(), **usage.scores()}
 
 
-def _scaled(parts):
+def _scaled(batches):
     """Fixed levels after these batches: the mean and deviation that they follow."""
     layer = FiniteScalarQuantizer((8, 5, 5, 5)).train()
-    for part in parts:
-        layer(part)
+    for batch in batches:
+        layer(batch)
     return layer.state_dict()
 
 
@@ -185,11 +185,11 @@ def _rank(rank, port, results):
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
-    parts = [batch[rank : rank + 1] for batch in _batches()]
-    torch.manual_seed(rank)  # ranks draw differently, and must agree all the same
-    results[rank, "revived"] = _trained(parts, revive_after=2, start=None)
-    results[rank, "plain"] = _trained(parts, revive_after=0, start=_codes())
-    results[rank, "fsq"] = _scaled(parts)
+    batches = [batch[rank : rank + 1] for batch in _batches()]
+    torch.manual_seed(rank)  # the ranks' random numbers differ, and the codebooks must agree
+    results[rank, "revived"] = _trained(batches, revive_after=2, start=None)
+    results[rank, "plain"] = _trained(batches, revive_after=0, start=_codes())
+    results[rank, "fsq"] = _scaled(batches)
     torch.distributed.destroy_process_group()
 
 
@@ -214,7 +214,7 @@ def test_two_ranks_revive_the_same_codes_to_the_same_places(two_ranks):
     assert left_behind < 2 < first["codebook"].mean(1).min()
 
 
-def test_two_ranks_follow_like_one_that_sees_both_halves(two_ranks):
+def test_two_ranks_train_the_codebook_of_one_rank_with_both_halves(two_ranks):
     for kind, whole in (("plain", _trained(_batches(), 0, _codes())), ("fsq", _scaled(_batches()))):
         for rank in (0, 1):
             for name, value in two_ranks[rank, kind].items():

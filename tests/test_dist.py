@@ -17,18 +17,18 @@ SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_
 
 
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
-def test_tasks_that_cannot_find_each_other_are_refused_before_they_wait(monkeypatch, missing):
+def test_slurm_tasks_without_a_master_address_are_refused_before_they_wait(monkeypatch, missing):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    there = SLURM | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    for name, value in there.items():
+    variables = SLURM | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(missing)
     with pytest.raises(InputError, match=f"^{missing} is not set"):
         dist.start()
 
 
-GROUP_THREADS = ("gloo", "pt_gloo", "pt_tcpstore")  # the names that torch and gloo give theirs
+GROUP_THREADS = ("gloo", "pt_gloo", "pt_tcpstore")  # the names of the threads of torch and gloo
 DEADLINE_SECONDS = 30.0
 
 
@@ -46,7 +46,7 @@ def group_threads() -> set[str]:
 
 
 def wait_until(condition) -> bool:
-    """Whether the condition holds before the deadline; threads start and end in their own time."""
+    """Whether the condition holds before the deadline; threads start and end with a delay."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B are told the same; a resumed run goes on in the same W&B run; the commit."""
+"""TensorBoard and W&B get the same values; a resumed run continues its W&B run; the git commit."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def a_short_run(folder: Path, logger: str, resume_step: int = 0) -> None:
 
 
 class FakeWandb(types.ModuleType):
-    """What the logger uses of W&B, written down."""
+    """Records the calls of the logger to W&B."""
 
     class Error(Exception):
         pass
@@ -67,12 +67,12 @@ def fake_wandb(monkeypatch):
     return fake
 
 
-def test_wandb_hears_what_tensorboard_hears(fake_wandb, tmp_path):
+def test_wandb_gets_the_same_values_as_tensorboard(fake_wandb, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     a_short_run(tmp_path / "board", "tensorboard")
     events = EventAccumulator(str(tmp_path / "board")).Reload()
-    told = {
+    board_values = {
         (tag, event.step, event.value)
         for tag in events.Tags()["scalars"]
         for event in events.Scalars(tag)
@@ -81,12 +81,14 @@ def test_wandb_hears_what_tensorboard_hears(fake_wandb, tmp_path):
     rows = [dict(row) for row in fake_wandb.logged]
     assert np.array_equal(rows[-1].pop("validation_7"), PICTURE)
     assert events.Tags()["images"] == ["validation_7"]
-    heard = {(tag, row["step"], v) for row in rows for tag, v in row.items() if tag != "step"}
-    assert heard == told and len(told) == 3
+    wandb_values = {
+        (tag, row["step"], v) for row in rows for tag, v in row.items() if tag != "step"
+    }
+    assert wandb_values == board_values and len(board_values) == 3
     assert fake_wandb.runs[0]["config"] == {"stage": 1, "train": {"epochs": 2}}
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(fake_wandb, tmp_path):
+def test_a_resumed_run_continues_its_wandb_run(fake_wandb, tmp_path):
     for folder, step in (("run", 0), ("run", 4), ("other", 0)):
         a_short_run(tmp_path / folder, "wandb", step)
     first, second, other = (options["id"] for options in fake_wandb.runs)
@@ -94,13 +96,13 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(fake_wandb, tmp_path):
     assert all(options["resume"] == "allow" for options in fake_wandb.runs)
 
 
-def test_what_wandb_refuses_is_one_line(monkeypatch, tmp_path):
+def test_an_error_of_wandb_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb("No API key configured."))
     with pytest.raises(InputError, match="--logger wandb: No API key .*WANDB_MODE=offline"):
         a_short_run(tmp_path, "wandb")
 
 
-def test_a_missing_wandb_is_named_before_anything_is_done(workplace, tmp_path, monkeypatch):
+def test_a_missing_wandb_is_refused_before_the_run_starts(workplace, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="--logger wandb: .*not installed: pip install"):
         main(
@@ -134,15 +136,15 @@ def test_the_commit_is_that_of_tubesynth_and_not_of_a_repository_around_it(tmp_p
     installed = tmp_path / ".venv" / "tubesynth" / "runtime"
     installed.mkdir(parents=True)
     (installed / "environment.py").write_text("installed")
-    (tmp_path / "own.py").write_text("tracked")
+    (tmp_path / "tracked.py").write_text("tracked")
 
     def git(*arguments):
         name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
         subprocess.run(["git", *name, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     git("init", "-q")
-    git("add", "own.py")
-    git("commit", "-qm", "own")
+    git("add", "tracked.py")
+    git("commit", "-qm", "first")
     assert git_commit(installed) is None
     git("add", "-f", ".venv")
     git("commit", "-qm", "both")
@@ -153,7 +155,7 @@ def test_the_commit_is_that_of_tubesynth_and_not_of_a_repository_around_it(tmp_p
 
 def test_a_gradient_that_overflowed_is_null_in_the_log_and_every_line_is_json(tmp_path):
     log = RunLog(tmp_path, "stage: 1\n", "none", 0)
-    log.scalars(1, 0, "train", {"loss": 0.5, "gradient_norm": float("inf")})
+    log.scalars(1, 0, "training", {"loss": 0.5, "gradient_norm": float("inf")})
     (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 
     def refuse(constant):

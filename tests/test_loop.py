@@ -1,6 +1,8 @@
-"""The loop and its phases on small networks: what one step does, and what a run keeps."""
+"""The training loop on small networks: steps, skipped steps, means, best scores, checkpoints."""
 
+import json
 import math
+import types
 from dataclasses import replace
 from itertools import pairwise, repeat
 
@@ -14,14 +16,18 @@ from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Best, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import TrainConfig
+from tubesynth.metrics.training_log import loss_curve
+from tubesynth.runtime import log
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.ema import Ema
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import generator
+from tubesynth.runtime.stop_signal import StopSignal
 from tubesynth.train import make_stage
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import StopSignal, fit, optimise
+from tubesynth.training.loop import Run, StepResult, fit, training_step
+from tubesynth.training.means import StepMeans
 from tubesynth.training.phase import Phase
 
 CPU = torch.device("cpu")
@@ -39,14 +45,14 @@ def linear_phase(name="net", loss=square_loss, train=PLAIN, **kwargs) -> Phase:
     return phase
 
 
-def batch_of(draw: int, size: int = 2) -> dict:
-    random = generator(CPU, "toy", draw)
+def batch_of(index: int, size: int = 2) -> dict:
+    random = generator(CPU, "toy", index)
     x = torch.randn(size, 3, generator=random)
-    return {"x": x, "y": x.sum(1, keepdim=True), "sample_index": draw}
+    return {"x": x, "y": x.sum(1, keepdim=True), "sample_index": index}
 
 
 class Toy:
-    """A stage of given phases, whose validation scores are written beforehand."""
+    """A stage with these phases and these validation scores."""
 
     progress_terms = ()
     printed_scores = ("loss",)
@@ -54,8 +60,8 @@ class Toy:
     def __init__(self, *phases, scores):
         self.phases, self.scores = list(phases), iter(scores)
 
-    def batches(self, draw, end_draw):
-        return (batch_of(d) for d in range(draw, end_draw))
+    def batches(self, first, end):
+        return (batch_of(index) for index in range(first, end))
 
     def validate(self):
         return next(self.scores)
@@ -67,17 +73,21 @@ class Toy:
 def run(stage, folder, best=None, position=None, train=PLAIN) -> list[tuple[str, int]]:
     """One case an epoch, so that a step is an epoch; the checkpoints (name, step) as written."""
     position, saved = position or Position(), []
+    log.set_up()
     fit(
-        stage,
-        train,
-        position,
-        best or Best("loss", "min"),
-        num_cases=1,
-        global_batch=1,
-        seed=0,
-        log=RunLog(folder, "", "none", position.step),
-        save=lambda name: saved.append((name, position.step)),
-        stop=StopSignal(),
+        Run(
+            stage,
+            train,
+            seed=0,
+            device=CPU,
+            epoch_length=1,
+            global_batch=1,
+            position=position,
+            best=best or Best("loss", "min"),
+            log=RunLog(folder, "", "none", position.step),
+            save=lambda name: saved.append((name, position.step)),
+            stop=StopSignal(),
+        )
     )
     return saved
 
@@ -99,8 +109,8 @@ def test_the_best_checkpoint_is_written_when_its_score_improves(name, mode, step
     assert best == Best(name, mode, {"loss": 1.0, "psnr": 22.0}[name], steps[-1])
 
 
-def test_the_best_so_far_outlives_a_restart(tmp_path):
-    """A run that goes on at step 3 with a best of 1.0 asks for less, and validates nothing anew."""
+def test_a_resumed_run_keeps_its_best_score(tmp_path):
+    """Resumed at step 3 with a best of 1.0: it needs a lower loss, and is not validated first."""
     scores = [{"loss": 1.5}, {"loss": 0.5}, {"loss": 0.7}]
     best = Best("loss", "min", 1.0, 2)
     saved = run(
@@ -119,35 +129,37 @@ def test_an_absent_score_is_refused_before_the_first_step(tmp_path):
 
 def test_accumulated_batches_are_one_larger_batch():
     halves, whole = linear_phase(), linear_phase()
-    parts = [batch_of(0), batch_of(1)]
-    both = {key: torch.cat([part[key] for part in parts]) for key in ("x", "y")}
-    terms, _ = optimise(halves, parts, 0, PLAIN)
-    expected, _ = optimise(whole, [both], 0, PLAIN)
-    assert terms["square"] == pytest.approx(expected["square"])
+    batches = [batch_of(0), batch_of(1)]
+    large_batch = {key: torch.cat([batch[key] for batch in batches]) for key in ("x", "y")}
+    result = training_step(halves, batches, 0, PLAIN)
+    expected = training_step(whole, [large_batch], 0, PLAIN)
+    torch.testing.assert_close(result.values, expected.values)
     torch.testing.assert_close(weights(halves), weights(whole))
 
 
 def test_the_gradient_is_clipped_to_its_norm():
     free, clipped = linear_phase(), linear_phase()
-    norm = optimise(free, [batch_of(0)], 0, PLAIN)[0]["net_gradient_norm"]
+    norm = training_step(free, [batch_of(0)], 0, PLAIN).values["net_gradient_norm"].item()
     limit = norm / 4
-    terms, _ = optimise(clipped, [batch_of(0)], 0, replace(PLAIN, gradient_clip=limit))
-    assert terms["net_gradient_norm"] == pytest.approx(norm)  # logged as it was
-    left = torch.cat([p.grad.flatten() for p in clipped.module.parameters()])
-    assert left.norm().item() == pytest.approx(limit, rel=1e-4)
+    result = training_step(clipped, [batch_of(0)], 0, replace(PLAIN, gradient_clip=limit))
+    assert result.values["net_gradient_norm"].item() == pytest.approx(norm)  # before clipping
+    gradient = torch.cat([p.grad.flatten() for p in clipped.module.parameters()])
+    assert gradient.norm().item() == pytest.approx(limit, rel=1e-4)
 
 
-def test_a_gradient_that_overflows_at_the_least_scale_is_a_bad_step():
-    """A finite loss with a gradient that never is: not for ever a probe of the scaler."""
+def test_an_overflow_at_the_smallest_scale_is_a_fault():
+    """The loss is finite and its gradient never is: the scaler stops probing at a scale of 1."""
     train = replace(PLAIN, precision="16-mixed")
 
     def broken(forward, batch):
         return {"root": forward(batch["x"]).float().mul(0).abs().sqrt().mean()}
 
     phase = linear_phase("net", broken, train)
-    found = [optimise(phase, [batch_of(0)], step, train)[1] for step in range(20)]
+    results = [training_step(phase, [batch_of(0)], step, train) for step in range(20)]
     probes = int(math.log2(65536))
-    assert found == [True] * probes + [False] * (20 - probes)
+    problems = [result.problem for result in results]
+    assert problems == [None] * probes + ["the gradient"] * (20 - probes)
+    assert not any(result.updated for result in results)
 
 
 def _rank_of_two(rank, port, results):
@@ -161,20 +173,21 @@ def _rank_of_two(rank, port, results):
         factor = math.nan if rank == 0 else 1.0
         return {"square": factor * forward(batch["x"]).float().square().mean()}
 
-    results[rank] = optimise(linear_phase("net", loss, train), [batch_of(rank)], 0, train)[1]
+    result = training_step(linear_phase("net", loss, train), [batch_of(rank)], 0, train)
+    results[rank] = result.problem
     torch.distributed.destroy_process_group()
 
 
-def test_all_ranks_leave_a_step_that_was_not_finite_on_one():
-    """In fp16: a rank that goes on with the next phase would wait there for ever."""
+def test_all_ranks_skip_a_step_that_was_not_finite_on_one_rank():
+    """In fp16: a rank that began the next phase alone would wait for the others for ever."""
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(_rank_of_two, (free_port(), results), nprocs=2)
-        assert dict(results) == {0: False, 1: False}
+        assert dict(results) == {0: "loss square", 1: "the gradient"}
 
 
-def test_each_optimiser_has_a_scaler_of_its_own():
-    """In fp16 one whose gradient overflows halves its scale and waits; the other does neither."""
+def test_each_optimizer_has_a_scaler_of_its_own():
+    """In fp16 an overflow halves the scale of its own phase and skips its step, no other."""
     train = replace(PLAIN, precision="16-mixed")
 
     def scaled(factor):
@@ -185,26 +198,27 @@ def test_each_optimiser_has_a_scaler_of_its_own():
     before = weights(wild)
     scale = calm.scaler.get_scale()
     for phase in (calm, wild):
-        _, finite = optimise(phase, [batch_of(0)], 0, train)
-        assert finite  # a probe of the scaler, no bad step
+        result = training_step(phase, [batch_of(0)], 0, train)
+        assert result.problem is None  # an overflow at this scale is the scaler's probe
+        assert result.updated == (phase is calm)
     assert calm.scaler.get_scale() == scale and wild.scaler.get_scale() == scale / 2
     assert not torch.equal(weights(calm), before) and torch.equal(weights(wild), before)
     for step in range(1, 20):
-        optimise(wild, [batch_of(0)], step, train)
-    assert not torch.equal(weights(wild), before)  # the scale that fits was found
+        training_step(wild, [batch_of(0)], step, train)
+    assert not torch.equal(weights(wild), before)  # the scaler has reached a scale that fits
 
 
-def poisoned(draws):
-    """A loss whose second term is NaN for these draws."""
+def poisoned(indices):
+    """A loss whose second term is NaN for these sample indices."""
 
     def loss(forward, batch):
-        bad = math.nan if batch["sample_index"] in draws else 0.0
+        bad = math.nan if batch["sample_index"] in indices else 0.0
         return {**square_loss(forward, batch), "second": bad * forward.weight.sum()}
 
     return loss
 
 
-def test_a_non_finite_step_changes_nothing_and_the_next_ones_go_on(tmp_path, capsys):
+def test_a_non_finite_step_changes_nothing_and_training_continues(tmp_path, capsys):
     phase = linear_phase(loss=poisoned({2, 3}), ema_half_life=10)
     seen = []
 
@@ -221,7 +235,7 @@ def test_a_non_finite_step_changes_nothing_and_the_next_ones_go_on(tmp_path, cap
     same = [before == after for before, after in pairwise(seen)]
     assert same == [False, False, True, True, False, False]
     assert phase.optimizer.state_dict()["state"][0]["step"] == 4
-    assert "step 2, net: loss second is not finite: the step is skipped" in capsys.readouterr().out
+    assert "step 2, net: loss second is not finite: the step is skipped" in capsys.readouterr().err
 
 
 def test_too_many_non_finite_steps_stop_the_run_with_step_and_loss(tmp_path):
@@ -244,12 +258,12 @@ def test_an_average_has_halved_its_distance_after_a_half_life():
     torch.testing.assert_close(ema.module.weight, torch.full((1, 2), 0.5))
 
 
-def test_several_averages_are_kept_each_by_its_half_life():
+def test_several_averages_are_stored_by_their_half_lives():
     phase = linear_phase(ema_half_life=[2.0, 50.0])
     alone = {steps: linear_phase(ema_half_life=steps) for steps in (2.0, 50.0)}
     for step in range(30):
         for each in (phase, *alone.values()):
-            optimise(each, [batch_of(step)], step, PLAIN)
+            training_step(each, [batch_of(step)], step, PLAIN)
     state = phase.state()
     assert list(state.ema) == [2.0, 50.0]
     for steps, each in alone.items():
@@ -262,7 +276,7 @@ def test_several_averages_are_kept_each_by_its_half_life():
     bare = linear_phase().state()
     assert bare.weights() is bare.module
 
-    other = linear_phase(ema_half_life=[50.0, 9.0])  # one known, one new
+    other = linear_phase(ema_half_life=[50.0, 9.0])  # 50 is in the checkpoint, 9 is new
     other.load(state, with_optimizer=True)
     loaded = other.state().ema
     assert torch.equal(loaded[50.0]["weight"], state.ema[50.0]["weight"])
@@ -291,7 +305,7 @@ def test_a_step_is_one_forward_of_each_wrapper(number, workplace, stage_1):
         phase.forward = counted
     batch = next(stage.batches(0, 1))
     for phase in stage.phases:
-        optimise(phase, [batch], 0, stage.config.train)
+        training_step(phase, [batch], 0, stage.config.train)
     assert calls == [phase.name for phase in stage.phases]
 
 
@@ -302,7 +316,7 @@ def after_two_steps(number: int, workplace, *overrides):
         torch.manual_seed(step)
         batch = next(batches)
         for phase in stage.phases:
-            optimise(phase, [batch], step, stage.config.train)
+            training_step(phase, [batch], step, stage.config.train)
     return stage
 
 
@@ -321,7 +335,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("number", "overrides"), VARIANTS)
-def test_channels_last_is_another_layout_of_the_same_training(
+def test_channels_last_trains_the_same_weights_in_another_layout(
     number, overrides, workplace, stage_1
 ):
     plain = after_two_steps(number, workplace, *overrides)
@@ -331,7 +345,7 @@ def test_channels_last_is_another_layout_of_the_same_training(
         assert laid_out
         assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
         torch.testing.assert_close(a.state().module, b.state().module, atol=1e-4, rtol=1e-3)
-        state = a.state()  # and a checkpoint of the one goes on in the other
+        state = a.state()  # a checkpoint of one layout resumes in the other
         b.load(state, with_optimizer=True)
         torch.testing.assert_close(b.state().module, state.module, atol=0, rtol=0)
         assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
@@ -359,7 +373,7 @@ def test_a_compiled_stage_trains_as_it_does_without(
         )  # names and values
 
 
-def test_a_gradient_that_overflows_alone_is_not_called_a_loss(tmp_path):
+def test_a_gradient_that_overflows_is_not_reported_as_a_loss(tmp_path):
     def steep(forward, batch):
         x = forward(batch["x"])
         return {"root": (x - x.detach()).abs().sqrt().sum()}  # finite, its slope is not
@@ -371,13 +385,107 @@ def test_a_gradient_that_overflows_alone_is_not_called_a_loss(tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_phase_agrees_with_the_plain_one():
-    """With kernels that are really built, where there is a compiler to build them."""
+    """With built kernels, where there is a compiler."""
     try:
-        require_compiler()
+        require_compiler(for_gpu=False)
     except InputError as missing:
         pytest.skip(str(missing))
     plain, built = linear_phase(), linear_phase(train=replace(PLAIN, compile=True))
     for step in range(2):
-        optimise(plain, [batch_of(step)], step, PLAIN)
-        optimise(built, [batch_of(step)], step, PLAIN)
+        training_step(plain, [batch_of(step)], step, PLAIN)
+        training_step(built, [batch_of(step)], step, PLAIN)
     torch.testing.assert_close(vars(plain.state()), vars(built.state()), atol=1e-6, rtol=1e-5)
+
+
+def training_lines(folder) -> list[dict]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["split"] == "training"]
+
+
+def constant_stage(values, scores=None) -> Toy:
+    """A stage whose loss in step n is values[n], whatever the weights."""
+
+    def loss(forward, batch):
+        value = values[batch["sample_index"]]
+        return {"term": value + 0 * value * forward(batch["x"]).sum()}  # a finite slope is 0
+
+    return Toy(linear_phase(loss=loss), scores=scores or repeat({"loss": 1.0}))
+
+
+def test_a_log_line_has_the_means_over_the_steps_since_the_last_line(tmp_path):
+    train = replace(PLAIN, epochs=7, log_every=3)
+    run(constant_stage([1.0, 2.0, 6.0, 0.5, 0.25, 0.0, 7.0]), tmp_path, train=train)
+    rows = training_lines(tmp_path)
+    assert [(row["step"], row["term"]) for row in rows] == [(3, 3.0), (6, 0.25), (7, 7.0)]
+    assert rows[0]["net_gradient_norm"] == 0.0 and rows[0]["peak_memory_mb"] > 10
+    assert rows[0]["learning_rate"] == rows[0]["learning_rate_net"] == 1e-2
+    assert 0 <= rows[0]["waiting"] <= 1 and rows[0]["seconds_per_step"] > 0
+
+
+def test_skipped_steps_are_counted_and_do_not_enter_the_means(tmp_path):
+    train = replace(PLAIN, epochs=6, log_every=3)
+    values = [1.0, math.nan, 3.0, math.inf, math.inf, math.inf]
+    run(constant_stage(values), tmp_path, train=train)
+    first, second = training_lines(tmp_path)
+    assert (first["term"], first["skipped_steps"]) == (2.0, 1)
+    assert "term" not in second and second["skipped_steps"] == 3
+
+
+def test_a_resumed_run_logs_the_means_of_the_uninterrupted_one(tmp_path):
+    """Where the checkpoint falls on a line of the log, no sum is lost."""
+    values, train = [float(2**n) for n in range(6)], replace(PLAIN, log_every=3)
+    run(constant_stage(values), tmp_path / "whole", train=train)
+    best, position = Best("loss", "min", 1.0, 0), Position(step=3, sample_index=3)
+    run(constant_stage(values), tmp_path / "resumed", best, position, train)
+    (line,) = training_lines(tmp_path / "resumed")
+    expected = training_lines(tmp_path / "whole")[1]
+    same = ("step", "epoch", "term", "net_gradient_norm", "learning_rate", "skipped_steps")
+    assert [line[name] for name in same] == [expected[name] for name in same]
+    assert loss_curve(tmp_path / "whole" / "metrics.jsonl") == [(n, 1.0) for n in range(7)]
+
+
+def _mean_of_two_ranks(rank, port, results):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    means = StepMeans()
+    for step in range(3):
+        means.add({"term": torch.tensor(10.0 * rank + step)})
+    means.add({"term": torch.tensor(9.0), "later": torch.tensor(4.0 * rank)})
+    results[rank] = (means.of_this_rank(), means.read(), means.read())
+    torch.distributed.destroy_process_group()
+
+
+def test_the_means_are_over_all_ranks():
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_mean_of_two_ranks, (free_port(), results), nprocs=2)
+        results = dict(results)
+    # Rank 0 adds 0, 1, 2, 9 and rank 1 adds 10, 11, 12, 9; `later` begins with the fourth step.
+    everywhere = {"term": 54 / 8, "later": 2.0}
+    assert results[0] == ({"term": 3.0, "later": 0.0}, everywhere, {})
+    assert results[1] == ({"term": 10.5, "later": 4.0}, everywhere, {})
+
+
+def test_a_phase_that_has_not_begun_is_no_step():
+    result = training_step(linear_phase(loss=lambda forward, batch: {}), [batch_of(0)], 0, PLAIN)
+    assert result == StepResult({})
+
+
+def test_a_run_logs_a_dated_line_at_least_once_a_minute(tmp_path, capsys, monkeypatch):
+    """With steps of 25 seconds, without a terminal."""
+    clock = types.SimpleNamespace(seconds=0.0)
+    for name in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(f"tubesynth.training.loop.time.{name}", lambda: clock.seconds)
+
+    def slow_loss(forward, batch):
+        clock.seconds += 25.0
+        return square_loss(forward, batch)
+
+    stage = Toy(linear_phase(loss=slow_loss), scores=repeat({"loss": 1.0}))
+    stage.progress_terms = ("square",)
+    train = replace(PLAIN, epochs=6, log_every=4, validate_every=6)
+    run(stage, tmp_path, train=train)
+    lines = [line[20:] for line in capsys.readouterr().err.splitlines() if ": square " in line]
+    assert [line.split(":")[0] for line in lines] == [f"epoch {n}/6, step {n}/6" for n in (1, 3, 5)]
+    assert ", 25 s a step, 0:01:15 left, " in lines[1] and lines[1].endswith(" GiB")

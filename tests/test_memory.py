@@ -1,4 +1,4 @@
-"""Free memory: what the limits of containers and batch jobs leave, by files as the kernel has."""
+"""Free memory under the limits of containers and batch jobs, read from copies of kernel files."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def processes(tmp_path, text):
     return path
 
 
-def test_files_that_were_read_do_not_count_as_used(tmp_path):
+def test_cached_files_do_not_count_as_used(tmp_path):
     group(tmp_path / "fs", 16 * GIB, 15 * GIB, 12 * GIB)
     groups = processes(tmp_path, "0::/\n")
     assert left_by_control_groups(groups, tmp_path / "fs") == [13 * GIB]
@@ -42,12 +42,12 @@ def test_the_limit_of_a_batch_job_lies_above_the_group_of_its_step(tmp_path, ver
     assert min(left_by_control_groups(groups, tmp_path / "fs")) == 26 * GIB
 
 
-def test_a_group_whose_folder_is_mounted_elsewhere_leaves_the_one_that_is_here(tmp_path):
+def test_a_group_that_is_not_mounted_is_replaced_by_its_mounted_parent(tmp_path):
     group(tmp_path / "fs" / "memory", 8 * GIB, GIB, 0, version=1)
     groups = processes(tmp_path, "4:memory:/docker/0123\n")
     assert left_by_control_groups(groups, tmp_path / "fs") == [7 * GIB]
 
 
-def test_without_control_groups_nothing_limits(tmp_path):
+def test_without_control_groups_there_is_no_limit(tmp_path):
     assert left_by_control_groups(tmp_path / "none", tmp_path / "fs") == []
     assert free_bytes(torch.device("cpu")) > 0

@@ -1,8 +1,9 @@
-"""Training end to end: runs, resumes bit for bit, shares work, refuses bad input."""
+"""Training end to end: runs, exact resume, several ranks, logs, refused input."""
 
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -78,7 +79,7 @@ def run_command(*arguments, processes: int = 1, **kwargs) -> subprocess.Complete
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_run_leaves_what_it_promises(stage, stage_1, stage_2):
+def test_a_run_writes_its_log_panels_and_checkpoints(stage, stage_1, stage_2):
     run_dir = (stage_1 if stage == 1 else stage_2).parent.parent
     assert (run_dir / "config.yml").exists() and (run_dir / "environment.json").exists()
     assert list(run_dir.glob("events.out.tfevents.*"))
@@ -117,11 +118,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 def test_the_same_command_again_finds_nothing_to_do(stage_1, workplace, capsys):
     before = stage_1.read_bytes()
     main(["--config", str(workplace / "s1.yml"), "--run-dir", str(workplace / "s1")])
-    assert "nothing was left to do" in capsys.readouterr().out
+    assert "nothing was left to do" in capsys.readouterr().err
     assert stage_1.read_bytes() == before
 
 
-def test_a_run_killed_between_two_validations_goes_on_from_its_newest_checkpoint(
+def test_a_run_killed_between_two_validations_resumes_from_its_newest_checkpoint(
     stage_2, workplace, tmp_path, capsys
 ):
     """It had been validated at the start only, so there is no last.ckpt yet."""
@@ -131,7 +132,7 @@ def test_a_run_killed_between_two_validations_goes_on_from_its_newest_checkpoint
     with pytest.raises(InputError, match="holds another run already"):
         main([*command, "train.learning_rate=1.0"])
     main(command)
-    assert "epoch_00001.ckpt at step" in capsys.readouterr().out
+    assert "epoch_00001.ckpt at step" in capsys.readouterr().err
     assert_same_state(checkpoint_of(stage_2.parent.parent), checkpoint_of(tmp_path))
 
 
@@ -166,7 +167,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
         assert_same_state(*weights, tolerance=2e-4)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace, stage_2, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(workplace, stage_2, tmp_path):
     """A real kill -9 at a random step, then the same command again."""
     step = random.randrange(1, STEPS)
     print(f"killed at step {step}")  # shown where the test fails
@@ -233,12 +234,12 @@ def test_mixed_precision_checkpointing_clipping_and_accumulation_train(
     assert validation[-1]["loss"] < validation[0]["loss"]
 
 
-def test_phase_two_carries_weights_and_restarts_its_schedule(stage_1, workplace, tmp_path, capsys):
+def test_phase_two_restores_weights_and_restarts_its_schedule(stage_1, workplace, tmp_path, capsys):
     main(
         ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "3"]
         + ["--resume", str(stage_1), "data.crop=null", "train.restart=[schedule]"]
     )
-    (printed,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("resumed")]
+    (printed,) = [x for x in capsys.readouterr().err.splitlines() if " resumed " in x]
     assert printed.endswith(
         "at step 8: restored weights, epochs, optimizers; restarted schedule (2 steps of warm-up,"
         " then cosine), best checkpoint"
@@ -289,7 +290,9 @@ def test_bad_input_is_refused_by_name(workplace, stage_1, stage_2, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default(workplace, stage_2, tmp_path):
+def test_a_checkpoint_without_a_newer_setting_resumes_with_the_default(
+    workplace, stage_2, tmp_path
+):
     config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path)]
     main([*config, "train.epochs=1"])
     path = tmp_path / "checkpoints" / "last.ckpt"
@@ -384,7 +387,7 @@ def test_every_score_that_may_choose_the_best_is_one_of_validation(stage, stage_
 
 
 def test_the_best_so_far_survives_a_resume(workplace, stage_1, tmp_path):
-    """The best score of a run that goes on is the run's, even where it is not improved again."""
+    """A resumed run keeps its best score, even where it is not improved again."""
     config, options = workplace / "s1.yml", ["--run-dir", str(tmp_path), "train.best_score=psnr"]
     main(["--config", str(config), *options])
     checkpoints = tmp_path / "checkpoints"
@@ -423,3 +426,52 @@ def test_compiling_without_a_compiler_is_refused_in_one_line(workplace, tmp_path
     )
     assert "train.compile" in line and "no-such-compiler" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_log_of_a_run_has_a_head_dated_lines_and_an_end(stage_1):
+    """Without a terminal too; a resumed run appends to it."""
+    run_dir = stage_1.parent.parent
+    log_lines = (run_dir / "train.log").read_text(encoding="utf-8").splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in log_lines)
+    messages = [line[20:] for line in log_lines]
+    head = "\n".join(messages[:5])
+    for text in (
+        f"torch {torch.__version__}, stage 1, seed 3",
+        "device: cpu, ",
+        "processes: 1; ",
+        "4 training and 2 validation cases",
+        "2 epochs, 8 steps, 4 steps an epoch; samples a step: 1",
+        f"run folder: {run_dir}; log file: {run_dir / 'train.log'}",
+    ):
+        assert text in head
+    end = [message for message in messages if message.startswith("step 8")]
+    assert end[0].startswith("step 8/8, validation: loss ") and "; best loss " in end[0]
+    assert end[1:4] == [f"step 8: saved {name}.ckpt" for name in ("best", "last", "epoch_00002")]
+    first = next(m for m in messages if m.startswith("epoch 1/2, step 1/8: l1 "))
+    assert " s a step, " in first and first.endswith(" GiB")
+    assert any(m.startswith(f"done: {stage_1} (step 8; loss ") for m in messages)
+
+
+def test_a_cpu_in_place_of_a_gpu_is_a_warning_that_device_cpu_silences(
+    workplace, stage_1, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--preprocess"]
+
+    def warnings(*options) -> list[str]:
+        main([*command, *options])
+        return [x for x in capsys.readouterr().err.splitlines() if " warning: " in x]
+
+    (warning,) = warnings("--gpus", "1", "--precision", "16-mixed")
+    assert "TRAINS ON THE CPU" in warning and "--device cpu" in warning
+    assert len(warnings("--precision", "16-mixed")) == 1
+    assert warnings("--gpus", "1", "--precision", "16-mixed", "--device", "cpu") == []
+    assert warnings() == []
+
+
+def test_device_cuda_without_a_gpu_is_refused(workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run_dir = tmp_path / "run"
+    options = ("--config", workplace / "s1.yml", "--run-dir", run_dir)
+    assert "--device cuda: torch finds no GPU" in refused(*options, "--device", "cuda")
+    assert not run_dir.exists()

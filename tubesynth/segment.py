@@ -26,8 +26,9 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.loggers import LOGGERS
+from tubesynth.runtime.stop_signal import StopSignal
+from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import StopSignal
 from tubesynth.training.resume import find_checkpoint, starting_position
 from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
@@ -61,6 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--without-real", action="store_true", help="train on synthetic data alone")
     add("--seeds", type=int, nargs="+", help="one training for each; default: the config's seed")
+    add("--device", choices=dist.DEVICES, default="auto", help="cpu or cuda; auto: a GPU if any")
     add("--logger", default="tensorboard", choices=LOGGERS, help="writer of the curves")
     add_overrides(train)
     add("--set", action="store_true", help="may stand before key=value items (older commands)")
@@ -97,10 +99,11 @@ def train_seeds(args) -> None:
     for seed in args.seeds or []:
         check_seed(seed, "--seeds", requirement(args.config))
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
-    require_tools(config, args.logger)
-    device = dist.start()
+    require_tools(config, args.logger, args.device)
+    device = dist.start(args.device)
     try:
         rows, stop = [], StopSignal()
+        warn_of_cpu(config, device, args.device, gpus=None)
         for seed in args.seeds or [config.seed]:
             own, folder = replace(config, seed=seed), run_dir / f"seed_{seed}"
             rows += train_one(own, folder, device, args.logger, stop)
@@ -119,15 +122,16 @@ def train_one(
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
     volumes.training = synthetic + ([] if config.without_real else volumes.training)
     checkpoint = find_checkpoint(None, run_dir, config)
+    log_head(config, volumes, run_dir, device)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
-        stop.end_here("the cache is built as far as it goes")
+        stop.raise_if_set("stopped while building the cache; its finished cases are stored")
     torch.manual_seed(config.seed)
     stage = SegmentationStage(config, volumes, device)
     position = starting_position(checkpoint, config, run_dir)
-    run_stage(config, stage, volumes, position, run_dir, checkpoint, logger, stop)
+    run_stage(config, stage, volumes, position, run_dir, checkpoint, logger, device, stop)
     scores = stage.case_scores(wanted=lambda: stop.name is None)
-    stop.end_here(f"{run_dir}: trained, but not all of it scored")
+    stop.raise_if_set(f"{run_dir}: trained, but not all cases are scored")
     rows = dist.gather_rows(scores)
     return [{"seed": config.seed, **row} for row in rows]
 

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 4 -m tubesynth.train --config stage_2_3d_f4_lfm_base
 
 The run goes to runs/<name of the config>/ (--run-dir): config.yml, metrics.jsonl, TensorBoard
-events (or W&B's, --logger wandb), panels/ and checkpoints/: last.ckpt, best.ckpt by
+events (or W&B's, --logger wandb), train.log, panels/ and checkpoints/: last.ckpt, best.ckpt by
 train.best_score, epoch_*.ckpt. A run stopped by SIGTERM, SIGUSR1 or Ctrl-C saves first and ends
 with code 75.
 """
@@ -26,9 +26,11 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.log import logger
 from tubesynth.runtime.loggers import LOGGERS
+from tubesynth.runtime.stop_signal import StopSignal
+from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import StopSignal
 from tubesynth.training.plan import describe_plan
 from tubesynth.training.resume import find_checkpoint, starting_position
 from tubesynth.training.run import CheckpointedStage, require_tools, run_stage
@@ -49,6 +51,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: the config's")
     parser.add_argument("--epochs", type=int, help="in all, those of a resumed run included")
     parser.add_argument("--gpus", type=int, help="processes on this machine, one a GPU")
+    parser.add_argument(
+        "--device",
+        choices=dist.DEVICES,
+        default="auto",
+        help="auto: a GPU if there is one; cpu: train on the CPU; cuda: an error without a GPU",
+    )
     parser.add_argument("--precision", help="32, bf16-mixed or 16-mixed")
     parser.add_argument("--logger", default="tensorboard", choices=LOGGERS)
     parser.add_argument(
@@ -133,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         print(describe_plan(config, run_dir))
         return
-    require_tools(config, args.logger)
+    require_tools(config, args.logger, args.device)
     models = require_base_models(config)
     checkpoint = find_checkpoint(args.resume, run_dir, config)
     if checkpoint and models.autoencoder:
@@ -144,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
         return
 
-    device = dist.start()
+    device = dist.start(args.device)
     try:
         train(config, volumes, models, run_dir, checkpoint, device, args)
     finally:
@@ -162,20 +170,22 @@ def train(
 ) -> None:
     """The run itself, on every rank."""
     stop = StopSignal()
+    warn_of_cpu(config, device, args.device, args.gpus)
+    log_head(config, volumes, run_dir, device)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
-        stop.end_here("the cache is built as far as it goes")
+        stop.raise_if_set("stopped while building the cache; its finished cases are stored")
     position = starting_position(checkpoint, config, run_dir)
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, models, position, checkpoint, device)
-    stop.end_here("stopped before the first step")
+    stop.raise_if_set("stopped before the first step")
     if args.preprocess:
-        if dist.is_main():
-            kept = config.data.dataset_type == "persistent" or config.stage > 1
-            said = f"the cache is built: {config.data.cache_dir}"
-            print(said if kept else "data.dataset_type keeps nothing on the disk: nothing to build")
+        if config.data.dataset_type == "persistent" or config.stage > 1:
+            logger.info(f"the cache is built: {config.data.cache_dir}")
+        else:
+            logger.info("data.dataset_type stores nothing on the disk: there is no cache to build")
         return
-    run_stage(config, stage, volumes, position, run_dir, checkpoint, args.logger, stop)
+    run_stage(config, stage, volumes, position, run_dir, checkpoint, args.logger, device, stop)
 
 
 if __name__ == "__main__":

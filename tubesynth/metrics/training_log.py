@@ -1,4 +1,4 @@
-"""What a run's metrics.jsonl says about its validation loss: did it fall?
+"""The validation losses in the metrics.jsonl of training runs.
 
 The log holds one JSON object a line: {"step": 10, "split": "validation", "loss": 0.12, ...}.
 """
@@ -13,7 +13,8 @@ from tubesynth.runtime.errors import InputError
 def validation_losses(logs) -> dict[str, dict]:
     """{run: first, last and lowest validation loss with their steps} of metrics.jsonl files.
 
-    A run is named by its folder; a folder may be given instead of the file in it.
+    logs: paths of metrics.jsonl files or of the run folders that hold them. A run has the name of
+    its folder. "fell" is true where the last loss is lower than the first.
     """
     result: dict[str, dict] = {}
     for log in map(Path, logs):
@@ -36,7 +37,7 @@ def validation_losses(logs) -> dict[str, dict]:
 
 
 def loss_curve(log: Path) -> list[tuple[int, float]]:
-    """[(step, validation loss)] in the order of steps; lines that are no scores are left out."""
+    """[(step, validation loss)] by step; lines without a validation loss are skipped."""
     if not log.is_file():
         raise InputError(f"{log}: no such training log; check --training-log")
     points = {}
@@ -44,7 +45,7 @@ def loss_curve(log: Path) -> list[tuple[int, float]]:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # a process that was killed while it wrote
+            continue  # half a line of a process that was killed while writing
         if not isinstance(row, dict) or row.get("split") != "validation":
             continue
         step, loss = row.get("step"), row.get("loss")

@@ -1,7 +1,7 @@
-"""Files are written whole or not at all: beside, under a temporary name, and renamed.
+"""Atomic writes: a file is written under a temporary name beside its path, and then renamed.
 
-A killed process leaves the old file or the new one, never half of one. A disk that is full or a
-folder that cannot be written is the user's to put right: InputError, with the path.
+A killed process leaves the old file or the new one, never half of a file. A full disk or a folder
+that cannot be written is an InputError with the path.
 """
 
 import errno
@@ -36,13 +36,13 @@ def replacing(path):
 
 @contextmanager
 def writing(path):
-    """Turns what hinders a write to `path` into an InputError."""
+    """Turn the errors of a write to `path` that a user can correct into an InputError."""
     try:
         yield
     except OSError as error:
         if error.errno in NOT_WRITABLE:
             remedy = "free space or choose" if error.errno in FULL else "choose"
-            # What is missing may be a source that was to be copied here.
+            # The missing file may be the source of a copy, not the path itself.
             missing = f": {error.filename}" if error.errno == errno.ENOENT else ""
             raise InputError(
                 f"{path}: not written ({error.strerror}{missing}); {remedy} another folder"
@@ -51,13 +51,13 @@ def writing(path):
 
 
 def write_text(path: Path, text: str) -> None:
-    """The text as UTF-8."""
+    """Write the text as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_png(path, array) -> None:
-    """array: (H, W, 3) uint8; nobody opens half a picture."""
+    """array: (H, W, 3) uint8."""
     from PIL import Image
 
     with replacing(path) as temporary:

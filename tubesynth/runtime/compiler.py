@@ -1,18 +1,16 @@
-"""What torch.compile needs of a machine, looked for before a run starts."""
+"""Checks, before a run starts, that torch.compile finds its compiler on this machine."""
 
 import importlib.util
 import os
 import shutil
 import sys
 
-import torch
-
 from tubesynth.runtime.errors import InputError
 
 
-def require_compiler() -> None:
+def require_compiler(for_gpu: bool) -> None:
     """InputError where torch.compile cannot build its kernels: C++ for a CPU, Triton for a GPU."""
-    if torch.cuda.is_available():
+    if for_gpu:
         if importlib.util.find_spec("triton") is None:
             raise InputError(
                 "train.compile: on a GPU torch.compile needs the package triton, which is not"
@@ -25,6 +23,6 @@ def require_compiler() -> None:
     if not any(map(shutil.which, candidates)):
         raise InputError(
             f"train.compile: torch.compile needs a compiler, and {' or '.join(candidates)} is not"
-            " there: install it, name another one in CC (GPU) or CXX (CPU), or set"
+            " installed: install it, name another compiler in CC (GPU) or CXX (CPU), or set"
             " train.compile=false"
         )

@@ -1,6 +1,6 @@
-"""Processes and devices: the same program alone, under torchrun, and under srun.
+"""Processes and devices of a program that runs alone, under torchrun, or under srun.
 
-Collectives run on all ranks or on none; files are written by rank 0.
+Collectives run on all ranks or on none. Rank 0 writes the files.
 """
 
 import datetime
@@ -13,11 +13,14 @@ import traceback
 import torch
 import torch.distributed as dist
 
-# DistributedDataParallel imports it, and the functions there keep the group of that moment as a
-# default, for ever. Imported here, before there is a group, they keep none.
+# DistributedDataParallel imports this module, whose functions store the current process group as a
+# default argument for ever. Imported before there is a group, they store none.
 import torch.distributed.nn.functional
 
+from tubesynth.runtime import log
 from tubesynth.runtime.errors import InputError, Stopped
+
+DEVICES = ("auto", "cpu", "cuda")  # the choices of --device
 
 
 def rank() -> int:
@@ -54,11 +57,25 @@ def _from_slurm() -> None:
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
 
 
-def start() -> torch.device:
-    """Join the process group where there is one, and return this process's device."""
+def uses_gpu(device: str) -> bool:
+    """Whether --device (auto, cpu or cuda) means a GPU here; InputError where it has none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda: torch finds no GPU on this machine: check nvidia-smi and the installed"
+            " build of torch, or use --device cpu"
+        )
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def start(device: str = "auto") -> torch.device:
+    """Join the process group where there is one, and return this process's device.
+
+    device: auto, cpu or cuda. Sets up the log, in which rank 0 alone writes.
+    """
     _from_slurm()
+    log.set_up()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = torch.cuda.is_available()
+    cuda = uses_gpu(device)
     if cuda:
         if local_rank >= torch.cuda.device_count():
             raise InputError(
@@ -72,8 +89,10 @@ def start() -> torch.device:
 
 
 def stop() -> None:
-    """Leave the process group. Where a run ends on all ranks (done, or stopped by a signal), they
-    end together, and the group's threads with it.
+    """Leave the process group.
+
+    Where a run ends on all ranks (done, or stopped by a signal), the ranks end together and the
+    group's threads with them.
     """
     if not dist.is_initialized():
         return
@@ -81,24 +100,33 @@ def stop() -> None:
     together = error in (None, Stopped)
     if together:
         # Gloo may abort a rank whose peer closes its connections first, and a launcher kills the
-        # others when one leaves with a code, even where rank 0 still saves. After an error nobody
-        # waits: the others may be gone.
+        # other ranks when one exits with a code, even while rank 0 is saving. After an error no
+        # rank waits, because others may have ended already.
         dist.barrier()
     dist.destroy_process_group()
     if together:
-        # DDP wrappers, in cycles of references and in the frames of what was raised, hold the
-        # group: its threads would run on into the end of the interpreter.
+        # DDP wrappers, in reference cycles and in the frames of the exception, hold the group. Its
+        # threads would run into the shutdown of the interpreter.
         traceback.clear_frames(trace)
         gc.collect()
 
 
 def sum_over_ranks(*values: float) -> list[float]:
     """Each value summed over all ranks, in float64."""
-    if not dist.is_initialized():
+    return _reduced(values, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(value: float) -> float:
+    """The largest of the ranks' values, on every rank."""
+    return _reduced((value,), dist.ReduceOp.MAX)[0]
+
+
+def _reduced(values: tuple[float, ...], operation) -> list[float]:
+    if not dist.is_initialized() or not values:
         return list(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     packed = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(packed)
+    dist.all_reduce(packed, operation)
     return packed.tolist()
 
 
@@ -115,9 +143,9 @@ def gather_rows(rows: list[dict]) -> list[dict]:
     """The rows of all ranks, on every rank, in the order of the ranks."""
     if not dist.is_initialized():
         return rows
-    gathered = [None] * world_size()
+    gathered: list[list[dict]] = [[]] * world_size()
     dist.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]
+    return [row for rank_rows in gathered for row in rank_rows]
 
 
 def any_rank(flag: bool) -> bool:
@@ -126,22 +154,22 @@ def any_rank(flag: bool) -> bool:
 
 
 def relaunch(module: str, arguments: list[str], processes: int) -> None:
-    """Run `python -m module arguments` in that many processes, and leave with their exit code.
+    """Run `python -m module arguments` in several processes, and exit with their exit code.
 
-    A signal is passed on to the processes, which save and end; Stopped is raised here.
+    A signal is passed on to the processes, which save and end; then Stopped is raised.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
     options = ["--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments]
-    # The launcher knows SIGTERM and its kin; SIGUSR1 means the same here.
+    # The launcher passes SIGTERM on, but not SIGUSR1, which means the same to a run.
     signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run(get_args_parser().parse_args(options))
     except SignalException as error:
         name = signal.Signals(error.sigval).name
-        raise Stopped(f"{name}: its processes have saved; the same command goes on") from None
+        raise Stopped(f"{name}: all processes have saved; the same command resumes") from None
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None

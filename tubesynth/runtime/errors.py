@@ -1,7 +1,7 @@
-"""How a command ends: 0 done, 2 the input is wrong (one line), 75 stopped by a signal after saving.
+"""The errors and exit codes of the commands: 0 done, 2 wrong input, 75 stopped after saving.
 
-Everything that a user can put right (a file, a key, a value) is raised as InputError with one line
-that names the file or key and the remedy. Anything else is a bug of ours and keeps its traceback.
+An error that the user can correct (a file, a key, a value) is an InputError, whose message is one
+line with the file or key and the remedy. Any other error is a bug and keeps its traceback.
 """
 
 import argparse
@@ -17,11 +17,11 @@ OUT_OF_MEMORY = (
     "out of memory: lower --batch-size or --resolution; for training data.batch_size or data.crop,"
     " or set train.checkpointing=true"
 )
-EXIT_STOPPED = 75  # EX_TEMPFAIL: start the same command again and it goes on
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command, started again, resumes the run
 
 
 class InputError(ValueError):
-    """The user's input or set-up is wrong; the message is one line: what, where, and the remedy."""
+    """Wrong input or set-up of the user; the message is one line with the place and the remedy."""
 
 
 class Stopped(Exception):
@@ -82,9 +82,9 @@ def add_overrides(parser: argparse.ArgumentParser, example: str = "train.epochs=
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """NumPy's, a GPU's and torch's on a CPU; without torch, which not every command needs."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
+    """Whether NumPy or torch, on a GPU or CPU, ran out of memory; does not import torch."""
+    by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return by_type or "can't allocate memory" in str(error)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

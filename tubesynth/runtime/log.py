@@ -18,6 +18,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from tubesynth.runtime.atomic import writing
+from tubesynth.runtime.errors import Stopped
 
 Item = TypeVar("Item")
 
@@ -81,9 +82,12 @@ def log_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The command prints the error itself; the file must say too why the run ended.
-        record = (logger.name, logging.ERROR, __file__, 0, f"{type(error).__name__}: {error}")
-        handler.handle(logging.LogRecord(*record, args=None, exc_info=None))
+        # The command prints the error on the terminal; the file must also say why the run ended.
+        stopped = isinstance(error, Stopped)
+        level = logging.INFO if stopped else logging.ERROR
+        message = f"{'stopped' if stopped else type(error).__name__}: {error}"
+        record = logging.LogRecord(logger.name, level, __file__, 0, message, None, None)
+        handler.handle(record)
         raise
     finally:
         logger.removeHandler(handler)

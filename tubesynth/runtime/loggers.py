@@ -1,6 +1,7 @@
-"""Where scalars and pictures are shown besides metrics.jsonl and panels/: TensorBoard or W&B.
+"""Writers of scalars and pictures besides metrics.jsonl and panels/: TensorBoard and W&B.
 
-Both take the same names: <split>/<score> and the name of a panel. A class is made on rank 0 alone.
+Both use the same names: <split>/<score> for a scalar, and the name of a panel. Rank 0 alone makes
+one.
 """
 
 import importlib.util
@@ -17,18 +18,18 @@ LOGGERS = ("tensorboard", "wandb", "none")
 
 
 def require_logger(name: str) -> None:
-    """InputError where a logger's package is missing: at the start, before anything is done."""
+    """InputError where the package of a logger is missing; to be called when a run starts."""
     if name == "wandb":
-        found = importlib.util.find_spec("wandb")
-        if found is None or found.origin is None:  # a folder of that name is no package
+        package = importlib.util.find_spec("wandb")
+        if package is None or package.origin is None:  # a folder of that name is no package
             raise InputError(
                 "--logger wandb: the package wandb is not installed: pip install 'tubesynth[wandb]'"
-                " or pip install wandb, or take --logger tensorboard"
+                " or pip install wandb, or use --logger tensorboard"
             )
 
 
 class TensorBoard:
-    """Events in the run folder; those after resume_step are hidden, as they will come again."""
+    """Event files in the run folder. Those after resume_step are hidden: the run repeats them."""
 
     def __init__(self, run_dir: Path, resume_step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -47,15 +48,15 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run, whose id stays in the run folder: a resumed run goes on in the same one.
+    """A W&B run, whose id stays in the run folder, so that a resumed run continues the same one.
 
-    WANDB_MODE=offline works without network and account; WANDB_PROJECT names the project. Steps are
-    a column of their own, since W&B refuses its own counter to go back: steps that a killed run
-    does again are shown twice, at the same place and with the same values.
+    WANDB_MODE=offline works without network and account; WANDB_PROJECT names the project. The step
+    is a column of its own, because W&B's counter cannot go back: steps that a killed run repeats
+    are shown twice, at the same place and with the same values.
     """
 
     def __init__(self, run_dir: Path, config_text: str):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]: an optional package
 
         id_file = run_dir / "wandb_run_id"
         if not id_file.exists():
@@ -80,7 +81,7 @@ class WeightsAndBiases:
         self.run.log({"step": step, **values})
 
     def panel(self, step: int, name: str, picture: np.ndarray) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]: an optional package
 
         self.run.log({"step": step, name: wandb.Image(picture)})
 

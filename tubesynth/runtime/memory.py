@@ -1,4 +1,4 @@
-"""How much memory is free, and how much was used at most."""
+"""The free memory and the peak memory of a GPU or of this process, in bytes and MB."""
 
 import resource
 import sys
@@ -8,8 +8,9 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of the GPU, or what the system can give without swapping; limits of a container or a batch
-    job count.
+    """The free memory of the GPU, or the memory that the system has without swapping.
+
+    On a CPU, the limits of a container or of a batch job count too.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -21,14 +22,14 @@ def free_bytes(device: torch.device) -> int:
 def left_by_control_groups(
     groups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")
 ) -> list[int]:
-    """Bytes that each control group of this process, and each above it, leaves of its limit.
+    """The bytes that each control group of this process, and each group above it, has left.
 
-    Both versions of control groups. Files that were read stay in memory until it is wanted for
-    something else: what of them the kernel would give back first is no use of memory.
+    For both versions of control groups. Cached files are counted as used by the kernel, which
+    frees them first when memory is short: they are counted as free.
     """
     left = []
     for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else ():
-        _, controllers, place = line.split(":", 2)
+        _, controllers, group = line.split(":", 2)
         if controllers == "":
             top, limit, used, cached = root, "memory.max", "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):
@@ -36,17 +37,18 @@ def left_by_control_groups(
             limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        folder = top / place.lstrip("/")
-        for here in (folder, *folder.parents)[: len(folder.parts) - len(top.parts) + 1]:
-            if not (here / limit).is_file() or not (most := _number(here / limit)):
+        folder = top / group.lstrip("/")
+        for level in (folder, *folder.parents)[: len(folder.parts) - len(top.parts) + 1]:
+            if not (level / limit).is_file() or not (limit_bytes := _number(level / limit)):
                 continue
-            statistics = dict(map(str.split, (here / "memory.stat").read_text().splitlines()))
-            left.append(max(most - _number(here / used) + int(statistics.get(cached, 0)), 0))
+            statistics = dict(map(str.split, (level / "memory.stat").read_text().splitlines()))
+            free = limit_bytes - _number(level / used) + int(statistics.get(cached, 0))
+            left.append(max(free, 0))
     return left
 
 
 def _number(file: Path) -> int:
-    """What a control group's file says; 0 for `max`, no limit."""
+    """The number in a control group's file; 0 for `max`, which means no limit."""
     text = file.read_text(encoding="utf-8").strip()
     return 0 if text == "max" else int(text)
 
@@ -58,11 +60,11 @@ def _from_meminfo() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    return 4 * 2**30  # an assumption that any machine for this work fulfils
+    return 4 * 2**30  # unknown: any machine for this work has this much
 
 
 def peak_mb(device: torch.device) -> float:
-    """Largest so far: allocated on the GPU where there is one, else resident in the process."""
+    """The peak since the process started: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""What train.precision and --precision mean for autocast."""
+"""The autocast type of each mixed precision of train.precision; 32 has none."""
 
 import torch
 

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import save_png, write_text, writing
@@ -17,9 +18,16 @@ from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
 
 
 class RunLog:
-    """Scalars and pictures of a run; silent on every rank but 0."""
+    """Writes the scalars and panels of a run on rank 0, and nothing on other ranks."""
 
-    def __init__(self, run_dir: Path, config_text: str, logger: str, resume_step: int):
+    def __init__(
+        self,
+        run_dir: Path,
+        config_text: str,
+        logger: str,
+        resume_step: int,
+        device: torch.device | None = None,
+    ):
         self.active = dist.is_main()
         self.logger = None
         if not self.active:
@@ -28,16 +36,16 @@ class RunLog:
         with writing(run_dir):
             (run_dir / "panels").mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yml", config_text)
-        write_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_text(run_dir / "environment.json", json.dumps(environment(device), indent=2) + "\n")
         self.metrics = run_dir / "metrics.jsonl"
-        self._forget_after(resume_step)
+        self._drop_lines_after(resume_step)
         if logger == "tensorboard":
             self.logger = TensorBoard(run_dir, resume_step)
         elif logger == "wandb":
             self.logger = WeightsAndBiases(run_dir, config_text)
 
-    def _forget_after(self, step: int) -> None:
-        """Drop lines of steps that the run, resumed from an earlier checkpoint, will do again."""
+    def _drop_lines_after(self, step: int) -> None:
+        """Drop the lines of steps after the checkpoint: the resumed run repeats them."""
         if not self.metrics.exists():
             return
         retained_lines = []

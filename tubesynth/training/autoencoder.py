@@ -162,7 +162,7 @@ class AutoencoderStage:
     def codebook_scores(self) -> dict[str, float]:
         """Of the training steps since they were asked for last."""
         scores = self.usage.scores()
-        self.collapse.look(self.position.step, scores["codebook_perplexity"])
+        self.collapse.check(self.position.step, scores["codebook_perplexity"])
         return scores
 
     def _codebook_usage(self) -> CodebookUsage | None:

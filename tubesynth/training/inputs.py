@@ -24,6 +24,7 @@ from tubesynth.data.volumes import BuildReport, build_volumes
 from tubesynth.pictures.panel import draw_panel
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import progress
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
 
@@ -121,7 +122,8 @@ class Volumes:
 
     def validation_batches(self, device: torch.device) -> Iterator[dict]:
         """This rank's share of the validation cases, one at a time."""
-        for index in range(dist.rank(), len(self.validation), dist.world_size()):
+        indices = range(dist.rank(), len(self.validation), dist.world_size())
+        for index in progress(indices, "validation", len(indices), bar=False):
             yield self.validation_batch(index, device)
 
     def validation_batch(self, index: int, device: torch.device) -> dict:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tubesynth.build.checkpoint import AutoencoderState, Checkpoint
 from tubesynth.build.networks import restore_autoencoder
@@ -23,6 +22,7 @@ from tubesynth.data.volumes import LATENTS, volume_key
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
+from tubesynth.runtime.log import progress
 from tubesynth.runtime.seeding import derive
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
 from tubesynth.volume.cases import Case
@@ -65,7 +65,8 @@ class EncodedSplits:
 
     def validation_batches(self) -> Iterator[tuple[int, dict]]:
         """This rank's share of the validation cases: (index, a batch of one)."""
-        for index in range(dist.rank(), len(self.validation), dist.world_size()):
+        indices = range(dist.rank(), len(self.validation), dist.world_size())
+        for index in progress(indices, "validation", len(indices), bar=False):
             yield index, self.validation_batch(index)
 
     def validation_batch(self, index: int) -> dict:
@@ -144,10 +145,9 @@ class LatentEncoder:
         ]
         dist.barrier()  # all ranks list the missing entries before one is written
         rank_share = missing[dist.rank() :: dist.world_size()]
-        quiet = None if dist.is_main() and missing else True
         # Data sets that hold all cases in memory are made only for cases that must be encoded.
         sources = self._sources(cases, rank_share)
-        for index, variant in tqdm(rank_share, f"encode {split}", unit="volume", disable=quiet):
+        for index, variant in progress(rank_share, f"encode {split}", len(rank_share), "volume"):
             source = sources[variant > 0]
             store.ensure(
                 LATENTS,

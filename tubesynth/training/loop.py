@@ -1,50 +1,183 @@
-"""The one training loop: report, preview, save, stop?, gradients, optimizer, EMA, step.
+"""The training loop of every stage: step, report, validate and save, preview, stop.
 
-A stage hands it phases (name, module, loss). A GAN has two, flow matching has one. Mixed precision,
-accumulation, gradient synchronisation and clipping appear here once. The position of a run is two
-numbers, the optimizer step and the global draw, and all randomness is keyed to them: a resumed run
-repeats an uninterrupted one bit for bit.
+A stage gives the loop its phases (name, module, loss): a GAN has two, flow matching has one. Mixed
+precision, accumulation, gradient synchronization and clipping are in `training_step` alone. The
+position of a run is two numbers, the optimizer step and the number of samples drawn. All randomness
+is derived from them, so a resumed run repeats an uninterrupted one bit for bit.
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from typing import Protocol
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from tubesynth.build.checkpoint import Best, Position
 from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError, Stopped
+from tubesynth.runtime.log import logger
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import derive
+from tubesynth.runtime.stop_signal import StopSignal
 from tubesynth.training.phase import Phase
+from tubesynth.training.reporter import Reporter
 
-LEAST_SCALE = 1.0  # of the gradients in 16-mixed: what overflows there is not finite by itself
+# Below this loss scale an overflow in 16-mixed is a real Inf or NaN, not the scaler probing for its
+# largest scale: the loss itself is no longer enlarged.
+SMALLEST_PROBING_SCALE = 1.0
 
 
 class Stage(Protocol):
     """What a stage gives the loop."""
 
     phases: list[Phase]
-    progress_terms: tuple[str, ...]  # loss terms on the progress bar
-    printed_scores: tuple[str, ...]  # validation scores on the terminal; the log has all scores
 
-    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
-        """This rank's batches, on the device, for the global draws in [draw, end_draw)."""
+    @property
+    def progress_terms(self) -> tuple[str, ...]:
+        """The loss terms on the progress bar and in the dated lines."""
+        ...
+
+    @property
+    def printed_scores(self) -> tuple[str, ...]:
+        """The validation scores in the dated lines; metrics.jsonl has all of them."""
+        ...
+
+    def batches(self, start: int, end: int, /) -> Iterator[dict]:
+        """This rank's batches, on the device, for the global sample indices [start, end)."""
+        ...
 
     def validate(self) -> dict[str, float]:
         """Scores on the validation set, the same on every rank; "loss" among them."""
+        ...
 
     def preview(self) -> dict:
         """Panels by name, (H, W, 3) uint8; called on every rank, used on rank 0."""
+        ...
+
+
+@dataclass
+class Run:
+    """One training run: the trained stage, its length, its position, and where it writes."""
+
+    stage: Stage
+    train: TrainConfig
+    seed: int
+    device: torch.device
+    epoch_length: int  # samples
+    global_batch: int  # samples in one optimizer step: batch size x ranks x accumulated batches
+    position: Position
+    best: Best
+    log: RunLog
+    save: Callable[[str], None]  # writes checkpoints/NAME.ckpt
+    stop: StopSignal
+
+    @property
+    def epoch(self) -> int:
+        """The number of completed epochs."""
+        return self.position.sample_index // self.epoch_length
+
+
+def fit(run: Run) -> dict[str, float]:
+    """Train to the end of train.epochs; returns the last validation scores, on every rank.
+
+    A run that is new, or chooses its best checkpoint by another score than before, is validated
+    before its first step. Raises Stopped, after saving, when a signal came.
+    """
+    stage, train, position = run.stage, run.train, run.position
+    samples_left = max(0, train.epochs * run.epoch_length - position.sample_index)
+    steps_left = math.ceil(samples_left / run.global_batch)
+    total_steps = position.step + steps_left
+    end = position.sample_index + steps_left * run.global_batch
+    batches = stage.batches(position.sample_index, end)
+    guard = BadStepGuard(train.max_bad_steps)
+    scores: dict[str, float] = {}
+    if run.best.step is None and position.step < total_steps:
+        scores = validate(run, total_steps)
+    reporter = Reporter(
+        run.log, run.device, stage.progress_terms, train.epochs, position.step, total_steps
+    )
+
+    while position.step < total_steps:
+        # The random numbers of a step depend on (seed, rank, step) alone.
+        step, epoch = position.step, run.epoch
+        torch.manual_seed(derive(run.seed, "step", dist.rank(), step))
+        learning_rates = set_learning_rates(run, total_steps)
+
+        # One batch for each accumulated backward pass.
+        started = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(train.accumulate)]
+        seconds_waited = time.perf_counter() - started
+
+        # Gradients, optimizer and EMA of each phase.
+        skipped = False
+        for phase in stage.phases:
+            result = training_step(phase, micro_batches, step, train)
+            if result.updated:
+                reporter.add_phase(result.values)
+            else:
+                skipped = True
+            if result.problem:
+                guard.add_failure(step, phase.name, result.problem)
+                break  # the next phases would work on values that are not finite
+        else:
+            guard.reset()
+
+        # The position moves on by the samples of all ranks.
+        position.step += 1
+        position.sample_index += run.global_batch
+        is_last = position.step == total_steps
+        completed_epochs = range(epoch + 1, run.epoch + 1)  # those that end with this step
+        reporter.end_step(time.perf_counter() - started, seconds_waited, skipped)
+
+        # Report. Means and statistics are collective: every rank takes part.
+        if position.step % train.log_every == 0 or is_last:
+            statistics = {}
+            for phase in stage.phases:
+                statistics |= phase.statistics()
+            reporter.write_means(epoch, learning_rates | statistics)
+        reporter.log_line(epoch)
+
+        # Validate, save and preview at the ends of epochs.
+        if is_last or any(e % train.validate_every == 0 for e in completed_epochs):
+            scores = validate(run, total_steps)
+            run.save("last")
+        if is_last or any(e % train.panel_every == 0 for e in completed_epochs):
+            for name, picture in stage.preview().items():
+                run.log.panel(position.step, name, picture)
+        if any(e % train.save_every == 0 for e in completed_epochs):
+            run.save(f"epoch_{run.epoch:05d}")
+
+        # Stop, where a signal has come to one of the ranks.
+        if run.stop.on_any_rank():
+            run.save("last")
+            reporter.close()
+            raise Stopped(f"saved at step {position.step}; the same command resumes from there")
+    reporter.close()
+    return scores
+
+
+def set_learning_rates(run: Run, total_steps: int) -> dict[str, float]:
+    """Set each phase's learning rate for the next step; returns them by their names in the log."""
+    train, start = run.train, run.position.schedule_start
+    factor = learning_rate_factor(
+        run.position.step - start, total_steps - start, train.warmup_steps, train.schedule
+    )
+    rates = {"learning_rate": train.learning_rate * factor}
+    for phase in run.stage.phases:
+        rate = phase.learning_rate * factor
+        rates[f"learning_rate_{phase.name}"] = rate
+        for group in phase.optimizer.param_groups:
+            group["lr"] = rate
+    return rates
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
@@ -57,203 +190,103 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class StopSignal:
-    """Remembers SIGTERM, SIGUSR1 or SIGINT, so that a run can end where nothing is lost."""
+class StepResult(NamedTuple):
+    """The result of one optimizer step of one phase."""
 
-    def __init__(self):
-        self.name = None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._remember)
+    # The mean of each loss term over the micro-batches on this rank, and NAME_gradient_norm, before
+    # clipping; scalars on the device. Empty where the phase has not begun.
+    values: dict[str, Tensor]
+    updated: bool = True  # False: the step was skipped and no weight has changed
+    problem: str | None = None  # the loss or gradient that is not finite, if it is a fault
 
-    def _remember(self, number, frame):
-        if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice
-        self.name = signal.Signals(number).name
 
-    def end_here(self, said: str) -> None:
-        """Stopped on every rank, where a signal has come to one."""
-        if dist.any_rank(self.name is not None):
-            raise Stopped(f"{said}; the same command goes on from there")
+def training_step(
+    phase: Phase, micro_batches: list[dict], step: int, train: TrainConfig
+) -> StepResult:
+    """One optimizer step of one phase on the mean loss of its micro-batches.
+
+    The gradient is averaged over the ranks, so all of them update their weights, or none.
+    """
+    device_type = next(phase.module.parameters()).device.type
+    dtype = AUTOCAST_DTYPE.get(train.precision)
+
+    # Gradients: those of the micro-batches add up, and DDP averages over ranks in the last pass.
+    phase.optimizer.zero_grad(set_to_none=True)
+    values: dict[str, Tensor] = {}
+    for index, batch in enumerate(micro_batches):
+        is_last = index == len(micro_batches) - 1
+        with ExitStack() as stack:
+            if not is_last and isinstance(phase.forward, DistributedDataParallel):
+                stack.enter_context(phase.forward.no_sync())
+            with torch.autocast(device_type, dtype) if dtype else nullcontext():
+                terms = phase.loss(phase.forward, batch)
+                if not terms:
+                    return StepResult({})
+                loss = reduce(add, terms.values()) / len(micro_batches)
+            phase.scaler.scale(loss).backward()
+        for name, term in terms.items():
+            share = term.detach() / len(micro_batches)
+            values[name] = values[name] + share if name in values else share
+
+    # Clipping. Reading the norm is the step's only wait for the device.
+    phase.scaler.unscale_(phase.optimizer)
+    parameters = [p for p in phase.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, train.gradient_clip or math.inf)
+    updated, problem = math.isfinite(float(norm)), None
+
+    # Optimizer and EMA.
+    if updated:
+        phase.scaler.step(phase.optimizer)
+        for ema in phase.averages:
+            ema.update(phase.module, step + 1)
+    else:
+        losses = dict(zip(values, [value.item() for value in values.values()], strict=True))
+        bad_losses = [name for name, value in losses.items() if not math.isfinite(value)]
+        # The scaler probes for the largest scale that does not overflow. That is no fault, if the
+        # losses are finite on all ranks: each rank has its own, and all must decide the same.
+        probing = phase.scaler.is_enabled() and phase.scaler.get_scale() > SMALLEST_PROBING_SCALE
+        if not probing or dist.any_rank(bool(bad_losses)):
+            problem = f"loss {', '.join(bad_losses)}" if bad_losses else "the gradient"
+    phase.scaler.update()
+    return StepResult({**values, f"{phase.name}_gradient_norm": norm}, updated, problem)
 
 
 class BadStepGuard:
-    """Counts non-finite steps in a row and names the offending loss when there are too many."""
+    """Counts the steps in a row whose loss or gradient was not finite, and stops the run when there
+    are more than `budget`.
+    """
 
     def __init__(self, budget: int):
         self.budget = budget
         self.in_a_row = 0
 
-    def passed(self) -> None:
+    def reset(self) -> None:
+        """After a step without a fault."""
         self.in_a_row = 0
 
-    def failed(self, step: int, phase: str, terms: dict[str, float]) -> None:
-        losses = {n: value for n, value in terms.items() if n != f"{phase}_gradient_norm"}
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
-        what = f"loss {', '.join(bad)} is not finite" if bad else "the gradient is not finite"
-        if dist.is_main():
-            tqdm.write(f"step {step}, {phase}: {what}: the step is skipped")
+    def add_failure(self, step: int, phase: str, problem: str) -> None:
+        """InputError, with the phase and its losses, where the budget is spent."""
         self.in_a_row += 1
+        logger.warning(f"step {step}, {phase}: {problem} is not finite: the step is skipped")
         if self.in_a_row > self.budget:
             raise InputError(
-                f"step {step}, {phase}: {what}, {self.in_a_row} steps in a row: lower"
-                " train.learning_rate, set train.gradient_clip, or use --precision 32"
+                f"step {step}, {phase}: {problem} is not finite, {self.in_a_row} steps in a row:"
+                " lower train.learning_rate, set train.gradient_clip, or use --precision 32"
             )
 
 
-def optimise(
-    phase: Phase, batches: list[dict], step: int, train: TrainConfig
-) -> tuple[dict[str, float], bool]:
-    """One optimizer step of one phase over its micro-batches.
-
-    Returns the mean of each loss term, and whether all was finite; if not, no weight has changed.
-    The gradient is averaged over the ranks, so all of them see the same.
-    """
-    device_type = next(phase.module.parameters()).device.type
-    dtype = AUTOCAST_DTYPE.get(train.precision)
-    phase.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = {}
-    for index, batch in enumerate(batches):
-        last = index == len(batches) - 1
-        with ExitStack() as stack:
-            if not last and isinstance(phase.forward, DistributedDataParallel):
-                stack.enter_context(phase.forward.no_sync())
-            autocast = torch.autocast(device_type, dtype) if dtype else nullcontext()
-            with autocast:
-                terms = phase.loss(phase.forward, batch)
-                if not terms:  # this phase has not begun
-                    return {}, True
-                total = sum(terms.values()) / len(batches)
-            phase.scaler.scale(total).backward()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0) + value.detach() / len(batches)
-
-    phase.scaler.unscale_(phase.optimizer)
-    parameters = [p for p in phase.module.parameters() if p.grad is not None]
-    limit = train.gradient_clip or math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))  # the one sync point
-    names = list(sums)
-    values = dict(zip(names, torch.stack([sums[n].float() for n in names]).tolist(), strict=True))
-    finite = math.isfinite(norm)
-    if finite:
-        phase.scaler.step(phase.optimizer)
-        for ema in phase.averages:
-            ema.update(phase.module, step + 1)
-    elif phase.scaler.is_enabled() and phase.scaler.get_scale() > LEAST_SCALE:
-        # The scaler probes for the largest scale that does not overflow: no fault of the data. The
-        # losses are each rank's own, and all must go the same way from here.
-        finite = not dist.any_rank(not all(map(math.isfinite, values.values())))
-    phase.scaler.update()
-    return {**values, f"{phase.name}_gradient_norm": norm}, finite
-
-
-def fit(
-    stage: Stage,
-    train: TrainConfig,
-    position: Position,
-    best: Best,
-    num_cases: int,
-    global_batch: int,
-    seed: int,
-    log: RunLog,
-    save: Callable[[str], None],
-    stop: StopSignal,
-) -> dict[str, float]:
-    """Train to the end of train.epochs; returns the last validation scores.
-
-    num_cases: length of an epoch in draws; global_batch: draws of all ranks in one optimizer step.
-    `save(name)` writes a checkpoint. A run that is new, or scored by another name than before,
-    is validated before its first step. Raises Stopped after saving when a signal came.
-    """
-    steps_left = math.ceil(max(0, train.epochs * num_cases - position.sample_index) / global_batch)
-    total_steps = position.step + steps_left
-    batches = stage.batches(
-        position.sample_index, position.sample_index + steps_left * global_batch
+def validate(run: Run, total_steps: int) -> dict[str, float]:
+    """The validation scores, logged; saves best.ckpt where they are the best so far."""
+    step, best = run.position.step, run.best
+    # Plain numbers: checkpoints hold nothing else, and a metric may return NumPy's.
+    scores = {name: float(value) for name, value in run.stage.validate().items()}
+    run.log.scalars(step, run.epoch, "validation", scores)
+    is_best = best.improved(scores, step)
+    printed = [f"{name} {scores[name]:.4g}" for name in run.stage.printed_scores if name in scores]
+    logger.info(
+        f"step {step}/{total_steps}, validation: {', '.join(printed)};"
+        f" best {best.name} {best.value:.4g} at step {best.step}"
     )
-    guard = BadStepGuard(train.max_bad_steps)
-    scores: dict[str, float] = {}
-
-    def validate(epoch: int) -> dict[str, float]:
-        # Plain numbers: checkpoints hold nothing else, and a metric may give NumPy's.
-        scores = {name: float(value) for name, value in stage.validate().items()}
-        log.scalars(position.step, epoch, "validation", scores)
-        if best.improved(scores, position.step):
-            save("best")
-        if dist.is_main():  # where no bar is shown, this is what tells of progress
-            said = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k in stage.printed_scores)
-            so_far = f"; best {best.name} {best.value:.4g} at step {best.step}"
-            tqdm.write(f"step {position.step}/{total_steps}, validation: {said}{so_far}")
-        return scores
-
-    if best.step is None and position.step < total_steps:
-        scores = validate(position.sample_index // num_cases)
-    bar = tqdm(
-        total=total_steps,
-        initial=position.step,
-        unit="step",
-        dynamic_ncols=True,
-        disable=None if dist.is_main() else True,
-    )
-    steps, spent, waited = 0, 0.0, 0.0  # since the last line of the log, validation left out
-    while position.step < total_steps:
-        step, epoch = position.step, position.sample_index // num_cases
-        torch.manual_seed(derive(seed, "step", dist.rank(), step))
-        factor = learning_rate_factor(
-            step - position.schedule_start,
-            total_steps - position.schedule_start,
-            train.warmup_steps,
-            train.schedule,
-        )
-        asked = time.perf_counter()
-        micro = [next(batches) for _ in range(train.accumulate)]
-        waited += time.perf_counter() - asked
-
-        values = {"learning_rate": train.learning_rate * factor}
-        for phase in stage.phases:
-            for group in phase.optimizer.param_groups:
-                group["lr"] = phase.learning_rate * factor
-            terms, finite = optimise(phase, micro, step, train)
-            values |= terms
-            if not finite:
-                guard.failed(step, phase.name, terms)
-                break  # what comes after would work on what has gone wrong here
-        else:
-            guard.passed()
-
-        steps += 1
-        spent += time.perf_counter() - asked
-        position.step += 1
-        position.sample_index += global_batch
-        bar.update()
-        done = position.step == total_steps
-        new_epoch = position.sample_index // num_cases
-        ended = range(epoch + 1, new_epoch + 1)  # epochs that this step completed
-
-        if position.step % train.log_every == 0 or done:
-            for phase in stage.phases:
-                values |= phase.statistics()
-            log.scalars(
-                position.step,
-                epoch,
-                "training",
-                values | {"seconds_per_step": spent / steps, "waiting": waited / spent},
-            )
-            shown = {k: v for k, v in values.items() if k in stage.progress_terms}
-            bar.set_description(
-                f"epoch {min(epoch + 1, train.epochs)}/{train.epochs}", refresh=False
-            )
-            bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items()})
-            steps, spent, waited = 0, 0.0, 0.0
-        if done or any(e % train.validate_every == 0 for e in ended):
-            scores = validate(new_epoch)
-            save("last")
-        if done or any(e % train.panel_every == 0 for e in ended):
-            for name, picture in stage.preview().items():
-                log.panel(position.step, name, picture)
-        if any(e % train.save_every == 0 for e in ended):
-            save(f"epoch_{new_epoch:05d}")
-        if dist.any_rank(stop.name is not None):
-            save("last")
-            bar.close()
-            raise Stopped(f"saved at step {position.step}; the same command goes on from there")
-    bar.close()
+    if is_best:
+        run.save("best")
     return scores

@@ -5,8 +5,8 @@ from pathlib import Path
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import RESTARTS, Config
 from tubesynth.config.strict import flatten, to_plain
-from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import logger
 from tubesynth.training.loop import Stage
 
 # Sections that decide the shapes of the weights and their meaning.
@@ -109,8 +109,7 @@ def restore(
     stored = checkpoint.best
     if _is_own(checkpoint, run_dir) and stored.name == best.name and _is_on_disk(stored, run_dir):
         best = stored
-    if dist.is_main():
-        print(_report(checkpoint, stage, best, config, restart))
+    logger.info(_report(checkpoint, stage, best, config, restart))
     return best
 
 

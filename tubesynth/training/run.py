@@ -3,16 +3,21 @@
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import Config
 from tubesynth.config.strict import dump
 from tubesynth.runtime import dist
 from tubesynth.runtime.compiler import require_compiler
+from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
 from tubesynth.runtime.run_log import RunLog
+from tubesynth.runtime.stop_signal import StopSignal
+from tubesynth.training.head import LOG_FILE, samples_per_step
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
-from tubesynth.training.loop import Stage, StopSignal, fit
+from tubesynth.training.loop import Run, Stage, fit
 from tubesynth.training.resume import restore
 
 
@@ -24,11 +29,15 @@ class CheckpointedStage(Stage, Protocol):
         """The encoded data set of stages 2 and 3; None for the others."""
 
 
-def require_tools(config: Config, logger: str) -> None:
-    """InputError where this machine lacks a logger or a compiler that the run needs."""
-    require_logger(logger)
+def require_tools(config: Config, logger_name: str, device: str) -> None:
+    """InputError where this machine lacks a GPU, logger or compiler that the run needs.
+
+    device: auto, cpu or cuda.
+    """
+    on_gpu = dist.uses_gpu(device)
+    require_logger(logger_name)
     if config.train.compile:
-        require_compiler()
+        require_compiler(on_gpu)
 
 
 def run_stage(
@@ -38,7 +47,8 @@ def run_stage(
     position: Position,
     run_dir: Path,
     checkpoint: Checkpoint | None,
-    logger: str,
+    logger_name: str,
+    device: torch.device,
     stop: StopSignal,
 ) -> dict[str, float]:
     """Train a stage on every rank; returns the last validation scores. Rank 0 writes and reports.
@@ -50,7 +60,7 @@ def run_stage(
     if checkpoint:
         best = restore(checkpoint, stage, best, config, run_dir)
     checkpoints = run_dir / "checkpoints"
-    log = RunLog(run_dir, dump(config), logger, position.step)
+    log = RunLog(run_dir, dump(config), logger_name, position.step, device)
 
     def save(name: str) -> None:
         if not dist.is_main():
@@ -65,31 +75,32 @@ def run_stage(
             latents.autoencoder_state if latents else None,
         ).save(checkpoints / f"{name}.ckpt")
         remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
+        logger.info(f"step {position.step}: saved {name}.ckpt")
 
-    global_batch = config.data.batch_size * dist.world_size() * config.train.accumulate
-    num_cases = len(volumes.training)
-    try:
-        scores = fit(
-            stage,
-            config.train,
-            position,
-            best,
-            num_cases,
-            global_batch,
-            config.seed,
-            log,
-            save,
-            stop,
-        )
-    finally:
-        log.close()
-    if dist.is_main():
+    run = Run(
+        stage,
+        config.train,
+        config.seed,
+        device,
+        epoch_length=len(volumes.training),
+        global_batch=samples_per_step(config),
+        position=position,
+        best=best,
+        log=log,
+        save=save,
+        stop=stop,
+    )
+    with log_file(run_dir / LOG_FILE):
+        try:
+            scores = fit(run)
+        finally:
+            log.close()
         printed = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k in stage.printed_scores)
         last = checkpoints / "last.ckpt"
-        print(f"done: {last} (step {position.step}; {printed or 'nothing was left to do'})")
+        logger.info(f"done: {last} (step {position.step}; {printed or 'nothing was left to do'})")
         if best.step is not None:
-            best_path = checkpoints / "best.ckpt"
-            print(f"best: {best_path} (step {best.step}; {best.name} {best.value:.4f})")
+            path = checkpoints / "best.ckpt"
+            logger.info(f"best: {path} (step {best.step}; {best.name} {best.value:.4f})")
     return scores
 
 

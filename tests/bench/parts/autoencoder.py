@@ -68,7 +68,7 @@ def training_step(args):
 
     from tubesynth.build.checkpoint import Position
     from tubesynth.training.autoencoder import AutoencoderStage
-    from tubesynth.training.loop import optimise
+    from tubesynth.training.loop import training_step
 
     config, device = config_of(args), torch.device(args.device)
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def training_step(args):
 
     def step():
         for phase in stage.phases:
-            optimise(phase, [batch], 0, config.train)
+            training_step(phase, [batch], 0, config.train)
 
     return step, stage
 

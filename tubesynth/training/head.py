@@ -1,0 +1,56 @@
+"""The first lines of a run's log: versions, device, data, length, cache, run folder."""
+
+import math
+from pathlib import Path
+
+import torch
+
+import tubesynth
+from tubesynth.config.schema import Config
+from tubesynth.runtime import dist
+from tubesynth.runtime.environment import device_name, git_commit
+from tubesynth.runtime.log import logger
+from tubesynth.training.inputs import Volumes
+
+LOG_FILE = "train.log"
+
+
+def samples_per_step(config: Config) -> int:
+    """The samples of one optimizer step: batch size x ranks x accumulated batches."""
+    return config.data.batch_size * dist.world_size() * config.train.accumulate
+
+
+def log_head(config: Config, volumes: Volumes, run_dir: Path, device: torch.device) -> None:
+    """Log what is about to be trained, on what, for how long, and where its files go."""
+    if not dist.is_main():
+        return
+    commit = git_commit()
+    threads, processes = torch.get_num_threads(), dist.world_size()
+    cases, batch = len(volumes.training), samples_per_step(config)
+    epochs = config.train.epochs
+    cached = config.data.dataset_type == "persistent" or config.stage in (2, 3)
+    for line in (
+        f"tubesynth {tubesynth.__version__}{f' ({commit})' if commit else ''},"
+        f" torch {torch.__version__}, stage {config.stage}, seed {config.seed}",
+        f"device: {device.type}, {device_name(device)}; processes: {processes};"
+        f" CPU threads of each: {threads}; precision: {config.train.precision}",
+        f"data: {cases} training and {len(volumes.validation)} validation cases"
+        f" ({config.data.root}); cache: {config.data.cache_dir if cached else 'none'}",
+        f"length: {epochs} epochs, {math.ceil(epochs * cases / batch)} steps,"
+        f" {cases / batch:.4g} steps an epoch; samples a step: {batch}",
+        f"run folder: {run_dir}; log file: {run_dir / LOG_FILE}",
+    ):
+        logger.info(line)
+
+
+def warn_of_cpu(config: Config, device: torch.device, choice: str, gpus: int | None) -> None:
+    """A warning where the options ask for a GPU, this machine has none, and the user did not choose
+    the CPU. choice, gpus: the options --device and --gpus.
+    """
+    asks_for_gpu = gpus is not None or config.train.precision == "16-mixed"
+    if device.type == "cpu" and choice == "auto" and asks_for_gpu:
+        option = "--gpus" if gpus is not None else "--precision 16-mixed"
+        logger.warning(
+            f"{option} is set, but torch finds no GPU: THIS RUN TRAINS ON THE CPU, which is far"
+            " slower. Check nvidia-smi and the build of torch, or confirm with --device cpu"
+        )
