@@ -20,16 +20,17 @@ def test_an_unknown_option_is_refused_in_one_line_that_names_the_command(name, c
     assert f"tubesynth {name} --help" in captured.err
 
 
-@pytest.mark.parametrize("what", ["numpy", "torch"])
-def test_too_little_memory_is_said_in_one_line(what, capsys):
-    def ask():
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_too_little_memory_is_an_error_of_one_line(library, capsys):
+    def allocate():
         size = 2**50
-        np.zeros(size, np.uint8) if what == "numpy" else torch.zeros(size, dtype=torch.uint8)
+        np.zeros(size, np.uint8) if library == "numpy" else torch.zeros(size, dtype=torch.uint8)
 
     with pytest.raises(SystemExit) as end:
-        run_command(ask)
+        run_command(allocate)
     assert end.value.code == EXIT_INPUT
-    said = capsys.readouterr().err
-    assert said.startswith("error: out of memory: lower --batch-size") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: out of memory: lower --batch-size")
+    assert message.count("\n") == 1
     with pytest.raises(RuntimeError, match="shape"):
         run_command(lambda: torch.zeros(2).reshape(3))  # another fault keeps its traceback

@@ -156,10 +156,10 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
         "tubesynth.train", "--config", config, "--run-dir", tmp_path / "two", *options, processes=2
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    one, two = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
-    assert one["position"] == two["position"]
+    single, double = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
+    assert single["position"] == double["position"]
     name = "autoencoder" if stage == 1 else "unet"
-    weights = [state["phases"][name]["module"] for state in (one, two)]
+    weights = [state["phases"][name]["module"] for state in (single, double)]
     if stage == 1:  # the first codes are drawn from rank 0's half: compare what does not follow
         losses = [lines(tmp_path / run, "validation")[-1]["loss"] for run in ("one", "two")]
         assert losses[0] == pytest.approx(losses[1], rel=0.1)
@@ -382,8 +382,8 @@ def test_a_dry_run_shows_the_plan_of_the_published_configs(capsys, tmp_path):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_every_score_that_may_choose_the_best_is_one_of_validation(stage, stage_1, stage_2):
     run_dir = (stage_1 if stage == 1 else stage_2).parent.parent
-    given = lines(run_dir, "validation")[0]
-    assert STAGES[stage].BEST_SCORES.keys() <= given.keys()
+    scores = lines(run_dir, "validation")[0]
+    assert STAGES[stage].BEST_SCORES.keys() <= scores.keys()
 
 
 def test_the_best_so_far_survives_a_resume(workplace, stage_1, tmp_path):

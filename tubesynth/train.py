@@ -46,11 +46,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", required=True, help="YAML file or packaged config: tubesynth configs"
     )
-    parser.add_argument("--stage", type=int, help="1, 2 or 3: must agree with the config")
-    parser.add_argument("--dim", type=int, help="2 or 3: must agree with the config")
+    parser.add_argument("--stage", type=int, help="1, 2 or 3; must agree with the config")
+    parser.add_argument("--dim", type=int, help="2 or 3; must agree with the config")
     parser.add_argument("--seed", type=int, help="default: the config's")
-    parser.add_argument("--epochs", type=int, help="in all, those of a resumed run included")
-    parser.add_argument("--gpus", type=int, help="processes on this machine, one a GPU")
+    parser.add_argument("--epochs", type=int, help="epochs in total, with those before a resume")
+    parser.add_argument(
+        "--gpus", type=int, help="number of processes on this machine, one for each GPU"
+    )
     parser.add_argument(
         "--device",
         choices=dist.DEVICES,
@@ -62,7 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         metavar="CKPT|auto",
-        help="start from a checkpoint, or go on with the run's own last one, if any",
+        help="start from this checkpoint; auto: resume the run's own last checkpoint, if any",
     )
     parser.add_argument("--latent-mode", help="flow or diffusion")
     parser.add_argument("--gradient-clip", type=float, nargs="?", const=1.0, help="default 1.0")
@@ -76,7 +78,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    """The config with the flags on top."""
+    """The config, changed by the flags and by the key=value items."""
     overrides = list(args.overrides)
     for flag, key in (
         (args.seed, "seed"),
@@ -93,10 +95,10 @@ def config_of(args: argparse.Namespace) -> Config:
     if args.gpus is not None and args.gpus < 1:
         raise InputError(f"--gpus {args.gpus}: at least 1 process")
     for name in ("stage", "dim"):
-        wanted = getattr(args, name)
-        if wanted is not None and wanted != getattr(config, name):
+        option = getattr(args, name)
+        if option is not None and option != getattr(config, name):
             raise InputError(
-                f"--{name} {wanted}: {args.config} is for {name} {getattr(config, name)}:"
+                f"--{name} {option}: {args.config} is for {name} {getattr(config, name)}:"
                 " choose the config that fits"
             )
     return config
@@ -121,7 +123,7 @@ def make_stage(
     from tubesynth.training.latents import encode_data_set
 
     assert isinstance(config, Stage2Config) and models.autoencoder
-    scaled = checkpoint or models.base  # a trained network expects the scale that it was trained on
+    scaled = checkpoint or models.base  # its network was trained on latents of its scale
     scale = scaled.latent_scale if scaled else None
     latents = encode_data_set(config, volumes, models.autoencoder, device, scale)
     if isinstance(config, Stage3Config):
@@ -168,7 +170,7 @@ def train(
     device: torch.device,
     args: argparse.Namespace,
 ) -> None:
-    """The run itself, on every rank."""
+    """Build the cache, make the stage and train it, on every rank."""
     stop = StopSignal()
     warn_of_cpu(config, device, args.device, args.gpus)
     log_head(config, volumes, run_dir, device)
