@@ -1,7 +1,6 @@
-"""Whether the values of a config fit each other; every refusal names key, value and remedy.
+"""Checks that the values of a config fit each other; every error names key, value and remedy.
 
-strict.py has seen to keys and types before. Each function asks about one section; `require` is how
-it refuses.
+strict.py has checked keys and types before. Each function checks one section and calls `require`.
 """
 
 from collections.abc import Callable
@@ -24,15 +23,14 @@ from tubesynth.config.schema import (
 )
 from tubesynth.runtime.errors import InputError
 
-PERCEPTUAL_LEAST_SIDE = 31  # voxels: AlexNet's last pooling needs them
+PERCEPTUAL_LEAST_SIDE = 31  # voxels: the smallest input of AlexNet's last pooling
+LEAST_WINDOW = 100  # HU: fewer gray values in int16 would be visible as steps
 
-LEAST_WINDOW = 100  # grey values: fewer would be seen as steps
-
-Require = Callable[[bool, str], None]  # raises InputError with the message unless the first is true
+Require = Callable[[bool, str], None]  # raises InputError with the message if the first is false
 
 
 def requirement(source: str) -> Require:
-    """A `require` whose messages name the source: a file, or what the config comes from."""
+    """A `require` whose messages begin with the source, such as the path of the config."""
 
     def require(condition: bool, message: str) -> None:
         if not condition:
@@ -78,12 +76,12 @@ def check_seed(seed: int, key: str, require: Require) -> None:
 
 
 def check_widths(section, name: str, keys: tuple[str, ...], require: Require) -> None:
-    """A number, or numbers, of at least 1 each: channels, layers."""
+    """Each key holds a number, or a list of numbers, of at least 1: channels, layers."""
     for key in keys:
         value = getattr(section, key)
-        listed = value if isinstance(value, list) else [value]
+        numbers = value if isinstance(value, list) else [value]
         require(
-            len(listed) > 0 and min(listed) >= 1,
+            len(numbers) > 0 and min(numbers) >= 1,
             f"{name}.{key}: expected at least 1, got {value}",
         )
 
@@ -106,8 +104,8 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
     require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")
     require(
         high - low >= LEAST_WINDOW and -(2**15) <= low and high < 2**15,
-        f"data.hu_window: {data.hu_window}: images are kept as whole numbers of 16 bits: take a"
-        f" window of {LEAST_WINDOW} or more from -32768 to 32767, and scale the images to it",
+        f"data.hu_window: {data.hu_window}: images are stored as int16: set a window of at least"
+        f" {LEAST_WINDOW} within -32768 to 32767, and scale the images to it",
     )
     require(data.batch_size >= 1, "data.batch_size: must be at least 1")
     require(
@@ -124,7 +122,7 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
 
 
 def check_multiples(data: DataConfig, factor: int, reason: str, require: Require) -> None:
-    """Every side of a volume, or of a crop of it, is halved down to whole cells."""
+    """Every side of a volume and of a crop is a multiple of the factor."""
     for key in ("resolution", "crop"):
         value = getattr(data, key)
         require(
@@ -134,7 +132,7 @@ def check_multiples(data: DataConfig, factor: int, reason: str, require: Require
 
 
 def check_train(config: Config, require: Require) -> None:
-    """Lengths, cadences, the best score, averages and what restarts."""
+    """Lengths, intervals, the best score, averaged weights and restarts."""
     train = config.train
     for key in (
         "epochs",
@@ -151,7 +149,7 @@ def check_train(config: Config, require: Require) -> None:
         require(getattr(train, key) >= 0, f"train.{key}: {getattr(train, key)}, below 0")
     require(
         train.gradient_clip is None or train.gradient_clip >= 0,
-        f"train.gradient_clip: {train.gradient_clip}, below 0: give a norm, or 0 for none",
+        f"train.gradient_clip: {train.gradient_clip}, below 0: give a norm, or 0 for no clipping",
     )
     require(
         train.best_score in config.BEST_SCORES,
@@ -204,7 +202,7 @@ def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
 
 
 def check_losses(config: Stage1Config, require: Require) -> None:
-    """What the losses of stage 1 need of each other and of the data."""
+    """The losses of stage 1, among each other and with the data."""
     losses, data = config.losses, config.data
     check_widths(config.discriminator, "discriminator", ("channels", "num_layers"), require)
     start = losses.adversarial_from_step
@@ -232,8 +230,8 @@ def check_losses(config: Stage1Config, require: Require) -> None:
     )
     require(
         losses.adversarial_weighting == "fixed" or not config.train.compile,
-        "losses.adversarial_weighting: adaptive goes through the graph more than once, which a"
-        " compiled one does not allow: set fixed, or train.compile=false",
+        "losses.adversarial_weighting: adaptive needs several backward passes through the graph,"
+        " which train.compile does not allow: set fixed, or train.compile=false",
     )
     require(losses.perceptual_slices >= 1, "losses.perceptual_slices: must be at least 1")
     smallest = min(data.crop or data.resolution)
@@ -245,21 +243,22 @@ def check_losses(config: Stage1Config, require: Require) -> None:
 
 
 def check_unet(config: Stage2Config, require: Require) -> None:
-    """What the U-Net of stage 2 and its conditions need of each other."""
+    """The U-Net of stage 2 and its conditions."""
     unet, levels = config.unet, len(config.unet.channels)
     widths = ("channels", "num_res_blocks", "label_channels", "spade_hidden", "vessel_channels")
     check_widths(unet, "unet", widths, require)
     require(
         unet.channels[0] % 2 == 0,
-        f"unet.channels: {unet.channels}: the first also embeds time, in pairs: make it even",
+        f"unet.channels: {unet.channels}: the first is also the size of the time embedding, which"
+        " is made of pairs: make it even",
     )
-    require(0 <= unet.dropout < 1, f"unet.dropout: a share below 1, got {unet.dropout}")
+    require(0 <= unet.dropout < 1, f"unet.dropout: expected 0 to below 1, got {unet.dropout}")
     require(unet.head_channels >= 1, "unet.head_channels: must be at least 1")
-    for key, found in (
+    for key, attended in (
         ("attention_levels", [*unet.attention_levels, levels - 1]),  # the middle has attention
         ("vessel_levels", vessel_levels(unet)),
     ):
-        for level in found:
+        for level in attended:
             require(
                 0 <= level < levels,
                 f"unet.{key}: level {level} does not exist (levels 0 to {levels - 1})",
@@ -271,14 +270,14 @@ def check_unet(config: Stage2Config, require: Require) -> None:
             )
     require(
         unet.vessel_attention == "off" or len(vessel_levels(unet)) > 0,
-        f"unet.vessel_levels: empty, so unet.vessel_attention {unet.vessel_attention} would do"
-        " nothing: name a level, or set it off",
+        f"unet.vessel_levels: empty, so unet.vessel_attention {unet.vessel_attention} would have no"
+        " effect: name a level, or set unet.vessel_attention=off",
     )
     bias = 2 * config.dim + 8  # models/distance_bias.py: bias_channels, which needs torch
     require(
         unet.vessel_attention != "distance" or unet.head_channels > bias,
-        f"unet.head_channels: {unet.head_channels} leaves nothing beside the {bias} channels of the"
-        " distance bias: take at least 16, 32 to 64 are usual",
+        f"unet.head_channels: {unet.head_channels} is not above the {bias} channels of the distance"
+        " bias: set at least 16; 32 to 64 are usual",
     )
     require(
         not uses_vessels(unet) or config.data.token_step_mm is not None,
@@ -288,12 +287,12 @@ def check_unet(config: Stage2Config, require: Require) -> None:
 
 
 def check_objective(config: Stage2Config, require: Require) -> None:
-    """What the settings of flow or diffusion need of each other and of the data."""
+    """The settings of flow or diffusion, among each other and with the data."""
     mode, flow, diffusion = config.latent_mode, config.flow, config.diffusion
     shared = config.objective
     for key in ("label_dropout", "vessel_dropout"):
         value = getattr(shared, key)
-        require(0 <= value < 1, f"{mode}.{key}: a share below 1, got {value}")
+        require(0 <= value < 1, f"{mode}.{key}: expected 0 to below 1, got {value}")
     require(
         shared.vessel_weight > 0,
         f"{mode}.vessel_weight: {shared.vessel_weight} must be above 0 (1: no weighting)",
@@ -316,23 +315,23 @@ def check_objective(config: Stage2Config, require: Require) -> None:
     )
     require(
         not (diffusion.zero_terminal_snr and diffusion.prediction == "epsilon"),
-        "diffusion.prediction: with zero_terminal_snr the last timestep holds no signal, and"
-        " epsilon says nothing about it: set diffusion.prediction=v",
+        "diffusion.prediction: with zero_terminal_snr the last timestep has no signal, and epsilon"
+        " does not determine the data: set diffusion.prediction=v",
     )
 
 
 def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) -> None:
-    """InputError where a way to sample does not fit the model, with key, value and remedy."""
+    """InputError where the sampling settings do not fit the model, with key, value and remedy."""
     require = requirement(source)
     solver, grid = sampling.solver, sampling.time_grid
     if config.latent_mode == "diffusion":
-        fitting, count = DIFFUSION_SAMPLERS, config.diffusion.num_timesteps
+        solvers, count = DIFFUSION_SAMPLERS, config.diffusion.num_timesteps
     else:
-        fitting, count = FLOW_SOLVERS, None
+        solvers, count = FLOW_SOLVERS, None
     require(
-        solver in fitting,
+        solver in solvers,
         f"sampling.solver: {solver} cannot sample a {config.latent_mode} model: choose from"
-        f" {', '.join(fitting)}",
+        f" {', '.join(solvers)}",
     )
     require(sampling.steps >= 1, f"sampling.steps: {sampling.steps} must be at least 1")
     require(sampling.shift > 0, f"sampling.shift: {sampling.shift} must be above 0")
@@ -346,8 +345,8 @@ def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) 
         )
         require(
             solver in FLOW_SOLVERS and solver != "dopri5",
-            f"sampling.time_grid: {solver} chooses its own times: set it to null, or a fixed-step"
-            " solver",
+            f"sampling.time_grid: {solver} chooses its own times: set sampling.time_grid=null, or a"
+            " fixed-step solver",
         )
     interval = sampling.guidance_interval
     require(
@@ -363,6 +362,6 @@ def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) 
     require(0 <= sampling.eta <= 1, f"sampling.eta: {sampling.eta} is not in [0, 1]")
     require(
         sampling.timesteps == "trailing" or not config.diffusion.zero_terminal_snr,
-        "sampling.timesteps: leading never visits the last timestep, which zero_terminal_snr made"
-        " the one to start from: set sampling.timesteps=trailing",
+        "sampling.timesteps: leading never visits the last timestep, where sampling starts with"
+        " diffusion.zero_terminal_snr: set sampling.timesteps=trailing",
     )

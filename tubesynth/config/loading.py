@@ -1,7 +1,7 @@
 """A config from its file, or from a checkpoint: built by the schema, then checked.
 
 `section.key=value` items, as they stand on a command line, go on top of a file. strict.py refuses
-unknown keys and wrong types, config_checks.py values that do not fit each other.
+unknown keys and wrong types, checks.py values that do not fit each other.
 
     config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
 """

@@ -1,7 +1,7 @@
-"""The configuration of a run: one dataclass a section, with every default in sight.
+"""The configuration of a run: one frozen dataclass per section, with every default.
 
-A YAML file names what differs from the defaults (config_loading.py); whether values fit each other
-is asked by config_checks.py. Only commands, training/ and pipeline read this.
+A YAML file names the values that differ from the defaults (loading.py); checks.py refuses values
+that contradict each other. dataclasses.replace makes a changed config.
 """
 
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ RESTARTS = ("schedule", "epochs", "optimizers")
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    flip: float = 0.0  # probability, each axis on its own
-    rotate90: float = 0.0  # probability of a quarter turn in a plane where it keeps the shape
-    intensity: float = 0.0  # probability of a scale and, on its own, of a shift
-    intensity_scale: float = 0.1  # factor drawn from 1 -+ this
-    intensity_shift: float = 0.05  # offset drawn from -+ this, in units of the window
+    flip: float = 0.0  # probability for each axis independently
+    rotate90: float = 0.0  # probability of quarter turns in a plane that keeps the shape
+    intensity: float = 0.0  # probability of a scale and, independently, of a shift
+    intensity_scale: float = 0.1  # the factor is uniform in [1 - this, 1 + this]
+    intensity_shift: float = 0.05  # the offset is uniform in [-this, this], in units of the window
 
 
 @dataclass(frozen=True)
@@ -50,37 +50,38 @@ class TrainConfig:
     gradient_clip: float | None = None  # largest norm of the gradient of one phase
     accumulate: int = 1  # batches per optimizer step
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    checkpointing: bool = False  # recompute activations in the backward pass: less memory
-    channels_last: bool = False  # in memory as X, Y, Z, C: faster on some machines
-    compile: bool = False  # torch.compile for steps: they agree with the others to rounding
-    # Optimizer steps; null: no averaged weights; of a list, the first is scored and sampled from.
+    checkpointing: bool = False  # gradient checkpointing: less memory, more time
+    channels_last: bool = False  # memory layout X, Y, Z, C: faster on some machines
+    compile: bool = False  # torch.compile for training steps; equal to rounding
+    # Half-lives of averaged weights in optimizer steps; null: no averaged weights. The first of a
+    # list is scored and sampled from.
     ema_half_life: float | list[float] | None = None
     log_every: int = 10  # steps
     validate_every: int = 1  # epochs
     panel_every: int = 5  # epochs
-    panel_cases: int = 1  # the first of the validation cases, always with the same noise
-    save_every: int = 5  # epochs; last.ckpt besides at every validation
-    best_score: str = "loss"  # of validation; decides what best.ckpt is: see BEST_SCORES
+    panel_cases: int = 1  # number of validation cases with panels, each with a fixed noise
+    save_every: int = 5  # epochs; last.ckpt is also written at every validation
+    best_score: str = "loss"  # the validation score that chooses best.ckpt: see BEST_SCORES
     keep: int = 2  # periodic checkpoints that stay on disk
-    max_bad_steps: int = 20  # non-finite steps in a row that are skipped before the run stops
+    max_bad_steps: int = 20  # the run stops after this number of non-finite steps in a row
     # What restarts on --resume with another config: some of RESTARTS.
     restart: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    channels: list[int] = field(default_factory=lambda: [64, 128])  # one stride-2 level each
+    channels: list[int] = field(default_factory=lambda: [64, 128])  # one per level of stride 2
     residual_channels: list[int] = field(default_factory=lambda: [64, 128])
     num_residual_layers: int = 2
     embedding_dim: int = 8  # channels of the latent; fsq: as many as fsq_levels
     quantizer: Literal["ema_vq", "fsq", "kl"] = "ema_vq"  # codebook | fixed levels | Gaussian
-    codebook_size: int = 8192  # this and the next three: ema_vq
+    codebook_size: int = 8192  # this and the next three: of ema_vq
     commitment: float = 0.25
     codebook_decay: float = 0.5
-    revive_after: int = 20  # unused steps after which a code is drawn anew from the data; 0: never
-    fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # one a channel
-    kl_weight: float = 1e-6  # times nats a latent cell
-    vessel_mask_in_decoder: bool = False  # reconstructing then needs the label map too
+    revive_after: int = 20  # a code unused for this number of steps is replaced; 0: never
+    fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # one per channel
+    kl_weight: float = 1e-6  # weight of the KL divergence in nats per latent cell
+    vessel_mask_in_decoder: bool = False  # reconstruction then needs the label map too
 
     @property
     def factor(self) -> int:
@@ -97,28 +98,30 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class AutoencoderLossConfig:
-    """Weights of the terms (0: not computed), and how they are made."""
+    """Weights of the loss terms (0: not computed) and their settings."""
 
     l1: float = 1.0
     l2: float = 0.0
-    vessel_weight: float = 1.0  # of a voxel near a vessel in l1 and l2, others 1; 1: even
-    vessel_margin_mm: float = 1.5  # "near": within this of the mask, at least one voxel
+    # L1/L2 weight of voxels within vessel_margin_mm of a vessel (at least one voxel of margin); all
+    # others weigh 1.
+    vessel_weight: float = 1.0
+    vessel_margin_mm: float = 1.5
     spectral: float = 1.0
     adversarial: float = 0.005
     adversarial_from_step: int = 0
     adversarial_objective: Literal["lsgan", "hinge"] = "lsgan"
     adversarial_weighting: Literal["fixed", "adaptive"] = "fixed"  # adaptive: Esser 2021, eq. 7
-    feature_matching: float = 0.0  # on the discriminator's features, while it is trained
+    feature_matching: float = 0.0  # on the discriminator's features
     perceptual: float = 0.0  # needs perceptual_files
     perceptual_files: list[str] = field(default_factory=list)  # see models/perceptual.py
-    perceptual_slices: int = 8  # of each plane and volume in a step
+    perceptual_slices: int = 8  # per plane, volume and step
     perceptual_slicing: Literal["random", "even"] = "random"
 
 
 @dataclass(frozen=True)
 class LatentConfig:
     autoencoder: str | None = None  # stage-1 checkpoint
-    variants: int = 1  # augmented variants stored per case (1: the case as it is)
+    variants: int = 1  # stored variants per case; the first has no augmentation
 
 
 @dataclass(frozen=True)
@@ -134,32 +137,37 @@ class UNetConfig:
     vessel_attention: Literal["off", "plain", "distance"] = "off"
     vessel_levels: list[int] | None = None  # null: those of attention_levels
     vessel_channels: int = 256  # of an encoded token
-    vessel_fields: bool = False  # closeness and radius fields of the vessels join the label map
-    # false: SPADE sees background where the label map has vessels, so that they come from their
-    # centreline alone and may be moved, narrowed or drawn without touching the label map.
+    vessel_fields: bool = (
+        False  # SPADE is conditioned on closeness and radius fields of vessels too
+    )
+    # false: SPADE sees background where the label map has vessels. Their centreline alone decides
+    # where they are, so that they can be moved, narrowed or added without a new label map.
     label_map_vessels: bool = True
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What flow and diffusion share."""
+    """Settings of both flow and diffusion."""
 
     loss: Literal["l1", "l2"] = "l1"
-    # Shares of draws, on their own, that are trained without a condition (for guidance). The label
-    # map is one, its vessel class included; tokens and vessel fields together are the other.
+    # Probabilities that a training sample is not conditioned on its label map (with its vessel
+    # class) and, independently, on its vessels (tokens and fields). Guidance needs both above 0.
     label_dropout: float = 0.0
     vessel_dropout: float = 0.0
-    vessel_weight: float = 1.0  # of latent cells that hold a vessel, to 1 (published: 10)
+    vessel_weight: float = (
+        1.0  # loss weight of latent cells with a vessel; others: 1 (published: 10)
+    )
 
 
 @dataclass(frozen=True)
 class FlowConfig(ObjectiveConfig):
     sigma_min: float = 1e-5
     time_sampling: Literal["uniform", "logit_normal"] = "uniform"
-    time_mean: float = 0.0  # of logit(t), for logit_normal; below 0: more of the noisy times
+    time_mean: float = 0.0  # of logit(t), for logit_normal; below 0: more noisy times
     time_std: float = 1.0
-    time_shift: float = 1.0  # sqrt of the ratio of cells to those that 1 is right for
-    coupling: Literal["independent", "optimal_transport"] = "independent"  # noise to case
+    # Timestep shift of SD3 (Esser 2024, eq. 23): sqrt(latent cells / reference latent cells).
+    time_shift: float = 1.0
+    coupling: Literal["independent", "optimal_transport"] = "independent"  # of noise and case
 
 
 @dataclass(frozen=True)
@@ -167,23 +175,23 @@ class DiffusionConfig(ObjectiveConfig):
     loss: Literal["l1", "l2"] = "l2"
     num_timesteps: int = 1000
     schedule: Literal["scaled_linear", "cosine"] = "scaled_linear"
-    beta_start: float = 0.0015  # scaled_linear
+    beta_start: float = 0.0015  # of scaled_linear
     beta_end: float = 0.0195
     prediction: Literal["epsilon", "v"] = "epsilon"
-    zero_terminal_snr: bool = False  # the last timestep is pure noise, as sampling starts from
+    zero_terminal_snr: bool = False  # the last timestep is pure noise, where sampling starts
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     solver: Literal[FlowSolver, DiffusionSampler] = "midpoint"  # docs/results.md, Solvers
-    steps: int = 10  # all but dopri5
-    time_grid: list[float] | None = None  # of a fixed-step solver, 0 to 1; null: steps and shift
+    steps: int = 10  # solver steps (ignored by dopri5)
+    time_grid: list[float] | None = None  # times of a fixed-step solver; null: from steps and shift
     shift: float = 1.0  # above 1: shorter steps near the noise
-    atol: float = 1e-4  # dopri5
+    atol: float = 1e-4  # absolute tolerance of dopri5
     rtol: float = 1e-2
     eta: float = 0.0  # ddim: 0 adds no noise, 1 as much as ddpm
-    timesteps: Literal["trailing", "leading"] = "trailing"  # which of them ddpm and ddim visit
-    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of times t
+    timesteps: Literal["trailing", "leading"] = "trailing"  # visited by ddpm and ddim
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # times t
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    # Scores of validation that may choose the best checkpoint, and which way is better.
+    # The validation scores that train.best_score may name, each with its better direction.
     BEST_SCORES: ClassVar[dict[str, Literal["min", "max"]]] = {"loss": "min"}
 
 
@@ -231,20 +239,20 @@ class Stage2Config(Config):
 
 @dataclass(frozen=True)
 class ControlConfig:
-    base: str | None = None  # stage-2 checkpoint, which stays as it is
+    base: str | None = None  # stage-2 checkpoint, whose weights stay frozen
     condition: Literal["label", "vessel"] = "label"  # the whole label map, or its vessels alone
 
 
 @dataclass(frozen=True)
 class Stage3Config(Stage2Config):
-    """unet, latent_mode and what belongs to it are those of control.base."""
+    """unet, latent_mode and its section must equal those of control.base."""
 
     control: ControlConfig = field(default_factory=ControlConfig)
 
 
 @dataclass(frozen=True)
 class SegmenterModelConfig:
-    channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])  # halved in between
+    channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])  # one per level
 
 
 @dataclass(frozen=True)
@@ -253,22 +261,22 @@ class SegmenterConfig(Config):
 
     stage: Literal["segmenter"]
     segmenter: SegmenterModelConfig = field(default_factory=SegmenterModelConfig)
-    synthetic: list[str] = field(default_factory=list)  # folders of synthesize, to train on too
-    without_real: bool = False  # train on these alone; scores are of real cases always
+    synthetic: list[str] = field(default_factory=list)  # output folders of synthesize to train on
+    without_real: bool = False  # train on synthetic cases alone; the scores are of real cases
 
 
 STAGES = {1: Stage1Config, 2: Stage2Config, 3: Stage3Config, "segmenter": SegmenterConfig}
 
 
 def vessel_levels(unet: UNetConfig) -> list[int]:
-    """The levels of the U-Net with cross-attention to the vessel tokens."""
+    """The U-Net levels with cross-attention to the vessel tokens."""
     if unet.vessel_attention == "off":
         return []
     return unet.attention_levels if unet.vessel_levels is None else unet.vessel_levels
 
 
 def uses_vessels(unet: UNetConfig) -> bool:
-    """Whether the U-Net takes the vessel condition in any form."""
+    """Whether the U-Net is conditioned on vessels in any form."""
     return unet.vessel_attention != "off" or unet.vessel_fields
 
 

@@ -1,9 +1,8 @@
-"""Strict YAML into typed dataclasses: every key is known, unique and of the right type, or the
-error says which is not.
+"""YAML into typed dataclasses: an unknown, repeated or mistyped key is an error that names it.
 
-PyYAML alone reads `1e-4` as text, lets the last of two equal keys win and knows no schema; here a
-number field accepts what people write as a number, a repeated key is refused with its line, and an
-unknown one with the nearest right one.
+PyYAML alone reads `1e-4` as text, uses the last of two equal keys and has no schema. This reader
+accepts `1e-4` for a number, refuses a repeated key with its line, and suggests the nearest key for
+an unknown one.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from tubesynth.runtime.errors import InputError
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key instead of letting the last one win."""
+    """SafeLoader that refuses a repeated key instead of using its last value."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -27,13 +26,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
-                raise InputError(f"{self.name}, line {line}: key '{key}' stands twice: keep one")
+                raise InputError(f"{self.name}, line {line}: key '{key}' is repeated: keep one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file; InputError where there is no such file or it is no mapping."""
+    """The mapping in a YAML file; InputError where the file is missing or holds no mapping."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -47,9 +46,9 @@ def read_yaml(path: str | Path) -> dict:
         content = loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise InputError(f"{path}{where}: not valid YAML ({problem})") from error
+        raise InputError(f"{path}{line}: not valid YAML ({problem})") from error
     finally:
         loader.dispose()
     if not isinstance(content, dict):
@@ -58,7 +57,7 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def apply_overrides(content: dict, overrides: list[str]) -> dict:
-    """A copy of the mapping with `section.key=value` items set; values are read as YAML."""
+    """A copy of the mapping with the `section.key=value` items set; values are read as YAML."""
     content = _deep_copy(content)
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -98,7 +97,7 @@ def build(schema: type, content: dict, source: str, prefix: str = ""):
             remedy = (
                 f"did you mean '{prefix}{near[0]}'?"
                 if near
-                else f"known here: {', '.join(sorted(fields))}"
+                else f"the keys of this section are {', '.join(sorted(fields))}"
             )
             raise InputError(f"{source}: unknown key '{prefix}{key}': {remedy}")
     values = {}
