@@ -1,11 +1,12 @@
-"""A config from its file, or from a checkpoint: built by the schema, then checked.
+"""A config from a YAML file or a checkpoint: built by the schema, then checked.
 
-`section.key=value` items, as they stand on a command line, go on top of a file. strict.py refuses
-unknown keys and wrong types, checks.py values that do not fit each other.
+`section.key=value` items of a command line replace values of the file. strict.py refuses unknown
+keys and wrong types, checks.py values that contradict each other.
 
     config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from tubesynth.config.schema import STAGES, Config
 from tubesynth.config.strict import apply_overrides, build, read_yaml
 from tubesynth.runtime.errors import InputError
 
-RENAMED_RESTARTS = {"optimisers": "optimizers"}  # spelled so until version 0.1.0, and still read
+RENAMED_RESTARTS = {"optimisers": "optimizers"}  # the spelling of version 0.1.0 is still read
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read, override, type and check a config; InputError names file and key.
 
     path: a file, or the name of a packaged config (config/packaged.py).
@@ -30,9 +31,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
 
 def config_from_plain(content: dict, source: str) -> Config:
-    """A checked config from nested plain values (a YAML file, or a checkpoint)."""
+    """A checked config from nested plain values; source: the file that errors name."""
     stage = content.get("stage")
-    if stage not in list(STAGES):  # a list in the file could not be looked up
+    if stage not in list(STAGES):  # not a lookup: a list in the file is unhashable
         raise InputError(f"{source}: stage: expected one of {list(STAGES)}, got {stage!r}")
     config = build(STAGES[stage], with_label_section(content, source), source)
     restart = [RENAMED_RESTARTS.get(item, item) for item in config.train.restart]

@@ -1,12 +1,13 @@
-"""Stage 1: the VQ-VAE against a patch discriminator.
+"""Stage 1: the VQ-VAE and its patch discriminator.
 
-Losses as published: L1 + spectral amplitude + the quantizer's own + 0.005 x least-squares GAN +
-0.001 x perceptual; and those that the config adds or puts in their place. The generator's phase
-leaves its reconstruction in the batch, and the discriminator's phase takes it from there: one
-forward per module and step.
+The published loss is L1 + spectral amplitude + the quantizer's terms + 0.005 x least-squares GAN +
+0.001 x perceptual; the config can add or replace terms. The generator's phase stores its
+reconstruction in the batch for the discriminator's phase, so each module runs forward once a step.
 """
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -59,8 +60,7 @@ class AutoencoderStage:
         self.discriminator = build_discriminator(config)
         self.usage = self._codebook_usage()
         if self.usage:
-            codes = self.autoencoder.quantizer.num_codes
-            self.collapse = CollapseWarning(codes, config.train.warmup_steps)
+            self.collapse = CollapseWarning(len(self.usage.counts), config.train.warmup_steps)
         rate = config.train.learning_rate
         self.phases = [
             Phase(
@@ -82,7 +82,7 @@ class AutoencoderStage:
         self.perceptual = None
         if config.losses.perceptual > 0:
             self.perceptual = Perceptual(config.losses, config.seed, device)
-        # By validation case, worked out when it is first asked for; None: it has no vessels.
+        # By validation case, computed at its first validation; None: a case without vessels.
         self.surroundings: dict[str, VesselSurroundings | None] = {}
 
     def generator_loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
@@ -105,28 +105,31 @@ class AutoencoderStage:
         return batch["label"] == self.config.labels.vessel
 
     def reconstruction_terms(self, reconstruction: Tensor, batch: dict) -> dict[str, Tensor]:
-        """What compares voxel by voxel and frequency by frequency."""
+        """The weighted L1, L2 and spectral terms between image and reconstruction."""
         weights, spacing, image = self.config.losses, self.config.data.spacing, batch["image"]
-        voxels = None
+        voxel_weights = None
         if weights.vessel_weight != 1:
-            reach_mm = max(weights.vessel_margin_mm, *spacing)
-            near = dilated(self.vessels(batch), spacing, reach_mm)
-            voxels = region_weights(near, weights.vessel_weight)
+            margin_mm = max(weights.vessel_margin_mm, *spacing)
+            near_vessels = dilated(self.vessels(batch), spacing, margin_mm)
+            voxel_weights = region_weights(near_vessels, weights.vessel_weight)
         terms = {}
         if weights.l1:
-            terms["l1"] = weights.l1 * l1_loss(reconstruction, image, voxels)
+            terms["l1"] = weights.l1 * l1_loss(reconstruction, image, voxel_weights)
         if weights.l2:
-            terms["l2"] = weights.l2 * l2_loss(reconstruction, image, voxels)
+            terms["l2"] = weights.l2 * l2_loss(reconstruction, image, voxel_weights)
         if weights.spectral:
             terms["spectral"] = weights.spectral * spectral_loss(reconstruction, image)
         return terms
 
     def adversarial_terms(
-        self, reconstruction: Tensor, image: Tensor, others: dict[str, Tensor]
+        self, reconstruction: Tensor, image: Tensor, reconstruction_terms: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What the discriminator says; `others` are the terms that its share is balanced with."""
+        """The weighted feature-matching and generator terms.
+
+        reconstruction_terms: the adaptive weight is the ratio of their gradient to the generator's.
+        """
         weights, terms = self.config.losses, {}
-        # The raw module with frozen weights: this pass is for the generator's gradient alone.
+        # The raw module with frozen weights: only the generator gets a gradient from this pass.
         self.discriminator.requires_grad_(False)
         features, scores = self.discriminator.features(reconstruction)
         if weights.feature_matching:
@@ -136,15 +139,15 @@ class AutoencoderStage:
         self.discriminator.requires_grad_(True)
         loss = GENERATOR_LOSS[weights.adversarial_objective](scores)
         if weights.adversarial_weighting == "adaptive":
-            reconstruction_loss = sum({**others, **terms}.values())
+            reconstruction_loss = reduce(add, [*reconstruction_terms.values(), *terms.values()])
             loss = loss * adaptive_weight(
                 self.last_layer_gradient(reconstruction_loss), self.last_layer_gradient(loss)
             )
         return {**terms, "generator": weights.adversarial * loss}
 
     def last_layer_gradient(self, loss: Tensor) -> Tensor:
-        """Of the decoder's last weights, averaged over the ranks as the step's gradient will be."""
-        # Scaled like the step's own loss, or 16-bit gradients vanish on their way.
+        """The gradient of the decoder's last weights, averaged over the ranks."""
+        # Scaled like the loss of the step, or small gradients underflow in 16 bits.
         scale = self.phases[0].scaler.scale(torch.ones((), device=loss.device))
         weight = self.autoencoder.last_layer.weight
         with torch.autocast(loss.device.type, enabled=False):
@@ -160,13 +163,14 @@ class AutoencoderStage:
         return {"discriminator": loss(real_scores, fake_scores)}
 
     def codebook_scores(self) -> dict[str, float]:
-        """Of the training steps since they were asked for last."""
+        """The use of the codes in the training steps since the last call."""
+        assert self.usage
         scores = self.usage.scores()
         self.collapse.check(self.position.step, scores["codebook_perplexity"])
         return scores
 
     def _codebook_usage(self) -> CodebookUsage | None:
-        """A fresh count; None where latents are continuous."""
+        """An empty count; None where the latents are continuous."""
         codes = self.autoencoder.quantizer.num_codes
         return None if codes is None else CodebookUsage(codes, self.device)
 
@@ -174,18 +178,17 @@ class AutoencoderStage:
         losses = self.config.losses
         return losses.adversarial > 0 and self.position.step >= losses.adversarial_from_step
 
-    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
-        return self.volumes.batches(draw, end_draw, self.device)
+    def batches(self, start: int, end: int) -> Iterator[dict]:
+        return self.volumes.batches(start, end, self.device)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Means over the validation cases, whole volumes: loss (of reconstruction_terms), psnr,
-        ssim; how the codes are used, where there are any; and what metrics/vessel_fidelity.py finds
-        near the vessels.
+        """Means over the validation cases as whole volumes: loss (the sum of reconstruction_terms),
+        psnr, ssim, the use of the codes, and the scores of metrics/vessel_fidelity.py near vessels.
         """
         weights = self.config.losses
         terms = [name for name in ("l1", "l2", "spectral") if getattr(weights, name)]
-        # Fixed before the first case: a rank may have none, and sums what the others sum.
+        # The same keys on every rank, also on one without a case: their sums are added up.
         sums = dict.fromkeys(("loss", *terms, "psnr", "ssim"), 0.0)
         rows = []
         usage = self._codebook_usage()
@@ -211,7 +214,7 @@ class AutoencoderStage:
         return scores | mean_fidelity(dist.gather_rows(rows))
 
     def vessel_rows(self, batch: dict, reconstruction: Tensor) -> list[dict]:
-        """The row of a validation case, none where it has no vessels."""
+        """One row for a validation case with vessels, no row for a case without."""
         flat = (...,) if self.config.dim == 3 else (..., None)
         case = batch["case"][0]
         if case not in self.surroundings:
@@ -221,11 +224,11 @@ class AutoencoderStage:
         around, window = self.surroundings[case], self.config.data.hu_window
         if around is None:
             return []
-        real, made = (
-            unit_to_hu(x[0, 0].float().cpu().numpy(), window)[flat]
-            for x in (batch["image"], reconstruction)
+        real_hu, reconstruction_hu = (
+            unit_to_hu(unit[0, 0].float().cpu().numpy(), window)[flat]
+            for unit in (batch["image"], reconstruction)
         )
-        return [vessel_fidelity(real, made, around, window[1] - window[0])]
+        return [vessel_fidelity(real_hu, reconstruction_hu, around, window[1] - window[0])]
 
     @torch.no_grad()
     def preview(self) -> dict:
