@@ -130,7 +130,7 @@ def train_one(
     stage = SegmentationStage(config, volumes, device)
     position = starting_position(checkpoint, config, run_dir)
     run_stage(config, stage, volumes, position, run_dir, checkpoint, logger, device, stop)
-    scores = stage.case_scores(wanted=lambda: stop.name is None)
+    scores = stage.case_scores(should_continue=lambda: stop.name is None)
     stop.raise_if_set(f"{run_dir}: trained, but not all cases are scored")
     rows = dist.gather_rows(scores)
     return [{"seed": config.seed, **row} for row in rows]

@@ -99,7 +99,11 @@ class Store:
         return Entry(kind, key, path, meta)
 
     def ensure(
-        self, kind: str, key: str, build: Callable[[], dict[str, np.ndarray]], meta: dict
+        self,
+        kind: str,
+        key: str,
+        build: Callable[[], dict[str, np.ndarray] | tuple[dict[str, np.ndarray], dict]],
+        meta: dict,
     ) -> tuple[Entry, bool]:
         """(entry, whether it was built here); `meta` says what it is, for `list`."""
         entry = self.open(kind, key)

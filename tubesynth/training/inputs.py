@@ -1,7 +1,7 @@
-"""From a config to cases, loaders and batches on the device.
+"""The cases of a config, and their batches on the device.
 
-The loader hands out what the disk holds, int16 HU and uint8 labels; window, intensity augmentation
-and the [0, 1] of the model are made here, on the device.
+The loader reads int16 HU and uint8 labels; to_device applies the HU window and the intensity
+augmentation on the device, which gives the model's [0, 1].
 """
 
 from collections.abc import Callable, Iterator
@@ -38,24 +38,26 @@ def split_cases(data: DataConfig, split: str) -> list[Case]:
 
 
 def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
-    """A loader's batch -> image float32 (B, 1, X, ...) in [0, 1], label uint8, spacing, draw."""
+    """A loader's batch -> image float32 (B, 1, X, ...) in [0, 1], label uint8 (B, X, ...),
+    spacing in mm and, of training samples, their sample indices.
+    """
     image = batch["image"].to(device, non_blocking=True).float()  # int16 over the bus
-    # In place from here: on a CPU a new volume costs more than the arithmetic. The stored HU are
-    # within the window, so one clamp at the end is enough.
+    # In place, since on a CPU a new volume costs more than the arithmetic. The stored HU are within
+    # the window, so one clamp at the end is enough: scale * (HU - low) / (high - low) + shift.
     low, high = map(float, data.hu_window)
     scale, shift = batch["intensity"].to(device, non_blocking=True).unbind(1)
     shape = (-1, *[1] * (image.ndim - 1))
     factor = (scale / (high - low)).reshape(shape)
     image.sub_(low).mul_(factor).add_(shift.reshape(shape)).clamp_(0, 1)
-    moved = {
+    on_device = {
         "case": batch["case"],
         "image": image,
         "label": batch["label"].to(device, non_blocking=True),
         "spacing": batch["spacing"].to(device, non_blocking=True),
     }
     if "sample_index" in batch:
-        moved["sample_index"] = batch["sample_index"].tolist()
-    return moved
+        on_device["sample_index"] = batch["sample_index"].tolist()
+    return on_device
 
 
 class Volumes:
@@ -79,7 +81,7 @@ class Volumes:
         return cls(config, training, validation)
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
-        """Prepare every case that the disk cache lacks; all ranks share the work, then wait."""
+        """Resample every case that the disk cache lacks; all ranks share the work, then wait."""
         report = build_volumes(
             self.store,
             self.training + self.validation,
@@ -109,10 +111,10 @@ class Volumes:
     def augmentation(self) -> Augmentation:
         return Augmentation(**vars(self.data.augment))
 
-    def batches(self, draw: int, end_draw: int, device: torch.device) -> Iterator[dict]:
-        """This rank's training batches for the global draws [draw, end_draw), on the device."""
+    def batches(self, start: int, end: int, device: torch.device) -> Iterator[dict]:
+        """This rank's training batches for the global sample indices [start, end)."""
         dataset = self.dataset(self.training, self.data.crop, self.augmentation)
-        for batch in rank_loader(dataset, draw, end_draw, self.data, device):
+        for batch in rank_loader(dataset, start, end, self.data, device):
             yield to_device(batch, self.data, device)
 
     @cached_property
@@ -129,16 +131,15 @@ class Volumes:
     def validation_batch(self, index: int, device: torch.device) -> dict:
         return to_device(collate([self.validation_set.sample(index)]), self.data, device)
 
-    def previews(self, number: int, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
-        """draw(index) for the first cases of the validation set, by the name of the panel.
-
-        Rank 0 draws; the others have none.
-        """
+    def previews(self, number: int, render: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
+        """render(index) for the first validation cases, by panel name; empty on ranks above 0."""
         cases = self.validation[:number] if dist.is_main() else []
-        return {f"validation_{case.id}": draw(index) for index, case in enumerate(cases)}
+        return {f"validation_{case.id}": render(index) for index, case in enumerate(cases)}
 
     def panel(self, batch: dict, units: dict[str, Tensor]) -> np.ndarray:
-        """Three planes of a one-case batch: its labels, and pictures (1, 1, X, ...) in [0, 1]."""
+        """A picture (H, W, 3) of a one-case batch: three planes of its label map and of each image
+        (1, 1, X, ...) in [0, 1].
+        """
         images = {
             name: unit_to_hu(unit[0, 0].float().clamp(0, 1).cpu().numpy(), self.data.hu_window)
             for name, unit in units.items()
@@ -156,7 +157,7 @@ class Volumes:
         )
 
 
-def rank_loader(dataset, draw: int, end_draw: int, data: DataConfig, device: torch.device):
-    """A loader of this rank's batches for the global draws [draw, end_draw)."""
-    sampler = RankBatchSampler(draw, end_draw, data.batch_size, dist.rank(), dist.world_size())
+def rank_loader(dataset, start: int, end: int, data: DataConfig, device: torch.device) -> Loader:
+    """A loader of this rank's batches for the global sample indices [start, end)."""
+    sampler = RankBatchSampler(start, end, data.batch_size, dist.rank(), dist.world_size())
     return Loader(dataset, sampler, data.num_workers, pin_memory=device.type == "cuda")

@@ -5,6 +5,7 @@ The latents are encoded before the stage is made (training/latents.py).
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.phase import Phase
 
-# Validation is scored at these times with one fixed noise a case, so that curves are comparable.
+# Validation uses these times and one fixed noise per case, so that curves are comparable.
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def conditions_of(batch: dict, keep_label=None, keep_vessels=None) -> Conditions:
-    """The conditions of a batch; keep_* (B,) in {0, 1} drops some of them, None none."""
+    """The conditions of a batch. keep_label, keep_vessels: (B,) of 0 or 1, one per case; 0 drops
+    that condition of a case, None drops nothing.
+    """
     return Conditions(
         batch["label"], batch.get("tokens"), batch.get("fields"), keep_label, keep_vessels
     )
@@ -59,16 +62,15 @@ class LatentStage:
         self.phases = [phase]
 
     @property
-    def sampler_net(self) -> nn.Module:
-        """The network to sample from: averaged weights where they are kept."""
+    def sampled_network(self) -> UNet | ControlledUNet:
+        """The network to sample from: with averaged weights, where the config asks for them."""
         ema = self.phases[0].ema
-        return ema.module if ema else self.unet
+        return cast(UNet | ControlledUNet, ema.module) if ema else self.unet
 
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
-        data = batch["latent"]
-        noise, t, keep_label = self._draws(data, batch["sample_index"])
+        data = batch["latent"]  # (B, C, x, ...)
+        noise, t, keep_label = self._random_numbers(data, batch["sample_index"])
         noise = self.objective.pair_noise(noise, data)
-
         conditions = conditions_of(batch, keep_label, self._keep_vessels(batch["sample_index"]))
 
         def network(x_t, t):
@@ -77,38 +79,45 @@ class LatentStage:
         per_case = self.objective.loss(network, data, noise, t, self._weight(batch["label"]))
         return {self.objective.target: per_case.mean()}
 
-    def _draws(self, data: Tensor, draws: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise, time and kept conditions, keyed by draw: the same for any number of ranks."""
-        noise, uniform, kept = [], [], []
-        for draw in draws:
-            random = generator(self.device, self.config.seed, "flow", draw)
+    def _random_numbers(
+        self, data: Tensor, sample_indices: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise (B, C, x, ...), times (B,) and keep_label (B,) of 0 or 1.
+
+        They are keyed by sample index, so they do not depend on the number of ranks.
+        """
+        noise, uniform, keep_label = [], [], []
+        for sample_index in sample_indices:
+            random = generator(self.device, self.config.seed, "flow", sample_index)
             noise.append(torch.randn(data.shape[1:], generator=random, device=self.device))
             time, keep = torch.rand(2, generator=random, device=self.device)
             uniform.append(time)
-            kept.append((keep >= self.config.objective.label_dropout).float())
-        return torch.stack(noise), self.objective.times(torch.stack(uniform)), torch.stack(kept)
+            keep_label.append((keep >= self.config.objective.label_dropout).float())
+        times = self.objective.times(torch.stack(uniform))
+        return torch.stack(noise), times, torch.stack(keep_label)
 
-    def _keep_vessels(self, draws: list[int]) -> Tensor:
-        """(B,) in {0, 1}, keyed by draw and independent of whether the label map is kept."""
-        randoms = [generator(self.device, self.config.seed, "vessels", draw) for draw in draws]
+    def _keep_vessels(self, sample_indices: list[int]) -> Tensor:
+        """(B,) of 0 or 1, keyed by sample index and independent of keep_label."""
+        seed = self.config.seed
+        randoms = [generator(self.device, seed, "vessels", index) for index in sample_indices]
         values = [torch.rand((), generator=random, device=self.device) for random in randoms]
         return (torch.stack(values) >= self.config.objective.vessel_dropout).float()
 
     def _weight(self, labels: Tensor) -> Tensor | None:
-        """(B, 1, X, ...) of mean 1, heavier on vessels; None where all cells weigh the same."""
+        """Loss weights (B, 1, x, ...) of mean 1, larger on vessels; None for equal weights."""
         weight = self.config.objective.vessel_weight
         if weight == 1:
             return None
         factor = self.latents.autoencoder.factor
         return vessel_weight(labels, self.config.labels.vessel, factor, weight)
 
-    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
-        return self.latents.batches(draw, end_draw)
+    def batches(self, start: int, end: int) -> Iterator[dict]:
+        return self.latents.batches(start, end)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss over validation cases and times, of the weights to sample from."""
-        net = self.sampler_net
+        """Mean loss of the sampled network over the validation cases and VALIDATION_TIMES."""
+        net = self.sampled_network
         total, count = 0.0, 0
         training = net.training
         net.eval()
@@ -126,8 +135,8 @@ class LatentStage:
         total, count = dist.sum_over_ranks(total, count)
         return {"loss": total / count}
 
-    def _conditioned(self, net: nn.Module, batch: dict) -> Network:
-        """The network with a batch's conditions, computed once."""
+    def _conditioned(self, net: UNet | ControlledUNet, batch: dict) -> Network:
+        """network(x, t) with the cached conditions of a batch."""
         conditions = net.cache_conditions(
             conditions_of(batch), batch["latent"].shape[2:], batch["spacing"]
         )
@@ -135,11 +144,11 @@ class LatentStage:
 
     @torch.no_grad()
     def preview(self) -> dict:
-        """The first validation cases, each from noise that is always the same."""
+        """Panels of the first validation cases, each synthesized from the same noise every time."""
         return self.volumes.previews(self.config.train.panel_cases, self._panel)
 
     def _panel(self, index: int) -> np.ndarray:
-        net = self.sampler_net
+        net = self.sampled_network
         batch = self.latents.validation_batch(index)
         random = generator(self.device, self.config.seed, "preview", index)
 

@@ -1,7 +1,7 @@
-"""The segmenter: a small U-Net for the vessels, to ask whether synthetic data helps.
+"""Training of the vessel segmenter, a small U-Net that measures whether synthetic data helps.
 
-Loss: soft Dice and cross-entropy, the common pair (nnU-Net, Isensee et al. 2021). Scores are those
-of whole real volumes that it has not seen.
+The loss is soft Dice and cross-entropy, as in nnU-Net (Isensee et al. 2021). The scores are those
+of whole real volumes that are not trained on.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,34 +46,34 @@ class SegmentationStage:
             "cross_entropy": F.binary_cross_entropy_with_logits(logits, target),
         }
 
-    def batches(self, draw: int, end_draw: int) -> Iterator[dict]:
-        return self.volumes.batches(draw, end_draw, self.device)
+    def batches(self, start: int, end: int) -> Iterator[dict]:
+        return self.volumes.batches(start, end, self.device)
 
     @torch.no_grad()
     def masks(self) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
-        """This rank's validation cases: (batch of one, found, true) with masks (X, Y, Z) bool."""
+        """This rank's validation cases: (batch of one, mask, true mask), masks (X, Y, Z) bool."""
         self.segmenter.eval()
         for batch in self.volumes.validation_batches(self.device):
-            found = self.segmenter(batch["image"])[0, 0] > 0
-            yield batch, found.cpu().numpy(), (batch["label"][0] == self.vessel).cpu().numpy()
+            mask = self.segmenter(batch["image"])[0, 0] > 0
+            yield batch, mask.cpu().numpy(), (batch["label"][0] == self.vessel).cpu().numpy()
         self.segmenter.train()
 
-    def case_scores(self, wanted: Callable[[], bool]) -> list[dict]:
-        """Dice and clDice of each of this rank's validation cases, while they are wanted."""
+    def case_scores(self, should_continue: Callable[[], bool]) -> list[dict]:
+        """Dice and clDice of this rank's validation cases; stops where should_continue is false."""
         rows = []
-        for batch, found, truth in self.masks():
-            if not wanted():
+        for batch, mask, truth in self.masks():
+            if not should_continue():
                 break
             spacing = batch["spacing"][0].cpu().numpy()
-            cldice = centreline_overlap(found, truth, spacing)["cldice"]
-            rows.append({"case": batch["case"][0], "dice": dice(found, truth), "cldice": cldice})
+            cldice = centreline_overlap(mask, truth, spacing)["cldice"]
+            rows.append({"case": batch["case"][0], "dice": dice(mask, truth), "cldice": cldice})
         return rows
 
     def validate(self) -> dict[str, float]:
-        """Means over the validation cases: loss is 1 - Dice, so that less is better here too."""
-        values = [dice(found, truth) for _, found, truth in self.masks()]
-        known = [value for value in values if value == value]  # no vessel and none found: no Dice
-        total, count = dist.sum_over_ranks(sum(known), len(known))
+        """Mean Dice over the validation cases, and the loss 1 - Dice, whose better end is 0."""
+        values = [dice(mask, truth) for _, mask, truth in self.masks()]
+        defined = [value for value in values if value == value]  # NaN where both masks are empty
+        total, count = dist.sum_over_ranks(sum(defined), len(defined))
         mean = total / count if count else float("nan")
         return {"loss": 1 - mean, "dice": mean}
 
@@ -84,6 +84,6 @@ class SegmentationStage:
     def _panel(self, index: int) -> np.ndarray:
         batch = self.volumes.validation_batch(index, self.device)
         self.segmenter.eval()
-        found = self.segmenter(batch["image"]).sigmoid()
+        probability = self.segmenter(batch["image"]).sigmoid()
         self.segmenter.train()
-        return self.volumes.panel(batch, {"real": batch["image"], "found": found})
+        return self.volumes.panel(batch, {"real": batch["image"], "probability": probability})
