@@ -283,7 +283,7 @@ def broken(name, path):
         patched[40:48] = struct.pack("<4h", 3, 30, 0, 30)
     elif name == "complex":
         patched[70:74] = struct.pack("<2h", 32, 64)
-    elif name == "colour":
+    elif name == "color":
         patched[70:74] = struct.pack("<2h", 128, 24)
     elif name == "unknown type":
         patched[70:74] = struct.pack("<2h", 9999, 16)
@@ -308,7 +308,7 @@ def broken(name, path):
 @pytest.mark.parametrize(
     "name",
     ["empty", "text", "short", "cut gzip", "flipped gzip bits", "cut voxels", "zeros"]
-    + ["zero voxels", "complex", "colour", "unknown type", "pair header"]
+    + ["zero voxels", "complex", "color", "unknown type", "pair header"]
     + ["voxels from nan", "voxels from inf", "voxels from -16", "voxels from 1e30"],
 )
 def test_broken_nifti_is_refused_with_its_name(tmp_path, name):

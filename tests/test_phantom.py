@@ -53,7 +53,7 @@ def test_every_class_occurs_with_a_plausible_volume(middle):
     assert (millilitres > low).all() and (millilitres < high).all(), millilitres.round()
 
 
-def test_radii_taper_from_two_to_half_a_millimetre(anatomies):
+def test_radii_taper_from_two_to_half_a_millimeter(anatomies):
     for anatomy in anatomies:
         radii = points_of(anatomy.branches)[:, 3]
         assert 0.5 <= radii.min() < 0.65 and 1.8 < radii.max() < 2.3
@@ -158,12 +158,12 @@ def test_the_centreline_lies_on_bright_voxels_by_the_affine(middle):
 
 def test_apex_points_left_front_down_and_the_liver_is_right(middle):
     labels = middle.labels
-    centre = {k: labels.to_world(np.argwhere(labels.array == k).mean(0)) for k in range(1, 8)}
-    x, y, z = centre[3] - centre[2]  # from the left atrium to the left ventricle
+    center = {k: labels.to_world(np.argwhere(labels.array == k).mean(0)) for k in range(1, 8)}
+    x, y, z = center[3] - center[2]  # from the left atrium to the left ventricle
     assert x < 0 and y > 0 and z < 0
-    assert centre[4][0] > centre[3][0]  # right atrium right of the left ventricle
-    assert centre[5][1] > centre[2][1]  # right ventricle in front of the left atrium
-    assert centre[7][2] > centre[5][2]
+    assert center[4][0] > center[3][0]  # right atrium right of the left ventricle
+    assert center[5][1] > center[2][1]  # right ventricle in front of the left atrium
+    assert center[7][2] > center[5][2]
     hu = middle.image.array
     base = hu[:, 40:90, :6]
     assert (base[-40:] > 0).mean() > (base[:20] > 0).mean()
@@ -266,7 +266,7 @@ def test_more_cases_do_not_change_the_split():
         ["--resolution", "8", "64", "64"],
         ["--spacing", "0", "1", "1"],
         ["--validation-fraction", "1"],
-        ["--colour", "blue"],
+        ["--color", "blue"],
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(bad, tmp_path, capsys):

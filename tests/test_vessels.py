@@ -25,7 +25,7 @@ def dense(points: np.ndarray, step_mm: float = 0.1) -> np.ndarray:
 
 
 def paint(curves, shape=SHAPE, spacing=SPACING) -> np.ndarray:
-    """Every voxel whose centre lies within the radius of a curve (K, 4), mm from the middle."""
+    """Every voxel whose center lies within the radius of a curve (K, 4), mm from the middle."""
     mask, middle = np.zeros(shape, bool), (np.array(shape) - 1) / 2
     for x, y, z, radius in np.vstack([dense(curve) for curve in curves]):
         low = np.ceil((np.array([x, y, z]) - radius) / spacing + middle).astype(int).clip(0)
@@ -57,7 +57,7 @@ def distances(tokens: VesselTokens, curves):
 
 
 def voxels_off(tokens: VesselTokens, mask: np.ndarray, spacing=SPACING) -> float:
-    """The largest distance of a token to the nearest voxel centre of the mask, in voxels."""
+    """The largest distance of a token to the nearest voxel center of the mask, in voxels."""
     from scipy.spatial import cKDTree
 
     index = tokens.position_mm / spacing + (np.array(mask.shape) - 1) / 2

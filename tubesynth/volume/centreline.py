@@ -225,7 +225,7 @@ def _extend_free_ends(
         (vessel.free_start, 0, -tangent[:back].mean(axis=0)),
         (vessel.free_end, len(points) - 1, tangent[-back:].mean(axis=0)),
     ):
-        # how far the end's voxels reach out, (x - c).u, less half a radius for the round end
+        # reach of the end's voxels, max (x - c).u, less half a radius for the round end
         beyond = ((members[np.abs(row - end) <= 1] - points[end, :3]) @ outward) if is_free else []
         reach_mm = max(beyond, default=0.0) - points[end, 3] / 2
         num_steps = int(np.clip(reach_mm, 0, 4 * points[end, 3]) / step_mm)

@@ -126,7 +126,7 @@ def _restore(
         in_skeleton[region[path]] = True
         path_distance, _, far_from_path = nearest_of(region[path], inside[region])
         distance, is_far = np.minimum(distance, path_distance), is_far & far_from_path
-        is_far[tip] = False  # so that the loop ends, whatever the path
+        is_far[tip] = False  # so that the loop always ends
 
 
 def _neighbor_graph(points: np.ndarray, depth: np.ndarray, spacing: np.ndarray):
