@@ -87,6 +87,7 @@ class _TreeSampler:
     def left(self, dominance: str) -> Vessel:
         """The left tree: LM, then LAD with D and S, LCX with OM, and sometimes RI."""
         rng, s = self.rng, self.surface
+        # LM: 5 to 15 mm to its bifurcation, which is pushed at least 3.2 mm off the walls
         ostium, out = self.ostium("left", rng.uniform(8, 11))
         split = self.pose.to_world(LEFT_MAIN_END + rng.normal(0, 1.2, 3))
         split = ostium + np.clip(rng.normal(10, 2.5), 5, 15) * unit_rows((split - ostium)[None])[0]
@@ -102,6 +103,7 @@ class _TreeSampler:
         )
         lm = Vessel("LM", main, 1.9)
 
+        # LAD: in the groove between the ventricles to the apex and around it
         end = rng.uniform(84, 89)
         path = np.vstack(
             [
@@ -112,6 +114,8 @@ class _TreeSampler:
         )
         path = s.settle(hermite_curve(path, 1.5), 2.8, "lv|rv", free=(4, 14))
         lad = Vessel("LAD", s.finish(path, 1.6, rng, 0.9), rng.uniform(0.6, 0.75))
+        # LCX: around the left ventricle's base, in the groove below the left atrium; the farther the
+        # more of the inferior wall the left side supplies
         stop = {"right": rng.uniform(205, 235), "balanced": 255, "left": 280}[dominance]
         around = np.arange(128, stop, 12.0)
         path = np.vstack(
@@ -122,16 +126,17 @@ class _TreeSampler:
         share = rng.uniform(0.52, 0.62)
         lm.children = [(len(main) - 1, share, lad), (len(main) - 1, 1 - share, lcx)]
 
+        # D: diagonals of the LAD, over the front of the left ventricle towards its apex
         for k, mm in enumerate(np.cumsum(rng.uniform(14, 26, rng.integers(2, 4))) + 4):
             at = int(mm / STEP_MM)
             if at > len(lad.points) - 60:
                 break
-            # from the parent's position along the ventricle to a1
             a0, goal = self.along(lad.points[at]), 104 + 12 * k + rng.normal(0, 7)
             a1 = min(a0 + rng.uniform(34, 46), 74)
             waypoints = self.world(np.linspace(a0 + 7, a1, 5), np.linspace(78, goal, 5), 38)
             vessel = self.side(lad.points, at, waypoints, 0.9, f"D{k + 1}", rng.uniform(0.5, 0.6))
             lad.children.append((at, rng.uniform(0.2, 0.34), vessel))
+        # S: septals of the LAD, into the septum, so they do not settle on the epicardium
         for k, mm in enumerate(np.cumsum(rng.uniform(9, 15, rng.integers(1, 4))) + 10):
             at = int(mm / STEP_MM)
             a0, angle = self.along(lad.points[at]), self.angle(lad.points[at])
@@ -139,6 +144,7 @@ class _TreeSampler:
             waypoints = self.world(a0 + depth * 0.25, angle - depth, [32, 30, 30])
             path = hermite_curve(np.vstack([lad.points[at], waypoints]), STEP_MM)
             lad.children.append((at, 0.06, Vessel(f"S{k + 1}", path, 0.5)))
+        # OM: obtuse marginals of the LCX, down the left side of the left ventricle
         for k, mm in enumerate(np.cumsum(rng.uniform(12, 22, rng.integers(1, 4)))):
             at = int(mm / STEP_MM)
             if at > len(lcx.points) - 16:
@@ -152,6 +158,7 @@ class _TreeSampler:
             lcx.children.append((at, rng.uniform(0.3, 0.5), vessel))
         if dominance == "left":
             self.inferior(lcx)
+        # RI: a ramus in one of five patients, from the start of the LCX
         if rng.random() < 0.2:
             waypoints = self.world(np.linspace(12, 52, 5), np.linspace(104, 122, 5), 38)
             lcx.children.insert(0, (3, 0.35, self.side(lcx.points, 3, waypoints, 1.0, "RI", 0.55)))
@@ -161,7 +168,7 @@ class _TreeSampler:
         """The right tree: RCA around the tricuspid annulus, with CB and AM."""
         rng, s = self.rng, self.surface
         ostium, out = self.ostium("right", rng.uniform(8, 11))
-        # A ring of 29 mm around the annulus in its plane: u towards anterior right, v upwards.
+        # RCA: a ring of 29 mm around the annulus in its plane, u towards anterior right, v upwards
         center, normal = np.array([30.0, 16.0, -16.0]), np.array([0.82, -0.55, 0.12])
         u = np.cross(normal, [0, 0, 1.0])
         u /= np.linalg.norm(u)
@@ -178,6 +185,7 @@ class _TreeSampler:
         path = s.settle(hermite_curve(path, 1.5), 3.0, "ra|rv", free=(4, 6))
         rca = Vessel("RCA", s.finish(path, 1.8, rng, 1.0, exempt=2.0), rng.uniform(1.1, 1.3))
         total = len(rca.points)
+        # CB: a conus branch in three of five patients
         if rng.random() < 0.6:
             waypoints = self.pose.to_world([[4, 44, 12], [-6, 51, 8], [-14, 54, 0]])
             rca.children.append(
@@ -187,6 +195,7 @@ class _TreeSampler:
                     self.side(rca.points, int(9 / STEP_MM), waypoints, 0.7, "CB", 0.5),
                 )
             )
+        # AM: acute marginals, over the right ventricle
         for k, fraction in enumerate(np.sort(rng.uniform(0.3, 0.62, rng.integers(1, 3)))):
             at = int(fraction * total)
             start = rca.points[at]
@@ -209,12 +218,14 @@ class _TreeSampler:
         """The posterior descending and posterolateral arteries from the crux."""
         rng, points = self.rng, parent.points
         last = len(points) - 1
+        # PDA: in the inferior groove between the ventricles
         at = last - int(rng.uniform(4.5, 8) / STEP_MM)
         a0 = self.along(points[at])
         waypoints = self.world(np.linspace(a0 + 8, rng.uniform(52, 70), 6), 292, 37)
         pda = self.side(points, at, waypoints, 1.0, "PDA", rng.uniform(0.55, 0.7), groove="lv|rv")
         ends = [(268, rng.uniform(34, 50))] if parent.name == "RCA" else [(262, 40)]
         parent.children.append((at, rng.uniform(0.4, 0.55), pda))
+        # PL: on the inferior wall of the left ventricle, with a side branch
         for k, (angle, a1) in enumerate(ends):
             bend = self.world(
                 [2, 8, a1 * 0.6, a1],
