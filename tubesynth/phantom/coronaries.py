@@ -114,8 +114,7 @@ class _TreeSampler:
         )
         path = s.settle(hermite_curve(path, 1.5), 2.8, "lv|rv", free=(4, 14))
         lad = Vessel("LAD", s.finish(path, 1.6, rng, 0.9), rng.uniform(0.6, 0.75))
-        # LCX: around the left ventricle's base, in the groove below the left atrium; the farther the
-        # more of the inferior wall the left side supplies
+        # LCX: in the groove between left atrium and left ventricle, as far as dominance decides
         stop = {"right": rng.uniform(205, 235), "balanced": 255, "left": 280}[dominance]
         around = np.arange(128, stop, 12.0)
         path = np.vstack(

@@ -158,7 +158,7 @@ def _assemble(
 
 
 def _continuation_score(before: np.ndarray, after: np.ndarray) -> float:
-    """Score of piece `after` as the continuation of `before`: cosine of the bend plus relative width.
+    """Score of `after` as the continuation of `before`: cosine of the bend plus relative width.
 
     Directions are chords over max(3 mm, 2 radii) on either side of the junction, which is the last
     row of `before` and the first of `after`.
