@@ -246,7 +246,7 @@ def test_a_second_run_writes_only_missing_files(data_set, capsys):
 def test_other_settings_in_a_finished_folder_are_refused_with_a_remedy(tmp_path):
     settings = {"seed": 0, "resolution": [40, 40, 32], "spacing": [4.4, 4.4, 4.2], "version": 1}
     (tmp_path / command.SETTINGS_FILE).write_text(json.dumps(settings))
-    with pytest.raises(InputError, match=r"phantom.json: seed is 0 there, 9 .* --output-dir"):
+    with pytest.raises(InputError, match=r"phantom.json: seed is 0, but .* 9; .* --output-dir"):
         run(tmp_path, "--seed", "9", cases=1)
 
 

@@ -98,8 +98,8 @@ def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) ->
 
 
 def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
-    """Record the settings, or refuse a folder that holds a data set made with others."""
-    wanted = json.loads(
+    """Write the settings file, or refuse a folder whose data set has other settings."""
+    config = json.loads(
         json.dumps(
             {**asdict(settings), "version": VERSION, "validation_fraction": validation_fraction}
         )
@@ -109,32 +109,32 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
     path = root / SETTINGS_FILE
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            stored_config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
-        if not isinstance(found, dict):
-            found = {}
-        for key, value in wanted.items():
-            if found.get(key) != value:
+            stored_config = None
+        if not isinstance(stored_config, dict):
+            raise InputError(f"{path}: no readable settings; give another --output-dir")
+        for key, value in config.items():
+            if stored_config.get(key) != value:
                 raise InputError(
-                    f"{path}: {key} is {found.get(key)} there, {value} was asked for; "
-                    "choose another --output-dir or delete this one"
+                    f"{path}: {key} is {stored_config.get(key)}, but this command has {value}; "
+                    "give another --output-dir or delete this one"
                 )
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
         others = [
-            p.name for part in ("training", "validation") for p in (root / part).glob("images/*")
+            p.name for split in ("training", "validation") for p in (root / split).glob("images/*")
         ]
     except OSError as error:
         raise InputError(
-            f"--output-dir {root}: {error.strerror}; choose a folder that can be written"
+            f"--output-dir {root}: {error.strerror}; give a folder that can be written"
         ) from None
     if others:
         raise InputError(
-            f"{root} holds images ({others[0]}) but no {SETTINGS_FILE}; choose another --output-dir"
+            f"{root}: has images ({others[0]}) but no {SETTINGS_FILE}; give another --output-dir"
         )
-    write_text(path, json.dumps(wanted, indent=1) + "\n")
+    write_text(path, json.dumps(config, indent=1) + "\n")
 
 
 def _check(args, settings: Settings) -> None:

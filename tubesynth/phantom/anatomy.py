@@ -1,7 +1,7 @@
 """A procedural coronary CT angiogram with known truth: image, label map, centrelines.
 
-`make_phantom(seed, case, resolution, spacing)` draws one anatomy in millimetres (the same at every
-resolution), paints it as a contrast-enhanced scan, and returns it in RAS+ order, centred on the
+`make_phantom(seed, case, resolution, spacing)` samples one anatomy in mm (the same at every
+resolution), paints it as a contrast-enhanced scan, and returns it in RAS+ order, centered on the
 world's origin. Read heart.py, thorax.py and coronaries.py for the anatomy, scanner.py for the
 physics, shapes.py for the geometry under them.
 """
