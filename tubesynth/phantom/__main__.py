@@ -105,7 +105,7 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
         )
     )
     if settings.labels == NINE_CLASSES:  # older data sets have no such key
-        wanted["labels"] = None
+        config["labels"] = None
     path = root / SETTINGS_FILE
     if path.is_file():
         try:
