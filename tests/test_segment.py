@@ -95,7 +95,7 @@ def test_a_signal_while_cases_are_scored_is_heeded(config, tmp_path, monkeypatch
     options = ["train", "--config", config, "--run-dir", tmp_path, "--logger", "none"]
     options += ["--set", "train.epochs=1"]
     monkeypatch.setattr(segmentation, "centreline_overlap", with_signal)
-    with pytest.raises(Stopped, match="not all of it scored"):
+    with pytest.raises(Stopped, match="not all cases are scored"):
         run(segment, *options)
     assert len(scored) == 1 and not (tmp_path / "metrics.json").exists()
     monkeypatch.undo()
