@@ -4,6 +4,8 @@ import os
 import socket
 from pathlib import Path
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy: threads slow small matrices down
+
 import pytest
 import torch
 

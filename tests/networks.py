@@ -1,5 +1,6 @@
 """Small networks that tests share, what goes into them, and a published layout of weights."""
 
+import pytest
 import torch
 
 from tubesynth.build.objective import build_objective
@@ -11,7 +12,6 @@ from tubesynth.config.schema import (
     UNetConfig,
 )
 from tubesynth.models.conditions import Conditions
-from tubesynth.models.pretrained_layers import ResNet50
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
@@ -89,11 +89,38 @@ def labelled_inputs(dim=3, size=8, batch=2):
     return x, torch.rand(batch), torch.full((batch, dim), 0.7), Conditions(labels)
 
 
-def radimagenet_layout(network: ResNet50) -> dict:
-    """Its state dict as RadImageNet publishes it: a list of children without names."""
-    index = {name: i for i, name in ResNet50.CHILDREN.items()}
+def _torchvision_error() -> str:
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        return str(error)
+    return ""
+
+
+TORCHVISION_ERROR = _torchvision_error()
+needs_torchvision = pytest.mark.skipif(
+    bool(TORCHVISION_ERROR), reason=f"torchvision cannot be imported: {TORCHVISION_ERROR}"
+)
+
+
+def random_resnet() -> torch.nn.Module:
+    """torchvision's ResNet-50 at evaluation, with random weights and running means."""
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    network = resnet50(weights=None).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+    return network
+
+
+def radimagenet_layout(network: torch.nn.Module) -> dict:
+    """Its state dict as RadImageNet publishes it: a list of children without names or fc."""
+    index = {name: i for i, (name, _) in enumerate(network.named_children())}
     state = {}
     for name, value in network.state_dict().items():
         child, rest = name.split(".", 1)
-        state[f"backbone.{index[child]}.{rest}"] = value
+        if child != "fc":
+            state[f"backbone.{index[child]}.{rest}"] = value
     return state

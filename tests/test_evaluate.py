@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tubesynth.evaluate import main
-from tubesynth.metrics.summary import json_safe, statistics, summarise, table
+from tubesynth.metrics.summary import json_safe, statistics, summarize, table
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.centreline_file import Branch, write_centreline
@@ -261,7 +261,7 @@ def test_statistics_are_students_and_undefined_is_null():
 
 def test_tables_align_and_show_what_is_missing():
     rows = [{"case": str(i), "sample": 0, "source": "real", "psnr": 30.0 + i} for i in range(2)]
-    text = table({"real": summarise(rows), "synthesis": {}}, ["psnr", "ssim"])
+    text = table({"real": summarize(rows), "synthesis": {}}, ["psnr", "ssim"])
     lines = text.splitlines()
     assert lines[1].startswith("psnr  30.50 [24.15, 36.85]")
     assert len(lines[1]) == len(lines[2]) == len(lines[0])

@@ -1,16 +1,16 @@
-"""The weight-free features at known answers, and the published networks built from scratch."""
+"""The weight-free features at known answers, and published networks where torchvision exists."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
-from networks import radimagenet_layout
+from networks import needs_torchvision, radimagenet_layout, random_resnet
 from scipy.ndimage import gaussian_filter
 
-from tubesynth.metrics.features import FEATURE_NAMES, radiomic_features
-from tubesynth.metrics.pretrained import PretrainedFeatures, load_features
-from tubesynth.models.pretrained_layers import InceptionV3, ResNet50
+from tubesynth.metrics.features import FEATURE_NAMES, load_features, radiomic_features
+from tubesynth.models.pretrained import load_network
 from tubesynth.runtime.errors import InputError
 
 
@@ -91,64 +91,69 @@ def test_the_smallest_slices_work_and_smaller_ones_are_refused():
         radiomic_features(torch.rand(2, 1, 7, 30))
 
 
-@pytest.mark.parametrize(("network", "number"), [(ResNet50, 23_508_032), (InceptionV3, 21_785_568)])
-def test_networks_have_the_published_number_of_parameters(network, number):
-    assert sum(p.numel() for p in network().parameters()) == number
-
-
-@pytest.fixture(scope="module")
-def resnet():
-    torch.manual_seed(0)
-    network = ResNet50().eval()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-    return network
-
-
-def test_the_radimagenet_layout_loads_into_the_same_network(resnet, tmp_path):
+@needs_torchvision
+def test_the_radimagenet_layout_loads_into_the_same_network(tmp_path):
+    resnet = random_resnet()
     torch.save(radimagenet_layout(resnet), tmp_path / "ResNet50.pt")
     features = load_features(tmp_path / "ResNet50.pt")
+    assert load_network(tmp_path / "ResNet50.pt").name == "RadImageNet ResNet-50"
     slices = torch.rand(2, 1, 50, 40)
     resized = torch.nn.functional.interpolate(slices, (224, 224), mode="bilinear")
+    resnet.fc = torch.nn.Identity()
     with torch.no_grad():
         expected = resnet(2 * resized.expand(-1, 3, -1, -1) - 1)
-    assert features.name == "RadImageNet ResNet-50" and not features.standardise
     torch.testing.assert_close(features(slices), expected)
-    assert expected.shape == (2, 2048) and expected.std() > 0
+    assert expected.shape == (2, 2048) and expected.std() > 0 and not features.standardize
 
 
-def test_inception_layouts_are_told_apart(tmp_path):
-    state = InceptionV3().state_dict()
+@needs_torchvision
+def test_inception_layouts_are_distinguished(tmp_path):
+    from torchvision.models import inception_v3
+
+    network = inception_v3(weights=None, aux_logits=False, init_weights=False)
+    state, maps = network.state_dict(), {}
+    image = torch.rand(1, 1, 75, 75)
     for classes, name in ((1000, "Inception-v3"), (1008, "FID Inception-v3")):
         torch.save({**state, "fc.weight": torch.zeros(classes, 2048)}, tmp_path / "w.pt")
-        features = load_features(tmp_path / "w.pt")
-        assert isinstance(features, PretrainedFeatures) and features.name == name
-    index = {name: i for i, name in InceptionV3.CHILDREN.items()}
-    assert index["Mixed_5b"] == 7 and index["Mixed_7c"] == 17
-    listed = {
-        f"backbone.{index[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in state.items()
-    }
-    torch.save(listed, tmp_path / "w.pt")
-    assert load_features(tmp_path / "w.pt").name == "RadImageNet Inception-v3"
+        loaded = load_network(tmp_path / "w.pt")
+        assert loaded.name == name
+        maps[name] = loaded.maps(image)
+    assert not torch.allclose(maps["Inception-v3"], maps["FID Inception-v3"])
+    torch.save(radimagenet_layout(network), tmp_path / "w.pt")
+    listed = load_network(tmp_path / "w.pt")
+    assert listed.name == "RadImageNet Inception-v3"
+    assert torch.equal(listed.maps(image), maps["Inception-v3"])
 
 
-def test_wrong_weights_are_refused_in_one_line(resnet, tmp_path):
+def test_wrong_files_are_refused_in_one_line(tmp_path):
     path = tmp_path / "w.pt"
     with pytest.raises(InputError, match="no such weights file.*without trained weights"):
         load_features(path)
     path.write_bytes(b"not weights")
     with pytest.raises(InputError, match="not a file of plain weights"):
         load_features(path)
-    state = resnet.state_dict()
+    torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match="neither a ResNet-50 nor an Inception-v3"):
+        load_features(path)
+
+
+def test_without_torchvision_the_error_names_the_extra(tmp_path, monkeypatch):
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"pip install 'tubesynth\[pretrained\]'") as error:
+        load_network(tmp_path / "w.pt")
+    assert "\n" not in str(error.value)
+
+
+@needs_torchvision
+def test_wrong_weights_are_refused_in_one_line(tmp_path):
+    path, state = tmp_path / "w.pt", random_resnet().state_dict()
     for change, message in (
         ({"layer3.2.conv2.weight": torch.zeros(3)}, r"layer3.2.conv2.weight has shape \(3,\)"),
         ({"conv1.bias": torch.zeros(64)}, "is missing"),
     ):
         torch.save({**state, **change}, path)
-        with pytest.raises(InputError, match=message) as caught:
+        with pytest.raises(InputError, match=message) as error:
             load_features(path)
-        assert "\n" not in str(caught.value)
-    torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match="neither a ResNet-50 nor an Inception-v3"):
-        load_features(path)
+        assert "\n" not in str(error.value)

@@ -4,17 +4,15 @@ and what the bootstrap and the halvings say of sets with a known difference."""
 import numpy as np
 import pytest
 
+from tubesynth.metrics.bootstrap import interval, paired_case_counts
 from tubesynth.metrics.frechet import (
     MAX_BOOTSTRAP_DIM,
-    Moments,
+    CaseMoments,
     bootstrap,
-    draw_cases,
-    frechet,
+    case_moments,
     frechet_distance,
+    gaussian,
     halvings,
-    interval,
-    merge,
-    prepared,
 )
 
 
@@ -24,17 +22,16 @@ def covariance(rng, d, rank=None):
 
 
 def cases(rng, n, shift=0.0, d=12, slices=30, names="c"):
-    """n cases of correlated slices: each case has its own mean."""
+    """Features of n cases of correlated slices: each case has its own mean."""
     return {
-        f"{names}{i}": Moments.of(
-            0.5 * rng.standard_normal(d) + shift + rng.standard_normal((slices, d))
-        )
+        f"{names}{i}": 0.5 * rng.standard_normal(d) + shift + rng.standard_normal((slices, d))
         for i in range(n)
     }
 
 
 def test_one_dimension_is_the_difference_of_means_and_of_deviations():
-    assert frechet_distance([3.0], [[4.0]], [1.0], [[25.0]]) == pytest.approx(2**2 + (2 - 5) ** 2)
+    first, second = (np.array([3.0]), np.array([[4.0]])), (np.array([1.0]), np.array([[25.0]]))
+    assert frechet_distance(first, second) == pytest.approx(2**2 + (2 - 5) ** 2)
 
 
 def test_commuting_covariances_have_the_closed_form_of_their_eigenvalues():
@@ -43,8 +40,8 @@ def test_commuting_covariances_have_the_closed_form_of_their_eigenvalues():
     a, b = rng.uniform(0.1, 4, (2, 6))
     m = rng.standard_normal((2, 6))
     expected = ((m[0] - m[1]) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    found = frechet_distance(m[0], basis * a @ basis.T, m[1], basis * b @ basis.T)
-    assert found == pytest.approx(expected, rel=1e-12)
+    distance = frechet_distance((m[0], basis * a @ basis.T), (m[1], basis * b @ basis.T))
+    assert distance == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("d", [2, 20, 80])
@@ -54,82 +51,80 @@ def test_general_covariances_agree_with_scipys_sqrtm(d):
     rng = np.random.default_rng(d)
     a, b, m = covariance(rng, d), covariance(rng, d), rng.standard_normal((2, d))
     expected = ((m[0] - m[1]) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
-    assert frechet_distance(m[0], a, m[1], b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance((m[0], a), (m[1], b)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_singular_covariances_need_no_jitter():
     rng = np.random.default_rng(1)
     a = covariance(rng, 40, rank=5)
-    assert frechet_distance(np.zeros(40), a, np.zeros(40), a) == 0
+    zero = np.zeros(40)
+    assert frechet_distance((zero, a), (zero, a)) == 0
     expected = np.trace(a) * (1 - 3) ** 2  # b = 9 a: (1 - 3)^2 of every eigenvalue
-    found = frechet_distance(np.zeros(40), a, np.zeros(40), 9 * a)
-    assert found == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance((zero, a), (zero, 9 * a)) == pytest.approx(expected, rel=1e-10)
 
 
-def test_streamed_and_merged_moments_are_those_of_the_whole_matrix():
+def test_pooled_moments_are_those_of_the_whole_matrix():
     rng = np.random.default_rng(2)
-    # A large mean: sums of squares without centring would lose half of the digits.
+    # A large mean: sums of squares without centering would lose half of the digits.
     x = 1e6 + rng.standard_normal((500, 7)) @ covariance(rng, 7)
-    streamed = Moments.of(x[:3])
-    streamed.add(x[3:200])
-    whole = merge([streamed, Moments.of(x[200:])])
-    assert whole.n == 500
-    np.testing.assert_allclose(whole.mean, x.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(whole.covariance, np.cov(x.T), rtol=1e-7, atol=1e-9)
+    chunks = {"a": x[:3], "b": x[3:200], "c": x[200:]}
+    pooled = CaseMoments.of(chunks).pooled(["a", "b", "c"], np.ones(3))
+    for mean, cov in (pooled, gaussian([*chunks.values()])):
+        np.testing.assert_allclose(mean, x.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(cov, np.cov(x.T), rtol=1e-7, atol=1e-9)
 
 
-def test_a_weight_of_two_is_a_part_twice_and_of_zero_none():
+def test_a_case_of_weight_two_counts_twice_and_of_zero_never():
     rng = np.random.default_rng(3)
     a, b = rng.standard_normal((2, 20, 4))
-    weighted = merge([Moments.of(a), Moments.of(b)], [2, 0])
-    expected = Moments.of(np.concatenate([a, a]))
-    np.testing.assert_allclose(weighted.scatter, expected.scatter, rtol=1e-12)
-    assert weighted.n == 40
+    weighted = CaseMoments.of({"a": a, "b": b}).pooled(["a", "b"], np.array([2.0, 0.0]))
+    for value, expected in zip(weighted, gaussian([a, a]), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
 def test_scale_divides_features():
     rng = np.random.default_rng(4)
-    a, b = rng.standard_normal((2, 200, 3)) * [1, 10, 100]
+    x = rng.standard_normal((200, 3)) * [1, 10, 100]
     by = np.array([1.0, 10, 100])
-    scaled = frechet(Moments.of(a), Moments.of(b), by)
-    assert scaled == pytest.approx(frechet(Moments.of(a / by), Moments.of(b / by)), rel=1e-10)
+    for value, expected in zip(gaussian([x], by), gaussian([x / by]), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
 def test_distance_of_two_large_samples_comes_near_that_of_their_gaussians():
     rng = np.random.default_rng(5)
     a = rng.standard_normal((20000, 4))
     b = 1 + 2 * rng.standard_normal((20000, 4))
-    assert frechet(Moments.of(a), Moments.of(b)) == pytest.approx(4 * 1 + 4 * 1, rel=0.03)
+    assert frechet_distance(gaussian([a]), gaussian([b])) == pytest.approx(4 * 1 + 4 * 1, rel=0.03)
 
 
-def test_cases_of_both_sets_are_drawn_together():
+def test_cases_of_both_sets_are_resampled_together():
     first, second = ["a", "b", "c", "x"], ["c", "b", "a", "y", "z"]
-    u, v = draw_cases(first, second, 50, np.random.default_rng(0))
+    u, v = paired_case_counts(first, second, 50, np.random.default_rng(0))
     np.testing.assert_array_equal(u[:, :3], v[:, [2, 1, 0]])
     assert (u.sum(1) == 4).all() and (v.sum(1) == 5).all()
     assert (v[:, 3] != 1).any()
 
 
-def test_equal_sets_have_a_distance_of_0_whatever_cases_are_drawn():
+def test_equal_sets_have_a_distance_of_0_whatever_cases_are_resampled():
     real = cases(np.random.default_rng(6), 6)
-    first, second = prepared(real, dict(reversed(real.items())))
+    first, second = case_moments(real, dict(reversed(real.items())), 1.0)
     assert (bootstrap(first, second) == 0).all()
     rows = halvings(first, second, 10)
     np.testing.assert_array_equal(rows[:, 0], rows[:, 1])
 
 
-def test_few_cases_bias_the_distance_but_not_the_excess_over_the_floor():
+def test_few_cases_bias_the_distance_but_not_the_excess_over_the_negative_control():
     rng = np.random.default_rng(7)
     d, truth = 12, 12 * 0.4**2
     plain, excess, inside = [], [], 0
     for trial in range(12):
         sets = cases(rng, 6, d=d), cases(rng, 6, 0.4, d, names="s")
-        first, second = prepared(*sets)
-        plain.append(frechet(merge(list(first.values())), merge(list(second.values()))))
+        first, second = case_moments(*sets, 1.0)
+        plain.append(frechet_distance(*(gaussian([*s.values()]) for s in sets)))
         rows = halvings(first, second, 10, trial)
         excess.append((rows[:, 1] - rows[:, 0]).mean())
-        drawn = np.diff(halvings(first, second, 60, trial, True))[:, 0]
-        low, high = interval(excess[-1], drawn, 6, -np.inf)["ci95"]
+        resampled = np.diff(halvings(first, second, 60, trial, True))[:, 0]
+        low, high = interval(excess[-1], resampled, 6, -np.inf)["ci95"]
         inside += low <= truth <= high
     assert np.mean(plain) > truth + 1
     assert np.mean(excess) == pytest.approx(truth, abs=0.6)
@@ -147,10 +142,9 @@ def test_long_features_are_resampled_in_their_principal_components():
     basis = np.linalg.qr(rng.standard_normal((MAX_BOOTSTRAP_DIM + 44, 10)))[0]
     sets = []
     for shift in (0.0, 0.5):
-        whole = {f"{i}": rng.standard_normal((40, 10)) + shift for i in range(4)}
-        sets.append({case: Moments.of(x @ basis.T) for case, x in whole.items()})
-    first, second = prepared(*sets)
-    assert first["0"].mean.shape == (MAX_BOOTSTRAP_DIM,)
-    parts = [merge(list(s.values())) for s in (first, second)]
-    whole = [merge(list(s.values())) for s in sets]
-    assert frechet(*parts) == pytest.approx(frechet(*whole), rel=1e-6)
+        sets.append({f"{i}": (rng.standard_normal((40, 10)) + shift) @ basis.T for i in range(4)})
+    moments = case_moments(*sets, 1.0)
+    assert moments[0].means.shape == (4, MAX_BOOTSTRAP_DIM)
+    projected = frechet_distance(*(m.pooled(m.cases, np.ones(4)) for m in moments))
+    whole = frechet_distance(*(gaussian([*s.values()]) for s in sets))
+    assert projected == pytest.approx(whole, rel=1e-6)

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import radimagenet_layout
+from networks import needs_torchvision, radimagenet_layout, random_resnet
 
 from tubesynth.config.schema import AutoencoderLossConfig
-from tubesynth.models.perceptual import load_perceptual
-from tubesynth.models.pretrained_layers import AlexNet, ResNet50
+from tubesynth.models.perceptual import alexnet_features, load_perceptual
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.perceptual import Perceptual
 
@@ -94,28 +93,28 @@ def test_features_that_are_all_0_have_a_finite_gradient(lpips_files, alexnet):
     assert image.grad.isfinite().all()
 
 
+@needs_torchvision
 def test_radimagenets_resnet_compares_its_last_maps(tmp_path):
-    torch.manual_seed(0)
-    network = ResNet50().eval()
+    network = random_resnet()
     torch.save(radimagenet_layout(network), tmp_path / "ResNet50.pt")
     distance = load_perceptual([str(tmp_path / "ResNet50.pt")])
     image, reference = torch.rand(2, 2, 1, 64, 40)
     with torch.no_grad():
-        maps = [network.maps(2 * x.expand(-1, 3, -1, -1) - 1) for x in (image, reference)]
-        assert torch.equal(maps[0].mean((2, 3)), network(2 * image.expand(-1, 3, -1, -1) - 1))
-        found = distance(image, reference)
+        layers = torch.nn.Sequential(*list(network.children())[:-2])
+        maps = [layers(2 * x.expand(-1, 3, -1, -1) - 1) for x in (image, reference)]
+        value = distance(image, reference)
     # |a - b|^2 of unit vectors is 2 - 2 cos
     cosine = F.cosine_similarity(maps[0].double(), maps[1].double(), dim=1)
-    torch.testing.assert_close(found, (2 - 2 * cosine).mean((1, 2)).float(), rtol=1e-4, atol=1e-6)
-    assert distance.name == "RadImageNet ResNet-50" and found.min() > 0
+    torch.testing.assert_close(value, (2 - 2 * cosine).mean((1, 2)).float(), rtol=1e-4, atol=1e-6)
+    assert distance.name == "RadImageNet ResNet-50" and value.min() > 0
 
 
 def test_wrong_files_are_refused_in_one_line(lpips_files, heads, tmp_path):
     def refused(files) -> str:
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as error:
             load_perceptual(files)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+        assert "\n" not in str(error.value)
+        return str(error.value)
 
     assert "no such weights file" in refused([str(tmp_path / "nowhere.pth")])
     assert "alex.pth: lacks AlexNet's convolutions" in refused(lpips_files[1:])
@@ -126,13 +125,13 @@ def test_wrong_files_are_refused_in_one_line(lpips_files, heads, tmp_path):
     assert "neither a ResNet-50" in refused(lpips_files[:1])
 
 
-def slices_of(draws, files, **changes):
+def slices_of(sample_indices, files, **changes):
     losses = AutoencoderLossConfig(perceptual=1.0, perceptual_files=files, **changes)
     perceptual = Perceptual(losses, 5, torch.device("cpu"))
-    return perceptual.slices((40, 36, 3), draws, torch.device("cpu"))
+    return perceptual.slices((40, 36, 3), sample_indices, torch.device("cpu"))
 
 
-def test_slices_depend_on_the_draw_alone(lpips_files, capsys):
+def test_slices_depend_on_the_sample_index_alone(lpips_files, capsys):
     together = slices_of([7, 8], lpips_files, perceptual_slices=4)
     assert [tuple(axis.shape) for axis in together] == [(2, 4), (2, 4), (2, 3)]
     for axis, alone in zip(together, slices_of([8], lpips_files, perceptual_slices=4), strict=True):
@@ -149,4 +148,5 @@ def test_even_slices_are_the_middles_of_equal_parts(lpips_files):
 
 
 def test_alexnet_has_the_published_number_of_parameters():
-    assert sum(p.numel() for p in AlexNet().parameters()) == 2_469_696  # without its classifier
+    count = sum(p.numel() for p in alexnet_features().parameters())
+    assert count == 2_469_696  # without its classifier

@@ -28,21 +28,18 @@ from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.definitions import DEFINITIONS
-from tubesynth.metrics.distribution import distribution_floor
+from tubesynth.metrics.distribution import diversity_scores, negative_control, sample_diversity
+from tubesynth.metrics.features import load_features
 from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
-from tubesynth.metrics.pretrained import load_features
 from tubesynth.metrics.set_scores import (
-    case_diversity,
-    case_sets,
-    combined,
-    combined_by_source,
-    diversity,
+    case_features,
+    joined,
     run_job,
     source_scores,
-    training_set,
+    training_features,
     validity,
 )
-from tubesynth.metrics.summary import summarise, write_csv, write_json
+from tubesynth.metrics.summary import summarize, write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
 from tubesynth.pictures.case_pictures import draw_case, panel_path
@@ -201,9 +198,11 @@ def evaluate_case(
         if features:
             window = settings.hu_window
             first = next((s for s, *_ in case.images if s.startswith("synthesis")), "")
-            scores.diversity = case_diversity(case, volumes, first, window)
+            images = zip(case.images, volumes, strict=True)
+            samples = [volume.array for (source, *_), volume in images if source == first]
+            scores.diversity = sample_diversity(samples, window)
             if case.images[0][0] == "real" and len(volumes) > 1:
-                scores.sets = case_sets(case, volumes, window)
+                scores.sets = case_features(case, volumes, window=window)
     finally:
         torch.set_num_threads(threads)
     return scores
@@ -230,7 +229,7 @@ def results(rows: Rows, runs: list[Run], losses: dict) -> dict:
     """The content of metrics.json but for the provenance; "synthesis" is the first run."""
 
     def of(kind, source):
-        return summarise(row for row in kind if row["source"] == source)
+        return summarize(row for row in kind if row["source"] == source)
 
     first = runs[0].source if runs else "synthesis"
     sources = {"reconstruction": "reconstruction", "synthesis": first, "floor": "floor"}
@@ -253,45 +252,44 @@ def results(rows: Rows, runs: list[Run], losses: dict) -> dict:
 
 
 def add_distribution(result, args, cases, scores, runs, settings, workers) -> list[str]:
-    """Frechet distances and their company, put beside the image scores; returns notes."""
-    window, options = settings.hu_window, {}
-    sets, notes = combined_by_source([s.sets for s in scores])
+    """Adds the distribution scores to the image scores; returns notes."""
+    options = {"window": settings.hu_window}
+    sets_of_cases = [s.sets for s in scores]
     if args.features is not None:  # too long to be sent between processes case by case
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        options = {"feature_fn": load_features(args.features), "device": device}
-        sets = {}
-        for case in tqdm(cases, desc="features", unit="case", disable=None):
-            if len(case.images) > 1:
-                case_sets(case, read_case(case), window, sets, **options)
-    training = None
+        options |= {"feature_fn": load_features(args.features), "device": device}
+        workers = 1
+        sets_of_cases = [
+            case_features(case, read_case(case), **options)
+            for case in tqdm(cases, desc="features", unit="case", disable=None)
+            if len(case.images) > 1
+        ]
+    sets, notes = joined(sets_of_cases)
+    training = []
     if args.training is not None and cases[0].images[-1][0].startswith("synthesis"):
-        made = read_case(cases[0])[-1]
+        grid = read_case(cases[0])[-1]
         files = files_of(args.training, "--training").items()
-        jobs = [(case, path, (made.shape, made.affine), window) for case, path in files]
-        if options:
-            training = combined([training_set(*job, **options) for job in jobs])
-        else:
-            training = combined(pool.each(training_set, jobs, workers, "training"))
-    if "real" not in sets or len(sets) < 2:
-        by_source = {}
-    else:
-        made = [source for source in sets if source != "real"]
-        check = (validity, cases, settings.classes.vessel, window, *options.values())
-        jobs = [check, (distribution_floor, sets["real"])]
-        jobs += [(source_scores, s, sets["real"], sets[s], training) for s in made]
-        found = pool.each(run_job, jobs, 1 if options else workers, "sets of images", "job")
-        result["validity"] = found[0]
-        result["floor"] |= found[1]
-        by_source = {s: one for s, (one, _) in zip(made, found[2:], strict=True)}
-        notes += dict.fromkeys(note for _, more in found[2:] for note in more)
-        notes += found[0].get("messages", [])
+        jobs = [(case, path, grid.shape, grid.affine, options) for case, path in files]
+        training = pool.each(training_features, jobs, workers, "training")
+    by_source = {}
+    if "real" in sets and len(sets) > 1:
+        real, standardize = sets.pop("real"), args.features is None
+        jobs = [(validity, cases, settings.classes.vessel, options)]
+        jobs += [(negative_control, real, standardize)]
+        jobs += [(source_scores, s, real, sets[s], training, standardize) for s in sets]
+        check, control, *of_sources = pool.each(run_job, jobs, workers, "sets of images", "job")
+        result["validity"] = check
+        result["floor"] |= control
+        by_source = {s: metrics for s, (metrics, _) in zip(sets, of_sources, strict=True)}
+        notes += dict.fromkeys(note for _, more in of_sources for note in more)
+        notes += check.get("messages", [])
     result["reconstruction"] |= by_source.get("reconstruction", {})
-    spread = diversity({case.id: s.diversity for case, s in zip(cases, scores, strict=True)})
+    diversity = diversity_scores({c.id: s.diversity for c, s in zip(cases, scores, strict=True)})
     for place, run in enumerate(runs):
-        own = by_source.get(run.source, {}) | (spread if place == 0 else {})
-        result["runs"][run.name]["synthesis"] |= own
+        metrics = by_source.get(run.source, {}) | (diversity if place == 0 else {})
+        result["runs"][run.name]["synthesis"] |= metrics
         if place == 0:
-            result["synthesis"] |= own
+            result["synthesis"] |= metrics
     return notes
 
 

@@ -1,118 +1,89 @@
-"""Can the features be trusted on this data? They must rank known damage by how bad it is.
+"""The validity check of a feature function: does its Frechet distance rank known damage of CTs?
 
-Each real CT is blurred (Gaussian, sigma in voxels), made noisy (white noise, HU) and robbed of its
-vessels (the lowest half of their voxels, then all: replaced by the fat around them), and the
-damaged set is compared with the undamaged one. A feature function whose Frechet distance does not
-grow from level to level for a kind of damage cannot see it, and its scores say nothing about it.
+Real CTs are blurred (Gaussian, sigma in voxels), made noisy (white noise, HU), and their vessels
+are erased (the lowest half of the voxels, then all: replaced by the fat around them). The damaged
+set is compared with the intact one. Where the distance does not grow from level to level, the
+feature function is blind to that kind of damage, and its scores do not judge it.
 """
 
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
-from tubesynth.metrics.distribution_set import PLANES, SMALLEST_STD, slice_features
-from tubesynth.metrics.features import radiomic_features
-from tubesynth.metrics.frechet import Moments, frechet
+from tubesynth.metrics.features import RADIOMIC, FeatureFunction
+from tubesynth.metrics.frechet import frechet_distance, gaussian
+from tubesynth.metrics.volume_features import PLANES, feature_scale, planes_of, slice_features
 from tubesynth.volume.classes import NINE_CLASSES
 
 LEVELS = {"blur": (0.5, 1.0, 2.0), "noise": (10.0, 20.0, 40.0), "vessels_erased": (0.5, 1.0)}
 UNITS = {"blur": "voxels", "noise": "HU", "vessels_erased": "share"}
-FAT_HU = (-150.0, -30.0)
-USUAL_FAT_HU = -90.0
+FAT_HU, DEFAULT_FAT_HU = (-150.0, -30.0), -90.0
 SHELL_VOXELS = 3
 
 
-class ValidityCheck:
-    """Add real cases with their label maps one by one, then read `result()`.
+def validity_check(
+    cases: Iterable[tuple[str, np.ndarray, np.ndarray | None]],
+    feature_fn: FeatureFunction = RADIOMIC,
+    *,
+    window: tuple[float, float] = (-1000.0, 1000.0),
+    vessel_class: int = NINE_CLASSES.vessel,
+    slice_step: int = 4,
+    device: str = "cpu",
+) -> dict:
+    """{"ok": bool | None, "cases", "damage": {kind: [{"level", "frechet"}]}, "messages"}.
 
-    slice_step: every how manieth slice is used; at most max_cases are (nine volumes go through the
-    feature function for each), the rest is passed over.
+    cases: case id, CT (X, Y, Z) in HU, label map on the same grid or None (vessels are not tested).
+    ok is None without cases; a kind that no case can test is left out. Distances are of the same
+    slices, every slice_step-th, with and without the damage, means over planes.
     """
-
-    def __init__(
-        self,
-        feature_fn=radiomic_features,
-        planes=tuple(PLANES),
-        *,
-        window=(-1000.0, 1000.0),
-        vessel_class: int = NINE_CLASSES.vessel,
-        max_cases=4,
-        slice_step=4,
-        device="cpu",
-    ):
-        self.feature_fn, self.planes, self.window = feature_fn, tuple(planes), window
-        self.vessel_class, self.max_cases = vessel_class, max_cases
-        self.slice_step, self.device = slice_step, device
-        self.cases = 0
-        self.moments: dict[tuple, dict[str, Moments]] = {}
-
-    def add(self, case_id: str, volume_hu, labels=None) -> None:
-        """volume_hu: (X, Y, Z) in HU; labels: the same grid, or None (vessels are not tested)."""
-        if self.cases >= self.max_cases:
-            return
-        self.cases += 1
+    n, tested = 0, set()
+    features: dict[tuple, list[np.ndarray]] = {}  # (kind, level, plane) -> (slices, D) of each case
+    for case, volume_hu, labels in cases:
+        n += 1
         hu = np.asarray(volume_hu, dtype=np.float32)
-        mask = None if labels is None else np.asarray(labels) == self.vessel_class
-        self._take(("none", 0.0), hu)
-        for kind, levels in LEVELS.items():
-            for level in levels:
-                if kind == "vessels_erased" and (mask is None or not mask.any()):
-                    # Undamaged, so that each level still compares the same cases.
-                    damaged = hu
-                else:
-                    damaged = damage(hu, kind, level, mask, zlib.crc32(case_id.encode()))
-                    self.moments.setdefault(("seen", kind), {})
-                self._take((kind, level), damaged)
+        mask = np.zeros(hu.shape, bool) if labels is None else np.asarray(labels) == vessel_class
+        versions = [("intact", 0.0), *((kind, level) for kind in LEVELS for level in LEVELS[kind])]
+        for kind, level in versions:
+            damaged = hu  # also where there are no vessels, so that all levels have the same cases
+            if kind in LEVELS and (kind != "vessels_erased" or mask.any()):
+                damaged = damage(hu, kind, level, mask, zlib.crc32(case.encode()))
+                tested.add(kind)
+            for plane in planes_of(hu.shape):
+                depth = hu.shape[PLANES[plane]]
+                indices = np.arange(min(slice_step // 2, depth - 1), depth, slice_step)
+                rows = slice_features(damaged, plane, feature_fn, window, indices, device)
+                features.setdefault((kind, level, plane), []).append(rows)
+    if not n:
+        return {"ok": None, "cases": 0, "damage": {}, "messages": ["no case was tested"]}
 
-    def result(self) -> dict:
-        """{"ok": bool | None, "cases", "damage": {kind: [{"level", "frechet"}]}, "messages"}.
-
-        ok: None where no case was added; a kind without a case to test it is left out. Distances
-        are of the same slices with and without the damage, mean over planes.
-        """
-        if not self.cases:
-            return {"ok": None, "cases": 0, "damage": {}, "messages": ["no case was tested"]}
-        found, messages, ok = {}, [], True
-        for kind, levels in LEVELS.items():
-            if ("seen", kind) not in self.moments:
-                messages.append(f"{kind}: not tested, no case has it")
-                continue
-            rows = [{"level": level, "frechet": self._distance(kind, level)} for level in levels]
-            found[kind] = rows
-            distances = [0.0, *(row["frechet"] for row in rows)]
-            if not all(a < b for a, b in zip(distances, distances[1:], strict=False)):
-                ok = False
-                shown = ", ".join(f"{r['frechet']:.3g} at {r['level']:g}" for r in rows)
-                messages.append(
-                    f"{kind}: the features do not rank it ({shown} {UNITS[kind]}); "
-                    "do not read their scores as a judgement of it"
-                )
-        return {"ok": ok, "cases": self.cases, "damage": found, "messages": messages}
-
-    def _take(self, key, hu) -> None:
-        for plane in self.planes:
-            n = hu.shape[PLANES[plane]]
-            indices = range(min(self.slice_step // 2, n - 1), n, self.slice_step)
-            features = slice_features(hu, plane, self.feature_fn, self.window, indices, self.device)
-            kept = self.moments.setdefault(key, {})
-            if plane in kept:
-                kept[plane].add(features)
-            else:
-                kept[plane] = Moments.of(features)
-
-    def _distance(self, kind, level) -> float:
+    def distance(kind: str, level: float) -> float:
         distances = []
-        for plane in self.planes:
-            whole = self.moments["none", 0.0][plane]
-            scale = 1.0
-            if getattr(self.feature_fn, "standardise", False):
-                scale = np.maximum(np.sqrt(np.diag(whole.covariance)), SMALLEST_STD)
-            distances.append(frechet(whole, self.moments[kind, level][plane], scale))
+        for plane in (p for k, _, p in features if k == "intact"):
+            intact = features["intact", 0.0, plane]
+            scale = feature_scale(intact, feature_fn.standardize)
+            damaged = features[kind, level, plane]
+            distances.append(frechet_distance(gaussian(intact, scale), gaussian(damaged, scale)))
         return float(np.mean(distances))
 
+    rows_of, messages, ok = {}, [], True
+    for kind, levels in LEVELS.items():
+        if kind not in tested:
+            messages.append(f"{kind}: not tested, no case has it")
+            continue
+        rows_of[kind] = [{"level": level, "frechet": distance(kind, level)} for level in levels]
+        if (np.diff([0.0, *(row["frechet"] for row in rows_of[kind])]) <= 0).any():
+            ok = False
+            text = ", ".join(f"{row['frechet']:.3g} at {row['level']:g}" for row in rows_of[kind])
+            messages.append(
+                f"{kind}: the features do not rank it ({text} {UNITS[kind]}); "
+                "do not read their scores as a judgement of it"
+            )
+    return {"ok": ok, "cases": n, "damage": rows_of, "messages": messages}
 
-def damage(hu, kind: str, level: float, vessels=None, seed: int = 0) -> np.ndarray:
-    """A damaged copy (X, Y, Z) float32; vessels: bool mask, for vessels_erased."""
+
+def damage(hu: np.ndarray, kind: str, level: float, vessels: np.ndarray, seed=0) -> np.ndarray:
+    """A damaged copy (X, Y, Z) float32; vessels: bool mask."""
     from scipy.ndimage import gaussian_filter
 
     if kind == "blur":
@@ -123,23 +94,23 @@ def damage(hu, kind: str, level: float, vessels=None, seed: int = 0) -> np.ndarr
     return erase_vessels(hu, vessels, level)
 
 
-def erase_vessels(hu, vessels, share: float) -> np.ndarray:
-    """The lowest `share` of the vessel voxels, with the bright rim that partial volume leaves one
-    voxel around them, becomes fat of the HU found about the vessels (or USUAL_FAT_HU)."""
+def erase_vessels(hu: np.ndarray, vessels: np.ndarray, share: float) -> np.ndarray:
+    """The CT with the lowest `share` of the vessel voxels replaced by fat, and with them the bright
+    rim of one voxel that partial volume makes."""
     from scipy.ndimage import binary_dilation
 
-    found = np.argwhere(vessels)
-    order = np.lexsort(found.T)  # by z, then y, then x
-    box = tuple(
-        slice(max(0, low - SHELL_VOXELS), high + SHELL_VOXELS + 1)
-        for low, high in zip(found.min(0), found.max(0), strict=True)
-    )
-    gone = np.zeros_like(vessels)
-    gone[tuple(found[order[: round(share * len(found))]].T)] = True
-    out = hu.astype(np.float32, copy=True)
-    inside, whole = out[box], vessels[box]
-    shell = binary_dilation(whole, iterations=SHELL_VOXELS) & ~whole
+    voxels = np.argwhere(vessels)  # (N, 3)
+    lowest, highest = voxels.min(0) - SHELL_VOXELS, voxels.max(0) + SHELL_VOXELS
+    box = tuple(slice(max(0, a), b + 1) for a, b in zip(lowest, highest, strict=True))
+    order = np.lexsort(voxels.T)  # by z, then y, then x
+    x, y, z = voxels[order[: round(share * len(voxels))]].T
+    erased = np.zeros_like(vessels)
+    erased[x, y, z] = True
+    result = hu.astype(np.float32, copy=True)
+    inside = result[box]  # a view
+    # fat: the median of fatty voxels within SHELL_VOXELS of the vessels
+    shell = binary_dilation(vessels[box], iterations=SHELL_VOXELS) & ~vessels[box]
     fat = inside[shell & (inside > FAT_HU[0]) & (inside < FAT_HU[1])]
-    level = float(np.median(fat)) if len(fat) else USUAL_FAT_HU
-    inside[binary_dilation(gone[box])] = level
-    return out
+    rim = np.asarray(binary_dilation(erased[box]), dtype=bool)
+    inside[rim] = np.median(fat) if len(fat) else DEFAULT_FAT_HU
+    return result

@@ -1,160 +1,141 @@
-"""Does a set of synthetic CTs look like a set of real ones? One accumulator a set, then the scores.
+"""Scores of a set of synthetic CTs as a sample of the distribution of real CTs.
 
-    real, synthetic = DistributionSet(), DistributionSet()
-    for ...: real.add(case_id, volume_hu, spacing)
-    for ...: synthetic.add(case_id, volume_hu, spacing, sample)
-    scores, floor = distribution_scores(real, synthetic), distribution_floor(real)
+    real = [volume_features(case_id, volume_hu, spacing) for ...]
+    synthetic = [volume_features(case_id, volume_hu, spacing, sample) for ...]
+    scores, control = distribution_scores(real, synthetic), negative_control(real)
 
-Volumes are (X, Y, Z) in HU and of one spacing, since features count pixels. Cases are counted, not
-slices: a synthetic case has the id of the label map it was made from, its samples belong to it.
+n counts cases, not slices: a synthetic case has the id of its label map, and all samples of that
+label map belong to it. standardize: of the feature function, see features.py.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, islice
 
 import numpy as np
 import torch
 
-from tubesynth.metrics.distribution_set import DistributionSet, check_comparable, grouped
-from tubesynth.metrics.frechet import (
-    Moments,
-    bootstrap,
-    frechet,
-    halvings,
-    interval,
-    merge,
-    prepared,
-)
+from tubesynth.metrics.bootstrap import bootstrap_mean, interval
+from tubesynth.metrics.frechet import bootstrap, case_moments, frechet_distance, gaussian, halvings
 from tubesynth.metrics.image import ms_ssim
-from tubesynth.metrics.manifold import bootstrap_mean, precision_and_recall
-from tubesynth.metrics.memorisation import memorisation
+from tubesynth.metrics.memorization import memorization_scores
+from tubesynth.metrics.precision_recall import precision_and_recall
+from tubesynth.metrics.summary import Stat
+from tubesynth.metrics.volume_features import (
+    SMALLEST_STD,
+    SlicesByPlane,
+    VolumeFeatures,
+    check_comparable,
+    feature_scale,
+    sampled_slices,
+    slices_by_case,
+)
 from tubesynth.volume.intensity import hu_to_unit
 
-__all__ = ["DistributionSet", "distribution_scores", "distribution_floor", "distribution_notes"]
+HALVINGS, RESAMPLED_HALVINGS, CONTROL_HALVES = 20, 100, 4
 
-HALVINGS, RESAMPLED_HALVINGS = 20, 100
+Volumes = Sequence[VolumeFeatures]
 
 
-def distribution_scores(real, synthetic, training=None, seed: int = 0) -> dict[str, dict]:
-    """{METRIC: STAT} of a synthetic set against a real one; {} where either is empty.
+def distribution_scores(
+    real: Volumes, synthetic: Volumes, training: Volumes = (), standardize: bool = True
+) -> dict[str, Stat]:
+    """{METRIC: Stat} of a synthetic set against a real one; {} where either is empty.
 
-    frechet_axial, _coronal, _sagittal and frechet, their mean: squared distances (as FID), plain.
-    They hold the bias of small sets; frechet_excess does not: see frechet.py (left out below four
-    real cases). precision, recall: see manifold.py. With a training set: nearest_training_image,
-    nearest_training_features, copied: see memorisation.py. n counts cases; ci95 is a bootstrap over
-    cases.
+    frechet_axial, _coronal, _sagittal, and frechet, their mean: squared distances as in FID, with
+    the bias of small sets; frechet_excess has none (see frechet.py; absent below four real cases).
+    precision and recall: see precision_recall.py. With a training set: the metrics of
+    memorization.py. ci95 is a bootstrap over cases.
     """
-    if not real.cases or not synthetic.cases:
+    if not real or not synthetic:
         return {}
-    check_comparable(real, synthetic)
-    n = min(len(real.cases), len(synthetic.cases))
-    scores, distances, replicates, excess, spread = {}, [], [], [], []
-    for plane in real.planes:
-        first, second, whole = _sets(real, synthetic, plane)
-        distances.append(whole)
-        replicates.append(bootstrap(first, second, seed))
-        scores[f"frechet_{plane}"] = interval(whole, replicates[-1], n)
-        excess.append(_excess(halvings(first, second, HALVINGS, seed)))
-        spread.append(_excess(halvings(first, second, RESAMPLED_HALVINGS, seed, True)))
-    scores["frechet"] = interval(float(np.mean(distances)), np.mean(replicates, axis=0), n)
-    if excess[0].size:
-        mean = float(np.mean(excess))
-        scores["frechet_excess"] = interval(mean, np.mean(spread, axis=0), n, lowest=-np.inf)
-    scores |= precision_and_recall(real, synthetic, seed)
-    if training is not None and training.cases:
-        scores |= memorisation(synthetic, real, training).statistics(seed)
-    return scores
+    check_comparable([*real, *synthetic])
+    n = min(len({v.case for v in volumes}) for volumes in (real, synthetic))
+    scores, distances, replicates, rows, resampled_rows = {}, [], [], [], []
+    for plane in real[0].slices:
+        slices = slices_by_case(real, plane), slices_by_case(synthetic, plane)
+        scale = feature_scale([*slices[0].values()], standardize)
+        distances.append(frechet_distance(*(gaussian([*s.values()], scale) for s in slices)))
+        moments = case_moments(*slices, scale)
+        replicates.append(bootstrap(*moments))
+        scores[f"frechet_{plane}"] = interval(distances[-1], replicates[-1], n)
+        rows.append(halvings(*moments, HALVINGS))
+        resampled_rows.append(halvings(*moments, RESAMPLED_HALVINGS, resample=True))
+    scores["frechet"] = interval(float(np.mean(distances)), np.mean(replicates, 0), n)
+    # (planes, halvings, 2) -> (halvings,): distance to synthetic minus distance to real cases
+    excess, spread = (np.diff(np.mean(r, 0))[:, 0] for r in (rows, resampled_rows))
+    if len(excess) and not np.isnan(excess).any():
+        spread = spread[: 0 if np.isnan(spread).any() else None]
+        scores["frechet_excess"] = interval(float(excess.mean()), spread, n, lowest=-np.inf)
+    sampled = sampled_slices(real)
+    scales = _scales(sampled, standardize)
+    scores |= precision_and_recall(sampled, sampled_slices(synthetic), scales)
+    return scores | (memorization_scores(synthetic, real, training) if training else {})
 
 
-def distribution_floor(real, seed: int = 0) -> dict[str, dict]:
-    """{METRIC: STAT} of real against real: two halves of the set, over many random halvings.
+def negative_control(real: Volumes, standardize: bool = True) -> dict[str, Stat]:
+    """{METRIC: Stat} of one random half of the real cases against the other half.
 
-    The mean over halvings; std and ci95 are their spread; n counts the cases of one half. Below
-    four cases: {}. Halves are smaller than the sets of `distribution_scores` and share no patient,
-    so a good generator may well lie below: frechet_excess compares at one size.
+    Means over halvings; std and ci95 are their spread; n is the size of a half. {} below four
+    cases. Halves are smaller than the sets of `distribution_scores` and share no patient, so a good
+    generator can have a smaller distance: frechet_excess compares at one size.
     """
-    if len(real.cases) < 4:
+    cases = sorted({v.case for v in real})
+    n, values = len(cases) // 2, {}
+    if n < 2:
         return {}
-    floor, planes = {}, []
-    for plane in real.planes:
-        first, _, _ = _sets(real, real, plane)
-        planes.append(halvings(first, None, HALVINGS, seed)[:, 0])
-        floor[f"frechet_{plane}"] = _spread(planes[-1], len(real.cases) // 2)
-    floor["frechet"] = _spread(np.mean(planes, axis=0), len(real.cases) // 2)
-    halves = [_halves(real, seed, k) for k in range(4)]
-    rows = [precision_and_recall(a, b, seed, scale_of=real) for a, b in halves]
-    for metric in rows[0]:
-        values = np.array([row[metric]["mean"] for row in rows])
-        floor[metric] = _spread(values, len(real.cases) // 2)
-    return floor
+    for plane in real[0].slices:
+        slices = slices_by_case(real, plane)
+        scale = feature_scale([*slices.values()], standardize)
+        moments, _ = case_moments(slices, slices, scale)
+        values[f"frechet_{plane}"] = halvings(moments, None, HALVINGS)[:, 0]
+    values["frechet"] = np.mean([*values.values()], axis=0)
+    sampled, scores = sampled_slices(real), []
+    for k in range(CONTROL_HALVES):
+        order = np.random.default_rng([0, 7, k]).permutation(cases)
+        first, second = (
+            {plane: {c: s[c] for c in sorted(half) if c in s} for plane, s in sampled.items()}
+            for half in (order[:n], order[n:])
+        )
+        scores.append(precision_and_recall(first, second, _scales(sampled, standardize)))
+    for metric in scores[0]:
+        values[metric] = np.array([row[metric]["mean"] for row in scores])
+    return {m: interval(float(v.mean()), v, n, lowest=-np.inf) for m, v in values.items()}
 
 
-def distribution_notes(real, synthetic=None) -> list[str]:
-    """What a reader of the scores must know: few cases, cases that share moments."""
-    sets = {"real": real, "synthetic": synthetic}
+def distribution_notes(real: Volumes, synthetic: Volumes = ()) -> list[str]:
+    """Notes on sets with fewer cases than features, for readers of the scores."""
     notes = []
-    for name, s in sets.items():
-        if s is None or not s.cases:
-            continue
-        dim = len(next(iter(s.mean_features.values()))) // len(s.planes)
-        if len(s.cases) < dim:
+    for name, volumes in (("real", real), ("synthetic", synthetic)):
+        n, dim = len({v.case for v in volumes}), next(iter(real[0].slices.values())).shape[1]
+        if 0 < n < dim:
             notes.append(
-                f"{len(s.cases)} {name} cases for {dim} features: Frechet distances are biased "
+                f"{n} {name} cases for {dim} features: Frechet distances are biased "
                 "upwards by their small number; compare sets of one size, and read frechet_excess"
             )
-        if s.groups is not None:
-            notes.append(f"{name}: the bootstrap draws {s.groups} groups of cases, not cases")
     return notes
 
 
-def sample_diversity(volumes_hu, window=(-1000.0, 1000.0), max_pairs: int = 6) -> float | None:
-    """MS-SSIM between samples of one label map, mean over (the first max_pairs) pairs.
+def sample_diversity(
+    volumes_hu: Iterable[np.ndarray], window=(-1000.0, 1000.0), max_pairs: int = 3
+) -> float | None:
+    """MS-SSIM between samples of one label map, mean over the first max_pairs pairs.
 
     1: the sampler ignores its noise. None below two samples, or where a volume is too small.
     """
-    pairs = []
-    for a, b in islice(combinations(volumes_hu, 2), max_pairs):
-        a, b = (hu_to_unit(torch.as_tensor(np.asarray(v)), window)[None, None] for v in (a, b))
-        pairs.append(ms_ssim(a, b, 1.0)[0])
+    units = (hu_to_unit(torch.as_tensor(np.array(v)), window)[None, None] for v in volumes_hu)
+    pairs = [ms_ssim(a, b, 1.0)[0] for a, b in islice(combinations(units, 2), max_pairs)]
     return float(np.mean(pairs)) if pairs and np.isfinite(pairs).all() else None
 
 
-def diversity_statistics(by_case: dict[str, float | None], seed: int = 0) -> dict:
-    """STAT of `sample_diversity` over cases, with a bootstrap interval."""
-    return bootstrap_mean([by_case[case] for case in sorted(by_case)], seed, (0.0, 1.0))
+def diversity_scores(by_case: Mapping[str, float | None]) -> dict[str, Stat]:
+    """{"diversity_ms_ssim": Stat} of the `sample_diversity` of each case; {} where all are None."""
+    values = [by_case[case] for case in sorted(by_case) if by_case[case] is not None]
+    return {"diversity_ms_ssim": bootstrap_mean(values, (0.0, 1.0))} if values else {}
 
 
-def _sets(real, other, plane) -> tuple[dict, dict, float]:
-    """Prepared sets (see frechet.py) and the distance of the whole features."""
-    scale = real.scale(plane)
-    sets = [s.moments[plane] for s in (real, other)]
-    if real.groups != other.groups:  # draw like with like, so that pairs stay together
-        groups = min(s.groups for s in (real, other) if s.groups is not None)
-        sets = [_grouped_again(s, plane, groups) for s in (real, other)]
-    a, b = (merge([cases[case] for case in sorted(cases)]) for cases in sets)
-    return *prepared(*sets, scale), frechet(a, b, scale)
-
-
-def _excess(rows) -> np.ndarray:
-    return np.zeros(0) if np.isnan(rows).any() else rows[:, 1] - rows[:, 0]
-
-
-def _halves(real, seed, k) -> tuple["DistributionSet", "DistributionSet"]:
-    """Two sets with the sampled slices of a random half of the cases each."""
-    order = np.random.default_rng([seed, 7, k]).permutation(sorted(real.cases))
-    halves = order[: len(order) // 2], order[len(order) // 2 :]
-    sets = []
-    for half in halves:
-        part = DistributionSet(real.feature_fn, real.planes)
-        part.slices = {p: {c: s[c] for c in half if c in s} for p, s in real.slices.items()}
-        sets.append(part)
-    return tuple(sets)
-
-
-def _spread(values, n) -> dict:
-    low, high = (float(q) for q in np.quantile(values, [0.025, 0.975]))
-    std = float(values.std(ddof=1))
-    return {"mean": float(values.mean()), "std": std, "ci95": [low, high], "n": n}
-
-
-def _grouped_again(s, plane, groups) -> dict[str, Moments]:
-    return s.moments[plane] if s.groups is not None else grouped(s.moments[plane], groups)
+def _scales(sampled: SlicesByPlane, standardize: bool) -> dict[str, np.ndarray | float]:
+    """{plane: (D,)}: spread of the sampled real slices where features differ in unit, else 1."""
+    if not standardize:
+        return dict.fromkeys(sampled, 1.0)
+    spreads = {plane: np.concatenate([*s.values()]).std(0) for plane, s in sampled.items()}
+    return {plane: np.maximum(std, SMALLEST_STD) for plane, std in spreads.items()}

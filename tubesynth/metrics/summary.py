@@ -1,19 +1,33 @@
-"""From rows of per-case scores to what people read: statistics, metrics.json, metrics.csv, a table.
+"""Statistics over the rows of per-case scores, written as metrics.json, metrics.csv and a table.
 
-A row is a dict: "case", "sample", "source" (real, reconstruction, synthesis), one float a metric.
-STAT is {"mean", "std", "ci95": [lo, hi], "n"} over cases: several samples of one case are averaged
-first, so that n counts independent cases. ci95 is Student's t interval of the mean, cut to what the
-metric can be (a share is at most 1). JSON has no NaN: what is undefined is null, and a case without
-the metric is left out of n.
+A row is a dict: "case", "sample", "source" (real, reconstruction, synthesis), and one float per
+metric. A Stat is over cases: several samples of one case are averaged first, so that n counts
+independent cases. ci95 is Student's t interval of the mean, clipped to the metric's range (a share
+is at most 1). JSON has no NaN: an undefined number is null, and a case without the metric is not
+counted in n.
 """
 
 import csv
 import io
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 from tubesynth.runtime.atomic import write_text
+
+Row = Mapping[str, Any]
+
+
+class Stat(TypedDict):
+    """One metric over n cases; std and the ends of ci95 are None where n is too small for them."""
+
+    mean: float | None
+    std: float | None
+    ci95: list[float | None]
+    n: int
+
 
 KEYS = ("case", "sample", "source")
 BOUNDS = {
@@ -29,32 +43,40 @@ BOUNDS = {
 }
 
 
-def statistics(values, bounds=(-math.inf, math.inf)) -> dict:
-    """STAT of one value a case; nan and None are left out; std is that of a sample (n - 1)."""
-    known = [float(v) for v in values if v is not None and math.isfinite(v)]
-    n = len(known)
-    if n == 0:
-        return {"mean": None, "std": None, "ci95": [None, None], "n": 0}
-    mean = math.fsum(known) / n
-    if n == 1:
-        return {"mean": mean, "std": None, "ci95": [None, None], "n": 1}
+def stat(mean: float | None, n: int, std=None, low=None, high=None) -> Stat:
+    """A Stat of Python numbers, whatever number types the arguments are of."""
+    ends = [None if end is None else float(end) for end in (low, high)]
+    return {
+        "mean": None if mean is None else float(mean),
+        "std": None if std is None else float(std),
+        "ci95": ends,
+        "n": n,
+    }
+
+
+def statistics(values: Iterable[float | None], bounds=(-math.inf, math.inf)) -> Stat:
+    """Mean of one value per case, nan and None left out; std has the divisor n - 1."""
+    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+    n = len(finite)
+    if n < 2:
+        return stat(finite[0] if finite else None, n)
     from scipy.special import stdtrit
 
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (n - 1))
+    mean = math.fsum(finite) / n
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in finite) / (n - 1))
     half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
-    interval = [max(mean - half, bounds[0]), min(mean + half, bounds[1])]
-    return {"mean": mean, "std": std, "ci95": interval, "n": n}
+    return stat(mean, n, std, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
 
 
-def summarise(rows) -> dict[str, dict]:
-    """{METRIC: STAT} over the cases of rows of one source, in the order metrics first appear."""
-    by_metric: dict[str, dict[str, list[float]]] = {}
+def summarize(rows: Iterable[Row]) -> dict[str, Stat]:
+    """{METRIC: Stat} over the cases of rows of one source, in the order metrics first appear."""
+    by_metric: dict[str, dict[str, list[float | None]]] = {}
     for row in rows:
         for metric, value in row.items():
             if metric not in KEYS:
                 by_metric.setdefault(metric, {}).setdefault(row["case"], []).append(value)
     return {
-        metric: statistics([_mean(samples) for samples in cases.values()], bounds_of(metric))
+        metric: statistics([statistics(v)["mean"] for v in cases.values()], bounds_of(metric))
         for metric, cases in by_metric.items()
     }
 
@@ -67,13 +89,13 @@ def bounds_of(metric: str) -> tuple[float, float]:
     return -math.inf, math.inf
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Indented JSON without NaN or infinity (null instead)."""
     write_text(path, json.dumps(json_safe(content), indent=2, allow_nan=False) + "\n")
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """One line a row; a metric that a row lacks is an empty field."""
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line per row; a metric that is missing in a row is an empty field."""
     columns = list(dict.fromkeys([*KEYS, *(key for row in rows for key in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -83,8 +105,8 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     write_text(path, text.getvalue())
 
 
-def json_safe(value):
-    """nan and infinities become None, at any depth."""
+def json_safe(value: Any) -> Any:
+    """The value with None for nan and infinities, at any depth of dicts and lists."""
     if isinstance(value, dict):
         return {key: json_safe(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -94,41 +116,28 @@ def json_safe(value):
     return value
 
 
-def table(columns: dict[str, dict[str, dict]], metrics: list[str]) -> str:
-    """Aligned plain text: a line a metric, a column a source, `mean [lo, hi]` in each cell."""
-    header = ["", *columns]
-    lines = [
-        [metric, *(cell(stats.get(metric), metric) for stats in columns.values())]
-        for metric in metrics
+def table(columns: Mapping[str, Mapping[str, Stat]], metrics: Sequence[str]) -> str:
+    """Aligned plain text: one line per metric, one column per source, `mean [low, high]` in each
+    cell."""
+    lines = [["", *columns]]
+    lines += [[m, *(cell(stats.get(m), m) for stats in columns.values())] for m in metrics]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        [text.rjust(width) for text, width in zip(line, widths, strict=True)] for line in lines
     ]
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in [header, *lines]
-    )
+    for line, texts in zip(aligned, lines, strict=True):
+        line[0] = texts[0].ljust(widths[0])
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def cell(stat: dict | None, metric: str) -> str:
-    """`mean [lo, hi]` with the decimals that mean something: HU to a tenth, shares to a thousandth.
-
-    "-" where nothing is known.
-    """
+def cell(stat: Stat | None, metric: str) -> str:
+    """`mean [low, high]` with one decimal for HU and Frechet distances, two for dB and Betti
+    numbers, three for shares and all others; "-" where there is no mean."""
     if stat is None or stat["mean"] is None:
         return "-"
-    digits = (
-        1
-        if "_hu" in metric or metric.startswith("frechet")
-        else 2
-        if metric.startswith(("psnr", "betti"))
-        else 3
-    )
+    if "_hu" in metric or metric.startswith("frechet"):
+        digits = 1
+    else:
+        digits = 2 if metric.startswith(("psnr", "betti")) else 3
     mean, (low, high) = f"{stat['mean']:.{digits}f}", stat["ci95"]
     return mean if low is None else f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _mean(values) -> float | None:
-    known = [v for v in values if v is not None and math.isfinite(v)]
-    return math.fsum(known) / len(known) if known else None

@@ -1,6 +1,7 @@
-"""Published networks from a weights file on disk: ResNet-50 and Inception-v3.
+"""Published networks from a weights file on disk: ResNet-50 and Inception-v3 of torchvision.
 
-`load_network(path)` tells the network and its input scaling by the names and shapes in the file:
+`load_network(path)` recognizes the network and its input scaling by the names and shapes of the
+weights:
 
     layout of the names            network                   input, three equal channels
     backbone.0.weight ...          ResNet-50, RadImageNet    [-1, 1], 224 x 224
@@ -12,79 +13,150 @@
     Conv2d_1a_3x3.conv.weight ...  Inception-v3 of torchvision, or with fc of 1008 classes the one
                                    of the original FID (other pooling); [-1, 1], 299 x 299
 
-Nothing is ever downloaded. Sources: He et al. 2016, Szegedy et al. 2016, Mei et al. 2022
-(RadImageNet), Heusel et al. 2017 (FID).
+Needs torchvision: pip install 'tubesynth[pretrained]'. Nothing is ever downloaded. Sources: He et
+al. 2016, Szegedy et al. 2016, Mei et al. 2022 (RadImageNet), Heusel et al. 2017 (FID).
 """
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.pretrained_layers import FID_CLASSES, InceptionV3, ResNet50
 from tubesynth.runtime.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-ONE = (1.0, 1.0, 1.0)
+IMAGENET_MEAN_BGR = (0.406, 0.456, 0.485)
+HALF, ONE = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
+FID_CLASSES = 1008  # of the TensorFlow network that the FID was defined with
+SLICES_AT_ONCE = 16
+RESNET_HEAD, INCEPTION_HEAD = 2, 3  # last layers that are not used: averages, dropout, classifier
 
 
-@dataclass(frozen=True)
-class PretrainedNetwork:
-    """A network with its weights, and the input that they expect.
+class PretrainedNetwork(nn.Module):
+    """A frozen network up to its last maps, with the input that its weights expect.
 
-    size: side of its square pictures; mean, std: of each channel of a picture in [0, 1].
+    size: side of its square images; mean, std: of each channel of an image in [0, 1].
     """
 
-    network: nn.Module
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    name: str
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        layers: nn.Module,
+        size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        name: str,
+    ):
+        super().__init__()
+        self.layers, self.size, self.name = layers, size, name
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) in [0, 1] -> (N, 2048, H / 32, W / 32), rounded up (Inception: down)."""
+        return self.layers((images - self.mean) / self.std)
+
+    @torch.no_grad()
+    def slice_features(self, slices: Tensor) -> Tensor:
+        """(N, 1, H, W) in [0, 1] -> (N, 2048): averages of the maps of resized slices."""
+        self.to(slices.device)
+        resize = partial(F.interpolate, size=(self.size, self.size), mode="bilinear")
+        chunks = slices.float().split(SLICES_AT_ONCE)
+        return torch.cat([self.maps(resize(chunk)).mean((2, 3)) for chunk in chunks])
 
 
 def load_network(path: str | Path) -> PretrainedNetwork:
-    """The network of a weights file; InputError where it is missing or another network."""
-    return recognise(read_weights(path), path)
+    """The network of a weights file; InputError where the file is missing or of another network."""
+    return recognize(read_weights(path), path)
 
 
-def recognise(state: dict[str, Tensor], path: str | Path) -> PretrainedNetwork:
-    """The network that a state dict is of; InputError where it is none of those above."""
-    if "backbone.0.conv.weight" in state:
-        network, scaling = InceptionV3(), (299, HALF, HALF, "RadImageNet Inception-v3")
-        renamed = _renamed(state, InceptionV3.CHILDREN)
-    elif "backbone.0.weight" in state:
-        network, scaling = ResNet50(), (224, HALF, HALF, "RadImageNet ResNet-50")
-        renamed = _renamed(state, ResNet50.CHILDREN)
-    elif "Conv2d_1a_3x3.conv.weight" in state:
-        fid = len(state.get("fc.weight", ())) == FID_CLASSES
-        network, renamed = InceptionV3(fid), state
-        scaling = (299, HALF, HALF, "FID Inception-v3" if fid else "Inception-v3")
-    elif "conv1.bias" in state:
-        network, renamed = ResNet50(keras=True), state
-        scaling = (224, IMAGENET_MEAN[::-1], ONE, "RadImageNet ResNet-50 (from Keras)")
-    elif "conv1.weight" in state:
-        network, renamed = ResNet50(), state
-        scaling = (224, IMAGENET_MEAN, IMAGENET_STD, "ResNet-50")
-    else:
-        some = ", ".join(list(state)[:3])
+def recognize(state: dict[str, Tensor], path: str | Path) -> PretrainedNetwork:
+    """The network of a state dict; InputError where its layout is none of those above."""
+    inception = "backbone.0.conv.weight" in state or "Conv2d_1a_3x3.conv.weight" in state
+    if not inception and "backbone.0.weight" not in state and "conv1.weight" not in state:
+        names = ", ".join(list(state)[:3])
         raise InputError(
-            f"{path}: neither a ResNet-50 nor an Inception-v3 (it holds {some}, ...); give one of "
+            f"{path}: neither a ResNet-50 nor an Inception-v3 (it holds {names}, ...); give one of "
             "the layouts named in tubesynth/models/pretrained.py"
         )
-    fill(network, renamed, path)
-    return PretrainedNetwork(network, *scaling)
+    models = _torchvision_models(path)
+    if inception:
+        network = models.inception_v3(weights=None, aux_logits=False, init_weights=False)
+        fid = len(state.get("fc.weight", ())) == FID_CLASSES
+        scaling = (299, HALF, HALF, "FID Inception-v3" if fid else "Inception-v3")
+        if fid:
+            _use_fid_pooling(network)
+    else:
+        network = models.resnet50(weights=None)
+        scaling = (224, IMAGENET_MEAN, IMAGENET_STD, "ResNet-50")
+        if "conv1.bias" in state:
+            _use_keras_layers(network)
+            scaling = (224, IMAGENET_MEAN_BGR, ONE, "RadImageNet ResNet-50 (from Keras)")
+    head = INCEPTION_HEAD if inception else RESNET_HEAD
+    layers = nn.Sequential(*list(network.children())[:-head])
+    if any(name.startswith("backbone.") for name in state):  # a list of children without names
+        scaling = (scaling[0], HALF, HALF, f"RadImageNet {scaling[3]}")
+        fill(layers, {k.removeprefix("backbone."): v for k, v in state.items()}, path)
+    else:
+        network.fc = nn.Identity()
+        fill(network, state, path)
+    return PretrainedNetwork(layers, *scaling)
+
+
+def _torchvision_models(path: str | Path) -> Any:
+    """torchvision.models, imported where a network is asked for."""
+    try:
+        return import_module("torchvision.models")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise InputError(
+            f"{path}: its network needs torchvision ({str(error).splitlines()[0]}); install it: "
+            "pip install 'tubesynth[pretrained]'"
+        ) from None
+
+
+def _use_keras_layers(network: nn.Module) -> None:
+    """ResNet-50 as Keras has it: biases, eps 1.001e-5, strides on the first convolution of a
+    block."""
+    module: Any
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.bias = nn.Parameter(torch.zeros(module.out_channels))
+        elif isinstance(module, nn.BatchNorm2d):
+            module.eps = 1.001e-5
+        elif hasattr(module, "conv3"):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+
+
+def _use_fid_pooling(network: nn.Module) -> None:
+    """The pooling branches of the FID's network: averages without padding, and a maximum in the
+    last block."""
+
+    def replace_pooling(block: Any, pool: Callable[[Tensor], Tensor]) -> None:
+        branches = block._forward  # of torchvision: the list of branches, the pooling one last
+        block._forward = lambda x: [*branches(x)[:-1], block.branch_pool(pool(x))]
+
+    for name, block in network.named_children():
+        if hasattr(block, "branch_pool"):
+            average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+            replace_pooling(block, nn.MaxPool2d(3, 1, 1) if name == "Mixed_7c" else average)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; InputError where it is no file of tensors alone."""
+    """The state dict of a file, on the CPU; InputError where it holds anything but tensors."""
     path = Path(path)
     if not path.is_file():
         raise InputError(
-            f"{path}: no such weights file; download it yourself, nothing is fetched here, or "
-            "leave the option out for the default without trained weights"
+            f"{path}: no such weights file; nothing is downloaded: download it yourself, or leave "
+            "the option out for the default without trained weights"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,24 +173,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def _renamed(state, children: dict[int, str]) -> dict[str, Tensor]:
-    """RadImageNet's networks are a list of children: backbone.4.0.x -> layer1.0.x."""
-    renamed = {}
-    for name, value in state.items():
-        _, index, rest = name.split(".", 2)
-        renamed[f"{children.get(int(index), index)}.{rest}"] = value
-    return renamed
-
-
 def fill(network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Every weight from the file, of the right shape; the classifier (and AuxLogits) is left."""
-    wanted = network.state_dict()
-    for name, tensor in wanted.items():
+    """Loads every weight of the network from a state dict, which may hold more (a classifier).
+
+    InputError for a weight that is missing or of another shape.
+    """
+    weights = network.state_dict()
+    for name, tensor in weights.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, tensor)
         if name not in state:
-            raise InputError(f"{path}: the weight {name} is missing; is the file whole?")
+            raise InputError(f"{path}: the weight {name} is missing; is the file complete?")
         if state[name].shape != tensor.shape:
             shapes = f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
             raise InputError(f"{path}: {name} has shape {shapes}; it is another network")
-    network.load_state_dict({name: state[name] for name in wanted})
+    network.load_state_dict({name: state[name] for name in weights})
