@@ -1,4 +1,4 @@
-"""Voxels, masks and tokens move as one body."""
+"""Augmentation moves voxels, masks and tokens together."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ ALL = Augmentation(flip=0.5, rotate90=0.7, intensity=0.5)
 
 
 def tube(shape, start_mm, end_mm, radius_mm):
-    """A straight tube as voxels (X, Y, Z) and as tokens, in mm relative to the volume's centre."""
+    """A straight tube as voxels (X, Y, Z) and as tokens, in mm relative to the volume's center."""
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     points = (grid - (np.array(shape) - 1) / 2) * SPACING
     along = np.subtract(end_mm, start_mm)
@@ -34,8 +34,8 @@ def tube(shape, start_mm, end_mm, radius_mm):
     return mask, tokens
 
 
-def found_together(mask, tokens):
-    """Every token lies in the tube, and the tube's long axis is the tokens' tangent."""
+def tangent_alignment(mask, tokens):
+    """|cosine| between the tube's long axis and the tokens' tangent; all tokens lie in the tube."""
     shape = np.array(mask.shape)
     index = np.rint(tokens["position_mm"] / SPACING + (shape - 1) / 2).astype(int)
     inside = ((index >= 0) & (index < shape)).all(axis=1)
@@ -47,45 +47,45 @@ def found_together(mask, tokens):
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_a_tube_and_its_tokens_are_found_together_after_any_change(seed):
+def test_a_tube_and_its_tokens_agree_after_any_transform(seed):
     mask, tokens = tube((32, 32, 24), [-7, -4, -6], [6, 5, 3], 2.2)
     crop = None if seed % 2 else (24, 24, 20)
-    change = random_transform(np.random.default_rng(seed), mask.shape, SPACING, crop, ALL)
-    moved = pose_array(mask, change.pose)
-    new = pose_tokens(tokens, change.pose, mask.shape, SPACING)
-    aligned = found_together(moved, new)
-    assert crop is not None or aligned > 0.99
+    transform = random_transform(np.random.default_rng(seed), mask.shape, SPACING, crop, ALL)
+    posed = pose_array(mask, transform.pose)
+    new = pose_tokens(tokens, transform.pose, mask.shape, SPACING)
+    alignment = tangent_alignment(posed, new)
+    assert crop is not None or alignment > 0.99
     if crop is None:
-        assert len(new["branch"]) == 60 and moved.sum() == mask.sum()
+        assert len(new["branch"]) == 60 and posed.sum() == mask.sum()
         steps = np.diff(new["position_mm"], axis=0)
         steps /= np.linalg.norm(steps, axis=1, keepdims=True)
         assert np.abs(steps - new["tangent"][1:]).max() < 1e-4
 
 
-def test_every_pose_moves_a_marked_voxel_where_the_matrix_says():
+def test_every_pose_moves_a_marked_voxel_as_its_matrix_does():
     shape = (8, 8, 8)
     spot = np.array([1, 2, 6])
     array = np.zeros(shape)
     array[tuple(spot)] = 1
-    centre = (np.array(shape) - 1) / 2
+    center = (np.array(shape) - 1) / 2
     for flips in np.ndindex(2, 2, 2):
         for plane in ((0, 1), (0, 2), (1, 2)):
             for turns in range(4):
                 pose = Pose((0, 0, 0), shape, tuple(map(bool, flips)), plane, turns)
-                found = np.argwhere(pose_array(array, pose))[0]
-                assert np.array_equal(found - centre, pose_matrix(pose) @ (spot - centre))
+                posed_spot = np.argwhere(pose_array(array, pose))[0]
+                assert np.array_equal(posed_spot - center, pose_matrix(pose) @ (spot - center))
 
 
-def test_tokens_are_relative_to_the_centre_of_the_crop_and_outside_ones_are_gone():
+def test_tokens_are_relative_to_the_center_of_the_crop_and_outside_ones_are_gone():
     tokens = {
         "position_mm": np.array([[0, 0, 0], [-7, 0, 0]], np.float32),
         "radius_mm": np.array([1, 1], np.float32),
     }
     pose = Pose((20, 10, 10), (10, 10, 10))
-    moved = pose_tokens(tokens, pose, (40, 30, 30), SPACING)
+    posed = pose_tokens(tokens, pose, (40, 30, 30), SPACING)
     # the box's middle is voxel 24.5, the volume's 19.5: five voxels further along x
-    assert np.allclose(moved["position_mm"], [[-5 * 0.7, 0, 0]])
-    assert len(moved["radius_mm"]) == 1
+    assert np.allclose(posed["position_mm"], [[-5 * 0.7, 0, 0]])
+    assert len(posed["radius_mm"]) == 1
 
 
 def test_only_planes_of_equal_extent_and_spacing_are_turned():
@@ -94,24 +94,24 @@ def test_only_planes_of_equal_extent_and_spacing_are_turned():
     assert turnable_planes((64, 64, 64), (1, 1, 1)) == [(0, 1), (0, 2), (1, 2)]
     assert turnable_planes((64, 48, 32), (1, 1, 1)) == []
     for seed in range(50):
-        change = random_transform(np.random.default_rng(seed), (12, 10, 8), SPACING, None, ALL)
-        assert change.pose.turns == 0
+        transform = random_transform(np.random.default_rng(seed), (12, 10, 8), SPACING, None, ALL)
+        assert transform.pose.turns == 0
 
 
-def test_rates_and_ranges_are_those_asked_for():
+def test_rates_and_ranges_are_those_of_the_settings():
     a = Augmentation(0.5, 0.25, 0.3, 0.1, 0.05)
     rng = np.random.default_rng(0)
-    changes = [random_transform(rng, (16, 16, 8), SPACING, (8, 8, 8), a) for _ in range(4000)]
+    transforms = [random_transform(rng, (16, 16, 8), SPACING, (8, 8, 8), a) for _ in range(4000)]
     rate = {
-        0.5: np.mean([c.pose.flips for c in changes]),
-        0.25: np.mean([c.pose.turns > 0 for c in changes]),
-        0.3: np.mean([c.scale != 1 for c in changes]),
+        0.5: np.mean([t.pose.flips for t in transforms]),
+        0.25: np.mean([t.pose.turns > 0 for t in transforms]),
+        0.3: np.mean([t.scale != 1 for t in transforms]),
     }
     for expected, measured in rate.items():
         assert abs(measured - expected) < 0.03
-    scales, shifts = np.array([(c.scale, c.shift) for c in changes]).T
+    scales, shifts = np.array([(t.scale, t.shift) for t in transforms]).T
     assert 0.09 < np.abs(scales - 1).max() <= 0.1 and 0.045 < np.abs(shifts).max() <= 0.05
-    starts = np.array([c.pose.start for c in changes])
+    starts = np.array([t.pose.start for t in transforms])
     assert (starts.min(axis=0) == 0).all() and (starts.max(axis=0) == [8, 8, 0]).all()
 
 
@@ -127,5 +127,5 @@ def test_without_augmentation_a_case_stays_as_it_is_and_one_setting_moves_no_oth
 
 def test_a_slice_is_never_flipped_along_its_missing_axis():
     for seed in range(20):
-        change = random_transform(np.random.default_rng(seed), (8, 8, 1), (1, 1, 1), None, ALL)
-        assert not change.pose.flips[2] and change.pose.plane == (0, 1)
+        transform = random_transform(np.random.default_rng(seed), (8, 8, 1), (1, 1, 1), None, ALL)
+        assert not transform.pose.flips[2] and transform.pose.plane == (0, 1)

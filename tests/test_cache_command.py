@@ -1,4 +1,4 @@
-"""python -m tubesynth.cache: what it builds, finds damaged, lists and frees."""
+"""The cache command: the entries that it builds, reports as damaged, lists and deletes."""
 
 import subprocess
 import sys
@@ -80,19 +80,19 @@ def keys(project, kind):
 
 def test_build_makes_every_volume_once_and_says_so(project, capsys):
     run("build", "--config", project / "one.yml", "--workers", 1)
-    assert "3 built, 0 there already" in capsys.readouterr().out
+    assert "3 built, 0 existed" in capsys.readouterr().out
     run("build", "--config", project / "one.yml", "--workers", 1)
-    assert "0 built, 3 there already" in capsys.readouterr().out
+    assert "0 built, 3 existed" in capsys.readouterr().out
     assert len(keys(project, "volumes")) == 3
 
 
 def test_a_changed_spacing_or_window_is_a_miss_and_a_changed_learning_rate_a_hit(project, capsys):
     expected = {
-        "data.spacing=[1,1,2]": "3 built, 0 there",
-        "data.hu_window=[-500,500]": "3 built, 0 there",
-        "train.learning_rate=0.5": "0 built, 3 there",
-        "data.augment.flip=0.5": "0 built, 3 there",
-        "data.batch_size=2": "0 built, 3 there",
+        "data.spacing=[1,1,2]": "3 built, 0 existed",
+        "data.hu_window=[-500,500]": "3 built, 0 existed",
+        "train.learning_rate=0.5": "0 built, 3 existed",
+        "data.augment.flip=0.5": "0 built, 3 existed",
+        "data.batch_size=2": "0 built, 3 existed",
     }
     run("build", "--config", project / "one.yml", "--workers", 1)
     for override, words in expected.items():
@@ -113,10 +113,10 @@ def test_stage_2_builds_latents_too_and_another_autoencoder_is_a_miss(project, c
     assert len(keys(project, "volumes")) == 3
 
 
-def test_verify_finds_and_removes_what_is_damaged_and_ends_with_1(project, capsys):
+def test_verify_removes_damaged_entries_and_exits_with_1(project, capsys):
     run("build", "--config", project / "one.yml", "--workers", 1)
     run("verify", "--config", project / "one.yml")
-    assert "3 entries are as they were written" in capsys.readouterr().out
+    assert "3 entries match their checksums" in capsys.readouterr().out
     file = next((project / "cache" / "volumes").glob("*/image.npy"))
     raw = bytearray(file.read_bytes())
     raw[-3] ^= 4
@@ -126,11 +126,11 @@ def test_verify_finds_and_removes_what_is_damaged_and_ends_with_1(project, capsy
     assert end.value.code == 1
     assert f"damaged: volumes/{file.parent.name}: image.npy" in capsys.readouterr().out
     run("build", "--config", project / "one.yml", "--workers", 1)
-    assert "1 built, 2 there" in capsys.readouterr().out
+    assert "1 built, 2 existed" in capsys.readouterr().out
 
 
-def test_what_is_no_entry_is_never_touched(project, capsys):
-    """The wrong folder given: neither the data nor a run is taken for a damaged cache."""
+def test_files_that_are_no_entries_are_never_touched(project, capsys):
+    """With a wrong --cache-dir, neither data nor a run is mistaken for a damaged cache."""
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     for folder in (project, project / "data"):
         run("verify", "--cache-dir", folder)
@@ -139,17 +139,17 @@ def test_what_is_no_entry_is_never_touched(project, capsys):
         assert path.read_bytes() == content
 
 
-def test_tokens_and_latents_of_other_settings_are_freed(project):
+def test_tokens_and_latents_of_other_settings_are_deleted(project):
     run("build", "--config", project / "two.yml", "--workers", 1)
-    kept = keys(project, "latents")
+    referenced = keys(project, "latents")
     changed = ["data.token_step_mm=2.0", "latents.variants=1"]
     run("build", "--config", project / "two.yml", "--workers", 1, *changed)
-    assert len(keys(project, "tokens")) == 3 and len(keys(project, "latents")) > len(kept)
+    assert len(keys(project, "tokens")) == 3 and len(keys(project, "latents")) > len(referenced)
     run("prune", "--config", project / "two.yml")
-    assert keys(project, "latents") == kept and not keys(project, "tokens")
+    assert keys(project, "latents") == referenced and not keys(project, "tokens")
 
 
-def test_list_says_what_each_entry_is_and_its_bytes(project, capsys):
+def test_list_shows_the_content_and_bytes_of_each_entry(project, capsys):
     run("build", "--config", project / "two.yml", "--workers", 1)
     capsys.readouterr()
     run("list", "--cache-dir", project / "cache")
@@ -160,9 +160,9 @@ def test_list_says_what_each_entry_is_and_its_bytes(project, capsys):
     assert f"volumes: 3 entries, {3 * size / 1e6:.1f} MB" in out
 
 
-def test_prune_frees_what_no_config_refers_to_and_a_dry_run_frees_nothing(project, capsys):
+def test_prune_deletes_entries_that_no_config_refers_to_and_a_dry_run_deletes_none(project, capsys):
     run("build", "--config", project / "two.yml", "--workers", 1)
-    kept = keys(project, "volumes"), keys(project, "latents")
+    referenced = keys(project, "volumes"), keys(project, "latents")
     run("build", "--config", project / "one.yml", "--workers", 1, "data.spacing=[1,1,2]")
     (project / "cache" / "volumes" / ".tmp-abc-host-1-x").mkdir()
     capsys.readouterr()
@@ -171,11 +171,11 @@ def test_prune_frees_what_no_config_refers_to_and_a_dry_run_frees_nothing(projec
     assert "3 entries, 1 unfinished builds" in out
     assert len(keys(project, "volumes")) == 6
     run("prune", "--config", project / "two.yml")
-    assert (keys(project, "volumes"), keys(project, "latents")) == kept
+    assert (keys(project, "volumes"), keys(project, "latents")) == referenced
     assert not list((project / "cache" / "volumes").glob(".tmp-*"))
 
 
-def test_prune_keeps_what_any_of_several_configs_refers_to(project):
+def test_prune_keeps_the_entries_of_every_config(project):
     run("build", "--config", project / "two.yml", "--workers", 1)
     other = (
         (project / "one.yml")
@@ -190,7 +190,7 @@ def test_prune_keeps_what_any_of_several_configs_refers_to(project):
     assert len(keys(project, "volumes")) == 3 and len(keys(project, "latents")) == 0
 
 
-def test_latents_of_an_autoencoder_that_is_gone_are_not_guessed_away(project):
+def test_latents_of_a_missing_autoencoder_are_not_pruned(project):
     run("build", "--config", project / "two.yml", "--workers", 1)
     (project / "stage_1.ckpt").unlink()
     with pytest.raises(InputError, match="stage_1.ckpt"):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -18,30 +17,35 @@ import torch
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate, pad_tokens
 from tubesynth.data.loader import Loader
+from tubesynth.data.preprocessing import Preprocessing, resample_case
 from tubesynth.data.sampler import RankBatchSampler, case_of_sample
 from tubesynth.data.store import Store, will_need
-from tubesynth.data.volumes import Preprocessing, TokenSource, prepare_case
+from tubesynth.data.volumes import TokenSource
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import spacing_of
 from tubesynth.volume.resample import resample_labels
+from tubesynth.volume.vessels import VesselTokens
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 GRID = Preprocessing((16, 16, 12), (1.0, 1.0, 1.5))
 ALL = Augmentation(flip=0.5, rotate90=0.5, intensity=0.5)
 
 
-def label_points(label, shape, affine, number=8):
-    """Tokens from the positions of one class: enough to follow them through everything."""
-    found = resample_labels(label, shape, affine).array
-    index = np.argwhere(found == number)[:200]
-    position = (index - (np.array(shape) - 1) / 2) * spacing_of(affine)
-    radius = np.full(len(index), 0.1)
-    return {"position_mm": position.astype(np.float32), "radius_mm": radius.astype(np.float32)}
+class VoxelTokens(TokenSource):
+    """Tokens at the voxels of the class, which must stay there through every transform."""
+
+    def on_grid(self, labels, shape, affine):
+        on_grid = resample_labels(labels, shape, affine).array
+        index = np.argwhere(on_grid == self.vessel_class)[:200]
+        position = (index - (np.array(shape) - 1) / 2) * spacing_of(affine)
+        table = np.zeros((len(index), 9))
+        table[:, :3], table[:, 3] = position, 0.1
+        return VesselTokens.from_array(table)
 
 
-TOKENS = TokenSource(partial(label_points, number=8), {"number": 8})
+TOKENS = VoxelTokens(8, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +134,7 @@ def test_image_label_and_tokens_of_a_sample_show_the_same_vessels(cases):
 
 
 def test_image_and_label_land_on_the_images_grid_as_simpleitk_resamples_them(cases):
-    arrays, affine = prepare_case(cases[0], GRID)
+    arrays, affine = resample_case(cases[0], GRID)
     source = sitk.ReadImage(str(cases[0].label))
     target = sitk.Image([16, 16, 12], sitk.sitkUInt8)
     lps = np.diag([-1, -1, 1, 1]) @ affine
@@ -145,7 +149,7 @@ def test_image_and_label_land_on_the_images_grid_as_simpleitk_resamples_them(cas
     assert np.allclose(affine[:3, :3] @ [7.5, 7.5, 5.5] + affine[:3, 3], middle, atol=1e-4)
 
 
-def test_a_vanished_or_cut_entry_is_made_again_while_reading(cases, tmp_path):
+def test_a_missing_or_cut_entry_is_built_again_while_reading(cases, tmp_path):
     dataset = VolumeDataset(cases, GRID, Store(tmp_path), "persistent")
     before = dataset[0]
     for entry in list(dataset.store.entries("volumes")):
@@ -162,7 +166,7 @@ def bytes_read_from_disk():
 def test_a_crop_does_not_read_the_whole_volume_from_the_disk(tmp_path):
     shape, start, size = (96, 128, 128), (30, 40, 10), (32, 32, 32)
     array = np.random.default_rng(0).integers(0, 99, shape).astype(np.int16)
-    entry, _ = Store(tmp_path).ensure("things", "k", lambda: {"image": array}, {})
+    entry, _ = Store(tmp_path).ensure("things", "k", lambda: ({"image": array}, {}), {})
     read = []
     for advised in (False, True):
         with open(entry.path / "image.npy", "rb") as stream:
@@ -198,9 +202,9 @@ def test_a_data_set_without_cases_is_refused():
 
 def test_label_outside_the_classes_or_on_another_grid_is_refused_by_name(cases, tmp_path):
     with pytest.raises(InputError, match=r"0.label.nii.gz.*0 to 4"):
-        prepare_case(cases[0], replace(GRID, num_classes=5))
+        resample_case(cases[0], replace(GRID, num_classes=5))
     with pytest.raises(InputError, match=r"1.label.nii.gz.*0.img.nii.gz"):
-        prepare_case(Case("0", cases[0].image, cases[1].label), GRID)
+        resample_case(Case("0", cases[0].image, cases[1].label), GRID)
 
 
 # ---- batches

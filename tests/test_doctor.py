@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from tubesynth.data.volumes import Preprocessing
+from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.doctor import config_rules
 from tubesynth.doctor.case_rules import CASE_RULES

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "pictures": FLOOR | {"volume", "metrics"},
     "report": FLOOR | {"volume", "metrics", "pictures"},
     "build": CONFIGURED,
-    "conditioning": CONFIGURED,
+    "conditioning": CONFIGURED | {"build"},
     "training": CONFIGURED | {"build", "conditioning", "metrics", "pictures"},
     "inference": CONFIGURED | {"build", "conditioning"},
     "doctor": CONFIGURED | {"build"},

@@ -23,7 +23,7 @@ def run(command, *arguments):
     command.main([str(argument) for argument in arguments])
 
 
-def test_reconstructions_lie_in_the_world_of_their_inputs(workplace, stage_1, tmp_path):
+def test_reconstructions_have_the_affine_of_their_inputs(workplace, stage_1, tmp_path):
     images = workplace / "data" / "validation" / "images"
     run(reconstruct, "--input-dir", images, "--output-dir", tmp_path, "--model", stage_1)
     for case, path in find_cases(images).items():
@@ -49,13 +49,13 @@ def test_a_bright_ball_is_reconstructed_where_it_was(stage_1):
     centre = affine[:3, :3] @ np.array([22.0, 26.0, 15.0]) + affine[:3, 3]
     ball = np.where(np.linalg.norm(world - centre, axis=-1) < 22, 900, -900).astype(np.int16)
     pipeline = Pipeline.load(stage_1)
-    prepared = pipeline.grid.prepare_image(Volume(ball, affine))
-    inside = np.argwhere(prepared.array > 0)
-    assert np.linalg.norm(prepared.to_world(inside.mean(0)) - centre) < 0.5 * 5.5
-    # what the model returns lies on that very grid
+    on_grid = pipeline.grid.image(Volume(ball, affine))
+    inside = np.argwhere(on_grid.array > 0)
+    assert np.linalg.norm(on_grid.to_world(inside.mean(0)) - centre) < 0.5 * 5.5
+    # the result is on the same grid
     result = pipeline.reconstruct(Volume(ball, affine))
-    np.testing.assert_allclose(result.affine, prepared.affine)
-    assert result.shape == prepared.shape
+    np.testing.assert_allclose(result.affine, on_grid.affine)
+    assert result.shape == on_grid.shape
 
 
 def test_any_size_is_reconstructed(stage_1):
@@ -116,7 +116,7 @@ def test_volumes_made_together_are_those_made_one_by_one(workplace, stage_2, tmp
         run(synthesize, *common, "--output-dir", tmp_path / "two", "--batch-size", 0)
 
 
-def test_what_was_lost_of_a_result_is_made_again(workplace, stage_2, tmp_path, capsys):
+def test_a_missing_output_is_written_again(workplace, stage_2, tmp_path, capsys):
     common = ["--model", stage_2, "--output-dir", tmp_path, "--num-samples", 1]
     common += ["--input-dir", workplace / "data" / "validation" / "labels"]
     run(synthesize, *common)
@@ -127,7 +127,7 @@ def test_what_was_lost_of_a_result_is_made_again(workplace, stage_2, tmp_path, c
     run(synthesize, *common)
     assert "2 volumes" in capsys.readouterr().out.splitlines()[-1]
     assert first.read_bytes() == content
-    run(synthesize, *common, "--save-process")  # what was not asked for then is made now
+    run(synthesize, *common, "--save-process")  # outputs of a new option are written now
     assert len(list((tmp_path / "process").iterdir())) == 2
     with pytest.raises(InputError, match="--unconditional takes no label maps"):
         run(synthesize, *common, "--unconditional")
@@ -266,8 +266,8 @@ def test_a_weight_that_is_no_number_is_refused(workplace, stage_2, tmp_path, nam
     common = ["--input-dir", workplace / "data/validation/labels", "--output-dir", tmp_path / "out"]
     with pytest.raises(InputError, match=f"weight of {name} is nan"):
         run(synthesize, "--model", stage_2, *common, f"--guidance-{name}", "nan")
-    for wrong, said in (("1=9", "the classes are 0 to 8"), ("1=2 1=3", "1 has a class already")):
-        with pytest.raises(InputError, match=said):
+    for wrong, message in (("1=9", "the classes are 0 to 8"), ("1=2 1=3", "1 has a class already")):
+        with pytest.raises(InputError, match=message):
             run(synthesize, "--model", stage_2, *common, "--label-map", *wrong.split())
 
 
@@ -281,7 +281,7 @@ def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):
         np.testing.assert_allclose(turned, real.affine[:3, :3] / real.spacing, atol=1e-4)
 
 
-def test_real_label_maps_are_synthesised_through_a_translation(real_ct, stage_2, tmp_path):
+def test_real_label_maps_are_synthesized_through_a_translation(real_ct, stage_2, tmp_path):
     labels = real_ct / "labels"
     common = ["--model", stage_2, "--output-dir", tmp_path, "--input-dir", labels]
     with pytest.raises(InputError, match="outside the classes"):

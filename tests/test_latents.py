@@ -1,4 +1,4 @@
-"""Latents for stage 2: keyed by all that decides them, with their scale, variants and tokens."""
+"""Latents for stage 2: their keys, scale, variants and tokens."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def volumes_of(config) -> Volumes:
     return Volumes.find(config)
 
 
-def test_latents_are_what_the_encoder_gives_in_16_bits(workplace, stage_1):
+def test_latents_are_those_of_the_encoder_in_16_bits(workplace, stage_1):
     latents = encoded(workplace)
     image = volumes_of(latents.config).validation_batch(0, CPU)["image"]
     expected = latents.autoencoder.encode(image)[0]
@@ -90,16 +90,16 @@ def test_variants_are_augmented_together_with_label_and_tokens(workplace, stage_
     """With every axis flipped, latents of a variant are those of the flipped image."""
     overrides = ["data.token_step_mm=2.0", "data.augment.flip=1.0", "latents.variants=2"]
     latents = encoded(workplace, *overrides)
-    plain, moved = latents.training.sample(0, 0), latents.training.sample(0, 1)
-    assert np.array_equal(np.array(plain["label"])[::-1, ::-1, ::-1], moved["label"])
+    plain, flipped = latents.training.sample(0, 0), latents.training.sample(0, 1)
+    assert np.array_equal(np.array(plain["label"])[::-1, ::-1, ::-1], flipped["label"])
     np.testing.assert_allclose(
-        plain["tokens"]["position_mm"], -moved["tokens"]["position_mm"], atol=1e-4
+        plain["tokens"]["position_mm"], -flipped["tokens"]["position_mm"], atol=1e-4
     )
     volumes = volumes_of(latents.config)
     image = volumes.dataset(volumes.training).sample(0)["image"]
     unit = (torch.from_numpy(np.array(image)).float() + 1000) / 2000
     expected = latents.autoencoder.encode(unit.flip(1, 2, 3)[None])[0]
-    stored = torch.from_numpy(np.array(moved["latent"])).float()
+    stored = torch.from_numpy(np.array(flipped["latent"])).float()
     torch.testing.assert_close(stored, expected, atol=2e-3, rtol=2e-3)
     variants = [
         np.array_equal(latents.training.view(i)["label"], plain["label"]) for i in range(40)

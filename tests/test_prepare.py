@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from tubesynth.data import manifest
 from tubesynth.data.digest import file_digest
-from tubesynth.data.volumes import Preprocessing, prepare_case
+from tubesynth.data.preprocessing import Preprocessing, resample_case
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.prepare import __main__ as prepare
 from tubesynth.prepare.imagecas import HEARTCHAMBERS, place
@@ -104,7 +104,7 @@ def test_the_result_is_what_training_reads(source, hearts, tmp_path):
     out = run(source, tmp_path / "out", "--heart-dir", hearts)
     for part in ("training", "validation"):
         for case in pair_cases(out / part / "images", out / part / "labels"):
-            arrays, _ = prepare_case(case, Preprocessing(SHAPE, (0.5, 0.5, 0.8)))
+            arrays, _ = resample_case(case, Preprocessing(SHAPE, (0.5, 0.5, 0.8)))
             assert arrays["label"].max() == 8
     found = doctor.examine(doctor.find_parts(out), None, 1, False)
     assert not [finding for finding in found if finding.level == "error"]

@@ -1,5 +1,6 @@
-"""The cache: what is a hit, what is a miss, and that nothing wrong is ever read."""
+"""The cache: hits and misses of its keys, concurrent and killed builders, damaged entries."""
 
+import errno
 import mmap
 import multiprocessing
 import os
@@ -14,10 +15,11 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from filelock import FileLock
 
+from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.data.store import Store, entry_key
 from tubesynth.data.volumes import (
-    Preprocessing,
     TokenSource,
     build_volumes,
     ensure_tokens,
@@ -26,6 +28,7 @@ from tubesynth.data.volumes import (
 )
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
+from tubesynth.volume.vessels import VesselTokens
 
 KEY, LIVING = "0" * 32, "a" * 32
 GRID = Preprocessing((16, 14, 12), (1.0, 1.0, 1.0))
@@ -52,14 +55,14 @@ def numbers():
 
 
 def arrays_of(store, kind, key, build, meta):
-    """The arrays of an entry, built first where there is none."""
-    return store.ensure(kind, key, build, meta)[0].arrays()
+    """The arrays of an entry, which is built if it is missing."""
+    return store.ensure(kind, key, lambda: (build(), {}), meta)[0].arrays()
 
 
 def damaged(store) -> list:
-    """(folder, what is wrong) of every entry that is not as it was written."""
-    found = [(folder, store.problem(folder)) for folder in store.folders()]
-    return [(folder, why) for folder, why in found if why]
+    """(folder, damage) of every entry that differs from its checksums."""
+    problems = [(folder, store.problem(folder)) for folder in store.folders()]
+    return [(folder, problem) for folder, problem in problems if problem]
 
 
 def names(store):
@@ -115,7 +118,7 @@ def test_one_flipped_bit_is_found_by_the_checksums(store):
     raw[-1] ^= 1
     file.write_bytes(raw)
     assert [(path.name, why) for path, why in damaged(store)] == [
-        (KEY, "a.npy is not what was written")
+        (KEY, "a.npy differs from its checksum")
     ]
 
 
@@ -128,12 +131,12 @@ def test_a_build_that_fails_leaves_nothing(store):
     assert names(store) == []
 
 
-def test_a_key_changes_with_every_part_and_not_with_their_order():
-    parts = {"a": 1, "spacing": (0.7, 0.7), "digest": "x"}
-    key = entry_key(**parts)
-    assert key == entry_key(**dict(reversed(parts.items())))
+def test_a_key_changes_with_every_setting_and_not_with_their_order():
+    settings = {"a": 1, "spacing": (0.7, 0.7), "digest": "x"}
+    key = entry_key(**settings)
+    assert key == entry_key(**dict(reversed(settings.items())))
     for changed in ({"a": 2}, {"spacing": (0.7, 0.8)}, {"digest": "y"}, {"more": 0}):
-        assert entry_key(**{**parts, **changed}) != key
+        assert entry_key(**{**settings, **changed}) != key
 
 
 def test_removing_is_one_step_and_an_open_reader_keeps_its_arrays(store):
@@ -146,10 +149,10 @@ def test_removing_is_one_step_and_an_open_reader_keeps_its_arrays(store):
 def test_a_store_that_cannot_be_written_is_reported_with_the_key_to_change(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="data.cache_dir"):
-        Store(tmp_path / "file").ensure("things", KEY, numbers, {})
+        arrays_of(Store(tmp_path / "file"), "things", KEY, numbers, {})
 
 
-# ---- keys of volumes: what is a miss
+# ---- keys of volumes: hits and misses
 
 
 def test_spacing_window_resolution_and_classes_are_misses(store, tmp_path):
@@ -167,7 +170,7 @@ def test_spacing_window_resolution_and_classes_are_misses(store, tmp_path):
 
 
 def age(*paths):
-    """As if written an hour ago: settled, so that digests are remembered."""
+    """Set the time of writing to an hour ago, so that digests are stored."""
     for path in paths:
         os.utime(path, (time.time() - 3600,) * 2)
 
@@ -186,10 +189,10 @@ def test_a_changed_source_is_a_miss_even_with_the_same_size_and_time(store, tmp_
 
 def test_a_copied_or_renamed_source_is_a_hit(store, tmp_path):
     case = make_case(tmp_path / "data")
-    moved = Case("7", tmp_path / "7.img.nii.gz", tmp_path / "7.label.nii.gz")
-    shutil.copy(case.image, moved.image)
-    shutil.copy(case.label, moved.label)
-    assert volume_key(store, case, GRID) == volume_key(store, moved, GRID)
+    copied = Case("7", tmp_path / "7.img.nii.gz", tmp_path / "7.label.nii.gz")
+    shutil.copy(case.image, copied.image)
+    shutil.copy(case.label, copied.label)
+    assert volume_key(store, case, GRID) == volume_key(store, copied, GRID)
 
 
 def test_a_warm_start_reads_no_source(store, tmp_path, monkeypatch):
@@ -202,7 +205,7 @@ def test_a_warm_start_reads_no_source(store, tmp_path, monkeypatch):
     assert read == []
 
 
-def test_a_file_just_written_is_not_remembered(store, tmp_path):
+def test_the_digest_of_a_file_just_written_is_not_stored(store, tmp_path):
     case = make_case(tmp_path / "data")
     volume_key(store, case, GRID)
     assert names(store) == []
@@ -221,16 +224,18 @@ def test_every_file_of_a_dicom_folder_counts(store, tmp_path):
 def test_tokens_have_a_key_of_their_own_so_other_settings_leave_the_volumes_alone(store, tmp_path):
     case = make_case(tmp_path / "data")
     entry, _ = ensure_volume(store, case, GRID)
-    one, new_one = ensure_tokens(store, case, entry, TokenSource(few_tokens, {"step_mm": 1.0}))
-    two, new_two = ensure_tokens(store, case, entry, TokenSource(few_tokens, {"step_mm": 0.5}))
-    _, again = ensure_tokens(store, case, entry, TokenSource(few_tokens, {"step_mm": 0.5}))
+    one, new_one = ensure_tokens(store, case, entry, FewTokens(8, 1.0))
+    two, new_two = ensure_tokens(store, case, entry, FewTokens(8, 0.5))
+    _, again = ensure_tokens(store, case, entry, FewTokens(8, 0.5))
     assert one.key != two.key and new_one and new_two and not again
     assert ensure_volume(store, case, GRID)[1] is False
 
 
-def few_tokens(label, shape, affine):
-    index = np.argwhere(label.array == 8)[:5]
-    return {"position_mm": index.astype(np.float32), "radius_mm": np.ones(len(index), np.float32)}
+class FewTokens(TokenSource):
+    def on_grid(self, labels, shape, affine):
+        table = np.zeros((5, 9))
+        table[:, :3] = np.argwhere(labels.array == self.vessel_class)[:5]
+        return VesselTokens.from_array(table)
 
 
 # ---- several builders, and killed ones
@@ -242,8 +247,8 @@ def test_build_reports_what_it_did_and_names_the_broken_case_after_the_others(st
     with pytest.raises(InputError, match="1.img.nii.gz"):
         build_volumes(store, cases, GRID, workers=1)
     assert len(list(store.entries("volumes"))) == 2
-    report = build_volumes(store, [cases[0], cases[2]], GRID, TokenSource(few_tokens), workers=1)
-    assert (report.built, report.found) == (2, 2)  # the tokens; the volumes were there
+    report = build_volumes(store, [cases[0], cases[2]], GRID, FewTokens(8, 1.0), workers=1)
+    assert (report.built, report.existing) == (2, 2)  # tokens are built, volumes existed
 
 
 def test_ranks_share_the_cases_and_processes_build_the_same_bytes(tmp_path):
@@ -259,14 +264,15 @@ def test_ranks_share_the_cases_and_processes_build_the_same_bytes(tmp_path):
     assert digests[0] == digests[1] and len(digests[0]) == 4
 
 
-def die_of_hunger(label, shape, affine):
-    os.kill(os.getpid(), signal.SIGKILL)
+class KilledTokens(TokenSource):
+    def on_grid(self, labels, shape, affine):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_reported_with_a_remedy_and_what_is_built_stays(store, tmp_path):
+def test_a_killed_worker_is_reported_with_a_remedy_and_built_entries_stay(store, tmp_path):
     cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(2)]
     with pytest.raises(InputError, match="fewer workers"):
-        build_volumes(store, cases, GRID, TokenSource(die_of_hunger), workers=2)
+        build_volumes(store, cases, GRID, KilledTokens(8, 1.0), workers=2)
     assert len(list(store.entries("volumes"))) >= 1 and list(damaged(store)) == []
 
 
@@ -298,13 +304,23 @@ def test_two_jobs_that_build_the_same_set_both_finish_and_write_each_entry_once(
     assert store.leftovers() == []
 
 
+def test_a_file_system_without_locks_has_a_cache_too(store, monkeypatch):
+    def refuse(self, *args, **options):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert np.array_equal(arrays_of(store, "things", KEY, numbers, {})["a"], numbers()["a"])
+    (store.root / "things" / f".tmp-{LIVING}-host-2-abc").mkdir()
+    assert store.leftovers() == []  # its builder may be alive
+
+
 BUILDER = """
 import sys, pickle
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import build_volumes
-from tubesynth.data.volumes import prepare_case
+from tubesynth.data.preprocessing import resample_case
 cases, grid = pickle.load(open(sys.argv[2], "rb"))
-prepare_case(cases[0], grid)  # the imports are made: from here on it is reading and writing
+resample_case(cases[0], grid)  # imports are done: the build only reads and writes
 print("go", flush=True)
 build_volumes(Store(sys.argv[1]), cases, grid, workers=1)
 print("done", flush=True)
@@ -328,10 +344,10 @@ def test_killed_at_any_moment_a_build_leaves_no_entry_that_reads_wrongly(tmp_pat
             job.send_signal(signal.SIGKILL)
             finished = job.stdout.readline() == "done\n"
         assert list(damaged(store)) == []
-        found = {entry.key: entry.meta["arrays"] for entry in store.entries()}
-        assert seen <= set(found)  # what was finished once stays
-        assert all(expected[key] == arrays for key, arrays in found.items())
-        seen, leftovers = set(found), leftovers + len(store.leftovers())
+        entries = {entry.key: entry.meta["arrays"] for entry in store.entries()}
+        assert seen <= set(entries)  # finished entries stay
+        assert all(expected[key] == arrays for key, arrays in entries.items())
+        seen, leftovers = set(entries), leftovers + len(store.leftovers())
         if finished:
             break
     print(f"{len(seen)} of {len(cases)} entries, {leftovers} torn folders over all kills")
@@ -359,7 +375,7 @@ def dying_save(stream, array, **options):
     save(stream, array, **options)
 os.fsync, np.save = dying_sync, dying_save
 KEY = "0" * 32
-Store(sys.argv[1]).ensure("things", KEY, lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
+Store(sys.argv[1]).ensure("things", KEY, lambda: ({"a": np.arange(9), "b": np.ones(3)}, {}), {})
 """
 
 
@@ -375,7 +391,7 @@ def test_killed_at_each_step_of_writing_an_entry_is_whole_or_absent(store, momen
     assert list(damaged(store)) == []
 
 
-def test_sweeping_takes_what_dead_builders_left_and_not_what_a_living_one_writes(store):
+def test_sweeping_removes_folders_of_dead_builders_and_no_folder_of_a_living_one(store):
     dead = store.root / "things" / ".tmp-dead-host-1-abc"
     living = store.root / "things" / f".tmp-{LIVING}-host-2-abc"
 

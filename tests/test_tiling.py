@@ -1,4 +1,4 @@
-"""Tiled encoding and decoding equal the whole; the halo is as small as it can be."""
+"""Tiled encoding and decoding equal the whole; the halo is the receptive field, no more."""
 
 import math
 from fractions import Fraction
@@ -51,7 +51,7 @@ def test_tiled_equals_whole(residuals, levels):
 )
 @pytest.mark.parametrize("size", [(47, 18, 29), (33, 50)])
 def test_odd_sizes_are_reconstructed_tiled_as_whole(size, quantizer, monkeypatch):
-    """Before rounding to HU. The codes of ema_vq are far apart next to what tiling changes."""
+    """Before rounding to HU; the codes of ema_vq are far apart, so rounding picks no other code."""
     monkeypatch.setattr(ModelGrid, "volume", lambda self, image, affine: image)
     net, dim = network(len(size), **quantizer), len(size)
     data = DataConfig(resolution=list(size), spacing=[1.0] * dim)
@@ -70,7 +70,7 @@ def test_odd_sizes_are_reconstructed_tiled_as_whole(size, quantizer, monkeypatch
 
 @pytest.mark.parametrize(("residuals", "levels"), [(1, 2), (2, 2), (1, 3)])
 def test_the_halo_is_the_receptive_field(residuals, levels, monkeypatch):
-    """The farthest input that an output hears lies within the halo, and not far within."""
+    """The farthest input that changes an output is at the halo's border, within one cell."""
     monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, x: x)  # no path may be dead
     net = network(2, residuals, levels).double()
     length, factor = 512, net.factor
@@ -81,7 +81,7 @@ def test_the_halo_is_the_receptive_field(residuals, levels, monkeypatch):
         changed[..., middle:] += 1  # everything from the middle on
         difference = (net.encode(image) - net.encode(changed)).abs().amax((0, 1, 2))
         touched = difference.nonzero().min().item() * factor
-        reach = middle - (touched + factor) + 1  # voxels beyond the cell's own end
+        reach = middle - (touched + factor) + 1  # voxels beyond the cell's end
         assert net.encoder_halo - factor < reach <= net.encoder_halo
 
         latents = torch.rand(1, 8, 1, length // factor, dtype=torch.float64)

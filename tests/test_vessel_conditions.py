@@ -14,10 +14,10 @@ from test_train import assert_same_state, checkpoint_of, run_command
 from tubesynth import synthesize
 from tubesynth.build.base_models import require_base_models
 from tubesynth.build.networks import build_unet
-from tubesynth.conditioning.request import Request
+from tubesynth.conditioning.conditions import latent_fields
+from tubesynth.conditioning.request import SampleRequest
 from tubesynth.config.loading import load_config
 from tubesynth.data.dataset import pad_tokens
-from tubesynth.data.tokens import latent_fields
 from tubesynth.models.conditions import Conditions
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.errors import InputError
@@ -55,7 +55,7 @@ def line_of_tokens(count: int, seed: int = 0) -> VesselTokens:
 
 
 def case_inputs(counts=(20, 9), size=8):
-    """x, t, spacing and the conditions of a batch with as many tokens as said."""
+    """x, t, spacing and the conditions of a batch with `counts` tokens."""
     random = torch.Generator().manual_seed(3)
     batch, vessels = len(counts), [line_of_tokens(n, i) for i, n in enumerate(counts)]
     shape = (4 * size,) * 3
@@ -89,12 +89,12 @@ def test_every_condition_matters_and_every_combination_runs():
     for labels in (True, False):
         for tokens in (True, False):
             for fields in (True, False):
-                given = Conditions(
+                conditions = Conditions(
                     full.labels if labels else None,
                     full.tokens if tokens else None,
                     full.fields if fields else None,
                 )
-                out[labels, tokens, fields] = net(x, t, spacing, given)
+                out[labels, tokens, fields] = net(x, t, spacing, conditions)
     every = list(out.values())
     for i, one in enumerate(every):
         for other in every[:i]:
@@ -136,8 +136,8 @@ def test_dropped_conditions_are_missing_ones():
         (dict(keep_label=keep, keep_vessels=drop), Conditions(full.labels)),
         (dict(keep_label=drop, keep_vessels=drop), Conditions()),
     ):
-        found = net(x, t, spacing, with_changes(full, **dropped))
-        torch.testing.assert_close(found, net(x, t, spacing, missing), atol=1e-5, rtol=1e-4)
+        without = net(x, t, spacing, with_changes(full, **dropped))
+        torch.testing.assert_close(without, net(x, t, spacing, missing), atol=1e-5, rtol=1e-4)
     mixed = net(x, t, spacing, with_changes(full, keep_vessels=torch.tensor([1.0, 0.0])))
     torch.testing.assert_close(mixed[0], net(x, t, spacing, full)[0], atol=1e-5, rtol=1e-4)
     alone = net(x, t, spacing, Conditions(full.labels))[1]
@@ -154,7 +154,7 @@ def test_two_samples_from_one_noise_are_equal_where_the_network_has_dropout():
 @pytest.mark.parametrize("size", [(7, 5, 6), (12, 8, 4)])
 @torch.no_grad()
 def test_tokens_are_found_where_they_are_at_every_size(size):
-    """A token in the middle of a voxel's cell draws that voxel's attention, on every level."""
+    """A token in the middle of a voxel's cell has its highest attention, on every level."""
     net = vessel_unet(channels=(32, 32, 32), vessel_levels=(0, 1, 2))
     spacing = torch.tensor([[2.0, 3.0, 4.0]])
     extent_mm = torch.tensor(size) * 4 * spacing[0]
@@ -252,7 +252,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(workplace, stage_1, tmp_p
 
 @pytest.fixture
 def pipeline(trained):
-    """Eight steps teach zero-initialised ends next to nothing: they are drawn instead."""
+    """Zero-initialized layers are nearly zero after eight steps: they get random weights."""
     loaded = Pipeline.load(trained)
     torch.manual_seed(0)
     for name, parameter in loaded.unet.named_parameters():
@@ -266,7 +266,7 @@ def labels(workplace):
     return read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
 
 
-def test_batches_hold_tokens_and_the_fields_drawn_from_them(workplace, stage_1):
+def test_batches_hold_tokens_and_the_fields_rendered_from_them(workplace, stage_1):
     from tubesynth.training.inputs import Volumes
     from tubesynth.training.latents import encode_data_set
 
@@ -286,64 +286,64 @@ def test_batches_hold_tokens_and_the_fields_drawn_from_them(workplace, stage_1):
 def test_the_same_seed_is_the_same_volume_and_vessels_change_it(pipeline, labels):
     first = pipeline.synthesize(labels, seed=3)
     assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3).array)
-    given = pipeline.trace(labels)
-    assert len(given) > 0
-    # vessels that are given are painted into the label map: the same tokens on that map are it
-    drawn = pipeline.sample(labels, generator(CPU, 3), vessels=given)
-    again = pipeline.sample(drawn.labels, generator(CPU, 3), vessels=given)
-    assert np.array_equal(drawn.volume.array, again.volume.array)
-    assert (drawn.labels.array == 8).any()
+    tokens = pipeline.trace(labels)
+    assert len(tokens) > 0
+    # user vessels are rasterized into the label map, which does not change it a second time
+    user = pipeline.sample(labels, generator(CPU, 3), vessels=tokens)
+    again = pipeline.sample(user.labels, generator(CPU, 3), vessels=tokens)
+    assert np.array_equal(user.volume.array, again.volume.array)
+    assert (user.labels.array == 8).any()
     none = VesselTokens.from_array(np.zeros((0, 9)))
     without = pipeline.synthesize(labels, seed=3, vessels=none)
     assert not np.array_equal(first.array, without.array)
 
 
-def test_a_model_without_vessels_is_shown_given_ones_in_its_label_map(stage_2, labels):
+def test_a_model_without_vessel_condition_gets_user_vessels_in_its_label_map(stage_2, labels):
     sample = Pipeline.load(stage_2).sample(labels, generator(CPU, 3), vessels=line_of_tokens(40))
-    drawn, own = sample.labels.array == 8, labels.array == 8
-    assert drawn.any() and not (drawn & own).all() and drawn.sum() < own.sum()
+    user, traced = sample.labels.array == 8, labels.array == 8
+    assert user.any() and not (user & traced).all() and user.sum() < traced.sum()
 
 
-def test_drawn_centrelines_take_the_place_of_those_in_the_label_map(trained, workplace, tmp_path):
-    """The command: an edited file makes another CT and is made again, an unchanged one is not."""
+def test_user_centrelines_replace_the_vessels_of_the_label_map(trained, workplace, tmp_path):
+    """The command synthesizes a case again if its centreline file has changed."""
     validation = workplace / "data" / "validation"
-    drawn = tmp_path / "drawn"
-    shutil.copytree(validation / "centrelines", drawn)
+    centrelines = tmp_path / "centrelines"
+    shutil.copytree(validation / "centrelines", centrelines)
     out = tmp_path / "out"
     common = ["--model", str(trained), "--input-dir", str(validation / "labels")]
     command = [*common, "--output-dir", str(out), "--solver", "euler", "--steps", "1"]
-    with_drawn = [*command, "--centrelines", str(drawn)]
+    with_centrelines = [*command, "--centrelines", str(centrelines)]
 
-    def made() -> dict[str, int]:
+    def times() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("*.img.nii.gz"))}
 
     synthesize.main(command)
-    traced = made()
-    synthesize.main(with_drawn)
-    first = made()
+    traced = times()
+    synthesize.main(with_centrelines)
+    first = times()
     assert first.keys() == traced.keys() and all(first[name] != traced[name] for name in first)
-    edited = min(drawn.iterdir())
+    edited = min(centrelines.iterdir())
     tree = json.loads(edited.read_text(encoding="utf-8"))
     for branch in tree["branches"]:
         branch["points"] = [[x, y + 20, z, 6 * r] for x, y, z, r in branch["points"]]
     edited.write_text(json.dumps(tree), encoding="utf-8")
-    synthesize.main(with_drawn)
-    again = made()
-    moved = read_labels(min((out / "labels").iterdir())).array == 8
+    synthesize.main(with_centrelines)
+    again = times()
+    user_map = read_labels(min((out / "labels").iterdir())).array == 8
     traced_map = read_labels(min((validation / "labels").iterdir())).array == 8
-    assert moved.sum() > 1.3 * traced_map.sum()  # six times as wide, and written as it was drawn
-    assert (moved & traced_map).sum() < 0.3 * traced_map.sum()  # and 20 mm further on
+    assert user_map.sum() > 1.3 * traced_map.sum()  # vessels are six times as wide
+    assert (user_map & traced_map).sum() < 0.3 * traced_map.sum()  # and 20 mm away
     case = edited.name.removesuffix(".centreline.json")
     assert [name for name in again if again[name] != first[name]] == [f"{case}_s0.img.nii.gz"]
     edited.unlink()
     with pytest.raises(InputError, match=f"{case}.centreline.json: no readable centreline"):
-        synthesize.main(with_drawn)
+        synthesize.main(with_centrelines)
     with pytest.raises(InputError, match="--unconditional has no cases"):
         alone = ["--model", str(trained), "--output-dir", str(out), "--unconditional"]
-        synthesize.main([*alone, "--centrelines", str(drawn)])
+        synthesize.main([*alone, "--centrelines", str(centrelines)])
 
 
-def test_a_label_map_without_vessels_is_synthesised(pipeline, labels):
+def test_a_label_map_without_vessels_is_synthesized(pipeline, labels):
     bare = Volume(np.where(labels.array == 8, 0, labels.array).astype(np.uint8), labels.affine)
     assert pipeline.synthesize(bare, seed=3).array.std() > 0
 
@@ -377,7 +377,7 @@ def test_guided_samples_follow_the_formula(pipeline, labels):
 
 
 @torch.no_grad()
-def test_vessels_hidden_from_the_label_map_are_told_by_tokens_and_fields_alone():
+def test_vessels_hidden_from_the_label_map_act_by_tokens_and_fields_alone():
     x, t, spacing, full = case_inputs()
     net = vessel_unet(hidden_class=2)
     bare = with_changes(full, labels=full.labels.masked_fill(full.labels == 2, 0))
@@ -397,7 +397,7 @@ def test_vessels_hidden_from_the_label_map_are_told_by_tokens_and_fields_alone()
 
 WAYS = {
     "heun": (dict(solver="heun", steps=3), 1e-4),
-    # Its steps follow the rounding of its own error, so it is the same to its tolerance only.
+    # Its step sizes follow rounding, so results are equal to its tolerance only.
     "dopri5": (dict(solver="dopri5", rtol=1e-3, atol=1e-5), 1e-2),
     "interval": (dict(solver="dopri5", guidance_interval=[0.2, 0.7]), 1e-1),
 }
@@ -415,7 +415,7 @@ def test_cases_with_unequal_tokens_are_sampled_together_as_one_by_one(pipeline, 
     states: dict[int, list[float]] = {}
 
     together = pipeline.sample_batch(
-        [Request(each, generator(CPU, 3, i)) for i, each in enumerate(maps)],
+        [SampleRequest(each, generator(CPU, 3, i)) for i, each in enumerate(maps)],
         callback=lambda index, t, volume: states.setdefault(index, []).append(t),
         **options,
     )
@@ -430,12 +430,12 @@ def test_cases_with_unequal_tokens_are_sampled_together_as_one_by_one(pipeline, 
     assert (spread[1:] - spread[:1]).abs().max() > 1
 
 
-def test_what_differs_in_kind_is_not_sampled_together(pipeline, labels):
-    requests = [Request(given, generator(CPU, 3)) for given in (labels, None)]
+def test_samples_with_different_conditions_are_not_sampled_together(pipeline, labels):
+    requests = [SampleRequest(label_map, generator(CPU, 3)) for label_map in (labels, None)]
     with pytest.raises(InputError, match="a batch of 2 samples"):
         pipeline.sample_batch(requests)
-    drawn, blank = line_of_tokens(5), [Request(None, generator(CPU, i)) for i in (3, 4)]
-    mixed = [Request(None, generator(CPU, 3), drawn), blank[0]]
+    blank = [SampleRequest(None, generator(CPU, i)) for i in (3, 4)]
+    mixed = [SampleRequest(None, generator(CPU, 3), line_of_tokens(5)), blank[0]]
     with pytest.raises(InputError, match="a batch of 2 samples"):
         pipeline.sample_batch(mixed)
     both = pipeline.sample_batch(blank, steps=1, solver="euler")
@@ -468,7 +468,7 @@ def test_the_command_takes_both_weights(trained, workplace, tmp_path):
         assert read_volume(path).shape == (32, 32, 24)
 
 
-def test_sides_that_were_not_trained_are_refused(pipeline, labels, stage_2):
+def test_guidance_terms_that_were_not_trained_are_refused(pipeline, labels, stage_2):
     config = pipeline.config
     flow = replace(config.flow, vessel_dropout=0.0)
     pipeline.config = replace(config, flow=flow)
@@ -481,7 +481,7 @@ def test_sides_that_were_not_trained_are_refused(pipeline, labels, stage_2):
         pipeline.synthesize(None)
     with pytest.raises(InputError, match="has them from a label map alone"):
         Pipeline.load(stage_2).synthesize(None, vessels=line_of_tokens(5))
-    with pytest.raises(InputError, match="leave --guidance-vessel at 1"):
+    with pytest.raises(InputError, match="leave guidance_vessel at 1"):
         Pipeline.load(stage_2).synthesize(labels, guidance_vessel=2.0)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from tubesynth.data.tokens import vessel_token_source
+from tubesynth.data.volumes import TokenSource
 from tubesynth.phantom.anatomy import make_phantom
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
@@ -303,8 +303,7 @@ def test_a_vessel_thinner_than_a_voxel_of_the_model_keeps_its_tokens(phantom):
     file."""
     case, fine = phantom
     shape, affine = target_grid(case.labels, SPACING * 4, (64, 64, 32))
-    source = vessel_token_source(8, 1.0)
-    tokens = VesselTokens(**source.extract(case.labels, shape, affine))
+    tokens = TokenSource(8, 1.0).on_grid(case.labels, shape, affine)
     assert len(tokens) == len(fine) and np.array_equal(tokens.radius_mm, fine.radius_mm)
     # the exact centrelines, relative to the middle of the coarse grid
     middle = Volume(np.zeros(shape, np.uint8), affine).center_mm

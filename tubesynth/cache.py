@@ -1,13 +1,13 @@
-"""The disk cache from the outside: build it ahead, check it, look at it, free what is not needed.
+"""The disk cache as a command: build it before training, verify, list and prune its entries.
 
     tubesynth cache build  --config stage_1_3d_f4
     tubesynth cache verify --config stage_1_3d_f4
     tubesynth cache list   --cache-dir cache
     tubesynth cache prune  --config configs/*.yml --dry-run
 
-build makes what a training run with this config would make first: volumes for every stage, latents
-for stages 2 and 3 (with the GPU, and under torchrun with all of them). prune frees every entry that
-none of the configs refers to: name all that are still in use.
+build writes the entries that a training run with this config would write first: volumes for every
+stage, latents for stages 2 and 3 (with the GPU, and under torchrun with all GPUs). prune deletes
+every entry that no config refers to, so --config needs all configs that are still in use.
 """
 
 import argparse
@@ -16,13 +16,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tubesynth.config.loading import load_config
 from tubesynth.data.pool import check_workers
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.log import progress
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,9 +29,14 @@ def main(argv: list[str] | None = None) -> None:
     configs = [load_config(path, args.overrides) for path in args.config]
     folders = {args.cache_dir} if args.cache_dir else {c.data.cache_dir for c in configs}
     if len(folders) > 1:
-        raise InputError(f"data.cache_dir: the configs have {sorted(folders)}; prune one at a time")
+        raise InputError(
+            f"data.cache_dir: the configs have {sorted(folders)}; give one config at a time, or"
+            " --cache-dir"
+        )
     if args.command in ("build", "prune") and not configs:
-        raise InputError(f"{args.command}: --config says what belongs in the cache; name one")
+        raise InputError(
+            f"{args.command}: --config is missing; give the configs that use the cache"
+        )
     store = Store(folders.pop() if folders else "cache")
     if args.command != "build" and not store.root.is_dir():
         raise InputError(f"{store.root}: no such folder; set data.cache_dir or --cache-dir")
@@ -44,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "verify":
         verify(store)
     elif args.command == "list":
-        show(store)
+        list_entries(store)
     else:
         prune(store, configs, args.dry_run)
 
@@ -71,8 +75,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build(store: Store, config, workers: int | None) -> None:
-    """Everything that training with this config reads from the disk; all ranks share the work."""
-    from tubesynth.runtime import dist  # torch: list and verify do without
+    """Build every entry that training with this config reads; all ranks share the work."""
+    from tubesynth.runtime import dist  # imports torch, which list and verify do not need
     from tubesynth.training.inputs import Volumes
 
     volumes = Volumes.find(config)
@@ -82,16 +86,17 @@ def build(store: Store, config, workers: int | None) -> None:
         report, world = volumes.build_cache(workers), dist.world_size()
         if dist.is_main():
             swept = store.sweep()
-            of_rank = f" (this process; {world} shared the work)" if world > 1 else ""
+            of_rank = f" (in this process, of {world})" if world > 1 else ""
             print(f"{store.root}/{VOLUMES}: {report}{of_rank}")
             if swept:
-                print(f"removed the leftovers of {swept} builds that were stopped")
+                print(f"removed {swept} unfinished entries of builds that were stopped")
         if config.stage in (2, 3):
             from tubesynth.build.base_models import require_base_models
             from tubesynth.training.latents import encode_data_set
 
             before = len(list(store.folders(LATENTS)))
             models = require_base_models(config, ["latents.autoencoder"])
+            assert models.autoencoder is not None  # required above
             encode_data_set(config, volumes, models.autoencoder, device)
             if dist.is_main():
                 total = len(list(store.folders(LATENTS)))
@@ -101,44 +106,42 @@ def build(store: Store, config, workers: int | None) -> None:
 
 
 def verify(store: Store) -> None:
-    """Compare every byte with its checksum; damaged entries are removed, and the exit code is 1."""
-    folders, bad = list(store.folders()), []
-    with ThreadPoolExecutor() as pool:  # hashing and reading leave Python free
+    """Compare every array with its checksum; remove damaged entries, and then exit with code 1."""
+    folders, damaged = list(store.folders()), []
+    with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
         problems = pool.map(store.problem, folders)
-        for folder, problem in zip(
-            folders, tqdm(problems, "verify", len(folders), unit="entry", disable=None), strict=True
-        ):
+        problems = progress(problems, "verify", len(folders), unit="entry")
+        for folder, problem in zip(folders, problems, strict=True):
             if problem:
-                bad.append(folder)
+                damaged.append(folder)
                 print(f"damaged: {folder.relative_to(store.root)}: {problem}")
-    if bad:
-        for folder in bad:
+    if damaged:
+        for folder in damaged:
             store.remove(folder)
-        print(f"{len(bad)} of {len(folders)} entries were damaged and are removed: build again")
+        print(f"{len(damaged)} of {len(folders)} entries were damaged and are removed: build again")
         sys.exit(1)
-    print(f"{store.root}: {len(folders)} entries are as they were written")
+    print(f"{store.root}: {len(folders)} entries match their checksums")
 
 
-def show(store: Store) -> None:
-    """One line an entry, and the bytes of each kind."""
+def list_entries(store: Store) -> None:
+    """Print one line per entry, and the bytes of each kind."""
     sizes, counts = Counter(), Counter()
     for entry in store.entries():
         sizes[entry.kind] += entry.size
         counts[entry.kind] += 1
-        size = f"{entry.size / 1e6:9.2f} MB"
-        print(f"{entry.kind:8} {entry.key[:10]} {size}  case {entry.meta['case']}: {what(entry)}")
+        name = f"{entry.kind:8} {entry.key[:10]} {entry.size / 1e6:9.2f} MB"
+        print(f"{name}  case {entry.meta['case']}: {description(entry)}")
     for kind in counts:
         print(f"{kind}: {counts[kind]} entries, {sizes[kind] / 1e6:.1f} MB")
-    whole = sum(counts.values())
-    damaged = len(list(store.folders())) - whole
-    if damaged:
-        print(f"{damaged} damaged entries: verify removes them")
-    if not whole:
+    num_damaged = len(list(store.folders())) - sum(counts.values())
+    if num_damaged:
+        print(f"{num_damaged} damaged entries: verify removes them")
+    if not counts:
         print(f"{store.root}: no entries")
 
 
-def what(entry: Entry) -> str:
-    """An entry's content in a few words."""
+def description(entry: Entry) -> str:
+    """The arrays and settings of an entry in one line."""
     meta = entry.meta
     arrays = ", ".join(
         f"{name} {'x'.join(map(str, a['shape']))} {a['dtype'].lstrip('<>|')}"
@@ -154,24 +157,26 @@ def what(entry: Entry) -> str:
 
 
 def prune(store: Store, configs: list, dry_run: bool) -> None:
-    """Free the entries that no config refers to, and what dead builders left."""
-    kept = set().union(*(references(store, config) for config in configs))
-    known = (VOLUMES, TOKENS, LATENTS)  # another kind is of a version that this one does not know
-    doomed = [
+    """Delete the entries that no config refers to, and unfinished entries of dead builders."""
+    referenced = set().union(*(references(store, config) for config in configs))
+    kinds = (VOLUMES, TOKENS, LATENTS)  # another kind belongs to another version of tubesynth
+    unreferenced = [
         entry
         for entry in store.entries()
-        if entry.kind in known and (entry.kind, entry.key) not in kept
+        if entry.kind in kinds and (entry.kind, entry.key) not in referenced
     ]
     leftovers = store.leftovers()
-    for entry in doomed:
+    for entry in unreferenced:
         print(f"{entry.kind} {entry.key[:10]} {entry.size / 1e6:.2f} MB  case {entry.meta['case']}")
         if not dry_run:
             store.remove(entry.path)
     if not dry_run:
         store.sweep()
-    freed = sum(entry.size for entry in doomed) / 1e6
+    size_mb = sum(entry.size for entry in unreferenced) / 1e6
     verb = "would free" if dry_run else "freed"
-    print(f"{verb} {freed:.1f} MB: {len(doomed)} entries, {len(leftovers)} unfinished builds")
+    print(
+        f"{verb} {size_mb:.1f} MB: {len(unreferenced)} entries, {len(leftovers)} unfinished builds"
+    )
 
 
 def references(store: Store, config) -> set[tuple[str, str]]:
@@ -185,21 +190,24 @@ def references(store: Store, config) -> set[tuple[str, str]]:
     cases = volumes.training + volumes.validation
     with ThreadPoolExecutor() as pool:
         keys = pool.map(lambda case: volume_key(store, case, volumes.preprocessing), cases)
-        keys = list(tqdm(keys, "digests", len(cases), unit="case", disable=None))
-    kept = {(VOLUMES, key) for key in keys}
+        keys = list(progress(keys, "digests", len(cases)))
+    referenced = {(VOLUMES, key) for key in keys}
     if volumes.tokens:
-        kept |= {(TOKENS, token_key(key, volumes.tokens)) for key in keys}
+        referenced |= {(TOKENS, token_key(key, volumes.tokens)) for key in keys}
     path = config.latents.autoencoder if config.stage in (2, 3) else None
     if path is None:
-        return kept
+        return referenced
     if not Path(path).is_file():
-        raise InputError(f"latents.autoencoder: {path} does not exist; its latents cannot be told")
+        raise InputError(
+            f"latents.autoencoder: {path} does not exist, so its latents cannot be recognized;"
+            " correct the path"
+        )
     digest = Checkpoint.load(path, stage=1).trained_autoencoder.digest
     for split, variants in ((volumes.training, config.latents.variants), (volumes.validation, 1)):
         for case in split:
             for variant in range(variants):
-                kept.add((LATENTS, latent_key(config, volumes, digest, case, variant)))
-    return kept
+                referenced.add((LATENTS, latent_key(config, volumes, digest, case, variant)))
+    return referenced
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from tubesynth.build.checkpoint import Checkpoint, weights_digest
 from tubesynth.build.networks import build_network, restore_autoencoder
 from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
-from tubesynth.conditioning.request import Request, conditions_on_grid, guidance_terms_of, trace
+from tubesynth.conditioning.request import SampleRequest, conditions_on_grid, request_terms, trace
 from tubesynth.config.checks import check_sampling
 from tubesynth.config.schema import Config, SamplingConfig, Stage1Config, Stage2Config
 from tubesynth.generative.guidance import GuidanceTerm, Velocity, guided
@@ -39,10 +38,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.memory import free_bytes
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import generator
-from tubesynth.volume.files import check_labels
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.intensity import hu_to_unit
-from tubesynth.volume.resample import resample_labels
 from tubesynth.volume.vessels import VesselTokens
 
 
@@ -134,13 +130,11 @@ class Pipeline:
                 "trained with autoencoder.vessel_mask_in_decoder: give the CT's label"
                 " map (reconstruct: --labels DIR)"
             )
-        prepared = self.grid.prepare_image(volume, spacing, resolution)
-        unit = hu_to_unit(prepared.array.astype(np.float32), self.config.data.hu_window)
-        padded, crop = pad_to_multiple(self.grid.tensor(unit)[None, None], net.factor)
+        image = self.grid.image(volume, spacing, resolution)
+        padded, crop = pad_to_multiple(self.grid.unit_image(image), net.factor)
         vessels = None
         if net.vessel_mask:
-            check_labels(labels.array, self.config.labels.num_classes, "label map")
-            on_grid = resample_labels(labels, prepared.shape, prepared.affine)
+            on_grid = self.grid.labels(labels, spacing, resolution, image)
             label, _ = pad_to_multiple(
                 self.grid.tensor(on_grid.array)[None, None].float(), net.factor
             )
@@ -149,7 +143,7 @@ class Pipeline:
         with self._autocast():
             latents = _finite(net.encode(padded, tile), "encoder")
             out = net.decode(latents, tile=tile, vessels=vessels)
-        return self.grid.volume(out[crop], prepared.affine)
+        return self.grid.volume(out[crop], image.affine)
 
     def _vessels(self, label: Tensor) -> Tensor:
         """Labels (B, X, ...) -> (B, X, ...) bool."""
@@ -180,17 +174,17 @@ class Pipeline:
         callback: Callable[[float, Volume], None] | None = None,
         **options,
     ) -> Sample:
-        """Like `synthesize`, with the cost. vessels: as in conditioning.Request; other options are
-        those of `sample_batch`.
+        """Like `synthesize`, with the cost. vessels: as in SampleRequest; other options: those of
+        `sample_batch`.
         """
-        request = Request(labels, random, vessels)
+        request = SampleRequest(labels, random, vessels)
         show = callback and (lambda index, t, volume: callback(t, volume))
         return self.sample_batch([request], sampling, callback=show, **options)[0]
 
     @torch.no_grad()
     def sample_batch(
         self,
-        requests: list[Request],
+        requests: list[SampleRequest],
         sampling: SamplingConfig | None = None,
         guidance_label: float = 1.0,
         guidance_vessel: float = 1.0,
@@ -216,7 +210,7 @@ class Pipeline:
                 raise InputError(f"the weight of {name} is {value}: give a number")
         self._set_control(control_scale)
         sampling = self._sampling(sampling, changes)
-        parts = guidance_terms_of(requests, self.config, guidance_label, guidance_vessel)
+        parts = request_terms(requests, self.config, guidance_label, guidance_vessel)
         net, with_vessels = self.autoencoder, any(term.vessels for term in parts)
         maps, conditions = conditions_on_grid(
             requests, self.grid, net.factor, with_vessels, spacing, resolution

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubesynth.conditioning.request import Request
+from tubesynth.conditioning.request import SampleRequest
 from tubesynth.config.loading import config_from_plain, load_config
 from tubesynth.config.schema import (
     DIFFUSION_SAMPLERS,
@@ -29,7 +29,7 @@ from tubesynth.config.schema import (
 )
 from tubesynth.config.strict import apply_overrides, to_plain
 from tubesynth.data.digest import file_digest
-from tubesynth.data.tokens import FORMAT as TOKEN_FORMAT
+from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.jobs import Job, add_model_options, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
                     beside.append(process_folder(args.output_dir, name))
                 jobs.append(Job(name, path, {**own, "sample": k}, tuple(beside)))
 
-        def request(job: Job) -> Request:
+        def request(job: Job) -> SampleRequest:
             labels = None
             if job.source is not None:
                 labels = read_labels(job.source)
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
                 check_labels(labels.array, pipeline.config.labels.num_classes, job.source, remedy)
             case, k = job.settings["case"], job.settings["sample"]
             drawn = centrelines.get(case)
-            return Request(
+            return SampleRequest(
                 labels,
                 generator(torch.device("cpu"), args.seed, "sample", case, k),
                 drawn and user_centreline_tokens(drawn, labels, data.token_step_mm or 1.0),

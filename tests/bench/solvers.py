@@ -134,7 +134,7 @@ def case_scores(
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """{way or yardstick: {score: value}} of one case; real: its CT, HU."""
-    labels, real = pipeline.grid.prepare_labels(labels), pipeline.grid.prepare_image(real)
+    labels, real = pipeline.grid.labels(labels), pipeline.grid.image(real)
     tokens = tokens_of(labels, NINE_CLASSES)
 
     def solved(way: SamplingConfig, noise_seed: int) -> tuple[Sample, float]:

@@ -1,7 +1,7 @@
 """The grid and window of a config as the cache's preprocessing."""
 
 from tubesynth.config.schema import Config
-from tubesynth.data.volumes import Preprocessing
+from tubesynth.data.preprocessing import Preprocessing
 
 
 def preprocessing_of(config: Config) -> Preprocessing:

@@ -1,82 +1,133 @@
-"""The grid that a model works on: volumes are brought to it, and become the tensors it takes.
+"""Volumes on the grid of a model as the tensors it takes, and its images as volumes.
 
-Spacing (mm) and resolution (voxels) are those of the config unless others are given. A picture is a
-volume of one slice, which the tensors of a two-dimensional model lack.
+The grid has the spacing (mm) and resolution (voxels) of the config, or those of an argument. A
+picture is a volume of one slice; tensors of a two-dimensional model have no third axis.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.schema import Config
+from tubesynth.data.preprocessing import Preprocessing, image_on_grid, labels_on_grid
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import check_labels, check_one_slice
 from tubesynth.volume.grid import Volume, centered_affine
 from tubesynth.volume.intensity import unit_to_hu
-from tubesynth.volume.resample import resample_image, resample_labels, target_grid
 
 
 class ModelGrid:
+    """The grid of one model on one device; spacing and resolution are those of its config unless
+    a call has its own, (3,) or for a two-dimensional model (2,).
+    """
+
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
 
-    def prepare_image(self, volume: Volume, spacing=None, resolution=None) -> Volume:
-        """A CT on the model's grid: same centre, fixed spacing, padded or cropped; HU."""
-        shape, affine = self._target(volume, spacing, resolution)
-        return resample_image(volume, shape, affine, fill=self.config.data.hu_window[0])
+    def image(
+        self,
+        volume: Volume,
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
+    ) -> Volume:
+        """A CT on the model's grid: int16 HU, clipped to the window as for training."""
+        preprocessing = self._preprocessing(spacing, resolution)
+        self._check_one_slice(volume)
+        return image_on_grid(volume, preprocessing)
 
-    def prepare_labels(self, labels: Volume, spacing=None, resolution=None) -> Volume:
-        """A label map on the model's grid; ValueError for values that are no class."""
-        check_labels(labels.array, self.config.labels.num_classes, "label map")
-        shape, affine = self._target(labels, spacing, resolution)
-        return resample_labels(labels, shape, affine)
+    def labels(
+        self,
+        labels: Volume,
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
+        image: Volume | None = None,
+    ) -> Volume:
+        """A label map on the model's grid; InputError for a value that is no class.
 
-    def blank_labels(self, spacing=None, resolution=None) -> Volume:
-        """A label map of background around the origin."""
-        data = self.config.data
-        self._check_options(spacing, resolution)
-        flat = (1,) * (3 - self.config.dim)
-        shape = (*(resolution or data.resolution), *flat)
-        affine = centered_affine(shape, (*(spacing or data.spacing), *flat))
+        image: the CT of the label map on the model's grid, whose grid is taken as it is.
+        """
+        preprocessing = self._preprocessing(spacing, resolution)
+        check_labels(labels.array, preprocessing.num_classes, "label map")
+        self._check_one_slice(labels)
+        return labels_on_grid(labels, preprocessing, image)
+
+    def blank_labels(
+        self,
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
+    ) -> Volume:
+        """A label map of background, centered on the origin of the world."""
+        preprocessing = self._preprocessing(spacing, resolution)
+        shape = preprocessing.resolution
+        flat_axes = (1.0,) * (3 - len(preprocessing.spacing))
+        affine = centered_affine(shape, (*preprocessing.spacing, *flat_axes))
         return Volume(np.zeros(shape, np.uint8), affine)
 
-    def _target(self, volume: Volume, spacing, resolution):
-        data = self.config.data
-        self._check_options(spacing, resolution)
-        if self.config.dim == 2:
-            check_one_slice(volume, "input")
-        return target_grid(volume, spacing or data.spacing, resolution or data.resolution)
-
-    def _check_options(self, spacing, resolution) -> None:
-        dim = self.config.dim
-        for name, value in (("--resolution", resolution), ("--spacing", spacing)):
-            good = value is None or (len(value) == dim and all(0 < n < math.inf for n in value))
-            if not good:
-                given = " ".join(map(str, value))
-                raise InputError(f"{name} {given}: expected {dim} positive numbers")
-
     def tensor(self, array: np.ndarray) -> Tensor:
-        """(X, Y, Z) -> the model's axes: (X, Y, Z), or (X, Y) of the one slice of a picture."""
+        """(X, Y, Z) -> the axes of the model on its device: (X, Y, Z), or (X, Y) of a picture."""
         array = array[..., 0] if self.config.dim == 2 else array
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
+    def unit_image(self, image: Volume) -> Tensor:
+        """A CT on the model's grid -> (1, 1, X, ...) float32 in [0, 1]."""
+        return hu_to_unit_image(self.tensor(image.array)[None, None], self.config.data.hu_window)
+
     def volume(self, image: Tensor, affine: np.ndarray) -> Volume:
-        """The first of (B, 1, X, ...) in [0, 1] -> int16 HU."""
+        """The first of (B, 1, X, ...) in [0, 1] -> int16 HU (X, Y, Z)."""
         unit = image[0, 0].float().clamp(0, 1).cpu().numpy()
         unit = unit[..., None] if self.config.dim == 2 else unit
         hu = unit_to_hu(unit, self.config.data.hu_window)
         return Volume(np.rint(hu).astype(np.int16), affine)
 
+    def _preprocessing(self, spacing, resolution) -> Preprocessing:
+        dim, settings = self.config.dim, preprocessing_of(self.config)
+        for name, value in (("resolution", resolution), ("spacing", spacing)):
+            if value is None:
+                continue
+            if len(value) != dim or not all(0 < n < math.inf for n in value):
+                numbers = " ".join(map(str, value))
+                raise InputError(f"{name} {numbers}: expected {dim} positive numbers")
+            settings = replace(settings, **{name: tuple(value)})
+        return settings
 
-def pad_to_multiple(image: Tensor, factor: int) -> tuple[Tensor, tuple]:
-    """Edge padding at the far sides to multiples of the factor, and the crop that undoes it."""
+    def _check_one_slice(self, volume: Volume) -> None:
+        if self.config.dim == 2:
+            check_one_slice(volume, "input")
+
+
+def hu_to_unit_image(
+    hu: Tensor, window: Sequence[float], intensity: Tensor | None = None
+) -> Tensor:
+    """int16 HU (B, 1, X, ...) within the window -> float32 in [0, 1], for training and inference.
+
+    intensity: (B, 2) scale and shift of the augmentation, applied to the [0, 1] values.
+    """
+    image = hu.to(torch.float32, copy=True)  # from here in place: a new volume is the main cost
+    low, high = map(float, window)
+    if intensity is None:
+        intensity = torch.tensor([[1.0, 0.0]], device=image.device)
+    scale, shift = intensity.unbind(1)
+    row = (-1, *[1] * (image.ndim - 1))
+    # unit = (HU - low) / (high - low) * scale + shift, with one multiplication
+    factor = (scale / (high - low)).reshape(row)
+    return image.sub_(low).mul_(factor).add_(shift.reshape(row)).clamp_(0, 1)
+
+
+def pad_to_multiple(image: Tensor, factor: int) -> tuple[Tensor, tuple[slice, ...]]:
+    """Edge padding of (B, C, X, ...) at the far sides to multiples of the factor, and the slices
+    that crop it again.
+    """
     sizes = image.shape[2:]
     pads = [(-n) % factor for n in sizes]
     crop = (slice(None), slice(None), *[slice(0, n) for n in sizes])
     if not any(pads):
         return image, crop
-    flat = [value for pad in reversed(pads) for value in (0, pad)]
-    return F.pad(image, flat, mode="replicate"), crop
+    # F.pad takes (before, after) pairs from the last axis to the first.
+    pairs = [value for pad in reversed(pads) for value in (0, pad)]
+    return F.pad(image, pairs, mode="replicate"), crop

@@ -1,1 +1,1 @@
-"""From files to batches: the disk cache, the data sets, the order of draws, augmentation."""
+"""From files to batches: preprocessing, the disk cache, data sets by sample index, augmentation."""

@@ -21,18 +21,10 @@ from tubesynth.data.augment import (
     pose_tokens,
     random_transform,
 )
+from tubesynth.data.preprocessing import Preprocessing, case_on_grid, read_case
 from tubesynth.data.sampler import case_of_sample
 from tubesynth.data.store import Store, will_need
-from tubesynth.data.volumes import (
-    VOLUMES,
-    Preprocessing,
-    TokenSource,
-    ensure_tokens,
-    ensure_volume,
-    lay_on_grid,
-    read_case,
-    volume_key,
-)
+from tubesynth.data.volumes import VOLUMES, TokenSource, ensure_tokens, ensure_volume, volume_key
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.grid import spacing_of
@@ -72,7 +64,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         assert self.crop is None or all(c <= n for c, n in zip(self.crop, resolution, strict=True))
         if not self.cases:
             raise InputError("data.root: the data set has no cases; check the folder")
-        self.keys: list[str | None] | None = None
+        self.keys: list[str] | None = None
         if self.store:
             with ThreadPoolExecutor(8) as pool:  # hashing and disk latency leave Python free
                 self.keys = list(pool.map(self._key, self.cases))
@@ -134,16 +126,16 @@ class VolumeDataset(torch.utils.data.Dataset):
             tokens = ensure_tokens(self.store, source, entry, self.tokens)[0].arrays()
         return entry.arrays(), tokens, np.array(entry.meta["affine"])
 
-    def _key(self, case: Case) -> str | None:
+    def _key(self, case: Case) -> str:
         assert self.store is not None
         return volume_key(self.store, case, self.preprocessing)
 
     def _resample(self, case: Case) -> StoredCase:
-        image, label = read_case(case, self.preprocessing)
-        arrays, affine = lay_on_grid(image, label, self.preprocessing)
+        image, labels = read_case(case, self.preprocessing)
+        arrays, affine = case_on_grid(image, labels, self.preprocessing)
         tokens = None
-        if self.tokens is not None and label is not None:
-            tokens = self.tokens.extract(label, arrays["image"].shape, affine)
+        if self.tokens is not None and labels is not None:
+            tokens = vars(self.tokens.on_grid(labels, arrays["image"].shape, affine))
         return arrays, tokens, affine
 
     def _without_flat_axis(self, array: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""The identity of source files: SHA-256 of their bytes, remembered so that a warm start reads none.
+"""SHA-256 digests of source files, stored in a folder so that a second start reads no source.
 
-A digest is remembered under the file's size, times and inode. Whatever changes a file's bytes
-changes one of these, except within one tick of the clock: what is that fresh is not remembered.
+A digest is stored with the size, times and inode of its file. A change of the file's bytes changes
+one of these, except within one tick of the clock: so digests of files that are younger than
+_SETTLED_SECONDS are not stored.
 """
 
 import hashlib
@@ -26,34 +27,25 @@ def file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def source_digest(path, memory: Path | None = None, read: bool = True) -> str | None:
+def source_digest(path: str | Path, folder: Path | None = None) -> str:
     """SHA-256 of a volume's file, or of all files of a DICOM folder or of a header with its data.
 
-    memory: the folder of remembered digests; without one, or where it cannot be written, nothing is
-    remembered.
-    read=False: None instead of reading a file whose digest is not remembered.
+    folder: of stored digests; without it, or where it cannot be written, no digest is stored.
     """
     path = Path(path).absolute()
-    try:
-        files = source_files(path)
-        signature = [_signature(file) for file in files]
-    except OSError as error:
-        raise InputError(f"{path}: not readable ({error.strerror}); check the path") from error
-    memo = memory and memory / f"{_text_digest(str(path))[:32]}.json"
-    known = memo and read_json(memo)
-    if known and known.get("signature") == signature:
-        return known["sha256"]
-    if not read:
-        return None
+    files, signature = _signature(path)
+    stored = folder and _stored(folder, path, signature)
+    if stored:
+        return stored
     start = time.time()
     digests = [file_digest(file) for file in files]
     names = [file.name for file in files]
     digest = digests[0] if len(files) == 1 else _text_digest(json.dumps([names, digests]))
-    newest = max(max(one[1], one[3]) for one in signature) / 1e9
-    settled = newest < start - _SETTLED_SECONDS
-    if memo and settled and signature == [_signature(file) for file in files]:
+    newest = max(max(mtime_ns, ctime_ns) for _, mtime_ns, _, ctime_ns in signature) / 1e9
+    is_settled = newest < start - _SETTLED_SECONDS
+    if folder and is_settled and signature == _signature(path)[1]:
         try:
-            with replacing(memo) as temporary:
+            with replacing(_record_path(folder, path)) as temporary:
                 record = {"path": str(path), "signature": signature, "sha256": digest}
                 temporary.write_text(json.dumps(record))
         except (OSError, InputError):
@@ -61,8 +53,14 @@ def source_digest(path, memory: Path | None = None, read: bool = True) -> str | 
     return digest
 
 
+def stored_digest(path: str | Path, folder: Path) -> str | None:
+    """The digest of a source if it is stored and the source is unchanged, else None."""
+    path = Path(path).absolute()
+    return _stored(folder, path, _signature(path)[1])
+
+
 def read_json(path: Path) -> dict | None:
-    """The dict in a file; None where there is no file, or not a whole one."""
+    """The dictionary in a file; None for a missing, cut or other file."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -70,9 +68,23 @@ def read_json(path: Path) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
-def _signature(file: Path) -> list[int]:
-    stat = os.stat(file)
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
+def _signature(path: Path) -> tuple[list[Path], list[list[int]]]:
+    """The files of a source, and of each [size, mtime_ns, inode, ctime_ns]."""
+    try:
+        files = source_files(path)
+        stats = [os.stat(file) for file in files]
+    except OSError as error:
+        raise InputError(f"{path}: not readable ({error.strerror}); check the path") from error
+    return files, [[s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns] for s in stats]
+
+
+def _stored(folder: Path, path: Path, signature: list[list[int]]) -> str | None:
+    record = read_json(_record_path(folder, path))
+    return record["sha256"] if record and record.get("signature") == signature else None
+
+
+def _record_path(folder: Path, path: Path) -> Path:
+    return folder / f"{_text_digest(str(path))[:32]}.json"
 
 
 def _text_digest(text: str) -> str:

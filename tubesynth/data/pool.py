@@ -1,6 +1,7 @@
-"""One job a case, in processes of one thread each, with a progress bar; results in the order given.
+"""One function over many jobs, in processes of one thread each; results in the order of the jobs.
 
-With one worker the jobs run in the calling process. What comes out does not depend on the number.
+With one worker the jobs run in the calling process. The results do not depend on the number of
+workers.
 """
 
 import os
@@ -9,56 +10,64 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import TypeVar
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import Progress
 
+Result = TypeVar("Result")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def cores() -> int:
     """The cores that this process may use, which a batch system or a container limits."""
-    limited = getattr(os, "sched_getaffinity", None)
-    return len(limited(0)) if limited else os.cpu_count() or 1
+    sched_getaffinity = getattr(os, "sched_getaffinity", None)
+    return len(sched_getaffinity(0)) if sched_getaffinity else os.cpu_count() or 1
 
 
 def check_workers(workers: int | None) -> int:
-    """The number asked for, or one a core."""
+    """The number of worker processes; None is one per core."""
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: must be at least 1")
     return workers or cores()
 
 
-def each(function: Callable, jobs: list[tuple], workers: int, title: str, unit="case") -> list:
-    """[function(*job) for job in jobs], by several processes; the first exception goes up."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=len(jobs), desc=title, unit=unit, disable=None if jobs else True)
-    with bar:
+def each(
+    function: Callable[..., Result], jobs: list[tuple], workers: int, title: str, unit: str = "case"
+) -> list[Result]:
+    """[function(*job) for job in jobs], by several processes; raises the first exception."""
+    with Progress(title, len(jobs), unit) as progress:
         if workers == 1 or len(jobs) < 2:
             results = []
             for job in jobs:
                 results.append(function(*job))
-                bar.update()
+                progress.update()
             return results
-        # Not forked from here: the caller may hold threads. BLAS reads the variables as it loads.
+        # BLAS reads these variables when a worker loads it.
         saved = {name: os.environ.get(name) for name in _ONE_THREAD}
         os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-        ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's
-        context = get_context("forkserver")
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, *ignore)
+        pool = ProcessPoolExecutor(
+            min(workers, len(jobs)),
+            get_context("forkserver"),  # the caller may have threads, which a fork would break
+            signal.signal,
+            (signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the calling process
+        )
         try:
             futures = [pool.submit(function, *job) for job in jobs]
             for future in as_completed(futures):
                 future.result()
-                bar.update()
+                progress.update()
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise InputError(
-                f"{title}: a process was killed, most likely for want of memory; start again with"
-                " fewer workers (--workers, where the command has it) or on a machine with more"
-                " memory; what is done stays"
+                f"{title}: a worker process was killed, most likely for lack of memory; start again"
+                " with fewer workers (--workers, if the command has it) or on a machine with more"
+                " memory; finished cases are kept"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             for name, value in saved.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+                if value is None:
+                    os.environ.pop(name)
+                else:
+                    os.environ[name] = value

@@ -1,10 +1,10 @@
-"""The disk cache: arrays under the hash of everything that they were made from.
+"""The disk cache: arrays under the hash of everything that decides their values.
 
-<root>/<kind>/<key>/ holds one .npy file per array and meta.json. The key contains the digest of
-the source's bytes and every setting that matters, so a stale entry cannot be found and nothing
-needs deleting by hand. An entry is written beside, synced, checksummed and renamed: a reader sees
-all of it or nothing. Builders of one key wait for each other on a file lock, so it is written
-once. Arrays are memory-mapped when read.
+<root>/<kind>/<key>/ holds one .npy file per array and meta.json. The key contains the digests of
+the source files and every setting that decides the arrays, so a stale entry is never read and never
+has to be deleted by hand. An entry is written under a temporary name, synced, checksummed and
+renamed: a reader sees all of it or nothing. Builders of one key wait for each other on a file lock,
+so an entry is written once. Arrays are memory-mapped when they are read.
 """
 
 import hashlib
@@ -15,24 +15,26 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tubesynth.data.digest import file_digest, read_json, source_digest
+from tubesynth.data.digest import file_digest, read_json, source_digest, stored_digest
 from tubesynth.runtime.atomic import FULL, NOT_WRITABLE
 from tubesynth.runtime.errors import InputError
 
 _TEMPORARY = ".tmp-"
-_KEY = re.compile("[0-9a-f]{32}")  # as entry_key makes them
+_KEY = re.compile("[0-9a-f]{32}")  # the format of entry_key
+# The arrays of an entry by name, and further values for its meta.json.
+Build = Callable[[], tuple[dict[str, np.ndarray], dict]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished entry: `meta` is what meta.json says, `size` its bytes on disk."""
+    """A finished entry of the cache; meta: the content of its meta.json."""
 
     kind: str
     key: str
@@ -41,51 +43,54 @@ class Entry:
 
     @property
     def size(self) -> int:
+        """Bytes on disk."""
         return sum(array["bytes"] for array in self.meta["arrays"].values())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Its arrays, read-only and memory-mapped: only the pages that are touched are read."""
+        """All arrays, read-only and memory-mapped: the disk reads only the pages that are used."""
         return {name: self.array(name) for name in self.meta["arrays"]}
 
     def array(self, name: str) -> np.ndarray:
-        about = self.meta["arrays"][name]
-        shape, dtype = tuple(about["shape"]), np.dtype(about["dtype"])
-        # np.load would parse the header, which takes longer than to read a crop
+        """One array, read-only and memory-mapped."""
+        header = self.meta["arrays"][name]
+        shape, dtype = tuple(header["shape"]), np.dtype(header["dtype"])
+        # Not np.load: it parses the header of the file, which takes longer than reading a crop.
         with open(self.path / f"{name}.npy", "rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        offset = about["bytes"] - math.prod(shape) * dtype.itemsize
+        offset = header["bytes"] - math.prod(shape) * dtype.itemsize
         return np.ndarray(shape, dtype, mapped, offset)
 
     def damage(self) -> str | None:
-        """What differs from the checksums of meta.json; None where nothing does."""
+        """The first array that differs from its checksum in meta.json, as a message, or None."""
         for name, expected in self.meta["arrays"].items():
             file = self.path / f"{name}.npy"
             if not file.is_file() or file_digest(file) != expected["sha256"]:
-                return f"{file.name} is not what was written"
+                return f"{file.name} differs from its checksum"
         return None
 
 
-def entry_key(**parts) -> str:
-    """A key from everything an entry depends on: plain values, tuples, dicts, arrays' lists."""
-    text = json.dumps(parts, sort_keys=True, default=_plain)
+def entry_key(**settings) -> str:
+    """The key of everything an entry depends on: plain values, tuples, dictionaries, arrays."""
+    text = json.dumps(settings, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Store:
-    """A cache folder; safe for any number of processes at once. Cheap to make and to pickle."""
+    """A cache folder, safe for any number of processes at once; cheap to create and to pickle."""
 
-    def __init__(self, root):
+    def __init__(self, root: str | Path):
         self.root = Path(root)
 
-    def digest(self, path, read: bool = True) -> str | None:
-        """SHA-256 of a source's bytes: a file or a DICOM folder; read once, then remembered.
+    def digest(self, path: str | Path) -> str:
+        """SHA-256 of a source (a file or a DICOM folder), which is read once; then it is stored."""
+        return source_digest(path, self.root / "digests")
 
-        read=False gives None where it is not remembered.
-        """
-        return source_digest(path, self.root / "digests", read)
+    def stored_digest(self, path: str | Path) -> str | None:
+        """The digest of a source if it is stored; reads no source."""
+        return stored_digest(path, self.root / "digests")
 
     def open(self, kind: str, key: str) -> Entry | None:
-        """The entry, or None where it is missing or a file of it has the wrong size."""
+        """The entry, or None if it is missing or one of its files has the wrong size."""
         path = self.root / kind / key
         meta = read_json(path / "meta.json")
         if not meta or "arrays" not in meta:
@@ -98,14 +103,8 @@ class Store:
             return None
         return Entry(kind, key, path, meta)
 
-    def ensure(
-        self,
-        kind: str,
-        key: str,
-        build: Callable[[], dict[str, np.ndarray] | tuple[dict[str, np.ndarray], dict]],
-        meta: dict,
-    ) -> tuple[Entry, bool]:
-        """(entry, whether it was built here); `meta` says what it is, for `list`."""
+    def ensure(self, kind: str, key: str, build: Build, meta: dict) -> tuple[Entry, bool]:
+        """(entry, whether this call built it); meta describes it in meta.json."""
         entry = self.open(kind, key)
         if entry:
             return entry, False
@@ -115,37 +114,39 @@ class Store:
             entry = self.open(kind, key)  # another builder may have finished while this one waited
             if entry:
                 return entry, False
-            result = build()
-            arrays, extra = result if isinstance(result, tuple) else (result, {})
+            arrays, extra = build()
             with self._writing():
                 self._write(kind, key, arrays, {**meta, **extra})
         entry = self.open(kind, key)
         if entry is None:
-            raise RuntimeError(f"{self.root / kind / key}: written, but not readable")
+            raise RuntimeError(
+                f"{self.root / kind / key}: written but not readable; check the disk"
+            )
         return entry, True
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
-        """All whole entries, by kind and key."""
+        """All whole entries, sorted by kind and key."""
         for folder in self.folders(kind):
             entry = self.open(folder.parent.name, folder.name)
             if entry:
                 yield entry
 
     def problem(self, folder: Path) -> str | None:
-        """What is wrong with the entry in a folder, by its checksums; None where nothing is."""
+        """The damage of the entry in a folder, by its checksums, as a message, or None."""
         entry = self.open(folder.parent.name, folder.name)
         return entry.damage() if entry else "a file is missing or has the wrong size"
 
     def folders(self, kind: str | None = None) -> Iterator[Path]:
-        """The folders of all entries, whole or damaged, by kind and key; what has no key for a name
-        is not ours, and never touched.
+        """The folders of all entries, whole or damaged, sorted by kind and key.
+
+        A folder whose name is no key is not part of the cache and never touched.
         """
         for folder in sorted(self.root.glob(f"{kind or '*'}/*/")):
             if _KEY.fullmatch(folder.name):
                 yield folder
 
     def remove(self, folder: Path) -> None:
-        """Takes an entry away in one step (a rename), then frees its bytes."""
+        """Remove an entry in one step (a rename), then free its bytes."""
         doomed = folder.with_name(_temporary_name(folder.name))
         try:
             folder.rename(doomed)
@@ -154,41 +155,41 @@ class Store:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def leftovers(self) -> list[Path]:
-        """Unfinished folders and files of builders that are no longer alive."""
-        found = []
+        """Unfinished folders of builders that no longer run."""
+        folders = []
         for path in self.root.glob(f"*/{_TEMPORARY}*"):
             key = path.name[len(_TEMPORARY) :].split("-")[0]
-            with self._lock(path.parent.name, key, wait=False) as free:
-                if free and path.exists():
-                    found.append(path)
-        return found
+            with self._lock(path.parent.name, key, wait=False) as locked:
+                if locked and path.exists():
+                    folders.append(path)
+        return folders
 
     def sweep(self) -> int:
-        """Removes the leftovers; their number."""
-        found = self.leftovers()
-        for path in found:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(found)
+        """Remove the leftovers; returns their number."""
+        folders = self.leftovers()
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(folders)
 
-    def _write(self, kind, key, arrays, meta) -> None:
+    def _write(self, kind: str, key: str, arrays: dict[str, np.ndarray], meta: dict) -> None:
         final = self.root / kind / key
         temporary = final.with_name(_temporary_name(key))
         temporary.mkdir()
         try:
-            described = {}
+            array_meta = {}
             for name, array in arrays.items():
                 file = temporary / f"{name}.npy"
                 with file.open("wb") as stream:
                     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
                     _sync(stream)
-                described[name] = {
+                array_meta[name] = {
                     "dtype": array.dtype.str,
                     "shape": list(array.shape),
                     "bytes": file.stat().st_size,
                     "sha256": file_digest(file),
                 }
             with (temporary / "meta.json").open("w") as stream:
-                json.dump({**meta, "arrays": described}, stream, indent=1, default=_plain)
+                json.dump({**meta, "arrays": array_meta}, stream, indent=1, default=_plain)
                 _sync(stream)
             _sync_folder(temporary)
             if final.exists():
@@ -206,34 +207,35 @@ class Store:
 
     @contextmanager
     def _lock(self, kind: str, key: str, wait: bool = True):
-        """An exclusive lock on a key; yields whether it is held (always, where `wait`).
+        """An exclusive lock on a key; yields whether this process has it (always, if wait).
 
-        The kernel frees it with its process, however that ends. File systems without locks go on
-        without: the rename still keeps entries whole, they may only be built twice.
+        The kernel releases it when the process ends, also by kill -9. On a file system without
+        locks builders do not wait: the rename keeps entries whole, one may be built twice.
         """
-        import fcntl
+        from filelock import FileLock, Timeout
 
-        with self._writing():
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            file = self.root / "locks" / f"{kind}-{key}"
-            stream = file.open("a")
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                held = True
-            except BlockingIOError:
-                held = False
-            except OSError:
-                held = wait
-            try:
-                yield held
-            finally:
-                if held:  # waiters hold the unlinked file and look for the entry first
-                    file.unlink(missing_ok=True)
+        path = self.root / "locks" / f"{kind}-{key}"
+        lock = FileLock(path, timeout=-1 if wait else 0)
+        try:
+            with self._writing():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            locked = True
+        except Timeout:
+            locked = False
+        except (NotImplementedError, OSError):  # of the file system
+            locked = wait
+        try:
+            yield locked
+        finally:
+            if locked:  # removed while locked: a waiter that opened it before opens a new one
+                with suppress(OSError):
+                    path.unlink()
+            lock.release()
 
     @contextmanager
     def _writing(self):
-        """A full disk or a folder that cannot be written is the user's to put right."""
+        """A full disk or a folder that cannot be written becomes an InputError with the remedy."""
         try:
             yield
         except OSError as error:
@@ -245,10 +247,10 @@ class Store:
             raise
 
 
-def will_need(array: np.ndarray, start, size) -> None:
-    """Tells the kernel which part of a memory-mapped array (X, Y, Z) is read next: a box.
+def will_need(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> None:
+    """Tell the kernel which box of a memory-mapped array (X, Y, Z) is read next.
 
-    Left alone, it reads ahead of every access and so fetches the whole file for any crop.
+    Without this advice it reads ahead of every access and so reads the whole file for any crop.
     """
     mapped = array.base
     if not isinstance(mapped, mmap.mmap) or not hasattr(mapped, "madvise"):
@@ -256,6 +258,7 @@ def will_need(array: np.ndarray, start, size) -> None:
     header = len(mapped) - array.nbytes
     _, rows, depth = array.shape
     length = ((size[1] - 1) * depth + size[2]) * array.itemsize
+    # One slab of the box at a time: its bytes from row start[1] to the end of its last row.
     for x in range(start[0], start[0] + size[0]):
         first = header + ((x * rows + start[1]) * depth + start[2]) * array.itemsize
         page = first - first % mmap.PAGESIZE
@@ -267,7 +270,7 @@ def _temporary_name(key: str) -> str:
 
 
 def _plain(value):
-    """NumPy numbers and arrays, and paths, as JSON has them."""
+    """A NumPy number or array, or a path, as a value of JSON."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 

@@ -18,7 +18,7 @@ from tubesynth.config.strict import to_plain
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.layout import Part
 from tubesynth.data.store import Store
-from tubesynth.data.volumes import VOLUMES, volume_key
+from tubesynth.data.volumes import VOLUMES, stored_volume_key
 from tubesynth.doctor.findings import error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
 
@@ -171,7 +171,7 @@ def _cache_bytes(plan: Plan) -> tuple[int, int]:
     if data.dataset_type == "persistent":
         preprocessing = preprocessing_of(config)
         for case in cases:
-            key = volume_key(store, case, preprocessing, read=False)
+            key = stored_volume_key(store, case, preprocessing)
             entry = store.open(VOLUMES, key) if key else None
             there += entry.size if entry else 0
             needed += 0 if entry else BYTES_PER_VOXEL * voxels

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubesynth.data.volumes import Preprocessing
+from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme

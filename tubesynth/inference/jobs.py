@@ -1,8 +1,8 @@
-"""Working through a folder case by case: shared by all ranks, resumable, nothing half-written.
+"""A folder of volumes written case by case: shared by all ranks, resumable, no file half-written.
 
-Beside every volume lies a JSON sidecar with the file, its bytes' SHA-256 and the settings that it
-was made from, and what it cost. A case whose sidecar has those asked for is finished and skipped;
-one made from others is made again.
+Each volume has a JSON sidecar with its source, the SHA-256 of the source's bytes, the settings that
+decide its voxels, and its cost. A case whose sidecar equals its job is finished and skipped; a case
+with another source or other settings is written again.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import tubesynth
 from tubesynth.data.digest import source_digest
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import write_text, writing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import Progress
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
@@ -41,7 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def tile_option(text: str) -> int | str | None:
-    """The value of --tile: auto, none, or voxels a side."""
+    """The value of --tile: auto, none (as None), or voxels per side."""
     if text in ("auto", "none"):
         return None if text == "none" else text
     if not text.isdigit() or int(text) < 1:
@@ -51,12 +51,12 @@ def tile_option(text: str) -> int | str | None:
 
 @dataclass(frozen=True)
 class Job:
-    """One volume to be written: OUT/name.img.nii.gz, with OUT/name.json beside it."""
+    """One volume to write: OUT/name.img.nii.gz, with its sidecar OUT/name.json."""
 
     name: str
-    source: Path | None  # None: made from noise alone
+    source: Path | None  # None: synthesized from noise alone
     settings: dict  # plain values that decide the voxels
-    beside: tuple[Path, ...] = ()  # what `make` writes too: without these it is not finished
+    other_outputs: tuple[Path, ...] = ()  # further paths without which the job is not finished
 
 
 def sidecar(output_dir: Path, job: Job) -> Path:
@@ -64,21 +64,23 @@ def sidecar(output_dir: Path, job: Job) -> Path:
 
 
 def is_finished(output_dir: Path, job: Job) -> bool:
+    """Whether all outputs of a job exist and its sidecar has its source and settings."""
     try:
         record = json.loads(sidecar(output_dir, job).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     if not isinstance(record, dict):
         return False
-    same = (record.get("source"), record.get("settings")) == (source_name(job), job.settings)
-    written = (image_path(output_dir, job), *job.beside)
-    if not same or not all(path.exists() for path in written):
+    if (record.get("source"), record.get("settings")) != (source_name(job), job.settings):
+        return False
+    outputs = (image_path(output_dir, job), *job.other_outputs)
+    if not all(path.exists() for path in outputs):
         return False
     return record.get("source_sha256") == digest_of(job.source)
 
 
 def digest_of(source: Path | None) -> str | None:
-    """SHA-256 of a volume's bytes; None for none."""
+    """SHA-256 of a source's bytes; None without a source."""
     return None if source is None else source_digest(source)
 
 
@@ -93,49 +95,61 @@ def image_path(output_dir: Path, job: Job) -> Path:
 def run_jobs(
     jobs: list[Job],
     output_dir: Path,
-    make: Callable[[list[Job]], list[tuple[Volume, dict]]],
+    process: Callable[[list[Job]], list[tuple[Volume, dict]]],
     device: torch.device,
     title: str,
     batch_size: int = 1,
 ) -> None:
-    """Make what is missing, batch by batch; `make` returns the volume (HU) of each job and what to
-    add to its sidecar.
+    """Write the volumes of all jobs that are not finished, batch by batch; ranks share the jobs.
+
+    process: a batch of jobs -> for each the volume (HU) and further values for its sidecar.
     """
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if not is_finished(output_dir, job)]
-    dist.barrier()  # all ranks have looked before the first one writes
-    mine = missing[dist.rank() :: dist.world_size()]
-    started = time.perf_counter()
-    quiet = None if dist.is_main() else True
-    with tqdm(total=len(mine), desc=title, unit="volume", disable=quiet) as bar:
-        for batch in (mine[i : i + batch_size] for i in range(0, len(mine), batch_size)):
-            began = time.perf_counter()
-            for job in batch:
-                with writing(output_dir):  # what it told of is about to go
-                    sidecar(output_dir, job).unlink(missing_ok=True)
-            made = make(batch)
-            for job, (volume, _) in zip(batch, made, strict=True):
-                write_volume(image_path(output_dir, job), volume, "int16")
-            seconds = round((time.perf_counter() - began) / len(batch), 3)
-            for job, (_, extra) in zip(batch, made, strict=True):
-                record = {
-                    "source": source_name(job),
-                    "source_sha256": digest_of(job.source),
-                    "settings": job.settings,
-                    **extra,
-                    "seconds": seconds,
-                    "peak_memory_mb": round(peak_mb(device)),
-                    "device": str(device),
-                    "tubesynth": tubesynth.__version__,
-                }
-                write_text(sidecar(output_dir, job), json.dumps(record, indent=2) + "\n")
-                bar.update()
+    unfinished = [job for job in jobs if not is_finished(output_dir, job)]
+    dist.barrier()  # every rank has its list before the first rank writes
+    rank_jobs = unfinished[dist.rank() :: dist.world_size()]
+    start = time.perf_counter()
+    with Progress(title, len(rank_jobs), unit="volume") as progress:
+        for first in range(0, len(rank_jobs), batch_size):
+            batch = rank_jobs[first : first + batch_size]
+            process_batch(batch, output_dir, process, device)
+            progress.update(len(batch))
     dist.barrier()
     if dist.is_main():
-        spent = time.perf_counter() - started
-        made = f"{len(missing)} volumes, {spent / max(1, len(missing)):.2f} s each"
-        skipped = (
-            f", {len(jobs) - len(missing)} were there already" if len(jobs) > len(missing) else ""
+        seconds = (time.perf_counter() - start) / max(1, len(unfinished))
+        finished = len(jobs) - len(unfinished)
+        skipped = f", {finished} finished before" if finished else ""
+        print(
+            f"{output_dir}: {len(unfinished)} volumes, {seconds:.2f} s each{skipped}, peak memory"
+            f" {peak_mb(device):.0f} MB"
         )
-        print(f"{output_dir}: {made}{skipped}, peak memory {peak_mb(device):.0f} MB")
+
+
+def process_batch(
+    batch: list[Job],
+    output_dir: Path,
+    process: Callable[[list[Job]], list[tuple[Volume, dict]]],
+    device: torch.device,
+) -> None:
+    """Write the volumes of a batch, then their sidecars, so no sidecar describes an old volume."""
+    start = time.perf_counter()
+    for job in batch:
+        with writing(output_dir):
+            sidecar(output_dir, job).unlink(missing_ok=True)
+    results = process(batch)
+    for job, (volume, _) in zip(batch, results, strict=True):
+        write_volume(image_path(output_dir, job), volume, "int16")
+    seconds = round((time.perf_counter() - start) / len(batch), 3)
+    for job, (_, values) in zip(batch, results, strict=True):
+        record = {
+            "source": source_name(job),
+            "source_sha256": digest_of(job.source),
+            "settings": job.settings,
+            **values,
+            "seconds": seconds,
+            "peak_memory_mb": round(peak_mb(device)),
+            "device": str(device),
+            "tubesynth": tubesynth.__version__,
+        }
+        write_text(sidecar(output_dir, job), json.dumps(record, indent=2) + "\n")

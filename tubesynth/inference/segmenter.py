@@ -7,11 +7,11 @@ import torch
 
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.build.networks import build_segmenter
+from tubesynth.conditioning.model_grid import ModelGrid
 from tubesynth.config.schema import SegmenterConfig
 from tubesynth.models.segmenter import SegmentationUNet
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.intensity import hu_to_unit
-from tubesynth.volume.resample import resample_image, target_grid
+from tubesynth.volume.resample import resample_image
 
 
 class VesselSegmenter:
@@ -21,7 +21,7 @@ class VesselSegmenter:
     """
 
     def __init__(self, config: SegmenterConfig, net: SegmentationUNet, device: torch.device):
-        self.data, self.device = config.data, device
+        self.grid = ModelGrid(config, device)
         self.net = net.to(device).eval()
 
     @classmethod
@@ -34,10 +34,8 @@ class VesselSegmenter:
 
     @torch.no_grad()
     def __call__(self, ct: Volume) -> Volume:
-        shape, affine = target_grid(ct, self.data.spacing, self.data.resolution)
-        prepared = resample_image(ct, shape, affine, fill=self.data.hu_window[0])
-        unit = hu_to_unit(prepared.array.astype(np.float32), self.data.hu_window)
-        logits = self.net(torch.from_numpy(unit)[None, None].to(self.device))[0, 0]
-        logits = Volume(logits.float().cpu().numpy(), affine)
-        found = resample_image(logits, ct.shape, ct.affine, fill=-10.0)
-        return Volume((found.array > 0).astype(np.uint8), ct.affine)
+        image = self.grid.image(ct)
+        logits = self.net(self.grid.unit_image(image))[0, 0].float().cpu().numpy()
+        outside = -10.0  # logit of the background
+        on_ct = resample_image(Volume(logits, image.affine), ct.shape, ct.affine, fill=outside)
+        return Volume((on_ct.array > 0).astype(np.uint8), ct.affine)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.conditioning.model_grid import hu_to_unit_image
 from tubesynth.config.schema import Config, DataConfig
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
-from tubesynth.data.tokens import vessel_token_source
-from tubesynth.data.volumes import BuildReport, build_volumes
+from tubesynth.data.volumes import BuildReport, TokenSource, build_volumes
 from tubesynth.pictures.panel import draw_panel
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
@@ -41,17 +41,11 @@ def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
     """A loader's batch -> image float32 (B, 1, X, ...) in [0, 1], label uint8 (B, X, ...),
     spacing in mm and, of training samples, their sample indices.
     """
-    image = batch["image"].to(device, non_blocking=True).float()  # int16 over the bus
-    # In place, since on a CPU a new volume costs more than the arithmetic. The stored HU are within
-    # the window, so one clamp at the end is enough: scale * (HU - low) / (high - low) + shift.
-    low, high = map(float, data.hu_window)
-    scale, shift = batch["intensity"].to(device, non_blocking=True).unbind(1)
-    shape = (-1, *[1] * (image.ndim - 1))
-    factor = (scale / (high - low)).reshape(shape)
-    image.sub_(low).mul_(factor).add_(shift.reshape(shape)).clamp_(0, 1)
+    hu = batch["image"].to(device, non_blocking=True)  # int16 over the bus
+    intensity = batch["intensity"].to(device, non_blocking=True)
     on_device = {
         "case": batch["case"],
-        "image": image,
+        "image": hu_to_unit_image(hu, data.hu_window, intensity),
         "label": batch["label"].to(device, non_blocking=True),
         "spacing": batch["spacing"].to(device, non_blocking=True),
     }
@@ -70,7 +64,7 @@ class Volumes:
         self.store = Store(config.data.cache_dir)
         self.preprocessing = preprocessing_of(config)
         step = config.data.token_step_mm
-        self.tokens = vessel_token_source(config.labels.vessel, step) if step else None
+        self.tokens = TokenSource(config.labels.vessel, step) if step else None
 
     @classmethod
     def find(cls, config: Config) -> "Volumes":

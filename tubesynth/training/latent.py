@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tubesynth.build.networks import build_unet
 from tubesynth.build.objective import build_objective
+from tubesynth.conditioning.conditions import conditions_of
 from tubesynth.config.schema import Stage2Config
 from tubesynth.generative.objective import Network, vessel_weight
-from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.unet import UNet
 from tubesynth.runtime import dist
@@ -26,15 +26,6 @@ from tubesynth.training.phase import Phase
 
 # Validation uses these times and one fixed noise per case, so that curves are comparable.
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-def conditions_of(batch: dict, keep_label=None, keep_vessels=None) -> Conditions:
-    """The conditions of a batch. keep_label, keep_vessels: (B,) of 0 or 1, one per case; 0 drops
-    that condition of a case, None drops nothing.
-    """
-    return Conditions(
-        batch["label"], batch.get("tokens"), batch.get("fields"), keep_label, keep_vessels
-    )
 
 
 class LatentStage:

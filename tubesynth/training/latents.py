@@ -13,11 +13,11 @@ import torch
 
 from tubesynth.build.checkpoint import AutoencoderState, Checkpoint
 from tubesynth.build.networks import restore_autoencoder
+from tubesynth.conditioning.conditions import case_conditions, conditions_to_device
 from tubesynth.config.schema import Stage2Config
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
-from tubesynth.data.tokens import latent_fields
 from tubesynth.data.volumes import LATENTS, volume_key
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.vqvae import VQVAE
@@ -78,18 +78,11 @@ class EncodedSplits:
         on_device = {
             "case": batch["case"],
             "latent": self.scale.normalize(latent),
-            "label": batch["label"].to(self.device, non_blocking=True),
+            **conditions_to_device(batch, self.device),
             "spacing": batch["spacing"][:, : self.config.dim].to(self.device, non_blocking=True),
         }
         if "sample_index" in batch:
             on_device["sample_index"] = batch["sample_index"].tolist()
-        if "fields" in batch:
-            on_device["fields"] = batch["fields"].to(self.device, non_blocking=True).float()
-        if "tokens" in batch:
-            on_device["tokens"] = {
-                name: values.to(self.device, non_blocking=True)
-                for name, values in batch["tokens"].items()
-            }
         return on_device
 
 
@@ -191,13 +184,13 @@ class LatentEncoder:
         moments = [torch.full((len(cells),), cells.shape[1]), cells.sum(1), cells.square().sum(1)]
         arrays = {
             "latent": latent.half().numpy(),
-            "label": np.ascontiguousarray(sample["label"]),
             "moments": torch.stack([m.double() for m in moments]).numpy(),
         }
-        if "tokens" in sample:
-            tokens = VesselTokens(**sample["tokens"])
+        tokens = VesselTokens(**sample["tokens"]) if "tokens" in sample else None
+        factor = self.autoencoder.factor
+        conditions = case_conditions(sample["label"], tokens, sample["spacing"], factor)
+        arrays["label"] = conditions["label"]
+        if tokens is not None:
             arrays["tokens"] = tokens.to_array()
-            shape = (*sample["label"].shape, 1)[:3]  # a picture is a volume of one slice
-            fields = latent_fields(tokens, shape, sample["spacing"], self.autoencoder.factor)
-            arrays["fields"] = fields.reshape(2, *latent.shape[1:]).astype(np.float16)
+            arrays["fields"] = conditions["fields"].astype(np.float16)
         return arrays, {"spacing": sample["spacing"].tolist()}

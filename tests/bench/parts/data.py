@@ -124,8 +124,9 @@ def run_case(case: str, args, workers: int) -> dict:
 
 def cold(args) -> dict:
     """Files to cache entries, with every core; the cache is emptied before each repeat."""
+    from tubesynth.data.preprocessing import Preprocessing
     from tubesynth.data.store import Store
-    from tubesynth.data.volumes import Preprocessing, build_volumes
+    from tubesynth.data.volumes import build_volumes
     from tubesynth.volume.cases import pair_cases
 
     root = args.data_dir / "scans" / "training"

@@ -1,0 +1,100 @@
+"""A CT and its label map on the grid of a model: the same voxels for training and inference.
+
+The grid has the CT's axes and center, the spacing (mm) and resolution (voxels) of the config. Image
+voxels are int16 HU, clipped to the model's window; label voxels are uint8 classes. This file needs
+no torch, so that processes that fill the cache start fast.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tubesynth.volume.cases import Case
+from tubesynth.volume.files import (
+    check_labels,
+    check_one_slice,
+    check_same_grid,
+    read_labels,
+    read_volume,
+)
+from tubesynth.volume.grid import Volume
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The grid, the HU window that images are clipped to, and the number of classes.
+
+    resolution and spacing (mm) have two or three entries; two describe one slice, whose thickness
+    is that of the file.
+    """
+
+    resolution: tuple[int, ...]
+    spacing: tuple[float, ...]
+    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+    num_classes: int = 9
+
+    def __post_init__(self):
+        # One spelling of equal values, since they are hashed: 256 and 256.0 give one cache key.
+        set_field = object.__setattr__
+        flat_axes = (1,) * (3 - len(self.resolution))
+        set_field(self, "resolution", (*(int(n) for n in self.resolution), *flat_axes))
+        set_field(self, "spacing", tuple(float(s) for s in self.spacing))
+        set_field(self, "hu_window", tuple(float(v) for v in self.hu_window))
+
+
+def image_on_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
+    """A CT in HU -> int16 HU (X, Y, Z) on the model's grid, clipped to the window and rounded."""
+    from tubesynth.volume.resample import resample_image, target_grid
+
+    shape, affine = target_grid(image, preprocessing.spacing, preprocessing.resolution)
+    low, high = preprocessing.hu_window
+    hu = resample_image(image, shape, affine, fill=low).array
+    # Clip and round in the memory order of the resampler, then lay out z fastest.
+    return Volume(np.ascontiguousarray(np.rint(hu.clip(low, high)).astype(np.int16)), affine)
+
+
+def labels_on_grid(
+    labels: Volume, preprocessing: Preprocessing, image: Volume | None = None
+) -> Volume:
+    """A label map -> uint8 (X, Y, Z) on the model's grid, by the nearest voxel, 0 outside.
+
+    image: the CT on the model's grid, which gives the grid; without it the label map does.
+    """
+    from tubesynth.volume.resample import resample_labels, target_grid
+
+    if image is None:
+        shape, affine = target_grid(labels, preprocessing.spacing, preprocessing.resolution)
+    else:
+        shape, affine = image.shape, image.affine
+    return Volume(np.ascontiguousarray(resample_labels(labels, shape, affine).array), affine)
+
+
+def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume | None]:
+    """Image and label map as stored in their files; InputError unless both have one grid."""
+    image = read_volume(case.image)
+    if len(preprocessing.spacing) == 2:
+        check_one_slice(image, case.image)
+    if case.label is None:
+        return image, None
+    labels = read_labels(case.label)
+    check_same_grid(image, labels, case.image, case.label)
+    check_labels(labels.array, preprocessing.num_classes, case.label)
+    return image, labels
+
+
+def case_on_grid(
+    image: Volume, labels: Volume | None, preprocessing: Preprocessing
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({"image": int16 HU (X, Y, Z), "label": uint8 (X, Y, Z)}, affine (4, 4)) of a case."""
+    placed = image_on_grid(image, preprocessing)
+    arrays = {"image": placed.array}
+    if labels is not None:
+        arrays["label"] = labels_on_grid(labels, preprocessing, placed).array
+    return arrays, placed.affine
+
+
+def resample_case(
+    case: Case, preprocessing: Preprocessing
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The files of a case as `case_on_grid` gives them."""
+    return case_on_grid(*read_case(case, preprocessing), preprocessing)
