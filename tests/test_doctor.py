@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.config.loading import load_config
 from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.doctor import config_rules
@@ -84,12 +86,16 @@ def data(tmp_path) -> Path:
     return root
 
 
-def look(data: Path, *arguments, capsys=None):
-    """The findings on a folder that are no info, as (level, rule, case, message)."""
-    config = doctor.load_config(data.parent / "one.yml")
-    parts = doctor.find_parts(data)
-    found = doctor.examine(parts, config, 1, False)
-    return [(f.level, f.rule, f.case, f.message) for f in found if f.level != "info"]
+def expected(data: Path, *overrides: str) -> Expected:
+    """The grid and classes of one.yml."""
+    config = load_config(data.parent / "one.yml", list(overrides))
+    return Expected(preprocessing_of(config), config.labels, for_training=True)
+
+
+def look(data: Path):
+    """The errors and warnings on a folder, as (level, rule, case, message)."""
+    findings = doctor.check_data(doctor.find_parts(data), expected(data))
+    return [(f.level, f.rule, f.case, f.message) for f in findings if f.level != "info"]
 
 
 def only(found, level, rule, case):
@@ -226,9 +232,9 @@ def test_a_mirrored_and_an_upturned_heart_are_warnings(data):
 
 HU = {
     "scaled": (lambda hu: ((hu + 1000) / 2000).astype(np.float32), "error", "are scaled"),
-    "grey": (lambda hu: ((hu + 1000) / 8).clip(0, 255).astype(np.uint8), "error", "8-bit grey"),
+    "grey": (lambda hu: ((hu + 1000) / 8).clip(0, 255).astype(np.uint8), "error", "8-bit gray"),
     "offset": (lambda hu: (hu + 1024).clip(0).astype(np.uint16), "error", "intercept is missing"),
-    "twice": (lambda hu: hu - 1024, "error", "taken off twice"),
+    "twice": (lambda hu: hu - 1024, "error", "subtracted twice"),
     "blank": (lambda hu: np.full_like(hu, -1000), "error", "every voxel is -1000"),
     "flat": (lambda hu: (hu / 100).astype(np.int16), "error", "no contrast"),
     "multiples": (lambda hu: (hu * 80.0).clip(-1024, 32767).astype(np.int16), "warning", "multip"),
@@ -322,8 +328,7 @@ def test_vessels_that_fall_apart_in_the_models_voxels_are_named(data):
     label[8 + z // 2, 24, z] = label[8 + z // 2, 25, z] = 8
     put(data, "training", 1, label=label)
     coarse = ["data.spacing=[8,8,8]", "data.resolution=[20,20,16]"]
-    config = doctor.load_config(data.parent / "one.yml", coarse)
-    found = doctor.examine(doctor.find_parts(data), config, 1, False)
+    found = doctor.check_data(doctor.find_parts(data), expected(data, *coarse))
     (said,) = [f.message for f in found if (f.rule, f.case) == ("vessels_on_the_grid", "1")]
     assert "vessels in 1 pieces are" in said and "voxels of 8 x 8 x 8 mm" in said
 
@@ -388,7 +393,7 @@ def test_imagecas_as_distributed_is_sent_to_prepare(tmp_path):
     hu, label, affine = heart(1)
     save(tmp_path / "1.img.nii.gz", hu, affine)
     save(tmp_path / "1.label.nii.gz", (label == 8).astype(np.uint8), affine)
-    found = doctor.examine(doctor.find_parts(tmp_path), None, 1, False)
+    found = doctor.check_data(doctor.find_parts(tmp_path), Expected())
     said = [finding.message for finding in found if finding.rule == "absent_classes"]
     assert len(said) == 1 and "tubesynth.prepare" in said[0]
 
@@ -413,18 +418,17 @@ def test_every_data_rule_has_a_test_here():
 
 def test_findings_do_not_depend_on_the_workers(data):
     (data / "training/labels/1.label.nii.gz").write_bytes(b"no volume")
-    config = doctor.load_config(data.parent / "one.yml")
     parts = doctor.find_parts(data)
-    one, two = (doctor.examine(parts, config, workers, False) for workers in (1, 2))
+    one, two = (doctor.check_data(parts, expected(data), workers) for workers in (1, 2))
     assert one == two and any(finding.rule == "readable" for finding in one)
 
 
 def test_quick_reads_a_few_cases_and_says_so(data, monkeypatch):
     monkeypatch.setattr(doctor, "QUICK_CASES", 1)
     (data / "training/images/2.img.nii.gz").write_bytes(b"")
-    found = doctor.examine(doctor.find_parts(data), None, 1, True)
+    found = doctor.check_data(doctor.find_parts(data), Expected(), quick=True)
     assert not any(finding.rule == "readable" for finding in found)
-    assert "2 of them looked at" in found[0].message
+    assert "2 of them measured" in found[0].message
 
 
 def test_any_folder_of_images_is_looked_at(tmp_path, capsys):
@@ -443,9 +447,9 @@ def test_any_folder_of_images_is_looked_at(tmp_path, capsys):
 def machine(data: Path, rule: str, text: str, *overrides):
     """The one finding that a rule on the machine yields: (level, message)."""
     (data.parent / "two.yml").write_text(text)
-    config = doctor.load_config(data.parent / "two.yml", list(overrides))
+    config = load_config(data.parent / "two.yml", list(overrides))
     chosen = [r for r in config_rules.RULES if r.__name__ == rule]
-    found = doctor.ask(chosen, config_rules.Plan(config, doctor.find_parts(data)))
+    found = doctor.apply_rules(chosen, config_rules.Plan(config, doctor.find_parts(data)))
     return [(finding.level, finding.message) for finding in found]
 
 
@@ -495,7 +499,7 @@ def test_what_the_cache_holds_is_not_needed_again(data, monkeypatch):
     cache(["build", "--config", str(data.parent / "one.yml"), "--workers", "1"])
     ((_, message),) = machine(data, "disk", text)
     size = 3 * (3 * np.prod(SHAPE) + 2 * 128)  # and a header for each array
-    assert f": {size / 1e3:.0f} kB, {size / 1e3:.0f} kB of it there" in message
+    assert f": {size / 1e3:.0f} kB, {size / 1e3:.0f} kB of it built" in message
 
 
 def test_checkpoints_must_fit_on_the_disk(data, monkeypatch):
@@ -518,16 +522,16 @@ def test_memory_is_compared_with_the_device(data, monkeypatch):
 
 
 def test_the_memory_estimate_counts_what_autograd_keeps(data):
-    config = doctor.load_config(data.parent / "one.yml")
+    config = load_config(data.parent / "one.yml")
     whole = estimate(config)
-    double = doctor.load_config(data.parent / "one.yml", ["data.batch_size=2"])
+    double = load_config(data.parent / "one.yml", ["data.batch_size=2"])
     fixed = 500e6 + 1.3 * 16 * whole.parameters  # the program; weights, gradients, moments
     assert estimate(double).training - fixed == pytest.approx(
         2 * (whole.training - fixed), rel=0.02
     )
-    half = doctor.load_config(data.parent / "one.yml", ["train.precision=bf16-mixed"])
+    half = load_config(data.parent / "one.yml", ["train.precision=bf16-mixed"])
     assert fixed < estimate(half).training < whole.training
-    less = doctor.load_config(data.parent / "one.yml", ["train.checkpointing=true"])
+    less = load_config(data.parent / "one.yml", ["train.checkpointing=true"])
     assert estimate(less).training < whole.training
 
 
@@ -552,7 +556,7 @@ def test_the_screen_has_errors_first_and_a_verdict(data, capsys):
     levels = [line.split()[0] for line in out.splitlines() if line[:2] == "  " and line[2] != " "]
     assert levels == sorted(levels, key=["error", "warning", "info"].index)
     assert out.count("label_values") == 2 and "NOT READY: 2 errors" in out.splitlines()[-1]
-    assert f"{data}/training" not in out  # paths are told from the folder looked at
+    assert f"{data}/training" not in out  # paths are relative to the data folder
     put(data, "training", 1)
     put(data, "training", 2)
     doctor.main(["--data", str(data), "--workers", "1"])

@@ -17,6 +17,7 @@ from tubesynth.data import manifest
 from tubesynth.data.digest import file_digest
 from tubesynth.data.preprocessing import Preprocessing, resample_case
 from tubesynth.doctor import __main__ as doctor
+from tubesynth.doctor.facts import Expected
 from tubesynth.prepare import __main__ as prepare
 from tubesynth.prepare.imagecas import HEARTCHAMBERS, place
 from tubesynth.runtime.errors import InputError
@@ -106,8 +107,35 @@ def test_the_result_is_what_training_reads(source, hearts, tmp_path):
         for case in pair_cases(out / part / "images", out / part / "labels"):
             arrays, _ = resample_case(case, Preprocessing(SHAPE, (0.5, 0.5, 0.8)))
             assert arrays["label"].max() == 8
-    found = doctor.examine(doctor.find_parts(out), None, 1, False)
+    found = doctor.check_data(doctor.find_parts(out), Expected())
     assert not [finding for finding in found if finding.level == "error"]
+
+
+FOUR = """labels:
+  names: [background, heart, vessels, aorta]
+  vessel: 2
+  heart: [1]
+  aorta: 3
+  sources: {heart: [heart_myocardium, heart_ventricle_left]}
+"""
+
+
+def test_label_maps_have_the_scheme_of_the_config(source, hearts, tmp_path):
+    (tmp_path / "four.yml").write_text(FOUR)
+    scheme = ["--config", tmp_path / "four.yml"]
+    for structure in ("heart_atrium_left", "pulmonary_artery"):
+        (hearts / "2" / f"{structure}.nii.gz").unlink()  # no class needs them
+    out = run(source, tmp_path / "out", "--heart-dir", hearts, *scheme)
+    for case in map(int, ALL):
+        _, coronaries, heart = arrays(case)
+        expected = np.isin(heart, (1, 3)) + 3 * (heart == 6)
+        expected[coronaries > 0] = 2
+        assert np.array_equal(np.asarray(nib.load(find(out, "label", case)).dataobj), expected)
+    with pytest.raises(InputError, match="labels .*this command has null"):
+        run(source, out, "--heart-dir", hearts)
+    (tmp_path / "four.yml").write_text("labels: {names: [background, a, vessels], vessel: 2}")
+    with pytest.raises(InputError, match="labels.sources: no class holds a structure"):
+        run(source, tmp_path / "other", "--heart-dir", hearts, *scheme)
 
 
 def test_without_hearts_the_coronaries_are_class_8_and_the_output_says_so(source, tmp_path, capsys):
@@ -414,6 +442,6 @@ def test_an_image_in_two_files_is_written_as_one(source, tmp_path):
 
 def test_a_second_prepare_waits_for_no_first_one(source, tmp_path):
     out = tmp_path / "out"
-    with manifest.alone(out), pytest.raises(InputError, match="another prepare is at work"):
+    with manifest.exclusive(out), pytest.raises(InputError, match="another prepare is at work"):
         run(source, out)
     run(source, out)

@@ -1,10 +1,10 @@
-"""Which images and labels a folder holds: the training layout, images/ and labels/, or plain files.
+"""The cases of a data folder: the training layout, one pair of folders, or plain files.
 
-    ROOT/{training,validation}/{images,labels}    what training reads
+    ROOT/{training,validation}/{images,labels}    the layout for training
     ROOT/{images,labels}                          one set
-    ROOT/N.img.nii.gz, ROOT/N.label.nii.gz        plain, also in subfolders, as ImageCAS comes
+    ROOT/N.img.nii.gz, ROOT/N.label.nii.gz        plain files, also in subfolders, as in ImageCAS
 
-Nothing is refused here: what does not fit is returned as a list of problems, all of them at once.
+Files that do not fit are returned as a list of problems, so that all of them can be reported.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +16,8 @@ from tubesynth.volume.files import SUFFIXES
 
 PARTS = ("training", "validation")
 
+Problem = tuple[str | None, str]  # (case, message)
+
 
 @dataclass
 class Part:
@@ -23,30 +25,30 @@ class Part:
 
     name: str
     cases: list[Case] = field(default_factory=list)
-    labelled: bool = False  # there is a folder of labels, or a file of them
-    problems: list[tuple[str | None, str]] = field(default_factory=list)  # (case, what is wrong)
+    labelled: bool = False  # the folder has label maps
+    problems: list[Problem] = field(default_factory=list)
 
 
 def find_parts(root: Path) -> list[Part]:
-    """The parts of a data folder; InputError only where there is no folder."""
+    """The parts of a data folder; InputError where there is no such folder."""
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check data.root or --data")
     if any((root / name).is_dir() for name in PARTS):
-        return [paired(root / name, name) for name in PARTS]
+        return [paired_folders(root / name, name) for name in PARTS]
     if (root / "images").is_dir():
-        return [paired(root, "")]
-    return [plain(root)]
+        return [paired_folders(root, "")]
+    return [plain_files(root)]
 
 
-def paired(folder: Path, name: str) -> Part:
-    """folder/images with folder/labels, by case id."""
+def paired_folders(folder: Path, name: str) -> Part:
+    """The cases of folder/images with their label maps in folder/labels, paired by case id."""
     part = Part(name)
-    images = _listed(folder / "images", part)
-    labels = {}
+    images = _cases_or_problem(folder / "images", part)
+    labels: dict[str, Path] = {}
     if (folder / "labels").is_dir():
         part.labelled = True
-        labels = _listed(folder / "labels", part)
+        labels = _cases_or_problem(folder / "labels", part)
         for case in images.keys() - labels.keys():
             part.problems.append((case, f"{images[case]} has no label map in {folder / 'labels'}"))
         for case in labels.keys() - images.keys():
@@ -58,12 +60,12 @@ def paired(folder: Path, name: str) -> Part:
     return part
 
 
-def plain(root: Path) -> Part:
+def plain_files(root: Path) -> Part:
     """Files N.img.* and N.label.*, or images alone, in a folder and its subfolders."""
     part = Part("")
     images, labels = scan(root, part.problems)
-    if not images and not labels:  # perhaps folders of DICOM
-        images = _listed(root, part)
+    if not images and not labels:  # the subfolders may be DICOM series
+        images = _cases_or_problem(root, part)
         return Part("", [Case(case, path) for case, path in images.items()], False, part.problems)
     part.labelled = bool(labels)
     for case in sorted(labels.keys() - images.keys()):
@@ -75,31 +77,34 @@ def plain(root: Path) -> Part:
     return part
 
 
-def scan(root: Path, problems: list) -> tuple[dict[str, Path], dict[str, Path]]:
-    """({id: image}, {id: label map}) of a folder and the folders in it; a second file of an id is
-    a problem (case, message).
+def scan(root: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """({id: image}, {id: label map}) of a folder and its subfolders, in natural order of the ids.
+
+    A second file of an id is added to the problems.
     """
-    images, labels = {}, {}
-    folders = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     for folder in folders:
         for path in sorted(folder.iterdir()):
             name = path.name.lower()
             if name.startswith(".") or not path.is_file() or not name.endswith(SUFFIXES):
                 continue
-            found = labels if ".label." in name else images
+            files = labels if ".label." in name else images
             case = case_id(path)
-            if case in found:
-                problems.append((case, f"{path}: {found[case]} has the same id; keep one"))
+            if case in files:
+                problems.append((case, f"{path}: {files[case]} has the same id; keep one"))
             else:
-                found[case] = path
-    return _in_order(images), _in_order(labels)
+                files[case] = path
+    return _ordered(images), _ordered(labels)
 
 
-def _in_order(found: dict[str, Path]) -> dict[str, Path]:
-    return {case: found[case] for case in sorted(found, key=natural_order)}
+def _ordered(files: dict[str, Path]) -> dict[str, Path]:
+    return {case: files[case] for case in sorted(files, key=natural_order)}
 
 
-def _listed(folder: Path, part: Part) -> dict[str, Path]:
+def _cases_or_problem(folder: Path, part: Part) -> dict[str, Path]:
+    """{id: file} of a folder; {} and a problem of the part where it cannot be read."""
     try:
         return find_cases(folder)
     except InputError as error:

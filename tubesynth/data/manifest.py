@@ -1,13 +1,15 @@
-"""What a prepared folder holds and what it was made from, so that a rerun goes on where it stopped.
+"""The manifest of a prepared folder: its files and their sources, so that a rerun resumes.
 
 OUTPUT/manifest.json: {"format", "tubesynth", "settings", "cases": {id: record}}. While cases are
-made, each leaves its record in OUTPUT/.records/ID.json, written last: a case without a record was
-not finished. Files are known by size and time, and by SHA-256 where these differ.
+prepared, each leaves its record in OUTPUT/.records/ID.json, written last: a case without a record
+is not finished. A file is recognised by its size and time, or by its SHA-256 where the time
+differs.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +19,12 @@ from tubesynth.runtime.errors import InputError
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"
+MAX_SHOWN = 60  # characters of a setting in an error
 
 
 @contextmanager
-def alone(root: Path):
-    """For one process at a time; the kernel ends the claim with its process, however that ends."""
+def exclusive(root: Path) -> Iterator[None]:
+    """Lock a folder for this process. The kernel frees the lock however the process ends."""
     import fcntl
 
     with writing(root):
@@ -40,30 +43,34 @@ def alone(root: Path):
             (root / ".lock").unlink(missing_ok=True)
 
 
-def claim(root: Path, settings: dict) -> dict[str, dict]:
-    """The records in a folder that was made with these settings; a new folder is marked as such."""
+def open_folder(root: Path, settings: dict) -> dict[str, dict]:
+    """The records of a folder that was prepared with these settings; a new folder is set up.
+
+    InputError where it was prepared with other settings, or holds other images.
+    """
     path = root / NAME
-    known = read_json(path)
-    if known is None:
+    stored = read_json(path)
+    if stored is None:
         if path.exists():
             raise InputError(f"{path}: damaged; delete it, or choose another --output-dir")
-        held = sorted(root.glob("*/images/*"))
-        if held:
+        images = sorted(root.glob("*/images/*"))
+        if images:
             raise InputError(
-                f"{root}: holds images ({held[0].name}) but no {NAME}; choose another --output-dir"
+                f"{root}: holds images ({images[0].name}) but no {NAME}; choose another"
+                " --output-dir"
             )
         write(root, settings, {})
         return {}
-    if known.get("format") != FORMAT:
+    if stored.get("format") != FORMAT:
         raise InputError(f"{path}: of another version; choose another --output-dir")
     for key, value in settings.items():
-        there = known.get("settings", {}).get(key)
-        if there != value:
+        stored_value = stored.get("settings", {}).get(key)
+        if stored_value != value:
             raise InputError(
-                f"{path}: {key} is {_short(there)} there, {_short(value)} was asked for; choose"
-                " another --output-dir or delete this one"
+                f"{path}: was prepared with {key} {_short(stored_value)}, this command has"
+                f" {_short(value)}; choose another --output-dir or delete this one"
             )
-    records = dict(known["cases"])
+    records = dict(stored["cases"])
     for file in sorted((root / RECORDS).glob("*.json")):
         record = read_json(file)
         if record:
@@ -72,7 +79,7 @@ def claim(root: Path, settings: dict) -> dict[str, dict]:
 
 
 def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
-    """The whole manifest, atomically; single records and what killed runs left half-made go."""
+    """Write the whole manifest, atomically; delete single records and the files of killed runs."""
     import tubesynth
 
     content = {
@@ -89,20 +96,20 @@ def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
 
 
 def add(root: Path, case: str, record: dict) -> None:
-    """A case is finished."""
+    """Record a finished case."""
     _write_json(root / RECORDS / f"{case}.json", record)
 
 
-def described(path: Path, root: Path | None = None) -> dict:
-    """A file's name (from root, else absolute), size, time and SHA-256."""
+def file_record(path: Path, root: Path | None = None) -> dict:
+    """A file's path (relative to root, else absolute), size, time and SHA-256."""
     stat = os.stat(path)
     name = str(path.relative_to(root)) if root else str(path.absolute())
     digest = file_digest(path)
     return {"path": name, "bytes": stat.st_size, "time_ns": stat.st_mtime_ns, "sha256": digest}
 
 
-def is_as_described(path: Path, record: dict) -> bool:
-    """Whether a file has the bytes of a record; read only where its size is right, its time not."""
+def is_unchanged(path: Path, record: dict) -> bool:
+    """Whether a file has the bytes of its record; it is read only where its time differs."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -116,6 +123,6 @@ def _write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:56]} ..."
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."

@@ -3,9 +3,9 @@
     tubesynth doctor --config stage_1_3d_f4 data.root=/data/imagecas
     tubesynth doctor --data FOLDER        # any folder of images, with labels or without
 
-Every case is read and measured, on all cores; then the rules of data/examine/ and
-training/checks.py are asked. Errors end with exit code 2, warnings do not. --json prints
-{"ok": bool, "findings": [{"level", "rule", "case", "message"}]} and nothing else.
+Every case is read and measured, on all cores. Then the rules of case_rules.py, set_rules.py and,
+with a config, config_rules.py judge the measurements. Errors end with exit code 2, warnings do not.
+--json prints {"ok": bool, "findings": [{"level", "rule", "case", "message"}]} and nothing else.
 """
 
 import argparse
@@ -20,12 +20,11 @@ from pathlib import Path
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.labels import is_label_section, load_scheme
 from tubesynth.config.loading import load_config
-from tubesynth.config.schema import Config
 from tubesynth.data.layout import Part, find_parts
 from tubesynth.data.pool import check_workers, each
 from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, measure
-from tubesynth.doctor.findings import Finding, ask, by_level
+from tubesynth.doctor.findings import Finding, apply_rules, by_level
 from tubesynth.doctor.set_rules import SET_RULES
 from tubesynth.runtime.errors import (
     EXIT_INPUT,
@@ -34,133 +33,135 @@ from tubesynth.runtime.errors import (
     add_overrides,
     run_command,
 )
-from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 
 QUICK_CASES = 8  # of each part
-SHOWN_ALONE = 3  # cases with the same finding get a line each up to here
-COLOURS = {"error": "31;1", "warning": "33", "info": "2"}
+SEPARATE_LINES = 3  # up to so many cases with the same finding have a line each
+LISTED_CASES = 12
+COLORS = {"error": "31;1", "warning": "33", "info": "2"}
+
+
+@dataclasses.dataclass
+class Diagnosis:
+    """All findings, errors first; the data folder and whether a training config was checked."""
+
+    findings: list[Finding]
+    root: Path | None
+    for_training: bool
+
+    @property
+    def ok(self) -> bool:
+        return not any(finding.level == "error" for finding in self.findings)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    findings, root = diagnose(args)
-    ok = not any(finding.level == "error" for finding in findings)
+    diagnosis = diagnose(args)
     if args.json:
-        listed = [dataclasses.asdict(finding) for finding in findings]
-        print(json.dumps({"ok": ok, "findings": listed}, indent=1, ensure_ascii=False))
+        findings = [dataclasses.asdict(finding) for finding in diagnosis.findings]
+        content = {"ok": diagnosis.ok, "findings": findings}
+        print(json.dumps(content, indent=1, ensure_ascii=False))
     else:
-        print(screen(findings, title(args, root), root, bool(args.config), sys.stdout.isatty()))
-    if not ok:
+        print(screen(diagnosis, title(args, diagnosis.root), sys.stdout.isatty()))
+    if not diagnosis.ok:
         sys.exit(EXIT_INPUT)
 
 
-def diagnose(args: argparse.Namespace) -> tuple[list[Finding], Path | None]:
-    """All findings, errors first, and the folder looked at.
-
-    What keeps doctor from looking, a wrong key or a missing folder, is a finding too.
-    """
-    config, root, workers = None, args.data, check_workers(args.workers)
-    scheme = NINE_CLASSES
+def diagnose(args: argparse.Namespace) -> Diagnosis:
+    """Check the config and its data. A config or folder that cannot be read is a finding too."""
+    config, root, expected = None, args.data, Expected()
+    workers = check_workers(args.workers)
     try:
         if args.config and is_label_section(args.config):
-            scheme = load_scheme(args.config)
+            expected = Expected(labels=load_scheme(args.config))
         elif args.config:
             config = load_config(args.config, args.overrides)
+            expected = Expected(preprocessing_of(config), config.labels, for_training=True)
             root = root or Path(config.data.root)
+        if root is None:
+            raise InputError(f"{args.config}: holds the section labels alone: give --data DIR too")
         parts = find_parts(root)
     except InputError as problem:
         rule = "config" if args.config and config is None else "folder"
         parts, findings = [], [Finding("error", rule, None, str(problem))]
     else:
-        findings = examine(parts, config, workers, args.quick, scheme)
+        findings = check_data(parts, expected, workers, args.quick)
     if config:
-        from tubesynth.doctor.config_rules import RULES, Plan  # torch: --data does without
+        from tubesynth.doctor.config_rules import RULES, Plan  # needs torch, which --data does not
 
-        findings += ask(RULES, Plan(config, parts))
-    return by_level(findings), root
+        findings += apply_rules(RULES, Plan(config, parts))
+    return Diagnosis(by_level(findings), root, for_training=config is not None)
 
 
-def examine(
-    parts: list[Part],
-    config: Config | None,
-    workers: int,
-    quick: bool,
-    scheme: LabelScheme = NINE_CLASSES,
+def check_data(
+    parts: list[Part], expected: Expected, workers: int = 1, quick: bool = False
 ) -> list[Finding]:
-    """Measure every case, apply every rule. scheme: that of the label maps without a config."""
-    wanted = expected(config, scheme)
+    """Measure every case (quick: QUICK_CASES of each part), and apply the rules on the data."""
     jobs = []
     for part in parts:
         step = max(1, -(-len(part.cases) // QUICK_CASES)) if quick else 1
-        jobs += [(case, part.name, wanted) for case in part.cases[::step]]
-    facts = each(measure, jobs, workers, "examine")
-    findings = ask(SET_RULES, parts, facts, wanted)
-    return findings + [finding for one in facts for finding in ask(CASE_RULES, one, wanted)]
-
-
-def expected(config: Config | None, scheme: LabelScheme) -> Expected:
-    if config is None:
-        return Expected(labels=scheme)
-    return Expected(preprocessing_of(config), config.labels, for_training=True)
+        jobs += [(case, part.name, expected) for case in part.cases[::step]]
+    facts = each(measure, jobs, workers, "measure")
+    findings = apply_rules(SET_RULES, parts, facts, expected)
+    for case in facts:
+        findings += apply_rules(CASE_RULES, case, expected)
+    return findings
 
 
 def title(args: argparse.Namespace, root: Path | None) -> str:
-    looked = " ".join([args.config, *args.overrides]) if args.config else "no config"
-    return f"tubesynth doctor: {looked}; data in {root}" + (" (quick)" if args.quick else "")
+    config = " ".join([args.config, *args.overrides]) if args.config else "no config"
+    return f"tubesynth doctor: {config}; data in {root}" + (" (quick)" if args.quick else "")
 
 
-def screen(findings, heading: str, root=None, for_training=True, colour=False) -> str:
-    """The findings as a table, worst first, alike ones on one line; then the verdict."""
+def screen(diagnosis: Diagnosis, heading: str, color: bool = False) -> str:
+    """The findings as a table, worst first, equal rules of many cases on one line; the verdict."""
+    findings, root = diagnosis.findings, diagnosis.root
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 140))
-    rules = max([len(finding.rule) for finding in findings], default=0)
+    rule_width = max([len(finding.rule) for finding in findings], default=0)
     lines = [heading]
-    for level, found in groupby(findings, lambda finding: finding.level):
+    for level, of_level in groupby(findings, lambda finding: finding.level):
         lines.append("")
-        alike: dict[str, list[Finding]] = {}
-        for finding in found:
-            alike.setdefault(finding.rule, []).append(finding)
-        for rule, group in alike.items():
+        by_rule: dict[str, list[Finding]] = {}
+        for finding in of_level:
+            by_rule.setdefault(finding.rule, []).append(finding)
+        for rule, group in by_rule.items():
             for text in _texts(group):
                 text = text.replace(f"{root}/", "") if root else text
-                label = f"  {level:7}  {rule:{rules}}  "
+                label = f"  {level:7}  {rule:{rule_width}}  "
                 indent = " " * len(label)
                 wrapped = textwrap.wrap(
                     text, width - len(label), break_long_words=False, break_on_hyphens=False
                 )
-                if colour:
-                    label = label.replace(level, f"\033[{COLOURS[level]}m{level}\033[0m", 1)
+                if color:
+                    label = label.replace(level, f"\033[{COLORS[level]}m{level}\033[0m", 1)
                 lines += [label + wrapped[0], *(indent + more for more in wrapped[1:])]
-    return "\n".join([*lines, "", verdict(findings, for_training)])
+    return "\n".join([*lines, "", verdict(findings, diagnosis.for_training)])
 
 
 def _texts(group: list[Finding]) -> list[str]:
-    """A line a case, or one for many."""
-    of_cases = [finding for finding in group if finding.case is not None]
-    texts = [finding.message for finding in group if finding.case is None]
-    if len(of_cases) <= SHOWN_ALONE:
-        return texts + [f"case {f.case}: {f.message}" for f in of_cases]
-    ids = list(dict.fromkeys(finding.case for finding in of_cases))
-    first, others = of_cases[0], ids[1:]
-    listed = ", ".join(others[:12]) + (", ..." if len(others) > 12 else "")
-    return [
-        *texts,
-        f"{len(ids)} cases, such as {first.case}: {first.message} (also {listed})",
-    ]
+    """One line a case for a few cases, one line in all for many."""
+    of_set = [finding.message for finding in group if finding.case is None]
+    of_cases = [(finding.case, finding.message) for finding in group if finding.case is not None]
+    if len(of_cases) <= SEPARATE_LINES:
+        return of_set + [f"case {case}: {message}" for case, message in of_cases]
+    ids = list(dict.fromkeys(case for case, _ in of_cases))
+    others = ", ".join(ids[1 : LISTED_CASES + 1]) + (", ..." if len(ids) > LISTED_CASES + 1 else "")
+    return [*of_set, f"{len(ids)} cases, such as {ids[0]}: {of_cases[0][1]} (also {others})"]
 
 
 def verdict(findings: list[Finding], for_training: bool) -> str:
-    done = "READY" if for_training else "NO ERRORS"
+    """The last line: READY, READY with warnings, or NOT READY."""
 
-    def number(level):
+    def number(level: str) -> str:
         count = sum(finding.level == level for finding in findings)
         return f"{count} {level}{'s' * (count != 1)}"
 
+    ready = "READY" if for_training else "NO ERRORS"
     levels = {finding.level for finding in findings}
     if "error" in levels:
-        return f"NOT READY: {number('error')}, {number('warning')}; put the errors right first"
+        return f"NOT READY: {number('error')}, {number('warning')}; correct the errors first"
     if "warning" in levels:
-        return f"{done}, with {number('warning')}: have a look at them"
-    return f"{done}: nothing stands in the way"
+        return f"{ready}, with {number('warning')}: read them before a long run"
+    return f"{ready}: no error and no warning"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -170,21 +171,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         example="tubesynth doctor --config stage_1_3d_f4 data.root=/data/imagecas\n"
         "tubesynth doctor --data FOLDER",
     )
-    parser.add_argument("--config", metavar="YAML", help="the config of the run")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="look at this folder instead of data.root"
+    add = parser.add_argument
+    add(
+        "--config",
+        metavar="YAML",
+        help="the config of the run; with --data also a file with its section labels alone",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--workers", type=int, help="processes; default: one a core")
-    parser.add_argument(
-        "--quick", action="store_true", help=f"read {QUICK_CASES} cases of each part, not all"
-    )
+    add("--data", type=Path, metavar="DIR", help="the data folder; default: data.root")
+    add("--json", action="store_true", help="print JSON and nothing else")
+    add("--workers", type=int, metavar="N", help="processes; default: the number of cores")
+    add("--quick", action="store_true", help=f"read {QUICK_CASES} cases of each part, not all")
     add_overrides(parser)
     args = parser.parse_with_overrides(argv)
     if not args.config and not args.data:
-        raise InputError("nothing to look at: give --config YAML or --data DIR")
+        raise InputError("no config and no data: give --config YAML or --data DIR")
     if args.overrides and not args.config:
-        raise InputError(f"{args.overrides[0]}: there is no --config that it could change")
+        raise InputError(f"{args.overrides[0]}: changes a config: give --config YAML too")
     return args
 
 

@@ -1,34 +1,39 @@
-"""Rules on one case: can it be read, is it a CT in HU, do image and labels fit, is the tree whole.
+"""Rules on one case: readable files, geometry, HU, label values, sizes and vessels.
 
-Each rule takes (facts, expected); see findings.py. CASE_RULES is the list that is asked.
+Each rule takes the measured facts of the case and what the config expects of it (facts.py).
 """
 
 from tubesynth.doctor.facts import AIR_HU, Expected, Facts
-from tubesynth.doctor.findings import error, info, warning
+from tubesynth.doctor.findings import Results, error, info, warning
 
 SPACING_MM = 0.1, 10.0
-MOST_PADDING = 0.5  # share of the model's field of view
-MOST_LOST = 0.02  # share of the labelled voxels
-MOST_PIECES = 4  # a left and a right tree, and two breaks
-MOST_CRUMBS = 4  # pieces on the model's grid for one in the file
+MAX_TILT_DEG = 30
+MAX_SHEAR = 0.01  # cosine between two axes
+MAX_PADDING = 0.5  # share of the model's field of view
+MAX_LOST = 0.02  # share of the labelled voxels
+MAX_VESSEL_PIECES = 4  # a left and a right tree, and two breaks
+MAX_PIECES_RATIO = 4  # pieces on the model's grid for one in the file
 SPECK_ML = 0.01
-LEAST_CONTRAST_HU = 40.0  # of filled vessels against what is around them, thin ones included
+MIN_CONTRAST_HU = 40.0  # of filled vessels against their surroundings, thin vessels included
 
 
-def readable(facts: Facts, expected: Expected):
+def readable(facts: Facts, expected: Expected) -> Results:
+    """A file cannot be read: replace it, or remove the case."""
     for problem in (facts.image_error, facts.label_error):
         if problem:
             yield error(facts.case, problem)
 
 
-def same_grid(facts: Facts, expected: Expected):
+def same_grid(facts: Facts, expected: Expected) -> Results:
+    """Image and label map have different grids: resample the label map onto the image."""
     if facts.grid_error:
         yield error(facts.case, facts.grid_error)
 
 
-def spacing(facts: Facts, expected: Expected):
+def spacing(facts: Facts, expected: Expected) -> Results:
+    """Voxels of an impossible size, as of micrometres for mm: correct the header."""
     low, high = SPACING_MM
-    axes = 3 if facts.shape and facts.shape[2] > 1 else 2
+    axes = 3 if facts.shape[2] > 1 else 2
     if not all(low <= s <= high * 1.001 for s in facts.spacing[:axes]):
         sizes = " x ".join(f"{s:.4g}" for s in facts.spacing)
         yield error(
@@ -38,20 +43,21 @@ def spacing(facts: Facts, expected: Expected):
         )
 
 
-def orientation(facts: Facts, expected: Expected):
-    if not facts.located:
+def orientation(facts: Facts, expected: Expected) -> Results:
+    """A header without directions, or with oblique or sheared axes: convert or resample it."""
+    if not facts.has_orientation:
         yield warning(
             facts.case,
             f"{facts.image}: the header does not say where its axes point (sform and qform codes"
             " 0); left and right are a guess, convert it from DICOM again",
         )
-    if facts.tilt_deg > 30:
+    if facts.tilt_deg > MAX_TILT_DEG:
         yield warning(
             facts.case,
             f"{facts.image}: tilted by {facts.tilt_deg:.0f} degrees against the patient's axes,"
             " and so is the model's field of view",
         )
-    if facts.shear > 0.01:
+    if facts.shear > MAX_SHEAR:
         yield warning(
             facts.case,
             f"{facts.image}: its axes are not at right angles (gantry tilt); resample it onto"
@@ -59,14 +65,14 @@ def orientation(facts: Facts, expected: Expected):
         )
 
 
-def anatomy(facts: Facts, expected: Expected):
-    """Where the heart's chambers lie in the patient, which shows a mirrored file."""
+def anatomy(facts: Facts, expected: Expected) -> Results:
+    """The chambers lie mirrored or upside down: correct the header or the class values."""
     names = ("heart_ventricle_left", "heart_atrium_right", "pulmonary_artery")
     classes = [expected.labels.class_of(name) for name in names]
-    centres = [facts.centres_mm.get(value) for value in classes]
-    if len(set(classes)) < len(classes) or None in centres or not expected.knows(facts.voxels):
+    centers = [facts.centers_mm[value] for value in classes if value in facts.centers_mm]
+    if len(set(classes)) < 3 or len(centers) < 3 or not expected.includes(facts.voxels):
         return
-    ventricle, atrium, artery = centres
+    ventricle, atrium, artery = centers
     if ventricle[0] > atrium[0]:  # x grows to the patient's right
         yield warning(
             facts.case,
@@ -81,14 +87,14 @@ def anatomy(facts: Facts, expected: Expected):
         )
 
 
-def hu_range(facts: Facts, expected: Expected):
-    """Images that hold something else than HU, seen through the window that the model looks at."""
+def hu_range(facts: Facts, expected: Expected) -> Results:
+    """The image does not hold HU, or has no contrast in the window: store HU, or set the window."""
     if not facts.hu:
         return
     hu, (low, high) = facts.hu, expected.preprocessing.hu_window
-    shown = f"{hu['min']:.4g} to {hu['max']:.4g}, middle {hu['p50']:.4g}"
+    values = f"{hu['min']:.4g} to {hu['max']:.4g}, median {hu['p50']:.4g}"
 
-    def inside(value):
+    def clipped(value: float) -> float:
         return min(max(value, low), high)
 
     if hu["min"] == hu["max"]:
@@ -96,43 +102,47 @@ def hu_range(facts: Facts, expected: Expected):
     elif hu["max"] - hu["min"] <= 2 < (high - low) / 50:
         yield error(
             facts.case,
-            f"{facts.image}: values {shown} are scaled, not HU; store HU",
+            f"{facts.image}: values {values} are scaled, not HU; store HU",
         )
     elif low < 0 <= hu["min"] and hu["max"] <= 255:
         yield error(
             facts.case,
-            f"{facts.image}: values {shown} are 8-bit grey, not HU; store HU, or set"
+            f"{facts.image}: values {values} are 8-bit gray, not HU; store HU, or set"
             " data.hu_window",
         )
     elif low < -100 and (hu["p50"] > 500 or (hu["min"] > -100 and hu["p99"] > 700)):
         yield error(
             facts.case,
-            f"{facts.image}: values {shown}: not HU, the rescale intercept is missing; subtract"
+            f"{facts.image}: values {values}: not HU, the rescale intercept is missing; subtract"
             " 1024",
         )
     elif low < -100 and hu["p99.9"] < 0:
         yield error(
             facts.case,
-            f"{facts.image}: values {shown}: all lighter than water; was the rescale intercept"
-            " taken off twice? add 1024",
+            f"{facts.image}: values {values}: all lighter than water, as if the rescale intercept"
+            " was subtracted twice; add 1024",
         )
-    elif inside(hu["p99.9"]) - inside(hu["p0.1"]) < 0.02 * (high - low):
+    elif clipped(hu["p99.9"]) - clipped(hu["p0.1"]) < 0.02 * (high - low):
         yield error(
             facts.case,
-            f"{facts.image}: values {shown} leave no contrast in data.hu_window [{low:g},"
+            f"{facts.image}: values {values} leave no contrast in data.hu_window [{low:g},"
             f" {high:g}]; store HU, or set the window",
         )
     elif hu["max"] > 20_000:
         yield warning(
-            facts.case, f"{facts.image}: values {shown}; are they multiples of HU, or overflown?"
+            facts.case,
+            f"{facts.image}: values {values}: too large for HU, perhaps multiples of HU or an"
+            " overflow; store HU",
         )
     elif low < -100 and hu["p0.1"] > -150:
         yield warning(
-            facts.case, f"{facts.image}: values {shown}: neither air nor lung; is it HU, is it CT?"
+            facts.case,
+            f"{facts.image}: values {values}: neither air nor lung; check that it is a CT in HU",
         )
 
 
-def hu_padding(facts: Facts, expected: Expected):
+def hu_padding(facts: Facts, expected: Expected) -> Results:
+    """Voxels below air, as scanners pad their field of view: harmless, the window clips them."""
     if facts.below_air > 0.001:
         yield info(
             facts.case,
@@ -141,55 +151,56 @@ def hu_padding(facts: Facts, expected: Expected):
         )
 
 
-def field_of_view(facts: Facts, expected: Expected):
-    """What the model's grid cuts off, and how much of it stays empty."""
-    if facts.padded > MOST_PADDING:
+def field_of_view(facts: Facts, expected: Expected) -> Results:
+    """The model's grid cuts off labels, or is mostly padding: crop the data or change the grid."""
+    if facts.padded > MAX_PADDING:
         yield warning(
             facts.case,
             f"{facts.image}: {100 * facts.padded:.0f} % of the model's field of view lies outside"
             " the image; choose a smaller data.resolution x data.spacing",
         )
     lost = max(facts.lost, facts.lost_vessel)
-    if lost > MOST_LOST:
-        what = "vessels" if facts.lost_vessel >= facts.lost else "labelled voxels"
+    if lost > MAX_LOST:
+        voxels = "vessels" if facts.lost_vessel >= facts.lost else "labelled voxels"
         yield warning(
             facts.case,
-            f"{facts.image}: the model's field of view cuts off {100 * lost:.0f} % of the {what};"
+            f"{facts.image}: the model's field of view cuts off {100 * lost:.0f} % of the {voxels};"
             " prepare with --crop-to-heart, or raise data.resolution",
         )
 
 
-def label_values(facts: Facts, expected: Expected):
-    classes = expected.labels.num_classes
-    outside = [value for value in facts.voxels if value >= classes]
+def label_values(facts: Facts, expected: Expected) -> Results:
+    """Values that are no class of the scheme, or background alone: remap or replace the file."""
+    num_classes = expected.labels.num_classes
+    outside = [value for value in facts.voxels if value >= num_classes]
     if outside:
         values = ", ".join(map(str, outside[:8])) + (", ..." if len(outside) > 8 else "")
         yield error(
             facts.case,
-            f"{facts.label}: values {values} are outside the classes 0 to {classes - 1}; remap"
+            f"{facts.label}: values {values} are outside the classes 0 to {num_classes - 1}; remap"
             " them or add their classes to labels.names",
         )
     elif facts.voxels and not facts.volumes_ml:
-        yield warning(facts.case, f"{facts.label}: all background; was the right file copied?")
+        yield warning(facts.case, f"{facts.label}: all background; check that it is the right file")
 
 
-def class_volume(facts: Facts, expected: Expected):
-    """Sizes that no heart has, where the scheme says what is plausible."""
-    if not expected.knows(facts.voxels):
+def class_volume(facts: Facts, expected: Expected) -> Results:
+    """A class of an implausible volume, where the scheme has a range for it: check the labels."""
+    if not expected.includes(facts.voxels):
         return
     for value, volume_ml in facts.volumes_ml.items():
         limits = expected.labels.plausible_range_ml(value)
         if limits is not None and not limits[0] <= volume_ml <= limits[1]:
-            low, high = limits
             yield warning(
                 facts.case,
                 f"{facts.label}: {expected.labels.describe(value)} has {volume_ml:.3g} ml,"
-                f" plausible are {low:g} to {high:g}",
+                f" plausible are {limits[0]:g} to {limits[1]:g}",
             )
 
 
-def vessels_present(facts: Facts, expected: Expected):
-    if facts.volumes_ml and not facts.pieces_ml and expected.knows(facts.voxels):
+def vessels_present(facts: Facts, expected: Expected) -> Results:
+    """A label map without vessels, which is legal: the model learns no vessels from this case."""
+    if facts.volumes_ml and not facts.pieces_ml and expected.includes(facts.voxels):
         name = expected.labels.describe(expected.labels.vessel)
         yield warning(
             facts.case,
@@ -197,9 +208,10 @@ def vessels_present(facts: Facts, expected: Expected):
         )
 
 
-def vessel_pieces(facts: Facts, expected: Expected):
+def vessel_pieces(facts: Facts, expected: Expected) -> Results:
+    """Vessels in many pieces, so that centrelines end early: remove specks and close the gaps."""
     count = len(facts.pieces_ml)
-    if count > MOST_PIECES and expected.knows(facts.voxels):
+    if count > MAX_VESSEL_PIECES and expected.includes(facts.voxels):
         specks = sum(size < SPECK_ML for size in facts.pieces_ml)
         share = facts.pieces_ml[0] / sum(facts.pieces_ml)
         yield warning(
@@ -209,27 +221,28 @@ def vessel_pieces(facts: Facts, expected: Expected):
         )
 
 
-def vessels_on_the_grid(facts: Facts, expected: Expected):
-    """A vessel thinner than the model's voxels falls into crumbs there."""
+def vessels_on_the_grid(facts: Facts, expected: Expected) -> Results:
+    """Vessels thinner than the model's voxels fall apart: use smaller voxels, or vessel tokens."""
     count = max(len(facts.pieces_ml), 1)
-    if facts.grid_pieces > MOST_CRUMBS * count and expected.knows(facts.voxels):
-        spacing = " x ".join(f"{s:g}" for s in expected.preprocessing.spacing)
+    if facts.grid_pieces > MAX_PIECES_RATIO * count and expected.includes(facts.voxels):
+        sizes = " x ".join(f"{s:g}" for s in expected.preprocessing.spacing)
         yield warning(
             facts.case,
             f"{facts.label}: vessels in {count} pieces are {facts.grid_pieces} in the model's"
-            f" voxels of {spacing} mm; smaller ones (data.spacing) keep them, or tokens, which are"
+            f" voxels of {sizes} mm; smaller ones (data.spacing) keep them, or tokens, which are"
             " traced in the file: unet.vessel_attention, unet.vessel_fields",
         )
 
 
-def vessel_contrast(facts: Facts, expected: Expected):
-    if facts.around_hu is None or not expected.knows(facts.voxels):
+def vessel_contrast(facts: Facts, expected: Expected) -> Results:
+    """Vessels as dark as their surroundings: remove a case without contrast, or pair it anew."""
+    if facts.vessel_hu is None or facts.around_hu is None or not expected.includes(facts.voxels):
         return
-    if facts.vessel_hu - facts.around_hu < LEAST_CONTRAST_HU:
+    if facts.vessel_hu - facts.around_hu < MIN_CONTRAST_HU:
         yield warning(
             facts.case,
             f"{facts.label}: {facts.vessel_hu:.0f} HU in its vessels and {facts.around_hu:.0f} HU"
-            " around them; without contrast, or the label map of another image?",
+            " around them; a scan without contrast, or the label map of another image",
         )
 
 

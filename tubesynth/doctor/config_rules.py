@@ -1,6 +1,6 @@
-"""What a config asks of this machine: weights, disk, memory, device; said before a run finds out.
+"""Rules on a config and this machine: weights, cache, memory, device, batches and checkpoints.
 
-Each rule takes a Plan; see data/examine/findings.py. RULES is the list that is asked.
+Each rule takes a `Plan`: the config and the cases that it would be trained on.
 """
 
 import math
@@ -14,16 +14,16 @@ import torch
 from tubesynth.build.base_models import STAGE_OF, BaseModels, latent_sizes, open_base_models
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage2Config
-from tubesynth.config.strict import to_plain
+from tubesynth.config.strict import flatten, to_plain
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.layout import Part
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, stored_volume_key
-from tubesynth.doctor.findings import error, info, warning
+from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
 
-WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
-TIGHT = 0.9  # of what is free
+WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+MAX_SHARE = 0.9  # of free disk or memory
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
 
@@ -49,8 +49,8 @@ class Plan:
         return estimate(self.config, self.latent_sizes)
 
 
-def weights(plan: Plan):
-    """Every file of weights that the config names exists and fits."""
+def weights(plan: Plan) -> Results:
+    """A file of weights is missing, or does not fit the config: train or name another."""
     config, models = plan.config, plan.base_models
     for problem in models.problems:
         yield error(None, problem)
@@ -61,54 +61,55 @@ def weights(plan: Plan):
                 f"{key}: {checkpoint.path} was trained on voxels of"
                 f" {checkpoint.config.data.spacing} mm, data.spacing is {config.data.spacing}",
             )
-    for key, value in _leaves(to_plain(config)):
-        is_file = isinstance(value, str) and value.endswith(WEIGHTS) and key not in STAGE_OF
-        if is_file and not Path(value).is_file():
-            yield error(None, f"{key}: {value} does not exist; correct the path")
+    for key, value in flatten(to_plain(config)).items():
+        for path in value if isinstance(value, list) else [value]:
+            is_weights = isinstance(path, str) and path.endswith(WEIGHT_SUFFIXES)
+            if is_weights and key not in STAGE_OF and not Path(path).is_file():
+                yield error(None, f"{key}: {path} does not exist; correct the path")
 
 
-def disk(plan: Plan):
-    """What the cache will take, less what it holds, against what is free there."""
+def disk(plan: Plan) -> Results:
+    """The cache does not fit on the disk: free space, or set data.cache_dir to another disk."""
     data = plan.config.data
     folder = _existing(Path(data.cache_dir))
     if not os.access(folder, os.W_OK):
         yield error(None, f"data.cache_dir: {folder} cannot be written; choose another folder")
         return
     free = shutil.disk_usage(folder).free
-    needed, there = _cache_bytes(plan)
-    text = f"cache in {data.cache_dir}: {_size(needed + there)}"
-    text += f", {_size(there)} of it there" if there else ""
+    missing, stored = _cache_bytes(plan)
+    text = f"cache in {data.cache_dir}: {_size(missing + stored)}"
+    text += f", {_size(stored)} of it built" if stored else ""
     text += f"; {_size(free)} free"
-    if needed > free:
-        yield error(None, f"{text}; free {_size(needed - free)} or set data.cache_dir elsewhere")
-    elif needed > TIGHT * free:
+    if missing > free:
+        yield error(None, f"{text}; free {_size(missing - free)} or set data.cache_dir elsewhere")
+    elif missing > MAX_SHARE * free:
         yield warning(None, f"{text}; that is tight, free some or set data.cache_dir elsewhere")
     else:
         yield info(None, text)
 
 
-def checkpoints(plan: Plan):
-    """The newest, the last periodic ones, and one that is being written."""
+def checkpoints(plan: Plan) -> Results:
+    """The checkpoints do not fit on the disk: keep fewer, or give --run-dir on another disk."""
     folder = _existing(Path("runs"))
     free = shutil.disk_usage(folder).free
-    one, train = plan.estimate.checkpoint, plan.config.train
-    files = train.keep + 2  # and the last and the best one
-    text = f"{files} checkpoints of about {_size(one)} in runs/; {_size(free)} free"
-    if one * (files + 1) > free:  # one more while it is written
+    size, train = plan.estimate.checkpoint, plan.config.train
+    files = train.keep + 2  # the periodic ones, last.ckpt and best.ckpt
+    text = f"{files} checkpoints of about {_size(size)} in runs/; {_size(free)} free"
+    if size * (files + 1) > free:  # one more while it is written
         yield warning(None, f"{text}; free some, lower train.keep, or give --run-dir elsewhere")
     else:
         yield info(None, text)
 
 
-def memory(plan: Plan):
-    """An estimate for one process, against its device; data that is kept in memory besides."""
+def memory(plan: Plan) -> Results:
+    """Training does not fit into memory: checkpoint gradients, or take smaller crops or batches."""
     config, needed = plan.config, plan.estimate
     device, total = _device_memory()
     text = (
         f"training takes about {_size(needed.training)} (estimate: {needed.parameters / 1e6:.1f} M"
         f" parameters, batch {config.data.batch_size}); {device} has {_size(total)}"
     )
-    if needed.training > TIGHT * total:
+    if needed.training > MAX_SHARE * total:
         yield warning(
             None,
             f"{text}; set train.checkpointing=true, --precision bf16-mixed, a smaller data.crop or"
@@ -117,16 +118,17 @@ def memory(plan: Plan):
     else:
         yield info(None, text)
     host = _host_memory()
-    kept = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
+    cases = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
     if config.data.dataset_type == "cache":
-        text = f"data.dataset_type cache keeps {_size(kept)} in memory; this machine has"
-        if kept > TIGHT * host:
+        text = f"data.dataset_type cache keeps {_size(cases)} in memory; this machine has"
+        if cases > MAX_SHARE * host:
             yield warning(None, f"{text} {_size(host)}; set data.dataset_type=persistent")
         else:
             yield info(None, f"{text} {_size(host)}")
 
 
-def device(plan: Plan):
+def device(plan: Plan) -> Results:
+    """No GPU, or one that is slow at the configured precision: take another of the two."""
     precision = plan.config.train.precision
     if not torch.cuda.is_available():
         yield warning(
@@ -147,15 +149,15 @@ def device(plan: Plan):
         yield warning(None, f"train.precision: {precision} is slow on this GPU; take 16-mixed")
 
 
-def split_sizes(plan: Plan):
-    """A batch that the cases do not fill."""
+def split_sizes(plan: Plan) -> Results:
+    """Fewer training cases than a batch has: lower data.batch_size or train.accumulate."""
     config = plan.config
     batch = config.data.batch_size * config.train.accumulate
     if 0 < plan.training < batch:
         yield warning(
             None,
             f"data.batch_size x train.accumulate is {batch}, but there are only"
-            f" {plan.training} cases",
+            f" {plan.training} cases; lower them",
         )
 
 
@@ -163,27 +165,27 @@ RULES = [weights, disk, memory, device, split_sizes, checkpoints]
 
 
 def _cache_bytes(plan: Plan) -> tuple[int, int]:
-    """(bytes still to be written, bytes there already)."""
+    """(bytes still to be written, bytes already stored) of the volumes and latents."""
     config, cases = plan.config, plan.cases
     data, store = config.data, Store(config.data.cache_dir)
     voxels = math.prod(data.resolution)
-    needed = there = 0
+    missing = stored = 0
     if data.dataset_type == "persistent":
         preprocessing = preprocessing_of(config)
         for case in cases:
             key = stored_volume_key(store, case, preprocessing)
             entry = store.open(VOLUMES, key) if key else None
-            there += entry.size if entry else 0
-            needed += 0 if entry else BYTES_PER_VOXEL * voxels
+            stored += entry.size if entry else 0
+            missing += 0 if entry else BYTES_PER_VOXEL * voxels
     if isinstance(config, Stage2Config):
         sizes = plan.latent_sizes
         cells = voxels // 2 ** (len(sizes.channels) * config.dim)
-        one = 2 * sizes.embedding_dim * cells + voxels
-        wanted = one * config.latents.variants * len(cases)
-        found = sum(entry.size for entry in store.entries(LATENTS))
-        there += min(found, wanted)  # whose they are is known to their autoencoder only
-        needed += max(0, wanted - found)
-    return needed, there
+        per_variant = 2 * sizes.embedding_dim * cells + voxels  # float16 latents, uint8 labels
+        expected = per_variant * config.latents.variants * len(cases)
+        latents = sum(entry.size for entry in store.entries(LATENTS))
+        stored += min(latents, expected)  # keys need the autoencoder: all latents count
+        missing += max(0, expected - latents)
+    return missing, stored
 
 
 def _device_memory() -> tuple[str, int]:
@@ -202,16 +204,6 @@ def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
-
-
-def _leaves(content: dict, prefix: str = ""):
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            yield from ((prefix + key, one) for one in value)
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _size(count: float) -> str:

@@ -1,7 +1,8 @@
-"""The facts of one case that rules are asked about: read once, measured, and forgotten.
+"""The measurements of one case that doctor's rules judge.
 
-A process holds one case at a time; what it returns is small and picklable. Large volumes are taken
-slice by slice, so that an image of 512 x 512 x 275 needs little more than its own bytes.
+A process holds one case at a time and returns its `Facts`, which are small and picklable. Large
+volumes are measured slice by slice, so that an image of 512 x 512 x 275 needs little more than its
+own bytes. Arrays are (X, Y, Z) in RAS+ order.
 """
 
 import hashlib
@@ -19,26 +20,26 @@ from tubesynth.volume.files import check_same_grid, read_labels, read_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import resample_labels, target_grid
 
-SAMPLE = 2_000_000  # voxels that percentiles and centres are taken from
+SAMPLED_VOXELS = 2_000_000  # for percentiles and centers
 AIR_HU = -1024
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the config says of the data."""
+    """The grid, window and classes of the config, or the defaults without one."""
 
     preprocessing: Preprocessing = Preprocessing((256, 256, 128), (0.7, 0.7, 1.05))
     labels: LabelScheme = NINE_CLASSES
     for_training: bool = False  # the config is that of a training run
 
-    def knows(self, values: Iterable[int]) -> bool:
+    def includes(self, values: Iterable[int]) -> bool:
         """Whether all label values are classes; otherwise the map is of another scheme."""
         return all(value < self.labels.num_classes for value in values)
 
 
 @dataclass
 class Facts:
-    """One case. Empty fields were not measured: no label map, or a file that is not readable."""
+    """One case. A field keeps its default where there is no label map or no readable file."""
 
     case: str
     part: str  # training, validation or ''
@@ -51,8 +52,8 @@ class Facts:
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing: tuple[float, ...] = ()  # mm
     axes: str = ""  # as stored, such as LPS
-    located: bool = True  # the file says where its axes point
-    tilt_deg: float = 0.0  # of the worst axis against the patient's
+    has_orientation: bool = True  # the header says where its axes point
+    tilt_deg: float = 0.0  # largest angle between an axis and the patient's
     shear: float = 0.0  # largest cosine between two axes
 
     digest: str = ""
@@ -60,22 +61,22 @@ class Facts:
     below_air: float = 0.0  # share of voxels under -1024
 
     label_digest: str = ""
-    voxels: dict[int, int] = field(default_factory=dict)  # of each class that is there
+    voxels: dict[int, int] = field(default_factory=dict)  # of each class in the map
     volumes_ml: dict[int, float] = field(default_factory=dict)
-    centres_mm: dict[int, list[float]] = field(default_factory=dict)  # RAS world
+    centers_mm: dict[int, list[float]] = field(default_factory=dict)  # RAS world
     vessel_hu: float | None = None  # median in the vessel class
     around_hu: float | None = None  # and in the two voxels around it
     pieces_ml: list[float] = field(default_factory=list)  # of the vessel class, largest first
 
     padded: float = 0.0  # share of the model's field of view outside of the image
     cropped: float = 0.0  # share of the image outside of the model's field of view
-    lost: float = 0.0  # share of the foreground there
-    lost_vessel: float = 0.0
-    grid_pieces: int = 0  # of the vessel class, on the model's grid
+    lost: float = 0.0  # share of the foreground outside of the model's field of view
+    lost_vessel: float = 0.0  # share of the vessel class outside of it
+    grid_pieces: int = 0  # connected pieces of the vessel class on the model's grid
 
 
 def measure(case: Case, part: str, expected: Expected) -> Facts:
-    """Read a case and measure it; files that are not readable become text in the facts."""
+    """Read and measure a case; the message of a file that cannot be read becomes a fact."""
     label = None if case.label is None else str(case.label)
     facts = Facts(case.id, part, str(case.image), label)
     image = labels = None
@@ -110,12 +111,12 @@ def content_digest(array: np.ndarray) -> str:
     """SHA-256 of a volume's numbers, the same for int16 and float32 and for any packing."""
     digest = hashlib.sha256(repr(array.shape).encode())
     for z in range(array.shape[2]):
-        digest.update(np.ascontiguousarray(array[:, :, z].T, dtype=np.float32))
+        digest.update(array[:, :, z].astype(np.float32).tobytes(order="F"))
     return digest.hexdigest()
 
 
 def count_classes(array: np.ndarray) -> dict[int, int]:
-    """{class: voxels} of a uint8 label map, slice by slice: bincount widens what it is given."""
+    """{class: voxels} of a uint8 label map, slice by slice: bincount copies to int64."""
     counts = np.zeros(256, dtype=np.int64)
     for z in range(array.shape[2]):
         counts += np.bincount(array[:, :, z].ravel(order="K"), minlength=256)
@@ -126,32 +127,44 @@ def pieces(mask: np.ndarray) -> list[int]:
     """Voxels of each connected piece (26 neighbours), largest first."""
     from scipy import ndimage
 
-    box = ndimage.find_objects(mask.view(np.uint8))
-    if not box or box[0] is None:
+    box = bounding_box(mask)
+    if box is None:
         return []
-    labelled, count = ndimage.label(mask[box[0]], np.ones((3, 3, 3)))
-    return sorted(np.bincount(labelled.ravel())[1 : count + 1].tolist(), reverse=True)
+    labelled = np.empty(mask[box].shape, dtype=np.int32)
+    ndimage.label(mask[box], np.ones((3, 3, 3)), output=labelled)
+    return sorted(np.bincount(labelled.ravel())[1:].tolist(), reverse=True)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The bounding box of a mask (X, Y, Z) bool; None where it is empty."""
+    from scipy import ndimage
+
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    return boxes[0] if boxes else None
 
 
 def _measure_grid(facts: Facts, image: Volume, path: Path) -> None:
     facts.shape, facts.spacing = image.shape, tuple(image.spacing.tolist())
-    facts.axes, facts.located = _stored_axes(path)
+    facts.axes, facts.has_orientation = _stored_axes(path)
     directions = image.affine[:3, :3] / image.spacing
     facts.tilt_deg = float(np.degrees(np.arccos(np.diag(directions).clip(-1, 1).min())))
     facts.shear = float(np.abs(directions.T @ directions - np.eye(3)).max())
 
 
 def _stored_axes(path: Path) -> tuple[str, bool]:
-    """The orientation in the file, '' where it cannot be told simply; whether the file says it."""
+    """(axis codes such as LPS, whether the header has directions); ('', True) if not a NIfTI."""
     if not Path(path).name.lower().endswith((".nii", ".nii.gz")):
         return "", True
     import nibabel as nib
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.spatialimages import SpatialImage
 
     try:
         stored = nib.load(path)
+        assert isinstance(stored, SpatialImage) and isinstance(stored.header, Nifti1Header)
         codes = int(stored.header["sform_code"]), int(stored.header["qform_code"])
         return "".join(nib.aff2axcodes(stored.affine)), max(codes) > 0
-    except Exception:  # nibabel raises many kinds here; our own reader has read the file
+    except Exception:  # nibabel raises many kinds; volume/files.py has read the file
         return "", True
 
 
@@ -159,7 +172,7 @@ def _measure_hu(facts: Facts, image: Volume) -> None:
     array = image.array
     facts.digest = content_digest(array)
     low, high = array.min(), array.max()
-    sample = array.ravel(order="K")[:: 1 + array.size // SAMPLE].astype(np.float64)
+    sample = array.ravel(order="K")[:: 1 + array.size // SAMPLED_VOXELS].astype(np.float64)
     names, at = ("p0.1", "p1", "p50", "p99", "p99.9"), (0.1, 1, 50, 99, 99.9)
     middle = dict(zip(names, np.percentile(sample, at).tolist(), strict=True))
     facts.hu = {"min": float(low), **middle, "max": float(high)}
@@ -173,26 +186,26 @@ def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
     facts.voxels = count_classes(array)
     voxel_ml = float(abs(np.linalg.det(labels.affine[:3, :3]))) / 1000
     facts.volumes_ml = {c: n * voxel_ml for c, n in facts.voxels.items() if c}
-    if facts.volumes_ml:  # maps without any class are alike and no copies
+    if facts.volumes_ml:  # maps of background alone are equal without being copies
         facts.label_digest = content_digest(array)
     if facts.voxels.get(expected.labels.vessel):
-        found = pieces(array == expected.labels.vessel)
-        facts.pieces_ml = [n * voxel_ml for n in found]
-    step = max(1, int(np.ceil((array.size / SAMPLE) ** (1 / 3))))
+        facts.pieces_ml = [n * voxel_ml for n in pieces(array == expected.labels.vessel)]
+    step = max(1, int(np.ceil((array.size / SAMPLED_VOXELS) ** (1 / 3))))
     coarse = array[::step, ::step, ::step]
     for value in facts.volumes_ml:
         index = np.argwhere(coarse == value)
         if len(index):
-            facts.centres_mm[value] = labels.to_world(index.mean(axis=0) * step).tolist()
+            facts.centers_mm[value] = labels.to_world(index.mean(axis=0) * step).tolist()
 
 
 def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
     from scipy import ndimage
 
-    found = ndimage.find_objects(vessel.view(np.uint8))
-    if not found:
+    inside = bounding_box(vessel)
+    if inside is None:
         return
-    box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in found[0])
+    # The median in the vessels, and in the shell of two voxels around them.
+    box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in inside)
     hu, mask = image.array[box], vessel[box]
     shell = ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=2) & ~mask
     facts.vessel_hu = float(np.median(hu[mask]))
@@ -202,11 +215,12 @@ def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
 
 def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: Expected) -> None:
     """How the image's grid and the model's overlap; both have the same axes."""
-    wanted = expected.preprocessing
-    shape, affine = target_grid(image, wanted.spacing, wanted.resolution)
+    grid = expected.preprocessing
+    shape, affine = target_grid(image, grid.spacing, grid.resolution)
+    # Voxel of the image = step * voxel of the model's grid + first, on each axis.
     relative = np.linalg.inv(image.affine) @ affine
     step, first = np.diag(relative)[:3], relative[:3, 3]
-    # in voxels of the image: where the model's field of view begins and ends on each axis
+    # In voxels of the image: where the model's field of view begins and ends on each axis.
     begin, end = first - 0.5 * step, first + (np.array(shape) - 0.5) * step
     shared = np.minimum(end, np.array(image.shape) - 0.5) - np.maximum(begin, -0.5)
     shared = shared.clip(0)
@@ -216,11 +230,12 @@ def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: 
         return
     low = np.ceil(begin - 1e-6).astype(int).clip(0)
     high = np.floor(end + 1e-6).astype(int).clip(-1) + 1
-    kept = count_classes(labels.array[tuple(map(slice, low, high))])
+    # Labelled voxels that lie wholly within the field of view.
+    visible = count_classes(labels.array[tuple(map(slice, low, high))])
     total = sum(n for value, n in facts.voxels.items() if value)
     if total:
-        facts.lost = 1 - sum(n for value, n in kept.items() if value) / total
+        facts.lost = 1 - sum(n for value, n in visible.items() if value) / total
     if vessel := facts.voxels.get(expected.labels.vessel):
-        facts.lost_vessel = 1 - kept.get(expected.labels.vessel, 0) / vessel
+        facts.lost_vessel = 1 - visible.get(expected.labels.vessel, 0) / vessel
         on_grid = resample_labels(labels, shape, affine).array == expected.labels.vessel
         facts.grid_pieces = len(pieces(on_grid))

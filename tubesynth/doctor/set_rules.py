@@ -1,6 +1,7 @@
-"""Rules on the whole set: what pairs, what stands twice, what is missing everywhere, what is odd.
+"""Rules on the whole data set: an overview, folders, pairs, duplicates, absent classes, outliers.
 
-Each rule takes (parts, facts of all cases, expected); see findings.py.
+Each rule takes the parts of the data folder, the facts of all measured cases, and what the config
+expects of them (facts.py).
 """
 
 from collections import Counter, defaultdict
@@ -9,13 +10,14 @@ import numpy as np
 
 from tubesynth.data.layout import PARTS, Part
 from tubesynth.doctor.facts import Expected, Facts
-from tubesynth.doctor.findings import error, info, warning
+from tubesynth.doctor.findings import Results, error, info, warning
 
-OUTLIER = 5.0  # times the median volume of a class, or a fifth of it
-ENOUGH_CASES = 8  # for a median
+OUTLIER_RATIO = 5.0  # to the median volume of a class, upwards or downwards
+MIN_CASES = 8  # for a median
 
 
-def pairs(parts: list[Part], facts: list[Facts], expected: Expected):
+def pairs(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """An image without a label map, a label map without an image, two files of one id."""
     for part in parts:
         for case, problem in part.problems:
             yield error(case, problem)
@@ -23,7 +25,8 @@ def pairs(parts: list[Part], facts: list[Facts], expected: Expected):
             yield warning(None, "images only: training needs a label map of each")
 
 
-def folders(parts: list[Part], facts: list[Facts], expected: Expected):
+def folders(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """No training layout: make it with prepare, or set data.root to a folder that has it."""
     if expected.for_training and [part.name for part in parts] != list(PARTS):
         yield error(
             None,
@@ -32,73 +35,77 @@ def folders(parts: list[Part], facts: list[Facts], expected: Expected):
         )
 
 
-def cases(parts: list[Part], facts: list[Facts], expected: Expected):
+def cases(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """The number of cases, and of those with a label map."""
     counts = [f"{len(part.cases)} {part.name}".strip() for part in parts]
     labelled = sum(case.label is not None for part in parts for case in part.cases)
     total = sum(len(part.cases) for part in parts)
     with_labels = "all with label maps" if labelled == total else f"{labelled} with a label map"
-    looked = "" if len(facts) == total else f"; {len(facts)} of them looked at"
-    yield info(None, f"{' and '.join(counts)} cases, {with_labels}{looked}")
+    measured = "" if len(facts) == total else f"; {len(facts)} of them measured"
+    yield info(None, f"{' and '.join(counts)} cases, {with_labels}{measured}")
 
 
-def geometry(parts: list[Part], facts: list[Facts], expected: Expected):
-    read = [one for one in facts if one.shape[0]]
+def geometry(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """Sizes of the images, and how much of them the model's field of view holds."""
+    read = [case for case in facts if case.shape[0]]
     if not read:
         return
-    wanted = expected.preprocessing
-    shapes = _span([one.shape for one in read], "{:.0f}")
-    spacings = _span([one.spacing for one in read], "{:.3g}")
-    axes = Counter(one.axes for one in read if one.axes)
+    grid = expected.preprocessing
+    shapes = _span([case.shape for case in read], "{:.0f}")
+    spacings = _span([case.spacing for case in read], "{:.3g}")
+    axes = Counter(case.axes for case in read if case.axes)
     stored = ", ".join(f"{count} {name}" for name, count in axes.most_common())
     yield info(
         None, f"{shapes} voxels of {spacings} mm" + (f"; stored as {stored}" if stored else "")
     )
-    resolution = wanted.resolution[: len(wanted.spacing)]  # of a picture without its one slice
-    extent = [n * s for n, s in zip(resolution, wanted.spacing, strict=True)]
+    resolution = grid.resolution[: len(grid.spacing)]  # of a picture without its one slice
+    extent = [n * s for n, s in zip(resolution, grid.spacing, strict=True)]
     yield info(
         None,
         f"the model sees {' x '.join(map(str, resolution))} voxels of"
-        f" {' x '.join(f'{s:g}' for s in wanted.spacing)} mm ="
+        f" {' x '.join(f'{s:g}' for s in grid.spacing)} mm ="
         f" {' x '.join(f'{e:.0f}' for e in extent)} mm: cuts off"
-        f" {100 * np.mean([one.cropped for one in read]):.0f} % of the images, and"
-        f" {100 * np.mean([one.padded for one in read]):.0f} % of it is padding",
+        f" {100 * np.mean([case.cropped for case in read]):.0f} % of the images, and"
+        f" {100 * np.mean([case.padded for case in read]):.0f} % of it is padding",
     )
 
 
-def intensities(parts: list[Part], facts: list[Facts], expected: Expected):
-    read = [one.hu for one in facts if one.hu]
+def intensities(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """The range of HU, against the window."""
+    read = [case.hu for case in facts if case.hu]
     if not read:
         return
     low, high = min(hu["min"] for hu in read), max(hu["max"] for hu in read)
-    middle = [hu["p50"] for hu in read]
+    medians = [hu["p50"] for hu in read]
     window = expected.preprocessing.hu_window
     yield info(
         None,
-        f"{low:.0f} to {high:.0f} HU, medians {min(middle):.0f} to {max(middle):.0f}; the window"
+        f"{low:.0f} to {high:.0f} HU, medians {min(medians):.0f} to {max(medians):.0f}; the window"
         f" is {window[0]:g} to {window[1]:g}",
     )
 
 
-def vessels(parts: list[Part], facts: list[Facts], expected: Expected):
-    found = [one for one in facts if one.pieces_ml and expected.knows(one.voxels)]
-    if not found:
+def vessels(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """Volume, pieces and HU of the vessel class."""
+    with_vessels = [case for case in facts if case.pieces_ml and expected.includes(case.voxels)]
+    if not with_vessels:
         return
-    volumes = [sum(one.pieces_ml) for one in found]
-    counts = [len(one.pieces_ml) for one in found]
-    hu = [one.vessel_hu for one in found if one.vessel_hu is not None]
+    volumes = [sum(case.pieces_ml) for case in with_vessels]
+    counts = [len(case.pieces_ml) for case in with_vessels]
+    hu = [case.vessel_hu for case in with_vessels if case.vessel_hu is not None]
     text = (
-        f"{expected.labels.describe(expected.labels.vessel)} in {len(found)} of"
-        f" {sum(one.label is not None for one in facts)} label maps: {_range(volumes, '.3g')} ml"
+        f"{expected.labels.describe(expected.labels.vessel)} in {len(with_vessels)} of"
+        f" {sum(case.label is not None for case in facts)} label maps: {_range(volumes, '.3g')} ml"
         f" in {_range(counts, 'd')} pieces"
     )
     yield info(None, text + (f", {_range(hu, '.0f')} HU" if hu else ""))
 
 
-def duplicates(parts: list[Part], facts: list[Facts], expected: Expected):
-    """One image under two ids; in training and validation both, the scores mean nothing."""
-    for same in _alike(facts, "digest"):
-        names = " = ".join(one.image for one in same)
-        if len({one.part for one in same}) > 1:
+def duplicates(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """One image under two ids: keep one. In training and validation both, scores mean nothing."""
+    for same in _groups(facts, "digest"):
+        names = " = ".join(case.image for case in same)
+        if len({case.part for case in same}) > 1:
             yield error(
                 same[1].case,
                 f"{names}: one image in training and validation; remove it from one of them",
@@ -107,66 +114,73 @@ def duplicates(parts: list[Part], facts: list[Facts], expected: Expected):
             yield warning(same[1].case, f"{names}: one image under several ids; keep one")
 
 
-def duplicate_labels(parts: list[Part], facts: list[Facts], expected: Expected):
-    for same in _alike(facts, "label_digest"):
-        if len({one.digest for one in same}) > 1:
-            names = " = ".join(one.label for one in same)
-            yield warning(same[1].case, f"{names}: one label map for different images")
+def duplicate_labels(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """One label map for different images: all but one have the map of another case."""
+    for same in _groups(facts, "label_digest"):
+        if len({case.digest for case in same}) > 1:
+            names = " = ".join(str(case.label) for case in same)
+            yield warning(
+                same[1].case,
+                f"{names}: one label map for different images; replace the wrong ones",
+            )
 
 
-def same_id(parts: list[Part], facts: list[Facts], expected: Expected):
-    known = Counter(case.id for part in parts for case in part.cases)
-    for case, count in known.items():
+def same_id(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """One id in training and validation: if it is one patient, remove one of the two."""
+    counts = Counter(case.id for part in parts for case in part.cases)
+    for case, count in counts.items():
         if count > 1:
             yield warning(case, f"case {case} is in training and in validation; is it one patient?")
 
 
-def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected):
-    labelled = [one for one in facts if expected.knows(one.voxels) and one.voxels]
+def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """Classes that no label map holds, or none for training: add cases with them."""
+    labelled = [case for case in facts if expected.includes(case.voxels) and case.voxels]
     if not labelled:
         return
     classes = range(1, expected.labels.num_classes)
-    absent = [value for value in classes if not any(value in one.voxels for one in labelled)]
+    absent = [value for value in classes if not any(value in case.voxels for case in labelled)]
     if len(classes) > 1 and absent == list(classes[1:]):
         yield warning(
             None,
             "label maps hold 0 and 1 alone; if this is ImageCAS as distributed, python -m"
-            " tubesynth.prepare makes the nine classes of it",
+            " tubesynth.prepare makes label maps of all classes from it",
         )
     elif absent:
         names = ", ".join(expected.labels.describe(value) for value in absent)
         yield warning(
             None, f"no label map holds {names}; the model cannot learn what it never sees"
         )
-    in_training = {value for one in labelled if one.part == "training" for value in one.voxels}
-    only = {value for one in labelled if one.part == "validation" for value in one.voxels}
-    only = sorted(only - in_training) if in_training else []
-    if only:
-        names = ", ".join(expected.labels.describe(v) for v in only if v in classes)
+    trained, validated = (
+        {value for case in labelled if case.part == part for value in case.voxels} for part in PARTS
+    )
+    if trained and validated - trained:
+        values = sorted(validated - trained)
+        names = ", ".join(expected.labels.describe(value) for value in values)
         yield warning(None, f"only validation holds {names}; move a case with it to training")
 
 
-def volume_outlier(parts: list[Part], facts: list[Facts], expected: Expected):
-    """A class much larger or smaller than in the other cases."""
+def volume_outlier(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+    """A class much larger or smaller than in the other cases: check the labels of the case."""
     by_class = defaultdict(list)
-    for one in facts:
-        for value, volume_ml in one.volumes_ml.items():
-            if expected.knows([value]):
-                by_class[value].append((volume_ml, one))
-    for value, found in sorted(by_class.items()):
-        if len(found) < ENOUGH_CASES:
+    for case in facts:
+        for value, volume_ml in case.volumes_ml.items():
+            if expected.includes([value]):
+                by_class[value].append((volume_ml, case))
+    for value, volumes in sorted(by_class.items()):
+        if len(volumes) < MIN_CASES:
             continue
-        median = float(np.median([volume_ml for volume_ml, _ in found]))
-        for volume_ml, one in found:
-            if not median / OUTLIER <= volume_ml <= median * OUTLIER:
+        median = float(np.median([volume_ml for volume_ml, _ in volumes]))
+        for volume_ml, case in volumes:
+            if not median / OUTLIER_RATIO <= volume_ml <= median * OUTLIER_RATIO:
                 yield warning(
-                    one.case,
-                    f"{one.label}: {expected.labels.describe(value)} has {volume_ml:.3g} ml, the"
+                    case.case,
+                    f"{case.label}: {expected.labels.describe(value)} has {volume_ml:.3g} ml, the"
                     f" median case {median:.3g}",
                 )
 
 
-# What the set is, in a few lines; then what is wrong with it.
+# The overview describes the set; the other rules find what is wrong with it.
 OVERVIEW = [cases, geometry, intensities, vessels]
 SET_RULES = [
     *OVERVIEW,
@@ -180,11 +194,12 @@ SET_RULES = [
 ]
 
 
-def _alike(facts: list[Facts], name: str) -> list[list[Facts]]:
+def _groups(facts: list[Facts], name: str) -> list[list[Facts]]:
+    """The cases that share a value of a field, where more than one has it."""
     groups = defaultdict(list)
-    for one in facts:
-        if getattr(one, name):
-            groups[getattr(one, name)].append(one)
+    for case in facts:
+        if getattr(case, name):
+            groups[getattr(case, name)].append(case)
     return [group for group in groups.values() if len(group) > 1]
 
 

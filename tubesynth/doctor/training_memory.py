@@ -1,28 +1,30 @@
-"""How much memory training takes, estimated without running it.
+"""An estimate of the memory that training takes, without running it.
 
-The networks are made on the meta device, which has shapes but no memory, and one forward pass is
-recorded: every tensor that autograd keeps for the backward pass is counted once. To that come
-weights, gradients and Adam's two moments (16 bytes a parameter; 4 of a frozen one), averaged
-weights (4 each), and the gradients in flight. Kernels' workspaces and the allocator's waste are not
-known: take it as rough. On a CPU, stage 1 took 0.8 and stage 2 0.65 of what it says, at small
-sizes.
+The networks are built on the meta device, which has shapes but no memory, and one forward pass is
+recorded: every tensor that autograd saves for the backward pass counts once. Weights, gradients and
+Adam's two moments add 16 bytes a parameter (4 for a frozen one), averaged weights 4 each, and
+gradients in flight some tensors of the largest size. Workspaces and fragmentation are a factor. On
+a CPU and at small sizes, stage 1 took 0.8 and stage 2 0.65 of the estimate.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from tubesynth.config.schema import (
     AutoencoderConfig,
     Config,
     SegmenterConfig,
     Stage1Config,
+    Stage2Config,
     half_lives,
 )
 
-IN_FLIGHT = 4  # tensors of the largest size beside those that are kept: gradients, a recomputed one
-HALF = 0.6  # of the activations' bytes under autocast: norms and losses stay in 32 bits
+IN_FLIGHT = 4  # tensors of the largest size besides the saved ones: gradients, a recomputed one
+AUTOCAST_SHARE = 0.6  # of the activations' bytes: norms and losses stay in 32 bits
 OVERHEAD = 1.3  # workspaces, fragmentation
 LOSS_VOLUMES = 12  # float images: differences, spectra, amplitudes and their gradients
 TOKENS = 1000  # vessel tokens of a case, where they are used
@@ -39,28 +41,28 @@ class Estimate:
 
 
 def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Estimate:
-    """For one process. autoencoder: that of the latents, where the stage needs one."""
-    kept: dict[int, tuple] = {}
+    """For one process. autoencoder: that of the latents, for stages 2 and 3."""
+    saved: dict[int, tuple] = {}  # {storage: (storage, bytes)}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage, storage.nbytes()  # held, or its address is given again
+        saved[storage._cdata] = storage, storage.nbytes()  # holding it keeps its address unique
         return tensor
 
     with torch.device("meta"):
         modules, forward = _forward(config, autoencoder or AutoencoderConfig())
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             forward()
-    own = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
-    sizes = [size for key, (_, size) in kept.items() if key not in own]
     parameters = [p for module in modules for p in module.parameters()]
+    weight_storages = {p.untyped_storage()._cdata for p in parameters}
+    sizes = [size for key, (_, size) in saved.items() if key not in weight_storages]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
     data = config.data
     volume = 4 * data.batch_size * math.prod(data.crop or data.resolution)
     activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
     if config.train.precision != "32":
-        activations *= HALF
+        activations *= AUTOCAST_SHARE
     ema = 4 * len(half_lives(config.train.ema_half_life))
     losses = LOSS_VOLUMES * volume if isinstance(config, Stage1Config) else 0
     weights = (16 + ema) * trained + 4 * frozen
@@ -68,8 +70,10 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
     return Estimate(int(total), (12 + ema) * trained + 4 * frozen, trained + frozen)
 
 
-def _forward(config: Config, latent: AutoencoderConfig):
-    """(modules, one forward pass of the first phase): on the device that is current."""
+def _forward(
+    config: Config, latent: AutoencoderConfig
+) -> tuple[list[nn.Module], Callable[[], object]]:
+    """(modules, one forward pass of the first phase), on the current device."""
     data = config.data
     batch, shape = data.batch_size, data.crop or data.resolution
     if isinstance(config, Stage1Config):
@@ -89,6 +93,7 @@ def _forward(config: Config, latent: AutoencoderConfig):
 
         segmenter = build_segmenter(config)
         return [segmenter], lambda: segmenter(torch.empty(batch, 1, *shape))
+    assert isinstance(config, Stage2Config)
     from tubesynth.build.networks import build_network
     from tubesynth.models.conditions import Conditions
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubesynth.data.layout import scan
+from tubesynth.data.layout import Problem, scan
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import case_id, natural_order
@@ -74,7 +74,7 @@ def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -
     """All cases of a folder and its subfolders; InputError lists the ids that lack a file."""
     if not Path(input_dir).is_dir():
         raise InputError(f"{input_dir}: no such folder; check --input-dir")
-    problems: list[tuple[str | None, str]] = []
+    problems: list[Problem] = []
     images, labels = scan(Path(input_dir), problems)
     if problems:
         raise InputError(problems[0][1])
@@ -137,7 +137,7 @@ def _in_folder(folder: Path, structures: tuple[str, ...]) -> HeartFiles:
             f"{folder}: neither the masks {', '.join(structures)} nor one multi-label file; run"
             " TotalSegmentator's heartchambers_highres again"
         )
-    return HeartFiles(*volumes)
+    return HeartFiles(volumes[0]) if volumes else HeartFiles()
 
 
 def label_map(source: Source, scheme: LabelScheme) -> tuple[Volume, Volume, list[str]]:
@@ -210,7 +210,7 @@ def heart_box(labels: Volume, margin_mm: float) -> Box | None:
 def crop(volume: Volume, box: Box) -> Volume:
     """A box of a volume; its affine keeps every voxel at its place in the world."""
     affine = volume.affine.copy()
-    affine[:3, 3] = volume.to_world([side.start for side in box])
+    affine[:3, 3] = volume.to_world(np.array([side.start for side in box]))
     return Volume(volume.array[box], affine)
 
 
