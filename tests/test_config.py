@@ -239,7 +239,7 @@ def test_the_older_keys_of_data_name_the_number_of_classes_and_the_vessel_class(
     [
         (FOUR, "{vessel_class: 3}", "data.vessel_class: 3, but the section labels has 2"),
         (FOUR, "{num_classes: 9}", "data.num_classes: 9, but the section labels has 4"),
-        (FOUR | {"vessel": 4}, "{}", "labels.vessel: 4 is not a foreground class of 4"),
+        (FOUR | {"vessel": 4}, "{}", "labels.vessel: 4: expected a foreground class, 1 to 3"),
         (FOUR | {"heart": [1, 2]}, "{}", "labels.heart: [1, 2]"),
         (FOUR | {"aorta": 2}, "{}", "labels.aorta: 2"),
         (FOUR | {"names": ["a", "a", "b", "c"]}, "{}", "labels.names: expected"),

@@ -34,19 +34,19 @@ def with_label_section(content: dict, source: str) -> dict:
     data = content.get("data")
     if not isinstance(data, dict) or not data.keys() & set(DataLabelKeys.__annotations__):
         return content
-    older = {key: data[key] for key in DataLabelKeys.__annotations__ if key in data}
-    content["data"] = {key: value for key, value in data.items() if key not in older}
-    keys = build(DataLabelKeys, older, source, "data.")
+    older_keys = {key: data[key] for key in DataLabelKeys.__annotations__ if key in data}
+    content["data"] = {key: value for key, value in data.items() if key not in older_keys}
+    keys = build(DataLabelKeys, older_keys, source, "data.")
     if "labels" in content:
         scheme = build(LabelScheme, section_of(content, source), source, "labels.")
-        for key, value, of_labels in (
+        for key, value, section_value in (
             ("num_classes", keys.num_classes, scheme.num_classes),
             ("vessel_class", keys.vessel_class, scheme.vessel),
         ):
-            if value not in (None, of_labels):
+            if value not in (None, section_value):
                 raise InputError(
-                    f"{source}: data.{key}: {value}, but the section labels has {of_labels}: remove"
-                    f" data.{key}"
+                    f"{source}: data.{key}: {value}, but the section labels has {section_value}:"
+                    f" remove data.{key}"
                 )
         return content
     scheme = older_scheme(keys, source)
@@ -63,7 +63,7 @@ def older_scheme(keys: DataLabelKeys, source: str) -> LabelScheme:
         raise InputError(f"{source}: data.num_classes: expected 2 to 256, got {count}")
     if not 0 < vessel < count:
         raise InputError(
-            f"{source}: data.vessel_class: {vessel} is not a foreground class of {count}"
+            f"{source}: data.vessel_class: {vessel}: expected a foreground class, 1 to {count - 1}"
         )
     if count != NINE_CLASSES.num_classes:
         return numbered_classes(count, vessel)

@@ -19,7 +19,7 @@ from tubesynth.volume.centreline_file import Branch
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.grid import Volume, centered_affine
 
-# The classes that are painted; make_phantom turns them into those of its scheme.
+# The painted classes, in the order of NINE_CLASSES.names; make_phantom turns them into its scheme.
 MYOCARDIUM, LA, LV, RA, RV, AORTA, PA, CORONARY = range(1, NINE_CLASSES.num_classes)
 
 

@@ -72,7 +72,7 @@ class LabelScheme:
         if not 2 <= self.num_classes <= 256 or len(set(self.names)) < self.num_classes:
             yield f"names: expected 2 to 256 different names, got {list(self.names)}"
         if self.vessel not in foreground:
-            yield f"vessel: {self.vessel} is not a foreground class of {self.num_classes}"
+            yield f"vessel: {self.vessel}: expected a foreground class, 1 to {self.num_classes - 1}"
         if not set(self.heart) <= set(foreground) - {self.vessel}:
             yield f"heart: {list(self.heart)}: expected foreground classes without the vessel class"
         if self.aorta is not None and self.aorta not in set(foreground) - {self.vessel}:
