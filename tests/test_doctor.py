@@ -395,7 +395,7 @@ def test_imagecas_as_distributed_is_sent_to_prepare(tmp_path):
     save(tmp_path / "1.label.nii.gz", (label == 8).astype(np.uint8), affine)
     found = doctor.check_data(doctor.find_parts(tmp_path), Expected())
     said = [finding.message for finding in found if finding.rule == "absent_classes"]
-    assert len(said) == 1 and "tubesynth.prepare" in said[0]
+    assert len(said) == 1 and "tubesynth prepare" in said[0]
 
 
 def test_a_class_unlike_the_other_cases_is_a_warning(data):

@@ -143,8 +143,8 @@ def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected) ->
     if len(classes) > 1 and absent == list(classes[1:]):
         yield warning(
             None,
-            "label maps hold 0 and 1 alone; if this is ImageCAS as distributed, python -m"
-            " tubesynth.prepare makes label maps of all classes from it",
+            "label maps hold 0 and 1 alone; if this is ImageCAS as distributed, tubesynth"
+            " prepare makes label maps of all classes from it",
         )
     elif absent:
         names = ", ".join(expected.labels.describe(value) for value in absent)
