@@ -131,8 +131,9 @@ def test_label_maps_have_the_scheme_of_the_config(source, hearts, tmp_path):
         expected = np.isin(heart, (1, 3)) + 3 * (heart == 6)
         expected[coronaries > 0] = 2
         assert np.array_equal(np.asarray(nib.load(find(out, "label", case)).dataobj), expected)
-    with pytest.raises(InputError, match="labels .*this command has null"):
-        run(source, out, "--heart-dir", hearts)
+    (tmp_path / "four.yml").write_text(FOUR.replace("vessels", "coronaries"))
+    with pytest.raises(InputError, match="was prepared with labels"):
+        run(source, out, "--heart-dir", hearts, *scheme)
     (tmp_path / "four.yml").write_text("labels: {names: [background, a, vessels], vessel: 2}")
     with pytest.raises(InputError, match="labels.sources: no class holds a structure"):
         run(source, tmp_path / "other", "--heart-dir", hearts, *scheme)
