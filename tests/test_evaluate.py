@@ -192,7 +192,7 @@ def test_partners_are_missed_by_name_and_spare_real_cts_are_noted(folders, capsy
     (folders / "synthesis" / "2_s1.img.nii.gz").unlink()
     result = evaluate(folders, "real", "labels", "synthesis")
     assert result["provenance"]["n_cases"] == 2
-    assert "1 real CTs without a partner were left out: 2" in capsys.readouterr().out
+    assert "1 real CTs without an image are skipped: 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

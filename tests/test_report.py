@@ -175,7 +175,7 @@ def test_runs_need_names_where_there_are_several(tmp_path):
 
 @pytest.mark.parametrize("name", ["real", "reconstruction", "floor", "label map"])
 def test_a_run_may_not_take_the_name_of_what_it_is_compared_with(name, tmp_path):
-    with pytest.raises(InputError, match=f"{name} is the name of something else"):
+    with pytest.raises(InputError, match=f"{name} is the name of a column"):
         runs_of([f"{name}={tmp_path}"])
 
 

@@ -1,7 +1,7 @@
-"""What a label map asks of the coronaries, worked out once for all images of a case on one grid.
+"""The coronaries of a label map, precomputed once for all images of a case on one grid.
 
 `Condition` holds the masks, skeleton, Betti numbers and tokens of the label map's vessels in a box
-around heart and vessels; `vessel_scores` finds the vessels of a CT by its intensities alone
+around heart and vessels. `vessel_scores` segments the vessels of a CT by its intensities alone
 (segmentation.py) and compares the two.
 """
 
@@ -20,20 +20,19 @@ from tubesynth.volume.vessels import VesselTokens, extract_tokens
 
 @dataclass(frozen=True)
 class Condition:
-    """Of one label map with vessels; masks are of the box, indices count from its corner."""
+    """The vessels of one label map; masks are of the box, indices count from its corner."""
 
-    tokens: VesselTokens  # relative to the middle of the label map
+    tokens: VesselTokens  # relative to the center of the label map
     box: tuple[slice, slice, slice]
     vessel: np.ndarray  # bool
     shell: np.ndarray  # bool, see frangi.shell_of
     spacing: np.ndarray
     affine: np.ndarray
-    # Of the skeleton: (N, 3) voxels and the radius in mm of the nearest token.
-    line: np.ndarray
-    line_radius_mm: np.ndarray
-    box_tokens: VesselTokens  # relative to the middle of the box
+    line: np.ndarray  # (N, 3) voxel indices of the skeleton
+    line_radius_mm: np.ndarray  # (N,) of the nearest token
+    box_tokens: VesselTokens  # relative to the center of the box
     betti: tuple[int, int, int]
-    region: Region | None  # None: no heart or no aorta, so vessels cannot be looked for
+    region: Region | None  # None without heart or aorta: vessels are not searched for in the CT
 
 
 def tokens_of(label: Volume, classes: LabelScheme) -> VesselTokens:
@@ -42,44 +41,51 @@ def tokens_of(label: Volume, classes: LabelScheme) -> VesselTokens:
     return extract_tokens(label.array == classes.vessel, label.affine, root_mask=aorta)
 
 
-def condition_of(label: Volume, classes: LabelScheme, tokens=None) -> Condition | None:
-    """None where the label map holds no vessels; tokens: its own, where they are known."""
-    from scipy.spatial import cKDTree
+def condition_of(
+    label: Volume, classes: LabelScheme, tokens: VesselTokens | None = None
+) -> Condition | None:
+    """The condition of a label map, None where it has no vessels.
+
+    tokens: those of the label map or its user centreline; by default they are extracted.
+    """
+    from scipy.spatial import KDTree
 
     spacing = label.spacing
     mask = label.array == classes.vessel
     aorta = np.zeros_like(mask) if classes.aorta is None else label.array == classes.aorta
-    around, shell = shell_of(mask, spacing)
-    if around is None:
+    vessel_box, shell = shell_of(mask, spacing)
+    if vessel_box is None or shell is None:
         return None
-    region = search_region(np.isin(label.array, classes.heart), aorta, spacing, include=around)
-    box = around if region is None else region.box
-    box = tuple(slice(s.start, min(s.stop, n)) for s, n in zip(box, label.shape, strict=True))
+    region = search_region(np.isin(label.array, classes.heart), aorta, spacing, include=vessel_box)
+    outer = vessel_box if region is None else region.box
+    x, y, z = (slice(s.start, min(s.stop, n)) for s, n in zip(outer, label.shape, strict=True))
+    box = (x, y, z)
     vessel = mask[box]
-    placed = np.zeros_like(vessel)
-    inner = zip(around, box, shell.shape, strict=True)
-    placed[tuple(slice(a.start - b.start, a.start - b.start + n) for a, b, n in inner)] = shell
+    # the shell, of vessel_box, in the larger box
+    starts = [inner.start - s.start for inner, s in zip(vessel_box, box, strict=True)]
+    box_shell = np.zeros_like(vessel)
+    box_shell[tuple(slice(i, i + n) for i, n in zip(starts, shell.shape, strict=True))] = shell
+    # tokens in mm relative to the center of the box; centers in voxels are (n - 1) / 2
     tokens = tokens_of(label, classes) if tokens is None else tokens
-    middle = [
-        (np.array(label.shape) - 1) / 2,
-        np.array([b.start for b in box]) + (np.array(vessel.shape) - 1) / 2,
-    ]
-    moved = np.asarray(tokens.position_mm) + (middle[0] - middle[1]) * spacing
+    box_center = (np.array(vessel.shape) - 1) / 2
+    corner = np.array([s.start for s in box])
+    shift_mm = ((np.array(label.shape) - 1) / 2 - corner - box_center) * spacing
+    box_position_mm = np.asarray(tokens.position_mm) + shift_mm
     line = skeleton_of(vessel, spacing)
-    radius = np.full(len(line), spacing.min() / 2)
+    radius_mm = np.full(len(line), spacing.min() / 2)
     if len(tokens) and len(line):
-        at = (line - (np.array(vessel.shape) - 1) / 2) * spacing
-        radius = np.asarray(tokens.radius_mm)[cKDTree(moved).query(at)[1]]
+        _, nearest = KDTree(box_position_mm).query((line - box_center) * spacing)
+        radius_mm = np.asarray(tokens.radius_mm)[nearest]
     return Condition(
         tokens=tokens,
         box=box,
         vessel=vessel,
-        shell=placed,
+        shell=box_shell,
         spacing=spacing,
         affine=label.affine,
         line=line,
-        line_radius_mm=radius,
-        box_tokens=replace(tokens, position_mm=moved),
+        line_radius_mm=radius_mm,
+        box_tokens=replace(tokens, position_mm=box_position_mm),
         betti=betti_numbers(vessel),
         region=region,
     )
@@ -88,26 +94,26 @@ def condition_of(label: Volume, classes: LabelScheme, tokens=None) -> Condition 
 def vessel_scores(ct: np.ndarray, condition: Condition) -> dict[str, float]:
     """Scores of a CT (X, Y, Z) in HU on the label map's grid.
 
-    Always vesselness (see frangi.against_shell); with heart and aorta in the label map also dice,
-    cldice, centreline_recall and _precision, betti0_error and betti1_error, and radius_error_mm,
-    radius_bias_mm and radius_ratio of the vessels found.
+    Always vesselness (see frangi.against_shell). With heart and aorta in the label map, of the
+    vessels segmented in the CT: dice, cldice, centreline_recall and _precision, betti0_error,
+    betti1_error, radius_error_mm, radius_bias_mm and radius_ratio.
     """
     hu, vessel, shell = ct[condition.box], condition.vessel, condition.shell
     if condition.region is None:
         where = vessel | shell
         response = vesselness(hu, condition.spacing, where=where)
         return against_shell(response[vessel[where]], response[shell[where]])
-    found, response = find_vessels(hu, condition.region, also=vessel | shell)
-    return {**mask_scores(found, condition), **against_shell(response[vessel], response[shell])}
+    segmented, response = find_vessels(hu, condition.region, also=vessel | shell)
+    return {**mask_scores(segmented, condition), **against_shell(response[vessel], response[shell])}
 
 
-def mask_scores(found: np.ndarray, condition: Condition) -> dict[str, float]:
-    """Scores of a mask (bool, of the condition's box) of the vessels that were found in a CT."""
+def mask_scores(segmented: np.ndarray, condition: Condition) -> dict[str, float]:
+    """Scores of a bool mask, of the condition's box, of vessels segmented in a CT."""
     vessel, spacing = condition.vessel, condition.spacing
-    line = skeleton_of(found, spacing)
+    line = skeleton_of(segmented, spacing)
     return {
-        "dice": dice(found, vessel),
-        **line_scores(found, line, vessel, condition.line, spacing, condition.line_radius_mm),
-        **betti_errors(betti_numbers(found), condition.betti),
-        **radius_errors(extract_tokens(found, condition.affine), condition.box_tokens),
+        "dice": dice(segmented, vessel),
+        **line_scores(segmented, line, vessel, condition.line, spacing, condition.line_radius_mm),
+        **betti_errors(betti_numbers(segmented), condition.betti),
+        **radius_errors(extract_tokens(segmented, condition.affine), condition.box_tokens),
     }

@@ -1,4 +1,4 @@
-"""What every metric of metrics.json means, in one line each; written beside the numbers."""
+"""One-line definitions of the metrics, written into metrics.json beside the numbers."""
 
 DEFINITIONS = {
     "psnr": "dB, of HU clipped to hu_window and scaled to [0, 1], data range 1; at most 100",
@@ -10,16 +10,16 @@ DEFINITIONS = {
     "centreline_covered": "share of the condition's centreline points that lie inside the CT",
     "lumen_hu": "mean HU of the centreline points",
     "contrast_hu": "lumen minus the median of a shell 1.5 to 3 radii plus one voxel away",
-    "dice": "of the vessels found in the CT alone and those of the label map",
+    "dice": "of the vessels segmented in the CT alone and those of the label map",
     "cldice": "Shit 2021, of the same masks on hard skeletons",
-    "centreline_recall": "share of the label map's skeleton within one voxel of the found one",
-    "centreline_precision": "share of the found skeleton within one voxel of the label map's",
-    "betti0_error": "pieces too many or too few, 26 neighbours",
-    "betti1_error": "loops too many or too few",
-    "radius_error_mm": "mean absolute difference of radii, at centreline points that were found",
-    "radius_bias_mm": "mean difference of the same; negative: vessels came out thin",
-    "radius_ratio": "mean of found over true radius",
-    "segmenter_*": "the same, from dice on, of the vessels that a trained segmenter finds",
+    "centreline_recall": "share of the label map's skeleton within one voxel of the segmented one",
+    "centreline_precision": "share of the segmented skeleton within one voxel of the label map's",
+    "betti0_error": "absolute difference of the numbers of components, 26 neighbors",
+    "betti1_error": "absolute difference of the numbers of loops",
+    "radius_error_mm": "mean absolute difference of radii, at the segmented centreline points",
+    "radius_bias_mm": "mean difference of the same; negative: vessels are too thin",
+    "radius_ratio": "mean of segmented over true radius",
+    "segmenter_*": "the same, from dice on, of the vessels of a trained segmenter",
     "vesselness": "mean Frangi response inside the label map's vessels, scales 0.8 to 2.4 mm",
     "vesselness_shell": "the same 1 voxel to 3 mm further outside",
     "vesselness_contrast": "inside minus shell",
@@ -28,12 +28,12 @@ DEFINITIONS = {
     "frechet_excess": "the same without the bias of small sets: 0 is perfect",
     "precision, recall": "of slice features: how many look real, how much of the real is covered",
     "diversity_ms_ssim": "MS-SSIM between samples of one label map; 1: no diversity",
-    "nearest_training_*, copied": "distance to the nearest training CT; share that is too near",
-    "validity": "do the features rank blur, noise and erased vessels by how bad they are?",
-    "evaluations, seconds": "of the network, and in all, to make one volume; from its sidecar",
-    "floor": "the same score for the real CT of another patient in place of the image; of sets of "
-    "images: one half of the real CTs against the other",
+    "nearest_training_*, copied": "distance to the nearest training CT; share of copies",
+    "validity": "whether the features rank levels of blur, noise and erased vessels",
+    "evaluations, seconds": "of the network, and in total, for one synthetic volume; sidecar",
+    "floor": "negative control: the score of another patient's real CT in place of the image; for "
+    "sets of images, one half of the real CTs against the other half",
     "_lt1.5mm, _1.5to3mm, _gt3mm": "calibre: radius of the lumen in the label map",
     "STAT": "over cases, samples of one case averaged first; std of a sample; ci95 by Student's t, "
-    "cut to what the metric can be",
+    "clipped to the range of the metric",
 }

@@ -1,27 +1,29 @@
-"""Which files belong to which case: real CTs, label maps, reconstructions, one or more syntheses.
+"""The files of each case: real CT, label map, reconstruction, one or more syntheses.
 
-A case is known by its file name up to the first dot; samples of one case are <case>_s0, <case>_s1,
-... Beside a volume may lie the JSON sidecar that says what it cost to make.
+The id of a case is the file name up to the first dot; samples of one case are <case>_s0, <case>_s1
+and so on. A JSON sidecar beside a volume holds the cost of synthesizing it.
 """
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 
-MOST_FLOORS = 10  # cases with a stranger: an image that has nothing to do with them costs as much
+MAX_CONTROLS = 10  # cases with a negative control, which takes as long to score as an image
 COSTS = ("evaluations", "seconds")
-TAKEN = ("real", "reconstruction", "floor", "label map")  # columns and rows that are there anyway
+RESERVED = ("real", "reconstruction", "floor", "label map")  # columns and rows of the tables
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of synthetic CTs; `source` is what its rows are called."""
+    """A folder of synthetic CTs; `source` is the source of its rows."""
 
     name: str
     source: str
@@ -29,16 +31,16 @@ class Run:
 
 
 def runs_of(options: list[str] | None) -> list[Run]:
-    """--synthesis DIR, or several times NAME=DIR."""
+    """The runs of --synthesis DIR, or of several --synthesis NAME=DIR."""
     runs = []
     for option in options or []:
         name, equals, folder = option.partition("=")
         named = bool(equals) and not Path(option).is_dir()
         if named and not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
-            raise InputError(f"--synthesis {option}: expected NAME=DIR, a name of plain letters")
-        if named and name in TAKEN:
+            raise InputError(f"--synthesis {option}: NAME must be letters and digits")
+        if named and name in RESERVED:
             raise InputError(
-                f"--synthesis {option}: {name} is the name of something else; change it"
+                f"--synthesis {option}: {name} is the name of a column; choose another name"
             )
         run = Run(name, f"synthesis {name}", Path(folder)) if named else None
         runs.append(run or Run("synthesis", "synthesis", Path(option)))
@@ -46,15 +48,19 @@ def runs_of(options: list[str] | None) -> list[Run]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"--synthesis is given twice as {name}: give each folder a name, as few=DIR"
+                f"--synthesis: two folders are named {name}; give each folder a name, as few=DIR"
             )
     return runs
 
 
 def collect_cases(
-    real, labels, reconstruction, runs, centrelines=None
+    real: Path | None,
+    labels: Path | None,
+    reconstruction: Path | None,
+    runs: Sequence[Run],
+    centrelines: Path | None = None,
 ) -> tuple[list[EvaluationCase], list[str]]:
-    """Every image with its partners, and notes on real CTs that nothing was made from."""
+    """The cases of all images, and notes on real CTs without an image and on missing images."""
     if real is None and not runs:
         raise InputError("nothing to score: give --real and --reconstruction, or --synthesis")
     if reconstruction is not None and real is None:
@@ -62,72 +68,74 @@ def collect_cases(
     if runs and labels is None:
         raise InputError("--synthesis is scored against its condition; give --labels")
     if centrelines is not None and labels is None:
-        raise InputError("--centrelines: drawn into label maps; give --labels")
+        raise InputError("--centrelines replace the vessels of label maps; give --labels")
     reals, maps = files_of(real, "--real"), files_of(labels, "--labels")
-    made: dict[str, list[tuple[str, int, Path]]] = {}
+    images: dict[str, list[tuple[str, int, Path]]] = {}  # (source, sample, file) by case
     for case, path in files_of(reconstruction, "--reconstruction").items():
-        made.setdefault(case, []).append(("reconstruction", 0, path))
+        images.setdefault(case, []).append(("reconstruction", 0, path))
     for run in runs:
         for name, path in files_of(run.folder, "--synthesis").items():
-            found = None if name in maps else re.fullmatch(r"(.+)_s(\d+)", name)
-            case, sample = (found[1], int(found[2])) if found else (name, 0)
-            images = made.setdefault(case, [])
-            if (run.source, sample) in [image[:2] for image in images]:
-                raise InputError(f"{path}: sample {sample} of case {case} is there twice; keep one")
-            images.append((run.source, sample, path))
-    for folder, there in ((real, reals), (labels, maps)):
-        missing = [p.name for c, images in made.items() if c not in there for *_, p in images]
+            match = None if name in maps else re.fullmatch(r"(.+)_s(\d+)", name)
+            case, sample = (match[1], int(match[2])) if match else (name, 0)
+            of_case = images.setdefault(case, [])
+            if (run.source, sample) in [image[:2] for image in of_case]:
+                raise InputError(f"{path}: another file is sample {sample} of {case}; remove one")
+            of_case.append((run.source, sample, path))
+    for folder, files in ((real, reals), (labels, maps)):
+        missing = [p.name for c, of_case in images.items() if c not in files for *_, p in of_case]
         if folder is not None and missing:
             raise InputError(
                 f"{folder}: unpaired, no file for {listed(missing)}; ids are names up to the first "
                 "dot, add the missing files or remove these"
             )
-    chosen = list(made) or [case for case in reals if labels is None or case in maps]
+    chosen = list(images) or [case for case in reals if labels is None or case in maps]
     if not chosen:
         raise InputError(f"{labels}: no label map has the id of a CT in {real}; rename the files")
     notes = []
-    if left := [case for case in reals if case not in chosen]:
-        notes.append(f"{len(left)} real CTs without a partner were left out: {listed(left)}")
+    if unpaired := [case for case in reals if case not in chosen]:
+        notes.append(f"{len(unpaired)} real CTs without an image are skipped: {listed(unpaired)}")
     sources = [("reconstruction", reconstruction), *((run.source, run.folder) for run in runs)]
     for source, folder in sources:
-        lacking = [c for c in chosen if source not in [image[0] for image in made.get(c, [])]]
+        lacking = [c for c in chosen if source not in [image[0] for image in images.get(c, [])]]
         if folder is not None and lacking:
             notes.append(f"{len(lacking)} cases have no {source}: {listed(lacking)}")
-    cases, order, every = [], list(reals), -(-len(chosen) // MOST_FLOORS)
+    cases, order, control_step = [], list(reals), -(-len(chosen) // MAX_CONTROLS)
     for case in chosen:
-        own = [("real", 0, reals[case])] if case in reals else []
-        stranger = None
-        if own and case in made and len(order) > 1 and len(cases) % every == 0:
-            stranger = reals[order[(order.index(case) + 1) % len(order)]]
-        images = own + made.get(case, [])
-        drawn = centrelines and centrelines / f"{case}{SUFFIX}"
-        if drawn:
-            read_centreline(drawn)  # refused here, before any case is scored
-        cases.append(EvaluationCase(case, maps.get(case), images, stranger, drawn))
+        real_image = [("real", 0, reals[case])] if case in reals else []
+        control = None  # the CT of the next patient
+        if real_image and case in images and len(order) > 1 and len(cases) % control_step == 0:
+            control = reals[order[(order.index(case) + 1) % len(order)]]
+        centreline = centrelines and centrelines / f"{case}{SUFFIX}"
+        if centreline:
+            read_centreline(centreline)  # a wrong file is an error before any case is scored
+        of_case = real_image + images.get(case, [])
+        cases.append(EvaluationCase(case, maps.get(case), of_case, control, centreline))
     return cases, notes
 
 
 def files_of(folder: Path | None, option: str) -> dict[str, Path]:
+    """{case id: file} of the folder of an option; {} without a folder."""
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; check {option}")
     return {} if folder is None else find_cases(folder)
 
 
-def cost_rows(cases: list[EvaluationCase]) -> list[dict]:
-    """A row for each image whose sidecar (<name>.json beside it) tells its evaluations, seconds."""
+def cost_rows(cases: Sequence[EvaluationCase]) -> list[dict[str, Any]]:
+    """A row for each image whose sidecar (<name>.json beside it) has evaluations or seconds."""
     rows = []
     for case in cases:
         for source, sample, path in case.images:
             try:
-                beside = path.with_name(f"{path.name.split('.')[0]}.json")
-                record = json.loads(beside.read_text(encoding="utf-8"))
+                sidecar = path.with_name(f"{path.name.split('.')[0]}.json")
+                record = json.loads(sidecar.read_text(encoding="utf-8"))
                 costs = {k: float(record[k]) for k in COSTS if record.get(k) is not None}
             except (OSError, ValueError, TypeError, AttributeError):
-                continue  # made by another program: nothing is known
+                continue  # a volume of another program has no sidecar, or one without costs
             if costs:
                 rows.append({"case": case.id, "sample": sample, "source": source, **costs})
     return rows
 
 
-def listed(names) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first ten names, and the number of the others."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
