@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tubesynth.volume.cases import Case
+from tubesynth.volume.classes import NINE_CLASSES
 from tubesynth.volume.files import (
     check_labels,
     check_one_slice,
@@ -31,7 +32,7 @@ class Preprocessing:
     resolution: tuple[int, ...]
     spacing: tuple[float, ...]
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
-    num_classes: int = 9
+    num_classes: int = NINE_CLASSES.num_classes
 
     def __post_init__(self):
         # One spelling of equal values, since they are hashed: 256 and 256.0 give one cache key.

@@ -76,14 +76,14 @@ def anatomy(facts: Facts, expected: Expected) -> Results:
     if ventricle[0] > atrium[0]:  # x grows to the patient's right
         yield warning(
             facts.case,
-            f"{facts.label}: the left ventricle lies right of the right atrium; is the file"
-            " mirrored, or are classes mixed up?",
+            f"{facts.label}: the left ventricle lies right of the right atrium, as in a"
+            " mirrored file or with exchanged classes; correct the header or the label map",
         )
     if artery[2] < ventricle[2]:
         yield warning(
             facts.case,
-            f"{facts.label}: the pulmonary artery lies below the left ventricle; is the file"
-            " upside down, or are classes mixed up?",
+            f"{facts.label}: the pulmonary artery lies below the left ventricle, as in a file"
+            " that is upside down or with exchanged classes; correct the header or the label map",
         )
 
 

@@ -130,7 +130,10 @@ def same_id(parts: list[Part], facts: list[Facts], expected: Expected) -> Result
     counts = Counter(case.id for part in parts for case in part.cases)
     for case, count in counts.items():
         if count > 1:
-            yield warning(case, f"case {case} is in training and in validation; is it one patient?")
+            yield warning(
+                case,
+                f"case {case} is in training and in validation; if it is one patient, remove one",
+            )
 
 
 def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:

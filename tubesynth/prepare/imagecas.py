@@ -182,8 +182,8 @@ def _on_grid(
     resampled = resample_labels(labels, image.shape, image.affine)
     if labels.array.any() and not resampled.array.any():
         raise InputError(
-            f"{path}: none of its structures lies within {image_path}; is it another case's, or its"
-            " header wrong?"
+            f"{path}: none of its structures lies within {image_path}; give the file of this case,"
+            " or correct its header"
         )
     notes.append(f"{path.name}: resampled onto the image's grid")
     return resampled
