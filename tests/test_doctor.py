@@ -94,14 +94,14 @@ def expected(data: Path, *overrides: str) -> Expected:
 
 def look(data: Path):
     """The errors and warnings on a folder, as (level, rule, case, message)."""
-    findings = doctor.check_data(doctor.find_parts(data), expected(data))
+    findings = doctor.check_data(doctor.find_splits(data), expected(data))
     return [(f.level, f.rule, f.case, f.message) for f in findings if f.level != "info"]
 
 
-def only(found, level, rule, case):
+def only(matches, level, rule, case):
     """The message of the one finding there is."""
-    assert [(f[0], f[1], f[2]) for f in found] == [(level, rule, case)], found
-    return found[0][3]
+    assert [(f[0], f[1], f[2]) for f in matches] == [(level, rule, case)], matches
+    return matches[0][3]
 
 
 def run_json(capsys, *arguments):
@@ -140,17 +140,17 @@ def test_every_config_that_is_published_can_be_asked_about(workplace, path, caps
     options = ["--config", str(path), "--data", str(workplace / "data"), "--quick", "--json"]
     with suppress(SystemExit):  # 2, where checkpoints are not there yet
         doctor.main([*options, "--workers", "1"])
-    found = json.loads(capsys.readouterr().out)["findings"]
-    assert any("training takes about" in finding["message"] for finding in found)
+    matches = json.loads(capsys.readouterr().out)["findings"]
+    assert any("training takes about" in finding["message"] for finding in matches)
 
 
 def test_unpaired_files_are_named_on_both_sides(data):
     (data / "training/labels/1.label.nii.gz").unlink()
     (data / "validation/images/3.img.nii.gz").rename(data / "validation/images/4.img.nii.gz")
-    found = [f[1:] for f in look(data) if f[1] == "pairs"]
-    assert [(rule, case) for rule, case, _ in found] == [("pairs", c) for c in ("1", "3", "4")]
-    assert "1.img.nii.gz has no label map" in found[0][2]
-    assert "3.label.nii.gz has no image" in found[1][2]
+    matches = [f[1:] for f in look(data) if f[1] == "pairs"]
+    assert [(rule, case) for rule, case, _ in matches] == [("pairs", c) for c in ("1", "3", "4")]
+    assert "1.img.nii.gz has no label map" in matches[0][2]
+    assert "3.label.nii.gz has no image" in matches[1][2]
 
 
 def test_one_id_twice_and_an_empty_folder_are_errors(data):
@@ -176,15 +176,15 @@ def test_a_damaged_file_is_an_error_and_the_others_are_looked_at(data):
     file.write_bytes(file.read_bytes()[:-2000])
     label = data / "training/labels/2.label.nii.gz"
     label.write_bytes(b"no volume")
-    found = look(data)
-    assert [f[:3] for f in found] == [("error", "readable", c) for c in ("1", "2")]
-    assert "1.img.nii.gz" in found[0][3] and "2.label.nii.gz" in found[1][3]
+    matches = look(data)
+    assert [f[:3] for f in matches] == [("error", "readable", c) for c in ("1", "2")]
+    assert "1.img.nii.gz" in matches[0][3] and "2.label.nii.gz" in matches[1][3]
 
 
 def test_labels_on_another_grid_are_an_error(data):
-    moved = heart(1)[2].copy()
-    moved[0, 3] += SPACING
-    put(data, "training", 1, label_affine=moved)
+    shifted = heart(1)[2].copy()
+    shifted[0, 3] += SPACING
+    put(data, "training", 1, label_affine=shifted)
     assert "resample the label map" in only(look(data), "error", "same_grid", "1")
 
 
@@ -203,8 +203,8 @@ def test_a_header_without_orientation_is_a_warning(data):
     nib.save(image, data / "training/images/1.img.nii.gz")
     affine = nib.load(data / "training/images/1.img.nii.gz").affine
     save(data / "training/labels/1.label.nii.gz", heart(1)[1], affine)
-    found = [f for f in look(data) if f[1] == "orientation"]
-    assert len(found) == 1 and "left and right are a guess" in found[0][3]
+    matches = [f for f in look(data) if f[1] == "orientation"]
+    assert len(matches) == 1 and "left and right are a guess" in matches[0][3]
 
 
 def test_a_tilted_and_a_sheared_volume_are_warnings(data):
@@ -215,9 +215,9 @@ def test_a_tilted_and_a_sheared_volume_are_warnings(data):
     shear = heart(2)[2].copy()
     shear[1, 2] = 0.1 * SPACING
     put(data, "training", 2, affine=shear)
-    found = [(f[2], f[3]) for f in look(data) if f[1] == "orientation"]
-    assert [case for case, _ in found] == ["1", "2"]
-    assert "tilted by 40 degrees" in found[0][1] and "gantry" in found[1][1]
+    matches = [(f[2], f[3]) for f in look(data) if f[1] == "orientation"]
+    assert [case for case, _ in matches] == ["1", "2"]
+    assert "tilted by 40 degrees" in matches[0][1] and "gantry" in matches[1][1]
 
 
 def test_a_mirrored_and_an_upturned_heart_are_warnings(data):
@@ -225,9 +225,9 @@ def test_a_mirrored_and_an_upturned_heart_are_warnings(data):
     put(data, "training", 1, hu[::-1], label[::-1])
     hu, label, _ = heart(2)
     put(data, "training", 2, hu[:, :, ::-1], label[:, :, ::-1])
-    found = [f for f in look(data) if f[1] == "anatomy"]
-    assert [f[2] for f in found] == ["1", "2"]
-    assert "mirrored" in found[0][3] and "upside down" in found[1][3]
+    matches = [f for f in look(data) if f[1] == "anatomy"]
+    assert [f[2] for f in matches] == ["1", "2"]
+    assert "mirrored" in matches[0][3] and "upside down" in matches[1][3]
 
 
 HU = {
@@ -242,12 +242,12 @@ HU = {
 }
 
 
-@pytest.mark.parametrize("what", HU)
-def test_images_that_are_not_hu_are_found(data, what):
-    change, level, text = HU[what]
+@pytest.mark.parametrize("kind", HU)
+def test_images_that_are_not_hu_are_found(data, kind):
+    change, level, text = HU[kind]
     put(data, "training", 1, change(heart(1)[0]))
-    found = [f for f in look(data) if f[1] == "hu_range"]
-    assert text in only(found, level, "hu_range", "1")
+    matches = [f for f in look(data) if f[1] == "hu_range"]
+    assert text in only(matches, level, "hu_range", "1")
 
 
 def test_padding_below_air_is_named_and_no_harm(data, capsys):
@@ -263,9 +263,9 @@ def test_padding_below_air_is_named_and_no_harm(data, capsys):
 def test_a_small_image_and_a_cut_off_heart_are_warnings(data):
     hu, label, affine = heart(1)
     put(data, "training", 1, hu[5:35, 5:30, 2:30], label[5:35, 5:30, 2:30])
-    found = look(data)
+    matches = look(data)
     share = 1 - 30 * 25 * 28 / np.prod(SHAPE)
-    assert f"{100 * share:.0f} % of the model's" in only(found, "warning", "field_of_view", "1")
+    assert f"{100 * share:.0f} % of the model's" in only(matches, "warning", "field_of_view", "1")
     label = np.zeros((80, 40, 32), np.uint8)
     label[:, 20, 10:12] = 8  # half of it is in the middle 40
     facts = cut_off(label, data)
@@ -280,8 +280,8 @@ def cut_off(label, data):
     case = Case("9", path / "images/9.img.nii.gz", path / "labels/9.label.nii.gz")
     expected = Expected(Preprocessing(SHAPE, (SPACING,) * 3))
     facts = measure(case, "training", expected)
-    said = [rule for rule in CASE_RULES if rule.__name__ == "field_of_view"][0](facts, expected)
-    assert "cuts off 50 % of the vessels" in list(said)[0][2]
+    messages = [rule for rule in CASE_RULES if rule.__name__ == "field_of_view"][0](facts, expected)
+    assert "cuts off 50 % of the vessels" in list(messages)[0][2]
     return facts
 
 
@@ -328,9 +328,9 @@ def test_vessels_that_fall_apart_in_the_models_voxels_are_named(data):
     label[8 + z // 2, 24, z] = label[8 + z // 2, 25, z] = 8
     put(data, "training", 1, label=label)
     coarse = ["data.spacing=[8,8,8]", "data.resolution=[20,20,16]"]
-    found = doctor.check_data(doctor.find_parts(data), expected(data, *coarse))
-    (said,) = [f.message for f in found if (f.rule, f.case) == ("vessels_on_the_grid", "1")]
-    assert "vessels in 1 pieces are" in said and "voxels of 8 x 8 x 8 mm" in said
+    matches = doctor.check_data(doctor.find_splits(data), expected(data, *coarse))
+    (messages,) = [f.message for f in matches if (f.rule, f.case) == ("vessels_on_the_grid", "1")]
+    assert "vessels in 1 pieces are" in messages and "voxels of 8 x 8 x 8 mm" in messages
 
 
 def test_pieces_touch_by_corners():
@@ -341,19 +341,19 @@ def test_pieces_touch_by_corners():
 
 def test_the_label_map_of_another_image_has_no_contrast(data):
     hu, label, _ = heart(1)
-    moved = label.copy()
-    moved[moved == 8] = 0
-    moved[15, 30, 4:28] = moved[21, 30, 4:28] = 8
-    put(data, "training", 1, hu, moved)
+    shifted = label.copy()
+    shifted[shifted == 8] = 0
+    shifted[15, 30, 4:28] = shifted[21, 30, 4:28] = 8
+    put(data, "training", 1, hu, shifted)
     assert "HU around them" in only(look(data), "warning", "vessel_contrast", "1")
 
 
 def test_one_image_under_two_ids_is_a_warning_across_the_parts_an_error(data):
     hu, label, affine = heart(1)
     put(data, "training", 7, hu.astype(np.float32), label)  # other bytes, the same numbers
-    found = {f[1]: f for f in look(data)}
-    assert found["duplicates"][0] == "warning" and found["duplicates"][2] == "7"
-    assert "duplicate_labels" not in found  # that of a duplicate is no second finding
+    matches = {f[1]: f for f in look(data)}
+    assert matches["duplicates"][0] == "warning" and matches["duplicates"][2] == "7"
+    assert "duplicate_labels" not in matches  # that of a duplicate is no second finding
     put(data, "validation", 8, hu, label)
     level, _, _, message = {f[1]: f for f in look(data)}["duplicates"]
     assert level == "error" and "training and validation" in message
@@ -384,18 +384,18 @@ def test_classes_that_are_absent_are_a_warning(data):
         if part == "training":
             label[label == 5] = 0
         put(data, part, case, label=label)
-    found = [f[3] for f in look(data) if f[1] == "absent_classes"]
-    assert len(found) == 2 and "class 6 (aorta)" in found[0]
-    assert "only validation holds class 5 (right ventricle)" in found[1]
+    matches = [f[3] for f in look(data) if f[1] == "absent_classes"]
+    assert len(matches) == 2 and "class 6 (aorta)" in matches[0]
+    assert "only validation holds class 5 (right ventricle)" in matches[1]
 
 
 def test_imagecas_as_distributed_is_sent_to_prepare(tmp_path):
     hu, label, affine = heart(1)
     save(tmp_path / "1.img.nii.gz", hu, affine)
     save(tmp_path / "1.label.nii.gz", (label == 8).astype(np.uint8), affine)
-    found = doctor.check_data(doctor.find_parts(tmp_path), Expected())
-    said = [finding.message for finding in found if finding.rule == "absent_classes"]
-    assert len(said) == 1 and "tubesynth prepare" in said[0]
+    matches = doctor.check_data(doctor.find_splits(tmp_path), Expected())
+    messages = [finding.message for finding in matches if finding.rule == "absent_classes"]
+    assert len(messages) == 1 and "tubesynth prepare" in messages[0]
 
 
 def test_a_class_unlike_the_other_cases_is_a_warning(data):
@@ -418,17 +418,17 @@ def test_every_data_rule_has_a_test_here():
 
 def test_findings_do_not_depend_on_the_workers(data):
     (data / "training/labels/1.label.nii.gz").write_bytes(b"no volume")
-    parts = doctor.find_parts(data)
-    one, two = (doctor.check_data(parts, expected(data), workers) for workers in (1, 2))
-    assert one == two and any(finding.rule == "readable" for finding in one)
+    splits = doctor.find_splits(data)
+    single, double = (doctor.check_data(splits, expected(data), workers) for workers in (1, 2))
+    assert single == double and any(finding.rule == "readable" for finding in single)
 
 
 def test_quick_reads_a_few_cases_and_says_so(data, monkeypatch):
     monkeypatch.setattr(doctor, "QUICK_CASES", 1)
     (data / "training/images/2.img.nii.gz").write_bytes(b"")
-    found = doctor.check_data(doctor.find_parts(data), Expected(), quick=True)
-    assert not any(finding.rule == "readable" for finding in found)
-    assert "2 of them measured" in found[0].message
+    matches = doctor.check_data(doctor.find_splits(data), Expected(), quick=True)
+    assert not any(finding.rule == "readable" for finding in matches)
+    assert "2 of them measured" in matches[0].message
 
 
 def test_any_folder_of_images_is_looked_at(tmp_path, capsys):
@@ -449,8 +449,8 @@ def machine(data: Path, rule: str, text: str, *overrides):
     (data.parent / "two.yml").write_text(text)
     config = load_config(data.parent / "two.yml", list(overrides))
     chosen = [r for r in config_rules.RULES if r.__name__ == rule]
-    found = doctor.apply_rules(chosen, config_rules.Plan(config, doctor.find_parts(data)))
-    return [(finding.level, finding.message) for finding in found]
+    matches = doctor.apply_rules(chosen, config_rules.Plan(config, doctor.find_splits(data)))
+    return [(finding.level, finding.message) for finding in matches]
 
 
 def test_weights_that_are_missing_or_of_the_wrong_stage_are_errors(data, stage_1, stage_2):
@@ -517,8 +517,8 @@ def test_memory_is_compared_with_the_device(data, monkeypatch):
     ((level, message),) = machine(data, "memory", text)
     assert level == "warning" and "train.checkpointing=true" in message
     monkeypatch.setattr(config_rules, "_host_memory", lambda: 300_000)
-    found = machine(data, "memory", text, "data.dataset_type=cache")
-    assert "data.dataset_type=persistent" in found[1][1]
+    matches = machine(data, "memory", text, "data.dataset_type=cache")
+    assert "data.dataset_type=persistent" in matches[1][1]
 
 
 def test_the_memory_estimate_counts_what_autograd_keeps(data):

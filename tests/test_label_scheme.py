@@ -121,11 +121,11 @@ def test_phantoms_have_the_scheme_of_the_config(workplace):
 
 @pytest.mark.parametrize("config", ["labels.yml", "s1.yml"])
 def test_doctor_names_the_classes_of_the_scheme(workplace, capsys, config):
-    found = findings(workplace, capsys, config)
-    assert not [finding for finding in found if finding["level"] == "error"]
-    (vessels,) = [finding["message"] for finding in found if finding["rule"] == "vessels"]
+    matches = findings(workplace, capsys, config)
+    assert not [finding for finding in matches if finding["level"] == "error"]
+    (vessels,) = [finding["message"] for finding in matches if finding["rule"] == "vessels"]
     assert vessels.startswith("class 2 (vessels) in 3 of 3 label maps")
-    sizes = {finding["message"] for finding in found if finding["rule"] == "class_volume"}
+    sizes = {finding["message"] for finding in matches if finding["rule"] == "class_volume"}
     assert len(sizes) == 3 and all("class 1 (heart) has" in message for message in sizes)
 
 

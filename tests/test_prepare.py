@@ -107,8 +107,8 @@ def test_the_result_is_what_training_reads(source, hearts, tmp_path):
         for case in pair_cases(out / part / "images", out / part / "labels"):
             arrays, _ = resample_case(case, Preprocessing(SHAPE, (0.5, 0.5, 0.8)))
             assert arrays["label"].max() == 8
-    found = doctor.check_data(doctor.find_parts(out), Expected())
-    assert not [finding for finding in found if finding.level == "error"]
+    findings = doctor.check_data(doctor.find_splits(out), Expected())
+    assert not [finding for finding in findings if finding.level == "error"]
 
 
 FOUR = """labels:
@@ -156,10 +156,10 @@ def test_a_flat_folder_and_other_names_of_heart_files_are_read(source, hearts, t
         heart = arrays(case)[2]
         name = {0: f"1-200/{case}.heart.nii.gz", 1: f"{case}.img/heartchambers.nii.gz"}[case % 2]
         save(renamed / name, heart)
-    one = run(source, tmp_path / "one", "--heart-dir", hearts)
-    two = run(flat, tmp_path / "two", "--heart-dir", renamed)
+    first = run(source, tmp_path / "one", "--heart-dir", hearts)
+    second = run(flat, tmp_path / "two", "--heart-dir", renamed)
     for case in ALL:
-        assert find(one, "label", case).read_bytes() == find(two, "label", case).read_bytes()
+        assert find(first, "label", case).read_bytes() == find(second, "label", case).read_bytes()
 
 
 def test_images_are_hard_links_or_copies_with_the_same_bytes(source, tmp_path):
@@ -208,11 +208,11 @@ def test_the_manifest_has_the_hashes_of_sources_and_outputs(source, hearts, tmp_
 
 def test_the_split_depends_on_seed_and_id_alone(tmp_path):
     ids = [str(i) for i in range(1, 1001)]
-    some, more = (prepare.split(ids[:n], 0, 0.1, None, {}) for n in (600, 1000))
+    some, more = (prepare.assign_splits(ids[:n], 0, 0.1, None, {}) for n in (600, 1000))
     assert all(more[case] == part for case, part in some.items())
-    held = sum(part == "validation" for part in more.values())
-    assert 70 <= held <= 130  # 100 expected, standard deviation 9.5
-    other = prepare.split(ids, 1, 0.1, None, {})
+    validation = sum(part == "validation" for part in more.values())
+    assert 70 <= validation <= 130  # 100 expected, standard deviation 9.5
+    other = prepare.assign_splits(ids, 1, 0.1, None, {})
     assert other != more
     both = sum(other[c] == more[c] == "validation" for c in ids)
     assert both < 30  # seeds are independent: 10 expected
@@ -229,8 +229,8 @@ def test_the_split_can_be_a_file_of_ids(source, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("2, 1000  # the second fold\n\n201\n")
     out = run(source, tmp_path / "out", "--validation-ids", ids)
-    held = [case for case, part in parts(out).items() if part == "validation"]
-    assert sorted(held) == ["1000", "2", "201"]
+    validation = [case for case, part in parts(out).items() if part == "validation"]
+    assert sorted(validation) == ["1000", "2", "201"]
     ids.write_text("2 77")
     with pytest.raises(InputError, match="no cases: 77"):
         run(source, tmp_path / "other", "--validation-ids", ids)
@@ -315,10 +315,10 @@ def test_a_killed_run_goes_on_where_it_stopped(source, tmp_path):
 
 
 def test_the_bytes_do_not_depend_on_the_workers(source, hearts, tmp_path):
-    one = run(source, tmp_path / "one", "--heart-dir", hearts)
-    two = run(source, tmp_path / "two", "--heart-dir", hearts, "--workers", 2)
+    first = run(source, tmp_path / "one", "--heart-dir", hearts)
+    second = run(source, tmp_path / "two", "--heart-dir", hearts, "--workers", 2)
     for case in ALL:
-        assert find(one, "label", case).read_bytes() == find(two, "label", case).read_bytes()
+        assert find(first, "label", case).read_bytes() == find(second, "label", case).read_bytes()
 
 
 def test_missing_files_are_listed_by_id_before_anything_is_written(source, hearts, tmp_path):
@@ -379,8 +379,8 @@ def test_a_crop_has_the_heart_in_its_middle_and_every_voxel_where_it_was(source,
         assert np.array_equal(low, np.array(label.shape) - 1 - high)  # the same margin, both sides
         assert np.array_equal(low, [2, 2, 1])  # 1 mm in voxels of 0.5 x 0.5 x 0.8 mm
         hu, coronaries, heart = arrays(case)
-        there = np.round(np.linalg.inv(AFFINE) @ [*image.to_world(low), 1]).astype(int)[:3]
-        assert image.array[tuple(low)] == hu[tuple(there)]
+        index = np.round(np.linalg.inv(AFFINE) @ [*image.to_world(low), 1]).astype(int)[:3]
+        assert image.array[tuple(low)] == hu[tuple(index)]
         whole = np.count_nonzero(np.where(coronaries, 8, heart))
         assert len(inside) == whole  # no label is cut off
         assert nib.aff2axcodes(nib.load(path.image).affine) == ("L", "P", "S")

@@ -14,13 +14,13 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case, case_id, find_cases, natural_order
 from tubesynth.volume.files import SUFFIXES
 
-PARTS = ("training", "validation")
+SPLITS = ("training", "validation")
 
 Problem = tuple[str | None, str]  # (case, message)
 
 
 @dataclass
-class Part:
+class Split:
     """The cases of one folder of images; `name` is training, validation or ''."""
 
     name: str
@@ -29,52 +29,52 @@ class Part:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_parts(root: Path) -> list[Part]:
-    """The parts of a data folder; InputError where there is no such folder."""
+def find_splits(root: Path) -> list[Split]:
+    """The splits of a data folder; InputError where there is no such folder."""
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check data.root or --data")
-    if any((root / name).is_dir() for name in PARTS):
-        return [paired_folders(root / name, name) for name in PARTS]
+    if any((root / name).is_dir() for name in SPLITS):
+        return [paired_folders(root / name, name) for name in SPLITS]
     if (root / "images").is_dir():
         return [paired_folders(root, "")]
     return [plain_files(root)]
 
 
-def paired_folders(folder: Path, name: str) -> Part:
+def paired_folders(folder: Path, name: str) -> Split:
     """The cases of folder/images with their label maps in folder/labels, paired by case id."""
-    part = Part(name)
-    images = _cases_or_problem(folder / "images", part)
+    split = Split(name)
+    images = _cases_or_problem(folder / "images", split)
     labels: dict[str, Path] = {}
     if (folder / "labels").is_dir():
-        part.labelled = True
-        labels = _cases_or_problem(folder / "labels", part)
+        split.labelled = True
+        labels = _cases_or_problem(folder / "labels", split)
         for case in images.keys() - labels.keys():
-            part.problems.append((case, f"{images[case]} has no label map in {folder / 'labels'}"))
+            split.problems.append((case, f"{images[case]} has no label map in {folder / 'labels'}"))
         for case in labels.keys() - images.keys():
-            part.problems.append((case, f"{labels[case]} has no image in {folder / 'images'}"))
+            split.problems.append((case, f"{labels[case]} has no image in {folder / 'images'}"))
     elif name:
-        part.problems.append((None, f"{folder / 'labels'}: no such folder; training needs labels"))
-    part.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
-    part.problems.sort(key=lambda problem: (problem[0] or "", problem[1]))
-    return part
+        split.problems.append((None, f"{folder / 'labels'}: no such folder; training needs labels"))
+    split.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
+    split.problems.sort(key=lambda problem: (problem[0] or "", problem[1]))
+    return split
 
 
-def plain_files(root: Path) -> Part:
+def plain_files(root: Path) -> Split:
     """Files N.img.* and N.label.*, or images alone, in a folder and its subfolders."""
-    part = Part("")
-    images, labels = scan(root, part.problems)
+    split = Split("")
+    images, labels = scan(root, split.problems)
     if not images and not labels:  # the subfolders may be DICOM series
-        images = _cases_or_problem(root, part)
-        return Part("", [Case(case, path) for case, path in images.items()], False, part.problems)
-    part.labelled = bool(labels)
+        images = _cases_or_problem(root, split)
+        return Split("", [Case(case, path) for case, path in images.items()], False, split.problems)
+    split.labelled = bool(labels)
     for case in sorted(labels.keys() - images.keys()):
-        part.problems.append((case, f"{labels[case]} has no image"))
+        split.problems.append((case, f"{labels[case]} has no image"))
     if labels:
         for case in sorted(images.keys() - labels.keys()):
-            part.problems.append((case, f"{images[case]} has no label map"))
-    part.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
-    return part
+            split.problems.append((case, f"{images[case]} has no label map"))
+    split.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
+    return split
 
 
 def scan(root: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -103,10 +103,10 @@ def _ordered(files: dict[str, Path]) -> dict[str, Path]:
     return {case: files[case] for case in sorted(files, key=natural_order)}
 
 
-def _cases_or_problem(folder: Path, part: Part) -> dict[str, Path]:
-    """{id: file} of a folder; {} and a problem of the part where it cannot be read."""
+def _cases_or_problem(folder: Path, split: Split) -> dict[str, Path]:
+    """{id: file} of a folder; {} and a problem of the split where it cannot be read."""
     try:
         return find_cases(folder)
     except InputError as error:
-        part.problems.append((None, str(error)))
+        split.problems.append((None, str(error)))
         return {}

@@ -20,7 +20,7 @@ from pathlib import Path
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.labels import is_label_section, load_scheme
 from tubesynth.config.loading import load_config
-from tubesynth.data.layout import Part, find_parts
+from tubesynth.data.layout import Split, find_splits
 from tubesynth.data.pool import check_workers, each
 from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, measure
@@ -34,7 +34,7 @@ from tubesynth.runtime.errors import (
     run_command,
 )
 
-QUICK_CASES = 8  # of each part
+QUICK_CASES = 8  # of each split
 SEPARATE_LINES = 3  # up to so many cases with the same finding have a line each
 LISTED_CASES = 12
 COLORS = {"error": "31;1", "warning": "33", "info": "2"}
@@ -79,29 +79,29 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
             root = root or Path(config.data.root)
         if root is None:
             raise InputError(f"{args.config}: holds the section labels alone: give --data DIR too")
-        parts = find_parts(root)
+        splits = find_splits(root)
     except InputError as problem:
         rule = "config" if args.config and config is None else "folder"
-        parts, findings = [], [Finding("error", rule, None, str(problem))]
+        splits, findings = [], [Finding("error", rule, None, str(problem))]
     else:
-        findings = check_data(parts, expected, workers, args.quick)
+        findings = check_data(splits, expected, workers, args.quick)
     if config:
         from tubesynth.doctor.config_rules import RULES, Plan  # needs torch, which --data does not
 
-        findings += apply_rules(RULES, Plan(config, parts))
+        findings += apply_rules(RULES, Plan(config, splits))
     return Diagnosis(by_level(findings), root, for_training=config is not None)
 
 
 def check_data(
-    parts: list[Part], expected: Expected, workers: int = 1, quick: bool = False
+    splits: list[Split], expected: Expected, workers: int = 1, quick: bool = False
 ) -> list[Finding]:
-    """Measure every case (quick: QUICK_CASES of each part), and apply the rules on the data."""
+    """Measure every case (quick: QUICK_CASES of each split), and apply the rules on the data."""
     jobs = []
-    for part in parts:
-        step = max(1, -(-len(part.cases) // QUICK_CASES)) if quick else 1
-        jobs += [(case, part.name, expected) for case in part.cases[::step]]
+    for split in splits:
+        step = max(1, -(-len(split.cases) // QUICK_CASES)) if quick else 1
+        jobs += [(case, split.name, expected) for case in split.cases[::step]]
     facts = each(measure, jobs, workers, "measure")
-    findings = apply_rules(SET_RULES, parts, facts, expected)
+    findings = apply_rules(SET_RULES, splits, facts, expected)
     for case in facts:
         findings += apply_rules(CASE_RULES, case, expected)
     return findings
@@ -180,7 +180,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, metavar="DIR", help="the data folder; default: data.root")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--workers", type=int, metavar="N", help="processes; default: the number of cores")
-    add("--quick", action="store_true", help=f"read {QUICK_CASES} cases of each part, not all")
+    add("--quick", action="store_true", help=f"read {QUICK_CASES} cases of each split, not all")
     add_overrides(parser)
     args = parser.parse_with_overrides(argv)
     if not args.config and not args.data:

@@ -16,7 +16,7 @@ from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage2Config
 from tubesynth.config.strict import flatten, to_plain
 from tubesynth.data.latents import LATENTS
-from tubesynth.data.layout import Part
+from tubesynth.data.layout import Split
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, stored_volume_key
 from tubesynth.doctor.findings import Results, error, info, warning
@@ -30,10 +30,10 @@ BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 class Plan:
     """A config and the cases that it would be trained on."""
 
-    def __init__(self, config: Config, parts: list[Part]):
+    def __init__(self, config: Config, splits: list[Split]):
         self.config = config
-        self.cases = [case for part in parts for case in part.cases]
-        self.training = sum(len(part.cases) for part in parts if part.name == "training")
+        self.cases = [case for split in splits for case in split.cases]
+        self.training = sum(len(split.cases) for split in splits if split.name == "training")
 
     @cached_property
     def base_models(self) -> BaseModels:

@@ -42,7 +42,7 @@ class Facts:
     """One case. A field keeps its default where there is no label map or no readable file."""
 
     case: str
-    part: str  # training, validation or ''
+    split: str  # training, validation or ''
     image: str
     label: str | None = None
     image_error: str | None = None
@@ -75,10 +75,10 @@ class Facts:
     grid_pieces: int = 0  # connected pieces of the vessel class on the model's grid
 
 
-def measure(case: Case, part: str, expected: Expected) -> Facts:
+def measure(case: Case, split: str, expected: Expected) -> Facts:
     """Read and measure a case; the message of a file that cannot be read becomes a fact."""
     label = None if case.label is None else str(case.label)
-    facts = Facts(case.id, part, str(case.image), label)
+    facts = Facts(case.id, split, str(case.image), label)
     image = labels = None
     try:
         image = read_volume(case.image)

@@ -1,6 +1,6 @@
 """Rules on the whole data set: an overview, folders, pairs, duplicates, absent classes, outliers.
 
-Each rule takes the parts of the data folder, the facts of all measured cases, and what the config
+Each rule takes the splits of the data folder, the facts of all measured cases, and what the config
 expects of them (facts.py).
 """
 
@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from tubesynth.data.layout import PARTS, Part
+from tubesynth.data.layout import SPLITS, Split
 from tubesynth.doctor.facts import Expected, Facts
 from tubesynth.doctor.findings import Results, error, info, warning
 
@@ -16,18 +16,18 @@ OUTLIER_RATIO = 5.0  # to the median volume of a class, upwards or downwards
 MIN_CASES = 8  # for a median
 
 
-def pairs(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """An image without a label map, a label map without an image, two files of one id."""
-    for part in parts:
-        for case, problem in part.problems:
+    for split in splits:
+        for case, problem in split.problems:
             yield error(case, problem)
-        if part.cases and not part.labelled and not part.name:
+        if split.cases and not split.labelled and not split.name:
             yield warning(None, "images only: training needs a label map of each")
 
 
-def folders(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def folders(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """No training layout: make it with prepare, or set data.root to a folder that has it."""
-    if expected.for_training and [part.name for part in parts] != list(PARTS):
+    if expected.for_training and [split.name for split in splits] != list(SPLITS):
         yield error(
             None,
             "the folder has no training/ and validation/, each with images/ and labels/; make them"
@@ -35,17 +35,17 @@ def folders(parts: list[Part], facts: list[Facts], expected: Expected) -> Result
         )
 
 
-def cases(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def cases(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """The number of cases, and of those with a label map."""
-    counts = [f"{len(part.cases)} {part.name}".strip() for part in parts]
-    labelled = sum(case.label is not None for part in parts for case in part.cases)
-    total = sum(len(part.cases) for part in parts)
+    counts = [f"{len(split.cases)} {split.name}".strip() for split in splits]
+    labelled = sum(case.label is not None for split in splits for case in split.cases)
+    total = sum(len(split.cases) for split in splits)
     with_labels = "all with label maps" if labelled == total else f"{labelled} with a label map"
     measured = "" if len(facts) == total else f"; {len(facts)} of them measured"
     yield info(None, f"{' and '.join(counts)} cases, {with_labels}{measured}")
 
 
-def geometry(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """Sizes of the images, and how much of them the model's field of view holds."""
     read = [case for case in facts if case.shape[0]]
     if not read:
@@ -70,7 +70,7 @@ def geometry(parts: list[Part], facts: list[Facts], expected: Expected) -> Resul
     )
 
 
-def intensities(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def intensities(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """The range of HU, against the window."""
     read = [case.hu for case in facts if case.hu]
     if not read:
@@ -85,7 +85,7 @@ def intensities(parts: list[Part], facts: list[Facts], expected: Expected) -> Re
     )
 
 
-def vessels(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def vessels(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """Volume, pieces and HU of the vessel class."""
     with_vessels = [case for case in facts if case.pieces_ml and expected.includes(case.voxels)]
     if not with_vessels:
@@ -101,11 +101,11 @@ def vessels(parts: list[Part], facts: list[Facts], expected: Expected) -> Result
     yield info(None, text + (f", {_range(hu, '.0f')} HU" if hu else ""))
 
 
-def duplicates(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def duplicates(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """One image under two ids: keep one. In training and validation both, scores mean nothing."""
     for same in _groups(facts, "digest"):
         names = " = ".join(case.image for case in same)
-        if len({case.part for case in same}) > 1:
+        if len({case.split for case in same}) > 1:
             yield error(
                 same[1].case,
                 f"{names}: one image in training and validation; remove it from one of them",
@@ -114,7 +114,7 @@ def duplicates(parts: list[Part], facts: list[Facts], expected: Expected) -> Res
             yield warning(same[1].case, f"{names}: one image under several ids; keep one")
 
 
-def duplicate_labels(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def duplicate_labels(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """One label map for different images: all but one have the map of another case."""
     for same in _groups(facts, "label_digest"):
         if len({case.digest for case in same}) > 1:
@@ -125,9 +125,9 @@ def duplicate_labels(parts: list[Part], facts: list[Facts], expected: Expected) 
             )
 
 
-def same_id(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def same_id(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """One id in training and validation: if it is one patient, remove one of the two."""
-    counts = Counter(case.id for part in parts for case in part.cases)
+    counts = Counter(case.id for split in splits for case in split.cases)
     for case, count in counts.items():
         if count > 1:
             yield warning(
@@ -136,7 +136,7 @@ def same_id(parts: list[Part], facts: list[Facts], expected: Expected) -> Result
             )
 
 
-def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """Classes that no label map holds, or none for training: add cases with them."""
     labelled = [case for case in facts if expected.includes(case.voxels) and case.voxels]
     if not labelled:
@@ -155,7 +155,8 @@ def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected) ->
             None, f"no label map holds {names}; the model cannot learn what it never sees"
         )
     trained, validated = (
-        {value for case in labelled if case.part == part for value in case.voxels} for part in PARTS
+        {value for case in labelled if case.split == split for value in case.voxels}
+        for split in SPLITS
     )
     if trained and validated - trained:
         values = sorted(validated - trained)
@@ -163,7 +164,7 @@ def absent_classes(parts: list[Part], facts: list[Facts], expected: Expected) ->
         yield warning(None, f"only validation holds {names}; move a case with it to training")
 
 
-def volume_outlier(parts: list[Part], facts: list[Facts], expected: Expected) -> Results:
+def volume_outlier(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """A class much larger or smaller than in the other cases: check the labels of the case."""
     by_class = defaultdict(list)
     for case in facts:

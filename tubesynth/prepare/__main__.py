@@ -90,9 +90,9 @@ def prepare(
     root = options.root
     records = manifest.open_folder(root, settings)
     ids, fraction = [source.id for source in sources], settings["validation_fraction"]
-    parts = split(ids, settings["seed"], fraction, settings["validation_ids"], records)
-    missing = [s for s in sources if not is_finished(root, s, parts[s.id], records.get(s.id))]
-    jobs = [(source, parts[source.id], options) for source in missing]
+    splits = assign_splits(ids, settings["seed"], fraction, settings["validation_ids"], records)
+    missing = [s for s in sources if not is_finished(root, s, splits[s.id], records.get(s.id))]
+    jobs = [(source, splits[source.id], options) for source in missing]
     results = each(make_case, jobs, workers, "prepare")
     failures = []
     for source, result in zip(missing, results, strict=True):
@@ -108,7 +108,7 @@ def prepare(
     return ordered, len(missing)
 
 
-def make_case(source: Source, part: str, options: Options) -> dict | str:
+def make_case(source: Source, split: str, options: Options) -> dict | str:
     """Write a case's files and, last, its record; returns the record, or the error's message."""
     try:
         image, labels, notes = label_map(source, options.scheme)
@@ -122,8 +122,8 @@ def make_case(source: Source, part: str, options: Options) -> dict | str:
         image, labels = crop(image, box), crop(labels, box)
     two_files = len(source_files(source.image)) > 1  # header and data: written as one file
     is_written = two_files or margin_mm is not None
-    label_path = root / part / "labels" / f"{source.id}.label.nii.gz"
-    image_path = image_target(root, source, part, is_written)
+    label_path = root / split / "labels" / f"{source.id}.label.nii.gz"
+    image_path = image_target(root, source, split, is_written)
     if is_written:
         write_volume(image_path, with_axes_of(image, source.image), np.int16)
         method = "converted" if margin_mm is None else "cropped"
@@ -132,7 +132,7 @@ def make_case(source: Source, part: str, options: Options) -> dict | str:
     write_volume(label_path, with_axes_of(labels, source.image), np.uint8)
     values, counts = np.unique(labels.array, return_counts=True)
     record = {
-        "part": part,
+        "part": split,
         "image": manifest.file_record(image_path, root),
         "label": manifest.file_record(label_path, root),
         "made": method,
@@ -145,23 +145,23 @@ def make_case(source: Source, part: str, options: Options) -> dict | str:
     return record
 
 
-def image_target(root: Path, source: Source, part: str, is_written: bool) -> Path:
+def image_target(root: Path, source: Source, split: str, is_written: bool) -> Path:
     """The path of a prepared image: a written one is NIfTI, a linked one keeps its suffix."""
     name = source.image.name.lower()
     suffix = max((s for s in SUFFIXES if name.endswith(s)), key=len)
-    return root / part / "images" / f"{source.id}.img{'.nii.gz' if is_written else suffix}"
+    return root / split / "images" / f"{source.id}.img{'.nii.gz' if is_written else suffix}"
 
 
-def is_finished(root: Path, source: Source, part: str, record: dict | None) -> bool:
+def is_finished(root: Path, source: Source, split: str, record: dict | None) -> bool:
     """Whether sources and outputs are unchanged since the record was written."""
-    if record is None or record["part"] != part or len(record["sources"]) != len(source.files):
+    if record is None or record["part"] != split or len(record["sources"]) != len(source.files):
         return False
     outputs = [(root / record[kind]["path"], record[kind]) for kind in ("image", "label")]
     pairs = [*outputs, *zip(source.files, record["sources"], strict=True)]
     return all(manifest.is_unchanged(path, file_record) for path, file_record in pairs)
 
 
-def split(
+def assign_splits(
     ids: list[str],
     seed: int,
     fraction: float | None,
@@ -171,7 +171,7 @@ def split(
     """{id: training | validation}, by a fraction or by the validation ids.
 
     By a fraction, a hash of seed and id gives each case a number in [0, 1), so that cases which are
-    added later move no other. A prepared case keeps its part.
+    added later move no other. A prepared case keeps its split.
     """
     if validation_ids is not None:
         return {case: "validation" if case in validation_ids else "training" for case in ids}
@@ -180,14 +180,14 @@ def split(
     def number(case: str) -> float:
         return int(hashlib.sha256(f"{seed}/{case}".encode()).hexdigest()[:12], 16) / 16**12
 
-    parts = {case: "validation" if number(case) < fraction else "training" for case in ids}
-    parts.update({case: records[case]["part"] for case in ids if case in records})
-    if len(set(parts.values())) == 1:  # a few cases: each part needs one
-        if "validation" in parts.values():
-            parts[max(parts, key=number)] = "training"
+    splits = {case: "validation" if number(case) < fraction else "training" for case in ids}
+    splits.update({case: records[case]["part"] for case in ids if case in records})
+    if len(set(splits.values())) == 1:  # a few cases: each split needs one
+        if "validation" in splits.values():
+            splits[max(splits, key=number)] = "training"
         else:
-            parts[min(parts, key=number)] = "validation"
-    return parts
+            splits[min(splits, key=number)] = "validation"
+    return splits
 
 
 def read_ids(path: Path, sources: list[Source]) -> list[str]:
@@ -202,7 +202,7 @@ def read_ids(path: Path, sources: list[Source]) -> list[str]:
         listed = ", ".join(unknown[:MAX_LISTED_IDS])
         raise InputError(f"{path}: ids that are no cases: {listed}; correct them")
     if not 0 < len(ids) < len(sources):
-        raise InputError(f"{path}: {len(ids)} of {len(sources)} cases; both parts need one")
+        raise InputError(f"{path}: {len(ids)} of {len(sources)} cases; both splits need one")
     return sorted(ids)
 
 
