@@ -154,8 +154,8 @@ def test_slices_of_few_cases_are_sampled_whatever_their_order(patients, monkeypa
 def test_radiomic_features_keep_their_hu_whatever_window_images_are_clipped_to(patients, window):
     clipped = np.clip(patients[0][0], -300, 500)
     default = slice_features(clipped, "axial", RADIOMIC, (-1000.0, 1000.0), range(4))
-    given = slice_features(clipped, "axial", RADIOMIC, window, range(4))
-    assert np.array_equal(given, default)
+    features = slice_features(clipped, "axial", RADIOMIC, window, range(4))
+    assert np.array_equal(features, default)
 
 
 def test_features_of_a_network_see_the_window_as_0_to_1():
@@ -292,11 +292,11 @@ def test_a_copied_phantom_is_flagged_and_a_fresh_one_is_not(workplace):
         [read_volume(path).array for _, path in sorted(find_cases(folder / "images").items())]
         for folder in (workplace / "data" / "training", workplace / "data" / "validation")
     ]
-    (*known, _), (unseen, fresh) = images
-    training = features_of(known, sampled_only=True)
+    (*training_cts, _), (unseen, fresh) = images
+    training = features_of(training_cts, sampled_only=True)
     validation = features_of([unseen], ["unseen"])
-    noise = np.random.default_rng(0).normal(0, 25, known[2].shape)
-    synthetic = features_of([fresh, known[2] * 1.05 + noise], ["fresh", "copy"])
+    noise = np.random.default_rng(0).normal(0, 25, training_cts[2].shape)
+    synthetic = features_of([fresh, training_cts[2] * 1.05 + noise], ["fresh", "copy"])
     limit, _ = thresholds(validation, training)
     (fresh_image, copy_image), nearest = (x[:, 0] for x in nearest_training(synthetic, training))
     assert 2 * copy_image < limit < 0.5 * fresh_image and training[nearest[1]].case == "case2"
