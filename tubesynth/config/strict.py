@@ -183,7 +183,7 @@ def to_plain(config) -> dict:
     return _with_lists(dataclasses.asdict(config))
 
 
-def _with_lists(value):
+def _with_lists(value) -> Any:
     if isinstance(value, dict):
         return {key: _with_lists(item) for key, item in value.items()}
     return [_with_lists(item) for item in value] if isinstance(value, list | tuple) else value

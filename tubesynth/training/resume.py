@@ -27,14 +27,16 @@ def find_checkpoint(requested: str | None, run_dir: Path, config: Config) -> Che
     requested: a path, "auto" (the newest checkpoint of the run's folder, if any) or None. A folder
     that holds a run is resumed by the command of that run; any other command is refused.
     """
-    own = newest(run_dir / "checkpoints")
+    newest_path = newest(run_dir / "checkpoints")
     requested_path = None if requested in (None, "auto") else Path(requested)
-    if requested_path and (own is None or run_dir.resolve() in requested_path.resolve().parents):
+    if requested_path and (
+        newest_path is None or run_dir.resolve() in requested_path.resolve().parents
+    ):
         checkpoint = Checkpoint.load(requested_path)
-    elif own is None:
+    elif newest_path is None:
         return None
     else:
-        checkpoint = Checkpoint.load(own)
+        checkpoint = Checkpoint.load(newest_path)
         if requested != "auto":
             _require_same_run(checkpoint, run_dir, requested_path, config)
     checkpoint.require_stage(config.stage)
