@@ -1,5 +1,6 @@
 """reconstruct, synthesize, the Python API: geometry, seeds, resuming, refusals; real CT too."""
 
+import inspect
 import json
 import re
 import shutil
@@ -204,6 +205,35 @@ def test_the_example_of_the_readme_runs(workplace, stage_2, tmp_path, monkeypatc
     assert written.array.dtype == np.int16 and written.shape == (32, 32, 24)
 
 
+API = [Pipeline.load, Pipeline.reconstruct, Pipeline.synthesize, Pipeline.sample]
+
+
+@pytest.mark.parametrize("function", [*API, Pipeline.sample_batch], ids=lambda f: f.__name__)
+def test_every_option_of_the_api_is_in_its_signature_with_type_and_default(function):
+    parameters = inspect.signature(function).parameters.values()
+    assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert len(options) >= 3
+    for option in options:
+        assert option.annotation is not option.empty and option.default is not option.empty
+
+
+@pytest.mark.parametrize("function", API[:3], ids=lambda f: f.__name__)
+def test_every_option_of_the_api_is_in_its_docstring(function):
+    for name in inspect.signature(function).parameters:
+        assert name in ("path", "self", "cls") or re.search(rf"\b{name}\b.*: ", function.__doc__)
+
+
+def test_a_wrong_argument_is_a_type_error_that_names_the_right_one(stage_1):
+    pipeline = Pipeline.load(stage_1)
+    with pytest.raises(TypeError, match="no argument 'guidance_lable': did you mean 'guidance_la"):
+        pipeline.synthesize(None, guidance_lable=2.0)
+    with pytest.raises(TypeError, match="no argument 'tiles': did you mean 'tile'"):
+        Pipeline.load(stage_1, tiles=32)
+    with pytest.raises(InputError, match="a stage-1 checkpoint cannot synthesize"):
+        pipeline.synthesize(None)
+
+
 def test_averaged_weights_are_the_ones_that_are_sampled_from(stage_2):
     phase = torch.load(stage_2, weights_only=True)["phases"]["unet"]
     loaded = Pipeline.load(stage_2).unet.state_dict()
@@ -221,9 +251,9 @@ def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_p
         run(reconstruct, "--model", tmp_path / "none.ckpt", "--input-dir", labels, *out)
     with pytest.raises(InputError, match="no such folder"):
         run(reconstruct, "--model", stage_1, "--input-dir", tmp_path / "none", *out)
-    with pytest.raises(InputError, match="multiple of 4"):
+    with pytest.raises(InputError, match="--resolution 30 32 24: .* multiple of 4"):
         run(synthesize, "--model", stage_2, "--input-dir", labels, *out, "--resolution", 30, 32, 24)
-    with pytest.raises(InputError, match="3 positive numbers"):
+    with pytest.raises(InputError, match="--spacing 5.0 5.0: expected 3 positive numbers"):
         run(synthesize, "--model", stage_2, "--input-dir", labels, *out, "--spacing", 5, 5)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
@@ -264,11 +294,11 @@ def test_results_go_to_a_folder_of_their_own_that_can_be_made(workplace, stage_2
 @pytest.mark.parametrize("name", ["label", "vessel"])
 def test_a_weight_that_is_no_number_is_refused(workplace, stage_2, tmp_path, name):
     common = ["--input-dir", workplace / "data/validation/labels", "--output-dir", tmp_path / "out"]
-    with pytest.raises(InputError, match=f"weight of {name} is nan"):
+    with pytest.raises(InputError, match=f"--guidance-{name} is nan: give a finite number"):
         run(synthesize, "--model", stage_2, *common, f"--guidance-{name}", "nan")
-    for wrong, message in (("1=9", "the classes are 0 to 8"), ("1=2 1=3", "1 has a class already")):
+    for pairs, message in (("1=9", "the classes are 0 to 8"), ("1=2 1=3", "1 has a class already")):
         with pytest.raises(InputError, match=message):
-            run(synthesize, "--model", stage_2, *common, "--label-map", *wrong.split())
+            run(synthesize, "--model", stage_2, *common, "--label-map", *pairs.split())
 
 
 def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):

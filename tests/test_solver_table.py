@@ -49,7 +49,9 @@ def test_distances_are_those_of_the_pipelines_own_samples(
 
     pipeline, labels = Pipeline.load(stage_2), read_labels(find_cases(data / "labels")[path.stem])
     aim, made = (
-        pipeline.sample(labels, generator(torch.device("cpu"), 0, "sample", path.stem, 0), way)
+        pipeline.sample(
+            labels, generator(torch.device("cpu"), 0, "sample", path.stem, 0), sampling=way
+        )
         for way in (SamplingConfig("midpoint", steps=40), SamplingConfig("euler", steps=5))
     )
     expected = (aim.latents - made.latents).square().mean().sqrt().item()

@@ -17,6 +17,7 @@ from tubesynth.build.networks import build_unet
 from tubesynth.conditioning.conditions import latent_fields
 from tubesynth.conditioning.request import SampleRequest
 from tubesynth.config.loading import load_config
+from tubesynth.config.schema import SamplingConfig
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.models.conditions import Conditions
 from tubesynth.pipeline import Pipeline
@@ -358,12 +359,13 @@ def test_guided_samples_follow_the_formula(pipeline, labels):
             return torch.zeros(1, 1, *(4 * n for n in latents.shape[2:]))
 
         pipeline.autoencoder.decode = keep
+        euler = SamplingConfig(solver="euler", steps=1)
         pipeline.synthesize(
             labels,
             seed=3,
             guidance_label=w_l,
             guidance_vessel=w_v,
-            **{"solver": "euler", "steps": 1, **changes},
+            sampling=replace(euler, **changes),
         )
         return seen["latents"]
 
@@ -396,10 +398,10 @@ def test_vessels_hidden_from_the_label_map_act_by_tokens_and_fields_alone():
 
 
 WAYS = {
-    "heun": (dict(solver="heun", steps=3), 1e-4),
+    "heun": (SamplingConfig(solver="heun", steps=3), 1e-4),
     # Its step sizes follow rounding, so results are equal to its tolerance only.
-    "dopri5": (dict(solver="dopri5", rtol=1e-3, atol=1e-5), 1e-2),
-    "interval": (dict(solver="dopri5", guidance_interval=[0.2, 0.7]), 1e-1),
+    "dopri5": (SamplingConfig(solver="dopri5", rtol=1e-3, atol=1e-5), 1e-2),
+    "interval": (SamplingConfig(solver="dopri5", guidance_interval=[0.2, 0.7]), 1e-1),
 }
 
 
@@ -410,8 +412,8 @@ def test_cases_with_unequal_tokens_are_sampled_together_as_one_by_one(pipeline, 
     maps = [labels, *(Volume(array, labels.affine) for array in (half, none))]
     counts = [len(pipeline.trace(each)) for each in maps]
     assert counts[0] > counts[1] > counts[2] == 0
-    changes, tolerance = WAYS[way]
-    options = dict(guidance_label=2.0, guidance_vessel=3.0, **changes)
+    sampling, tolerance = WAYS[way]
+    options = dict(guidance_label=2.0, guidance_vessel=3.0, sampling=sampling)
     states: dict[int, list[float]] = {}
 
     together = pipeline.sample_batch(

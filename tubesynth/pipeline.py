@@ -1,21 +1,23 @@
-"""The Python API: load a checkpoint, then reconstruct or synthesise one Volume at a time.
+"""The Python API: load a checkpoint, then reconstruct or synthesize volumes.
 
-    from tubesynth.pipeline import Pipeline
-    from tubesynth.volume.files import read_labels, write_volume
+    from tubesynth import Pipeline, Volume
 
     pipeline = Pipeline.load("runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt")
-    volume = pipeline.synthesize(read_labels("1.label.nii.gz"), seed=0)
-    write_volume("new.img.nii.gz", volume, "int16")
+    volume = pipeline.synthesize(Volume.from_file("1.label.nii.gz", labels=True), seed=0)
+    volume.save("new.img.nii.gz")
 
-A checkpoint of stage 2 or 3 holds the autoencoder that made its latents, and one of stage 3 its
-base model too, so one file is all there is to carry.
+A checkpoint of stage 2 or 3 holds the autoencoder of its latents, and one of stage 3 its base model
+too, so one file is enough.
 """
 
+from __future__ import annotations  # `help` then shows `Solver | None`, not its expansion
+
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,28 +28,42 @@ from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.conditioning.request import SampleRequest, conditions_on_grid, request_terms, trace
 from tubesynth.config.checks import check_sampling
-from tubesynth.config.schema import Config, SamplingConfig, Stage1Config, Stage2Config
-from tubesynth.generative.guidance import GuidanceTerm, Velocity, guided
-from tubesynth.models.conditions import Conditions
+from tubesynth.config.schema import (
+    Config,
+    DiffusionSampler,
+    FlowSolver,
+    SamplingConfig,
+    Stage1Config,
+    Stage2Config,
+)
+from tubesynth.inference.arguments import suggests_names
+from tubesynth.inference.sampling import (
+    Tile,
+    batch_noise,
+    fitting_tile,
+    guided_velocity,
+    require_finite,
+)
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.scale import LatentScale
-from tubesynth.models.tiling import largest_tile
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.memory import free_bytes
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Solver = FlowSolver | DiffusionSampler
 
-@dataclass
+
+@dataclass(frozen=True)
 class Sample:
-    """A synthetic volume (int16 HU), its labels (uint8) on the same grid, and what it cost.
+    """A synthetic volume with its labels and its cost.
 
-    evaluations: of the network, which all samples of a batch share. latents: (1, C, x, ...),
-    normalised, where the solver ended.
+    volume: int16 HU. labels: uint8, on the same grid. evaluations: of the network; all samples of a
+    batch share them. latents: (1, C, x, ...) normalized, at the end of the solver.
     """
 
     volume: Volume
@@ -57,7 +73,10 @@ class Sample:
 
 
 class Pipeline:
-    """A trained model on a device. Volumes in and out; tensors stay inside."""
+    """A trained model on a device: Volumes in and out.
+
+    config: of the model. digest: of its weights. grid: brings volumes to the model's grid.
+    """
 
     def __init__(
         self,
@@ -67,36 +86,44 @@ class Pipeline:
         scale: LatentScale | None,
         digest: str,
         device: torch.device,
-        precision: str = "32",
-        tile: int | str | None = "auto",
+        precision: Precision = "32",
+        tile: Tile = "auto",
     ):
+        if precision != "32" and precision not in AUTOCAST_DTYPE:
+            raise InputError(f"precision {precision}: choose 32, bf16-mixed or 16-mixed")
         self.config, self.digest, self.device, self.precision = config, digest, device, precision
-        self.tile = tile
+        self.tile: Tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
         self.scale = scale
 
     @classmethod
+    @suggests_names
     def load(
         cls,
         path: str | Path,
-        device=None,
-        precision: str = "32",
-        tile: int | str | None = "auto",
+        *,
+        device: str | torch.device | None = None,
+        precision: Precision = "32",
+        tile: Tile = "auto",
         ema: float | None = None,
-    ) -> "Pipeline":
-        """From a checkpoint of stage 1 (reconstructs), 2 or 3 (reconstructs and synthesises).
+    ) -> Pipeline:
+        """A model from a checkpoint: stage 1 reconstructs, stages 2 and 3 synthesize as well.
 
-        tile: side in voxels of the pieces in which the autoencoder works, "auto" to fit the free
-        memory, None for whole volumes. The result is the same to rounding.
-        ema: half-life of the averaged weights to sample from, where several were kept; default:
-        the first of train.ema_half_life.
+        device: default: the GPU if there is one, else the CPU.
+        precision: of the networks, "32", "bf16-mixed" or "16-mixed".
+        tile: side in voxels of the autoencoder's tiles; "auto" fits the free memory, None is the
+            whole volume at once. The result is the same to rounding.
+        ema: half-life in steps of the averaged weights to sample from; default: the first of
+            train.ema_half_life.
+
+        InputError (a ValueError) if the file is not a checkpoint, or has no such average.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         checkpoint = Checkpoint.load(path)
         config = checkpoint.config
         if not isinstance(config, Stage1Config | Stage2Config):
-            raise InputError(f"{path}: of stage {config.stage}: it makes no images")
+            raise InputError(f"{path}: stage {config.stage}: give a checkpoint of stage 1, 2 or 3")
         stored = checkpoint.trained_autoencoder
         autoencoder = restore_autoencoder(stored)
         if isinstance(config, Stage1Config):
@@ -112,198 +139,252 @@ class Pipeline:
         """The model's grid, by the config's data.spacing and data.resolution."""
         return ModelGrid(self.config, self.device)
 
-    def _autocast(self):
-        dtype = AUTOCAST_DTYPE.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
-
+    @suggests_names
     @torch.no_grad()
     def reconstruct(
-        self, volume: Volume, spacing=None, resolution=None, labels: Volume | None = None
+        self,
+        volume: Volume,
+        *,
+        labels: Volume | None = None,
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
     ) -> Volume:
-        """CT (HU) -> autoencoder -> CT (int16 HU) on the model's grid in the CT's own world.
+        """CT -> autoencoder -> CT on the model's grid around the same center, int16 HU.
 
-        labels: the CT's label map, for an autoencoder whose decoder takes the vessel mask.
+        volume: a CT in HU with any spacing and orientation.
+        labels: its label map, only for an autoencoder with the vessel mask in its decoder.
+        spacing: (3,) mm of the result; default: data.spacing of the model's config.
+        resolution: (3,) voxels of the result; default: data.resolution of the model's config.
+
+        InputError (a ValueError) if an argument does not fit the model.
         """
         net = self.autoencoder
-        if net.vessel_mask and labels is None:
-            raise InputError(
-                "trained with autoencoder.vessel_mask_in_decoder: give the CT's label"
-                " map (reconstruct: --labels DIR)"
-            )
         image = self.grid.image(volume, spacing, resolution)
         padded, crop = pad_to_multiple(self.grid.unit_image(image), net.factor)
         vessels = None
         if net.vessel_mask:
+            if labels is None:
+                raise InputError(
+                    "labels is missing: this model has autoencoder.vessel_mask_in_decoder: give the"
+                    " label map of the CT"
+                )
             on_grid = self.grid.labels(labels, spacing, resolution, image)
-            label, _ = pad_to_multiple(
-                self.grid.tensor(on_grid.array)[None, None].float(), net.factor
-            )
-            vessels = self._vessels(label[:, 0])
-        tile = self._tile_for(padded.shape[2:])
+            label = self.grid.tensor(on_grid.array)[None, None].float()
+            vessels = self._vessel_mask(pad_to_multiple(label, net.factor)[0][:, 0])
+        tile = self._tile_side(padded.shape[2:])
         with self._autocast():
-            latents = _finite(net.encode(padded, tile), "encoder")
-            out = net.decode(latents, tile=tile, vessels=vessels)
-        return self.grid.volume(out[crop], image.affine)
+            latents = require_finite(net.encode(padded, tile), "encoder")
+            decoded = net.decode(latents, tile=tile, vessels=vessels)
+        return self.grid.volume(decoded[crop], image.affine)
 
-    def _vessels(self, label: Tensor) -> Tensor:
-        """Labels (B, X, ...) -> (B, X, ...) bool."""
-        return label == self.config.labels.vessel
-
-    def _tile_for(self, size: tuple[int, ...]) -> int | None:
-        if self.tile != "auto":
-            return self.tile
-        net = self.autoencoder
-        halo = max(net.encoder_halo, net.decoder_halo * net.factor)
-        budget = free_bytes(self.device) / 2 / net.bytes_per_voxel
-        return largest_tile(tuple(size), halo, net.factor, budget)
-
-    def synthesize(self, labels: Volume | None, seed: int = 0, **options) -> Volume:
-        """Label map -> new CT (int16 HU) on the model's grid in the labels' own world.
-
-        None instead of labels: a sample without them, where the model allows it. Options are those
-        of `sample`, vessels among them. The same seed gives the same volume.
-        """
-        return self.sample(labels, generator(torch.device("cpu"), seed), **options).volume
-
-    def sample(
+    @suggests_names
+    def synthesize(
         self,
         labels: Volume | None,
-        random: torch.Generator,
-        sampling: SamplingConfig | None = None,
+        *,
+        seed: int = 0,
         vessels: VesselTokens | None = None,
-        callback: Callable[[float, Volume], None] | None = None,
-        **options,
-    ) -> Sample:
-        """Like `synthesize`, with the cost. vessels: as in SampleRequest; other options: those of
-        `sample_batch`.
-        """
-        request = SampleRequest(labels, random, vessels)
-        show = callback and (lambda index, t, volume: callback(t, volume))
-        return self.sample_batch([request], sampling, callback=show, **options)[0]
-
-    @torch.no_grad()
-    def sample_batch(
-        self,
-        requests: list[SampleRequest],
+        solver: Solver | None = None,
+        steps: int | None = None,
         sampling: SamplingConfig | None = None,
         guidance_label: float = 1.0,
         guidance_vessel: float = 1.0,
         control_scale: float = 1.0,
-        spacing=None,
-        resolution=None,
-        callback: Callable[[int, float, Volume], None] | None = None,
-        **changes,
-    ) -> list[Sample]:
-        """Samples that go through the network together; each is what it is alone, to rounding (with
-        dopri5, whose steps follow the rounding, to its tolerance).
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
+        callback: Callable[[float, Volume], None] | None = None,
+    ) -> Volume:
+        """A new CT (int16 HU) that obeys a label map, on the model's grid around the map's center.
 
-        guidance_*: 1 is the conditional model; other weights are guidance (generative/guidance.py),
-        for a model that was trained with that condition dropped. guidance_vessel=0 leaves the
-        vessels out, and with it guidance_label=0 the label map too.
-        control_scale: of what the ControlNet of a stage-3 model says; 0 is the base model.
-        callback(index, t, volume) sees every step of every sample. changes: fields of
-        SamplingConfig (solver, steps, ...).
+        labels: class indices with any spacing and orientation; None samples without a label map,
+            if the model was trained with label_dropout.
+        seed: of the noise. The same seed gives the same volume.
+        vessels: centrelines in place of the vessels of the label map, from `trace` or from
+            volume.centreline_file.user_centreline_tokens; mm relative to the center of the map.
+        solver: "euler", "midpoint", "heun", "rk4" or "dopri5" for flow matching, "ddpm" or "ddim"
+            for diffusion; default: that of `sampling`.
+        steps: solver steps (ignored by dopri5); default: those of `sampling`.
+        sampling: all settings of the solver; default: config.sampling of the model.
+        guidance_label, guidance_vessel: weights of the two conditions: 1 is the conditional model,
+            above 1 follows the condition more closely, 0 drops it. Other weights than 1 need a
+            model that was trained with dropout of that condition.
+        control_scale: factor of the residuals of a stage-3 model's ControlNet; 0: the base model.
+        spacing: (3,) mm of the result; default: data.spacing of the model's config.
+        resolution: (3,) voxels of the result, multiples of the autoencoder's factor; default:
+            data.resolution of the model's config.
+        callback: is called as callback(t, volume) after every solver step; t ends at 1.
+
+        InputError (a ValueError) if an argument does not fit the model.
         """
-        weights = {"label": guidance_label, "vessel": guidance_vessel, "control": control_scale}
-        for name, value in weights.items():
-            if not math.isfinite(value):
-                raise InputError(f"the weight of {name} is {value}: give a number")
-        self._set_control(control_scale)
-        sampling = self._sampling(sampling, changes)
-        parts = request_terms(requests, self.config, guidance_label, guidance_vessel)
-        net, with_vessels = self.autoencoder, any(term.vessels for term in parts)
-        maps, conditions = conditions_on_grid(
-            requests, self.grid, net.factor, with_vessels, spacing, resolution
-        )
-        size = tuple(n // net.factor for n in conditions.labels.shape[1:])
+        return self.sample(
+            labels,
+            generator(torch.device("cpu"), seed),
+            vessels=vessels,
+            solver=solver,
+            steps=steps,
+            sampling=sampling,
+            guidance_label=guidance_label,
+            guidance_vessel=guidance_vessel,
+            control_scale=control_scale,
+            spacing=spacing,
+            resolution=resolution,
+            callback=callback,
+        ).volume
 
-        def normal() -> Tensor:
-            # Drawn on the CPU, sample by sample: a seed is the same noise on every device.
-            shape = (1, net.embedding_dim, *size)
-            drawn = [torch.randn(shape, generator=request.random) for request in requests]
-            return torch.cat(drawn).to(self.device)
+    @suggests_names
+    def sample(
+        self,
+        labels: Volume | None,
+        random: torch.Generator,
+        *,
+        vessels: VesselTokens | None = None,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        sampling: SamplingConfig | None = None,
+        guidance_label: float = 1.0,
+        guidance_vessel: float = 1.0,
+        control_scale: float = 1.0,
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
+        callback: Callable[[float, Volume], None] | None = None,
+    ) -> Sample:
+        """Like `synthesize`, with noise from a CPU generator; with labels, cost and latents too."""
+
+        def of_case(index: int, t: float, volume: Volume) -> None:
+            assert callback is not None and index == 0
+            callback(t, volume)
+
+        return self.sample_batch(
+            [SampleRequest(labels, random, vessels)],
+            solver=solver,
+            steps=steps,
+            sampling=sampling,
+            guidance_label=guidance_label,
+            guidance_vessel=guidance_vessel,
+            control_scale=control_scale,
+            spacing=spacing,
+            resolution=resolution,
+            callback=of_case if callback else None,
+        )[0]
+
+    @suggests_names
+    @torch.no_grad()
+    def sample_batch(
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        sampling: SamplingConfig | None = None,
+        guidance_label: float = 1.0,
+        guidance_vessel: float = 1.0,
+        control_scale: float = 1.0,
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
+        callback: Callable[[int, float, Volume], None] | None = None,
+    ) -> list[Sample]:
+        """Samples that go through the network together; options: those of `synthesize`.
+
+        requests: label map, CPU generator and vessels of each sample; all are conditioned on the
+            same things. A sample equals the one that is made alone, to rounding, or to the
+            tolerance of dopri5, which adapts its steps to rounding.
+        callback: is called as callback(index, t, volume) after every solver step.
+        """
+        config, unet, scale = self._generator()
+        for name, weight in (
+            ("guidance_label", guidance_label),
+            ("guidance_vessel", guidance_vessel),
+            ("control_scale", control_scale),
+        ):
+            if not math.isfinite(weight):
+                raise InputError(f"{name} is {weight}: give a finite number")
+        if isinstance(unet, ControlledUNet):
+            unet.scale = control_scale
+        elif control_scale != 1.0:
+            raise InputError(f"control_scale is {control_scale}, but this model has no ControlNet")
+        sampling = self._sampling_settings(config, sampling, solver, steps)
+
+        terms = request_terms(list(requests), config, guidance_label, guidance_vessel)
+        with_vessels = any(term.vessels for term in terms)
+        net = self.autoencoder
+        label_maps, conditions = conditions_on_grid(
+            list(requests), self.grid, net.factor, with_vessels, spacing, resolution
+        )
+        assert conditions.labels is not None
+        labels = conditions.labels  # (B, X, ...)
+        size = tuple(n // net.factor for n in labels.shape[1:])
+
+        def noise() -> Tensor:
+            generators = [request.random for request in requests]
+            return batch_noise(generators, net.embedding_dim, size, self.device)
 
         def decode(latents: Tensor, index: int) -> Volume:
-            """One of the batch, by itself: an image takes far more memory than its latents."""
-            label = conditions.labels[index : index + 1]
-            tile, restored = self._tile_for(label.shape[1:]), self.scale.restore(latents)
-            image = net.decode(restored[index : index + 1], tile=tile, vessels=self._vessels(label))
-            return self.grid.volume(image, maps[index].affine)
-
-        reached = [0.0] * len(requests)
-
-        def show(times: Tensor, latents: Tensor) -> None:
-            for index, t in enumerate(times.tolist()):
-                if t > reached[index]:  # not every case has moved in a step of dopri5
-                    reached[index] = t
-                    callback(index, t, decode(latents, index))
-
-        with self._autocast():
-            latents, evaluations = build_objective(self.config).sample(
-                self._velocity(conditions, size, maps[0].spacing, parts, sampling),
-                normal(),
-                sampling,
-                normal,
-                show if callback else None,
+            """The CT of one case, decoded alone: it takes far more memory than its latents."""
+            label = labels[index : index + 1]
+            image = net.decode(
+                scale.restore(latents[index : index + 1]),
+                tile=self._tile_side(label.shape[1:]),
+                vessels=self._vessel_mask(label),
             )
-            _finite(latents, "generator")
+            return self.grid.volume(image, label_maps[index].affine)
+
+        last_t = [0.0] * len(requests)
+
+        def report_step(t: Tensor, latents: Tensor) -> None:
+            assert callback is not None
+            for index, case_t in enumerate(t.tolist()):
+                if case_t > last_t[index]:  # a step of dopri5 may be rejected for some cases
+                    last_t[index] = case_t
+                    callback(index, case_t, decode(latents, index))
+
+        spacing_mm = torch.tensor(label_maps[0].spacing[: config.dim], dtype=torch.float32)
+        low, high = sampling.guidance_interval
+        with self._autocast():
+            velocity = guided_velocity(
+                unet, conditions, terms, size, spacing_mm.to(self.device), (low, high)
+            )
+            latents, evaluations = build_objective(config).sample(
+                velocity, noise(), sampling, noise, report_step if callback else None
+            )
+            require_finite(latents, "generator")
             return [
-                Sample(decode(latents, i), labels, evaluations, latents[i : i + 1])
-                for i, labels in enumerate(maps)
+                Sample(decode(latents, i), label_map, evaluations, latents[i : i + 1])
+                for i, label_map in enumerate(label_maps)
             ]
 
-    def _set_control(self, scale: float) -> None:
-        if self.unet is None:
-            raise InputError("a stage-1 checkpoint cannot synthesise: give one of stage 2 or 3")
-        if isinstance(self.unet, ControlledUNet):
-            self.unet.scale = scale
-        elif scale != 1.0:
-            raise InputError(f"control scale {scale}: this model has no ControlNet (stage 3)")
-
-    def _sampling(self, sampling: SamplingConfig | None, changes: dict) -> SamplingConfig:
-        if "steps" in changes:
-            changes = {"time_grid": None, **changes}  # a grid that is given says its own number
-        sampling = replace(sampling or self.config.sampling, **changes)
-        check_sampling(self.config, sampling, "this model")
-        return sampling
-
     def trace(self, labels: Volume) -> VesselTokens:
-        """The vessels of a label map: to be changed and handed to `sample`."""
+        """The vessels of a label map as tokens, to be edited and passed to `synthesize`."""
         return trace(labels, self.config)
 
-    def _velocity(
+    def _generator(self) -> tuple[Stage2Config, UNet | ControlledUNet, LatentScale]:
+        if self.unet is None or self.scale is None or not isinstance(self.config, Stage2Config):
+            raise InputError("a stage-1 checkpoint cannot synthesize: load one of stage 2 or 3")
+        return self.config, self.unet, self.scale
+
+    def _sampling_settings(
         self,
-        conditions: Conditions,
-        size,
-        spacing,
-        parts: list[GuidanceTerm],
-        sampling: SamplingConfig,
-    ) -> Velocity:
-        """The guided velocity of a batch; what time does not change is computed here, once."""
-        cases = len(conditions.labels)
-        kept = torch.tensor([[term.label, term.vessels] for term in parts], device=self.device)
-        keep_label, keep_vessels = kept.float().repeat_interleave(cases, dim=0).unbind(1)
-        told = replace(conditions, keep_label=keep_label, keep_vessels=keep_vessels)
-        spacing_mm = torch.tensor(spacing[: self.config.dim], dtype=torch.float32)
-        spacing_mm = spacing_mm.to(self.device).expand(len(kept) * cases, -1)
-        prepared = self.unet.cache_conditions(told, size, spacing_mm)
-        fullest = prepared.rows(torch.arange(cases, device=self.device))
+        config: Stage2Config,
+        sampling: SamplingConfig | None,
+        solver: Solver | None,
+        steps: int | None,
+    ) -> SamplingConfig:
+        settings = sampling or config.sampling
+        if solver is not None:
+            settings = replace(settings, solver=solver)
+        if steps is not None:  # a time grid has its own number of steps
+            settings = replace(settings, steps=steps, time_grid=None)
+        check_sampling(config, settings, "this model")
+        return settings
 
-        def network(x, t):
-            return self.unet(x, t, spacing_mm, prepared).float()
+    def _autocast(self):
+        dtype = AUTOCAST_DTYPE.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-        def conditional(x, t):
-            return self.unet(x, t, spacing_mm[:cases], fullest).float()
+    def _vessel_mask(self, label: Tensor) -> Tensor:
+        """Labels (B, X, ...) -> (B, X, ...) bool."""
+        return label == self.config.labels.vessel
 
-        interval = tuple(sampling.guidance_interval)
-        return guided(network, [term.weight for term in parts], conditional, interval)
-
-
-def _finite(latents: Tensor, source: str) -> Tensor:
-    """The latents; InputError where they are not finite: a codebook would make a CT of them too."""
-    if not latents.isfinite().all():
-        raise InputError(
-            f"the {source} of this model gives latents that are not finite: use --precision 32 if"
-            " it was less, or a checkpoint from before its training went wrong"
-        )
-    return latents
+    def _tile_side(self, size: Sequence[int]) -> int | None:
+        if self.tile == "auto":
+            return fitting_tile(self.autoencoder, size, self.device)
+        return self.tile

@@ -1,16 +1,16 @@
-r"""CT -> autoencoder -> CT: what stage 1 keeps of a volume, and so the ceiling of all that follows.
+r"""CT -> autoencoder -> CT: the upper limit of the image quality of all later stages.
 
     tubesynth reconstruct --input-dir CTS --output-dir OUT \
         --model runs/stage_1_3d_f4_full/checkpoints/last.ckpt
 
-Each result lies in the world of its input, on the model's grid (--resolution, --spacing), or with
---original-grid on the input's own grid; outside of the model's field of view that grid is filled
-with air.
+A result is centered on its CT, on the model's grid (--resolution, --spacing). With --original-grid
+it is on the grid of the CT, and is air outside of the model's field of view.
 """
 
 import argparse
 from pathlib import Path
 
+from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.jobs import Job, add_model_options, digest_of, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
@@ -43,8 +43,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def label_maps(args: argparse.Namespace, pipeline: Pipeline, cases: dict) -> dict[str, Path]:
-    """The label map of every case; {} for a model that takes none."""
+def find_label_maps(
+    args: argparse.Namespace, pipeline: Pipeline, cases: dict[str, Path]
+) -> dict[str, Path]:
+    """The label map of every case; {} for a model whose decoder takes none."""
     if not pipeline.autoencoder.vessel_mask:
         if args.labels:
             raise InputError(f"--labels {args.labels}: {args.model} takes none: leave it out")
@@ -68,9 +70,10 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output-dir {args.output_dir}: is the input folder: choose another")
     device = dist.start()
     try:
-        pipeline = Pipeline.load(args.model, device, args.precision, tile_option(args.tile))
+        tile = tile_option(args.tile)
+        pipeline = Pipeline.load(args.model, device=device, precision=args.precision, tile=tile)
         data = pipeline.config.data
-        labels = label_maps(args, pipeline, cases)
+        labels = find_label_maps(args, pipeline, cases)
         settings = {
             "model_digest": pipeline.digest,
             "resolution": list(args.resolution or data.resolution),
@@ -83,17 +86,22 @@ def main(argv: list[str] | None = None) -> None:
             label = {"label_sha256": digest_of(labels[case])} if labels else {}
             jobs.append(Job(case, path, {**settings, **label}))
 
-        def make(batch: list[Job]) -> list[tuple[Volume, dict]]:
+        def reconstruct(batch: list[Job]) -> list[tuple[Volume, dict]]:
             (job,) = batch
-            image = read_volume(job.source)
-            label = read_labels(labels[job.name]) if labels else None
-            result = pipeline.reconstruct(image, settings["spacing"], settings["resolution"], label)
+            image = read_volume(cases[job.name])
+            with arguments_as_flags():
+                result = pipeline.reconstruct(
+                    image,
+                    labels=read_labels(labels[job.name]) if labels else None,
+                    spacing=settings["spacing"],
+                    resolution=settings["resolution"],
+                )
             if args.original_grid:
-                fill = data.hu_window[0]
-                result = resample_image(result, image.shape, image.affine, fill=fill)
+                air = data.hu_window[0]
+                result = resample_image(result, image.shape, image.affine, fill=air)
             return [(result, {"model": str(args.model)})]
 
-        run_jobs(jobs, args.output_dir, make, device, "reconstruct")
+        run_jobs(jobs, args.output_dir, reconstruct, device, "reconstruct")
     finally:
         dist.stop()
 

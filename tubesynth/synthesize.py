@@ -1,14 +1,14 @@
-r"""Label maps -> new CTs.
+r"""Label maps -> new CTs by a trained model.
 
     tubesynth synthesize --model runs/stage_2/checkpoints/last.ckpt --output-dir OUT
     tubesynth synthesize --model last.ckpt --output-dir OUT \
         --input-dir LABELS --num-samples 4 --seed 0
 
-Sample k of case C is written as C_s<k>.img.nii.gz and depends on (seed, C, k) alone, so any one can
-be made again by itself. Its label map, on its own grid, goes to labels/C_s<k>.label.nii.gz: with
-it, the sample is a new labelled case. Label maps of another scheme are translated by --label-map,
-e.g. 1=3 2=7 3=6: values not named become 0. --centrelines has C.centreline.json of each case
-(volume/centreline_file.py): vessels that are drawn in place of those in its label map.
+Sample k of case C is C_s<k>.img.nii.gz. It depends on (seed, C, k) alone, so any sample can be made
+again by itself. Its label map, on the same grid, is labels/C_s<k>.label.nii.gz: together they are a
+new labelled case. --label-map translates other label values, e.g. 1=3 2=7 3=6; values that it does
+not name become 0. --centrelines is a folder with C.centreline.json of each case
+(volume/centreline_file.py): user centrelines, which replace the vessels of the label map.
 """
 
 import argparse
@@ -24,12 +24,14 @@ from tubesynth.config.loading import config_from_plain, load_config
 from tubesynth.config.schema import (
     DIFFUSION_SAMPLERS,
     FLOW_SOLVERS,
+    Config,
     Stage2Config,
     uses_vessels,
 )
 from tubesynth.config.strict import apply_overrides, to_plain
 from tubesynth.data.digest import file_digest
 from tubesynth.data.volumes import TOKEN_FORMAT
+from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.jobs import Job, add_model_options, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
@@ -96,43 +98,64 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def label_translation(pairs: list[str] | None, num_classes: int) -> np.ndarray | None:
-    """(256,) uint8: class of each stored value; None where labels are classes already."""
+    """(256,) uint8: the class of each stored value; None without --label-map."""
     if pairs is None:
         return None
-    table, seen = np.zeros(256, dtype=np.uint8), set()
+    table, values = np.zeros(256, dtype=np.uint8), set()
     for pair in pairs:
         value, equals, label = pair.partition("=")
-        numbers = equals and value.isdigit() and label.isdigit()
-        if not numbers or max(int(value), int(label)) > 255:
+        is_pair = equals and value.isdigit() and label.isdigit()
+        if not is_pair or max(int(value), int(label)) > 255:
             raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
-        if value in seen:
+        if value in values:
             raise InputError(f"--label-map {pair}: {value} has a class already: give it one")
         if int(label) >= num_classes:
             raise InputError(f"--label-map {pair}: the classes are 0 to {num_classes - 1}")
-        seen.add(value)
+        values.add(value)
         table[int(value)] = int(label)
     return table
 
 
+def find_label_maps(args: argparse.Namespace, config: Config) -> dict[str, Path | None]:
+    """{case: label map}; with --unconditional one case without a label map."""
+    if args.unconditional:
+        if args.input_dir:
+            raise InputError("--input-dir: --unconditional takes no label maps: leave one out")
+        return {"unconditional": None}
+    input_dir = args.input_dir or Path(config.data.root) / "validation" / "labels"
+    for folder in (args.output_dir, args.output_dir / "labels"):
+        if folder.resolve() == input_dir.resolve():
+            raise InputError(
+                f"--output-dir {args.output_dir}: {folder} is the folder of the label maps:"
+                " choose another"
+            )
+    return dict(find_cases(input_dir))
+
+
 def find_centrelines(args: argparse.Namespace, cases: Iterable[str]) -> dict[str, Path]:
-    """The centreline of every case; empty without --centrelines."""
+    """The centreline file of every case; empty without --centrelines."""
     if args.centrelines is None:
         return {}
     if args.unconditional:
         raise InputError("--centrelines: --unconditional has no cases; leave one of them out")
-    found = {case: args.centrelines / f"{case}{SUFFIX}" for case in cases}
-    for path in found.values():
-        read_centreline(path)  # all of them, before the first volume is made
-    return found
+    centrelines = {case: args.centrelines / f"{case}{SUFFIX}" for case in cases}
+    for path in centrelines.values():
+        read_centreline(path)  # an unreadable file is an error before the first volume
+    return centrelines
 
 
-def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
-    """The model with the data and the sampling asked for; refuses what does not fit it."""
-    tile = tile_option(args.tile)
-    pipeline = Pipeline.load(args.model, device, args.precision, tile, args.ema)
-    if not isinstance(pipeline.config, Stage2Config):
-        raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 or 3 is needed")
+def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline, Stage2Config]:
+    """The model, and its config with the settings of the command line."""
+    pipeline = Pipeline.load(
+        args.model,
+        device=device,
+        precision=args.precision,
+        tile=tile_option(args.tile),
+        ema=args.ema,
+    )
     config = pipeline.config
+    if not isinstance(config, Stage2Config):
+        raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 or 3 is needed")
     if args.config or args.overrides:
         config = replace_settings(config, args)
     if args.latent_mode not in (None, config.latent_mode):
@@ -142,8 +165,9 @@ def load_model(args: argparse.Namespace, device: torch.device) -> Pipeline:
     sampling = replace(config.sampling, solver=args.solver or config.sampling.solver)
     if args.steps:
         sampling = replace(sampling, steps=args.steps, time_grid=None)
-    pipeline.config = replace(config, sampling=sampling)
-    return pipeline
+    config = replace(config, sampling=sampling)
+    pipeline.config = config
+    return pipeline, config
 
 
 def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Config:
@@ -161,7 +185,7 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
     if not isinstance(other, Stage2Config) or other.stage != config.stage:
         raise InputError(f"{source}: for stage {other.stage}, the model is of stage {config.stage}")
     for key, value, trained in (
-        ("number of classes", other.labels.num_classes, config.labels.num_classes),
+        ("labels.names", other.labels.num_classes, config.labels.num_classes),
         ("labels.vessel", other.labels.vessel, config.labels.vessel),
         ("data.hu_window", other.data.hu_window, config.data.hu_window),
     ):
@@ -172,19 +196,11 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
     return replace(config, data=other.data, sampling=other.sampling)
 
 
-def label_path(output_dir: Path, name: str) -> Path:
-    return output_dir / "labels" / f"{name}.label.nii.gz"
-
-
-def process_folder(output_dir: Path, name: str) -> Path:
-    return output_dir / "process" / name
-
-
-def settings_of(args: argparse.Namespace, pipeline: Pipeline) -> dict:
-    """What decides the voxels of all samples alike."""
-    config, data = pipeline.config, pipeline.config.data
+def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str) -> dict:
+    """The settings that decide the voxels of all samples; digest: of the model's weights."""
+    data = config.data
     settings = {
-        "model_digest": pipeline.digest,
+        "model_digest": digest,
         "seed": args.seed,
         "sampling": vars(config.sampling).copy(),
         "guidance_label": args.guidance_label,
@@ -201,6 +217,36 @@ def settings_of(args: argparse.Namespace, pipeline: Pipeline) -> dict:
     return settings
 
 
+def label_path(output_dir: Path, name: str) -> Path:
+    return output_dir / "labels" / f"{name}.label.nii.gz"
+
+
+def process_folder(output_dir: Path, name: str) -> Path:
+    return output_dir / "process" / name
+
+
+def sample_jobs(
+    args: argparse.Namespace,
+    cases: dict[str, Path | None],
+    centrelines: dict[str, Path],
+    settings: dict,
+) -> list[Job]:
+    """One job per case and sample."""
+    jobs = []
+    for case, path in cases.items():
+        case_settings = {**settings, "case": case}
+        if case in centrelines:
+            case_settings["centreline_sha256"] = file_digest(centrelines[case])
+        for index in range(args.num_samples):
+            name, outputs = f"{case}_s{index}", []
+            if path is not None:
+                outputs.append(label_path(args.output_dir, name))
+            if args.save_process:
+                outputs.append(process_folder(args.output_dir, name))
+            jobs.append(Job(name, path, {**case_settings, "sample": index}, tuple(outputs)))
+    return jobs
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for name in ("num_samples", "batch_size", "steps"):
@@ -209,75 +255,52 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
     device = dist.start()
     try:
-        pipeline = load_model(args, device)
-        settings, data = settings_of(args, pipeline), pipeline.config.data
-        translation = label_translation(args.label_map, pipeline.config.labels.num_classes)
-        if args.unconditional:
-            if args.input_dir:
-                raise InputError("--input-dir: --unconditional takes no label maps: leave one out")
-            cases = {"unconditional": None}
-        else:
-            given = args.input_dir or Path(data.root) / "validation" / "labels"
-            cases = find_cases(given)
-            for folder in (args.output_dir, args.output_dir / "labels"):
-                if folder.resolve() == given.resolve():
-                    raise InputError(
-                        f"--output-dir {args.output_dir}: {folder} is the folder of the label maps:"
-                        " choose another"
-                    )
+        pipeline, config = load_model(args, device)
+        settings = common_settings(args, config, pipeline.digest)
+        num_classes = config.labels.num_classes
+        translation = label_translation(args.label_map, num_classes)
+        cases = find_label_maps(args, config)
         centrelines = find_centrelines(args, cases)
-        jobs = []
-        for case, path in cases.items():
-            own = {**settings, "case": case}
-            if case in centrelines:
-                own["centreline_sha256"] = file_digest(centrelines[case])
-            for k in range(args.num_samples):
-                name, beside = f"{case}_s{k}", []
-                if path is not None:
-                    beside.append(label_path(args.output_dir, name))
-                if args.save_process:
-                    beside.append(process_folder(args.output_dir, name))
-                jobs.append(Job(name, path, {**own, "sample": k}, tuple(beside)))
 
-        def request(job: Job) -> SampleRequest:
-            labels = None
+        def request_of(job: Job) -> SampleRequest:
+            labels, vessels = None, None
+            case, index = job.settings["case"], job.settings["sample"]
             if job.source is not None:
                 labels = read_labels(job.source)
                 if translation is not None:
                     labels = Volume(translation[labels.array], labels.affine)
-                remedy = "say with --label-map what they are"
-                check_labels(labels.array, pipeline.config.labels.num_classes, job.source, remedy)
-            case, k = job.settings["case"], job.settings["sample"]
-            drawn = centrelines.get(case)
-            return SampleRequest(
-                labels,
-                generator(torch.device("cpu"), args.seed, "sample", case, k),
-                drawn and user_centreline_tokens(drawn, labels, data.token_step_mm or 1.0),
-            )
+                remedy = "translate them with --label-map"
+                check_labels(labels.array, num_classes, job.source, remedy)
+                if case in centrelines:
+                    step_mm = config.data.token_step_mm or 1.0
+                    vessels = user_centreline_tokens(centrelines[case], labels, step_mm)
+            random = generator(torch.device("cpu"), args.seed, "sample", case, index)
+            return SampleRequest(labels, random, vessels)
 
-        def make(batch: list[Job]) -> list[tuple[Volume, dict]]:
-            def write_state(index: int, t: float, volume: Volume) -> None:
+        def synthesize(batch: list[Job]) -> list[tuple[Volume, dict]]:
+            def write_step(index: int, t: float, volume: Volume) -> None:
                 folder = process_folder(args.output_dir, batch[index].name)
                 write_volume(folder / f"t{t:.3f}.img.nii.gz", volume, "int16")
 
-            samples = pipeline.sample_batch(
-                [request(job) for job in batch],
-                guidance_label=args.guidance_label,
-                guidance_vessel=args.guidance_vessel,
-                control_scale=args.control_scale,
-                spacing=settings["spacing"],
-                resolution=settings["resolution"],
-                callback=write_state if args.save_process else None,
-            )
+            requests = [request_of(job) for job in batch]
+            with arguments_as_flags():
+                samples = pipeline.sample_batch(
+                    requests,
+                    guidance_label=args.guidance_label,
+                    guidance_vessel=args.guidance_vessel,
+                    control_scale=args.control_scale,
+                    spacing=settings["spacing"],
+                    resolution=settings["resolution"],
+                    callback=write_step if args.save_process else None,
+                )
             for job, sample in zip(batch, samples, strict=True):
                 if job.source is not None:
                     write_volume(label_path(args.output_dir, job.name), sample.labels, "uint8")
-            cost = {"model": str(args.model), "batch": len(batch)}
-            return [
-                (sample.volume, {**cost, "evaluations": sample.evaluations}) for sample in samples
-            ]
+            values = {"model": str(args.model), "batch": len(batch)}
+            return [(each.volume, {**values, "evaluations": each.evaluations}) for each in samples]
 
-        run_jobs(jobs, args.output_dir, make, device, "synthesize", args.batch_size)
+        jobs = sample_jobs(args, cases, centrelines, settings)
+        run_jobs(jobs, args.output_dir, synthesize, device, "synthesize", args.batch_size)
     finally:
         dist.stop()
 

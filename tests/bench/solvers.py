@@ -61,7 +61,7 @@ ALONG = [key for key, _ in COLUMNS.values() if key.startswith(("centreline", "co
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    pipeline = Pipeline.load(args.model, args.device)
+    pipeline = Pipeline.load(args.model, device=args.device)
     ways = ways_of(pipeline.config.latent_mode)
     if args.ways:
         if unknown := set(args.ways) - ways.keys():

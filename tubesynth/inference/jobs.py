@@ -16,6 +16,7 @@ import torch
 
 import tubesynth
 from tubesynth.data.digest import source_digest
+from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import write_text, writing
 from tubesynth.runtime.errors import InputError
@@ -40,10 +41,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def tile_option(text: str) -> int | str | None:
+def tile_option(text: str) -> Tile:
     """The value of --tile: auto, none (as None), or voxels per side."""
-    if text in ("auto", "none"):
-        return None if text == "none" else text
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
     if not text.isdigit() or int(text) < 1:
         raise InputError(f"--tile {text}: expected auto, none, or a number of voxels")
     return int(text)

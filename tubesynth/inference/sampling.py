@@ -1,0 +1,87 @@
+"""Sampling of a latent generator: the noise of a batch, and the guided velocity of its cases."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tubesynth.generative.guidance import GuidanceTerm, Velocity, guided
+from tubesynth.models.conditions import Conditions
+from tubesynth.models.controlnet import ControlledUNet
+from tubesynth.models.tiling import largest_tile
+from tubesynth.models.unet import UNet
+from tubesynth.models.vqvae import VQVAE
+from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.memory import free_bytes
+
+# Side in voxels of the autoencoder's tiles; "auto" fits the free memory, None is the whole volume.
+Tile = int | Literal["auto"] | None
+
+
+def batch_noise(
+    generators: Sequence[torch.Generator],
+    channels: int,
+    size: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """White noise (B, channels, *size) on a device, each case from its own CPU generator.
+
+    A seed therefore gives the same noise on every device and in every batch.
+    """
+    shape = (1, channels, *size)
+    return torch.cat([torch.randn(shape, generator=each) for each in generators]).to(device)
+
+
+def guided_velocity(
+    unet: UNet | ControlledUNet,
+    conditions: Conditions,
+    terms: Sequence[GuidanceTerm],
+    size: tuple[int, ...],
+    spacing_mm: Tensor,
+    interval: tuple[float, float],
+) -> Velocity:
+    """The guided velocity of B cases; features that do not depend on t are computed once.
+
+    size: of the latents. spacing_mm: (dim,) of the image. interval: the times with guidance.
+    """
+    assert conditions.labels is not None
+    num_cases, num_rows = len(conditions.labels), len(terms) * len(conditions.labels)
+    # (S, 2) -> 2 x (S B,): the conditions of each row of the network's batch, term by term.
+    keep = torch.tensor([[term.label, term.vessels] for term in terms], device=spacing_mm.device)
+    keep_label, keep_vessels = keep.float().repeat_interleave(num_cases, dim=0).unbind(1)
+    conditions = replace(conditions, keep_label=keep_label, keep_vessels=keep_vessels)
+    spacing = spacing_mm.expand(num_rows, -1)  # (S B, dim)
+    cached = unet.cache_conditions(conditions, size, spacing)
+    # The first term has all conditions: it is the velocity outside of the guidance interval.
+    cached_first = cached.rows(torch.arange(num_cases, device=spacing.device))
+
+    def all_terms(x: Tensor, t: Tensor) -> Tensor:
+        return unet(x, t, spacing, cached).float()
+
+    def first_term(x: Tensor, t: Tensor) -> Tensor:
+        return unet(x, t, spacing[:num_cases], cached_first).float()
+
+    return guided(all_terms, [term.weight for term in terms], first_term, interval)
+
+
+def fitting_tile(autoencoder: VQVAE, size: Sequence[int], device: torch.device) -> int | None:
+    """Side in voxels of the largest tiles that take half of the free memory; None: no tiles."""
+    factor = autoencoder.factor
+    halo = max(autoencoder.encoder_halo, autoencoder.decoder_halo * factor)
+    budget = free_bytes(device) / 2 / autoencoder.bytes_per_voxel
+    return largest_tile(tuple(size), halo, factor, budget)
+
+
+def require_finite(latents: Tensor, source: str) -> Tensor:
+    """The latents; InputError if any is not finite, since a codebook would hide it in a valid CT.
+
+    source: the network that made them.
+    """
+    if not latents.isfinite().all():
+        raise InputError(
+            f'the {source} of this model gives latents that are not finite: use precision="32", or'
+            " a checkpoint from before its training diverged"
+        )
+    return latents
