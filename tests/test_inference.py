@@ -1,4 +1,4 @@
-"""reconstruct, synthesize, the Python API: geometry, seeds, resuming, refusals; real CT too."""
+"""reconstruct, synthesize and the Python API: geometry, seeds, resuming, errors, and real CT."""
 
 import inspect
 import json
@@ -35,8 +35,8 @@ def test_reconstructions_have_the_affine_of_their_inputs(workplace, stage_1, tmp
         assert record["settings"]["spacing"] == [5.5, 5.5, 5.5] and record["seconds"] > 0
 
 
-def test_a_bright_ball_is_reconstructed_where_it_was(stage_1):
-    """An oblique grid of another spacing: the ball's centre of mass stays within half a voxel."""
+def test_a_bright_ball_keeps_its_world_position_in_the_reconstruction(stage_1):
+    """An oblique grid of another spacing: the ball's center of mass stays within half a voxel."""
     angle = 0.3
     turn = np.array(
         [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
@@ -47,19 +47,19 @@ def test_a_bright_ball_is_reconstructed_where_it_was(stage_1):
     shape = (50, 46, 34)
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     world = index @ affine[:3, :3].T + affine[:3, 3]
-    centre = affine[:3, :3] @ np.array([22.0, 26.0, 15.0]) + affine[:3, 3]
-    ball = np.where(np.linalg.norm(world - centre, axis=-1) < 22, 900, -900).astype(np.int16)
+    center = affine[:3, :3] @ np.array([22.0, 26.0, 15.0]) + affine[:3, 3]
+    ball = np.where(np.linalg.norm(world - center, axis=-1) < 22, 900, -900).astype(np.int16)
     pipeline = Pipeline.load(stage_1)
     on_grid = pipeline.grid.image(Volume(ball, affine))
     inside = np.argwhere(on_grid.array > 0)
-    assert np.linalg.norm(on_grid.to_world(inside.mean(0)) - centre) < 0.5 * 5.5
+    assert np.linalg.norm(on_grid.to_world(inside.mean(0)) - center) < 0.5 * 5.5
     # the result is on the same grid
     result = pipeline.reconstruct(Volume(ball, affine))
     np.testing.assert_allclose(result.affine, on_grid.affine)
     assert result.shape == on_grid.shape
 
 
-def test_any_size_is_reconstructed(stage_1):
+def test_a_size_that_is_no_multiple_of_the_factor_is_reconstructed(stage_1):
     volume = Volume(np.zeros((21, 30, 17), np.int16), np.diag([5.5, 5.5, 5.5, 1.0]))
     pipeline = Pipeline.load(stage_1)
     result = pipeline.reconstruct(volume, resolution=(21, 30, 17))
@@ -67,7 +67,7 @@ def test_any_size_is_reconstructed(stage_1):
     np.testing.assert_allclose(result.affine, volume.affine, atol=1e-9)
 
 
-def test_the_original_grid_is_given_back_where_asked(workplace, stage_1, tmp_path):
+def test_with_original_grid_the_result_is_on_the_grid_of_the_input(workplace, stage_1, tmp_path):
     volume = Volume(np.zeros((19, 23, 11), np.int16), np.diag([7.0, 6.0, 9.0, 1.0]))
     write_volume(tmp_path / "in" / "a.nii.gz", volume, "int16")
     options = ["--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--model", stage_1]
@@ -77,7 +77,7 @@ def test_the_original_grid_is_given_back_where_asked(workplace, stage_1, tmp_pat
     np.testing.assert_allclose(result.affine, volume.affine, atol=1e-5)
 
 
-def test_a_sample_depends_on_seed_case_and_number_alone(workplace, stage_2, tmp_path):
+def test_a_sample_depends_on_seed_case_and_sample_index_alone(workplace, stage_2, tmp_path):
     labels = workplace / "data" / "validation" / "labels"
     common = ["--model", stage_2, "--input-dir", labels]
     run(synthesize, *common, "--num-samples", 2, "--seed", 4, "--output-dir", tmp_path / "all")
@@ -85,11 +85,11 @@ def test_a_sample_depends_on_seed_case_and_number_alone(workplace, stage_2, tmp_
     cases = sorted(find_cases(labels))
     assert names == sorted(f"{case}_s{k}.img.nii.gz" for case in cases for k in (0, 1))
 
-    (tmp_path / "one").mkdir()
+    (tmp_path / "single").mkdir()
     path = find_cases(labels)[cases[1]]
-    (tmp_path / "one" / path.name).write_bytes(path.read_bytes())
-    one = ["--input-dir", tmp_path / "one", "--num-samples", 1, "--output-dir", tmp_path / "alone"]
-    run(synthesize, "--model", stage_2, "--seed", 4, *one)
+    (tmp_path / "single" / path.name).write_bytes(path.read_bytes())
+    single = ["--input-dir", tmp_path / "single", "--output-dir", tmp_path / "alone"]
+    run(synthesize, "--model", stage_2, "--seed", 4, "--num-samples", 1, *single)
     name = f"{cases[1]}_s0.img.nii.gz"
     assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
 
@@ -98,8 +98,8 @@ def test_a_sample_depends_on_seed_case_and_number_alone(workplace, stage_2, tmp_
     assert min(differences) > 0
 
 
-def test_volumes_made_together_are_those_made_one_by_one(workplace, stage_2, tmp_path):
-    """Three jobs in batches of two, of which the last is not full; and any number goes on."""
+def test_volumes_of_a_batch_equal_those_synthesized_singly(workplace, stage_2, tmp_path):
+    """Three jobs in batches of two, the last of which is not full; other batch sizes resume."""
     common = ["--model", stage_2, "--unconditional", "--num-samples", 3, "--steps", 2]
     run(synthesize, *common, "--output-dir", tmp_path / "one")
     run(synthesize, *common, "--output-dir", tmp_path / "two", "--batch-size", 2)
@@ -134,7 +134,7 @@ def test_a_missing_output_is_written_again(workplace, stage_2, tmp_path, capsys)
         run(synthesize, *common, "--unconditional")
 
 
-def test_finished_cases_are_skipped_and_other_settings_are_not(
+def test_finished_cases_are_skipped_unless_their_settings_changed(
     workplace, stage_2, tmp_path, capsys
 ):
     common = ["--model", stage_2, "--output-dir", tmp_path]
@@ -152,15 +152,19 @@ def test_finished_cases_are_skipped_and_other_settings_are_not(
         json.loads(sorted(tmp_path.glob("*.json"))[0].read_text(encoding="utf-8"))["evaluations"]
         == 6
     )
-    elsewhere = shutil.copytree(workplace / "data" / "validation" / "labels", tmp_path / "others")
-    run(synthesize, *common[:-1], elsewhere, "--steps", 3)
-    assert "2 volumes" in capsys.readouterr().out.splitlines()[-1]  # other files of the same name
+    other_labels = shutil.copytree(
+        workplace / "data" / "validation" / "labels", tmp_path / "others"
+    )
+    run(synthesize, *common[:-1], other_labels, "--steps", 3)
+    assert (
+        "2 volumes" in capsys.readouterr().out.splitlines()[-1]
+    )  # the sources have the same names, but other paths
 
 
-def test_guidance_of_one_is_the_model_and_more_is_not(workplace, stage_2):
+def test_guidance_of_1_is_the_conditional_model_and_above_1_is_not(workplace, stage_2):
     pipeline = Pipeline.load(stage_2)
     labels = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
-    # Eight steps teach the zero-initialised end of the label encoder next to nothing.
+    # Eight steps hardly train the zero-initialised end of the label encoder.
     torch.manual_seed(0)
     torch.nn.init.normal_(pipeline.unet.label_encoder.layers[-1].weight)
     plain = pipeline.synthesize(labels, seed=1)
@@ -184,12 +188,12 @@ def test_the_process_is_saved_and_an_unconditional_sample_is_made(workplace, sta
     assert np.array_equal(last, read_volume(tmp_path / names[0]).array)
 
 
-def test_tiled_reconstruction_is_the_whole_one(workplace, stage_1):
+def test_a_tiled_reconstruction_equals_that_of_the_whole_volume(workplace, stage_1):
     images = workplace / "data" / "validation" / "images"
     volume = read_volume(next(iter(find_cases(images).values())))
     whole = Pipeline.load(stage_1, tile=None).reconstruct(volume).array.astype(int)
     tiled = Pipeline.load(stage_1, tile=8).reconstruct(volume).array.astype(int)
-    # one HU of rounding, but where rounding tips a vector over to another code
+    # 1 HU of rounding, except where rounding changes the code of a latent vector
     assert np.mean(np.abs(tiled - whole) > 1) < 0.01
 
 
@@ -234,7 +238,7 @@ def test_a_wrong_argument_is_a_type_error_that_names_the_right_one(stage_1):
         pipeline.synthesize(None)
 
 
-def test_averaged_weights_are_the_ones_that_are_sampled_from(stage_2):
+def test_samples_come_from_the_averaged_weights(stage_2):
     phase = torch.load(stage_2, weights_only=True)["phases"]["unet"]
     loaded = Pipeline.load(stage_2).unet.state_dict()
     name = "conv_out.weight"
@@ -259,7 +263,7 @@ def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_p
 
 
 @pytest.mark.parametrize("config", [None, 3, {"seed": 0}])
-def test_tensors_of_another_program_are_no_checkpoint(tmp_path, config):
+def test_tensors_of_another_program_are_refused_as_a_checkpoint(tmp_path, config):
     torch.save({"format": FORMATS[1], "config": config}, tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="not a tubesynth checkpoint"):
         Checkpoint.load(tmp_path / "a.ckpt")
@@ -273,7 +277,9 @@ def test_a_checkpoint_of_another_format_is_refused(stage_2, tmp_path):
         Pipeline.load(tmp_path / "older.ckpt")
 
 
-def test_results_go_to_a_folder_of_their_own_that_can_be_made(workplace, stage_2, tmp_path):
+def test_an_output_folder_that_is_the_input_or_cannot_be_created_is_refused(
+    workplace, stage_2, tmp_path
+):
     labels = tmp_path / "set" / "labels"
     shutil.copytree(workplace / "data" / "validation" / "labels", labels)
     before = sorted(labels.iterdir())
@@ -292,7 +298,7 @@ def test_results_go_to_a_folder_of_their_own_that_can_be_made(workplace, stage_2
 
 
 @pytest.mark.parametrize("name", ["label", "vessel"])
-def test_a_weight_that_is_no_number_is_refused(workplace, stage_2, tmp_path, name):
+def test_a_guidance_weight_that_is_not_finite_is_refused(workplace, stage_2, tmp_path, name):
     common = ["--input-dir", workplace / "data/validation/labels", "--output-dir", tmp_path / "out"]
     with pytest.raises(InputError, match=f"--guidance-{name} is nan: give a finite number"):
         run(synthesize, "--model", stage_2, *common, f"--guidance-{name}", "nan")
@@ -301,7 +307,7 @@ def test_a_weight_that_is_no_number_is_refused(workplace, stage_2, tmp_path, nam
             run(synthesize, "--model", stage_2, *common, "--label-map", *pairs.split())
 
 
-def test_real_ct_is_reconstructed_where_it_lies(real_ct, stage_1, tmp_path):
+def test_real_ct_keeps_its_world_position_in_the_reconstruction(real_ct, stage_1, tmp_path):
     images = real_ct / "images"
     run(reconstruct, "--input-dir", images, "--output-dir", tmp_path, "--model", stage_1)
     for case, path in find_cases(images).items():

@@ -1,4 +1,4 @@
-"""The segmenter learns the vessels, reports over cases and seeds, writes masks on the CT."""
+"""The segmenter learns the vessels, scores cases and seeds, and writes masks on the CT's grid."""
 
 import json
 import os
@@ -33,7 +33,7 @@ train: {{epochs: 10, learning_rate: 1e-2, log_every: 5, validate_every: 5}}
 
 @pytest.fixture(scope="module")
 def config(workplace, tmp_path_factory):
-    """On the aorta (class 6), which a grid of 5.5 mm can hold."""
+    """A segmenter of the aorta (class 6), which is wide enough for a grid of 5.5 mm."""
     path = tmp_path_factory.mktemp("segmenter") / "segment.yml"
     path.write_text(CONFIG.format(root=workplace))
     return path
@@ -43,13 +43,13 @@ def run(command, *arguments):
     command.main([str(argument) for argument in arguments])
 
 
-def test_dice_loss_is_one_minus_dice_and_falls_to_nothing():
+def test_dice_loss_is_one_minus_dice():
     target = torch.zeros(1, 1, 8, 8, 8)
     target[..., :4] = 1
     assert dice_loss(1000 * (target - 0.5), target).item() == pytest.approx(0, abs=1e-3)
     assert dice_loss(-1000 * (target - 0.5), target).item() == pytest.approx(1, abs=1e-2)
     half = torch.full_like(target, -1000.0)
-    half[..., :2] = 1000  # half of it found, nothing else: Dice 2/3
+    half[..., :2] = 1000  # half of the target, nothing else: Dice 2/3
     assert dice_loss(half, target).item() == pytest.approx(1 / 3, abs=1e-2)
 
 
@@ -59,12 +59,12 @@ def test_the_network_can_overfit_one_image(dim):
     net = SegmentationUNet(dim, (4, 8))
     image = torch.rand(1, 1, *[16] * dim)
     target = (image > 0.5).float()
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits = net(image)
         (dice_loss(logits, target) + F.binary_cross_entropy_with_logits(logits, target)).backward()
-        optimiser.step()
+        optimizer.step()
     assert dice_loss(net(image), target) < 0.1
 
 
@@ -83,14 +83,14 @@ def test_scores_are_of_held_out_cases_over_cases_and_seeds(trained):
     assert len(rows) == 1 + 4 and "cldice" in rows[0]
 
 
-def test_a_signal_while_cases_are_scored_is_heeded(config, tmp_path, monkeypatch):
-    """It comes with the first score; the same command scores what is trained, and ends."""
-    scored, whole = [], segmentation.centreline_overlap
+def test_a_signal_stops_the_scoring_and_the_same_command_resumes_it(config, tmp_path, monkeypatch):
+    """The signal arrives with the first score; the second run scores the trained model."""
+    scored, original = [], segmentation.centreline_overlap
 
     def with_signal(*arguments):
         scored.append(arguments)
         os.kill(os.getpid(), signal.SIGTERM)
-        return whole(*arguments)
+        return original(*arguments)
 
     options = ["train", "--config", config, "--run-dir", tmp_path, "--logger", "none"]
     options += ["--set", "train.epochs=1"]
@@ -104,7 +104,7 @@ def test_a_signal_while_cases_are_scored_is_heeded(config, tmp_path, monkeypatch
     assert len(rows) == 1 + 2
 
 
-def test_masks_lie_on_the_ct_and_on_its_vessel(trained, workplace, tmp_path):
+def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(trained, workplace, tmp_path):
     model = trained / "seed_0" / "checkpoints" / "last.ckpt"
     images = workplace / "data" / "validation" / "images"
     run(segment, "apply", "--model", model, "--input-dir", images, "--output-dir", tmp_path)
@@ -125,7 +125,7 @@ def test_masks_are_not_written_over_label_maps(trained, workplace):
             run(segment, "apply", *common, *options)
 
 
-def test_evaluate_scores_the_vessels_that_it_finds(trained, workplace, tmp_path):
+def test_evaluate_scores_the_masks_of_the_segmenter(trained, workplace, tmp_path):
     model = trained / "seed_0" / "checkpoints" / "last.ckpt"
     real = workplace / "data" / "validation"
     common = ["--real", real / "images", "--labels", real / "labels", "--segmenter", model]
@@ -136,16 +136,16 @@ def test_evaluate_scores_the_vessels_that_it_finds(trained, workplace, tmp_path)
     run(segment, "apply", "--model", model, "--input-dir", real / "images", "--output-dir", mask)
     scores = []
     for case in find_cases(mask):
-        found = read_labels(mask / f"{case}.label.nii.gz").array > 0
+        predicted = read_labels(mask / f"{case}.label.nii.gz").array > 0
         truth = read_labels(real / "labels" / f"{case}.label.nii.gz").array == 6
-        scores.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+        scores.append(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()))
     assert vessels["real"]["segmenter_dice"]["mean"] >= np.mean(scores) > 0.5
     assert vessels["real"]["segmenter_dice"] == vessels["reconstruction"]["segmenter_dice"]
     with pytest.raises(InputError, match="metrics.json"):
         run(evaluate, *common[:4], "--segmenter", trained / "metrics.json", "--output-dir", mask)
 
 
-def test_synthetic_cases_join_the_training(config, workplace, stage_2, tmp_path):
+def test_synthetic_cases_are_added_to_the_training_cases(config, workplace, stage_2, tmp_path):
     labels = workplace / "data" / "training" / "labels"
     run(synthesize, "--model", stage_2, "--input-dir", labels, "--output-dir", tmp_path / "new")
     pairs = [find_cases(tmp_path / "new"), find_cases(tmp_path / "new" / "labels")]
@@ -153,7 +153,7 @@ def test_synthetic_cases_join_the_training(config, workplace, stage_2, tmp_path)
     common = ["train", "--config", config, "--synthetic", tmp_path / "new", "--logger", "none"]
     common += ["--set", "train.epochs=1"]
     for name, options, steps in (("both", [], 8), ("alone", ["--without-real"], 4)):
-        run(segment, *common, *options[:0], "--run-dir", tmp_path / name, *options)
+        run(segment, *common, "--run-dir", tmp_path / name, *options)
         rows = (
             (tmp_path / name / "seed_0" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         )
@@ -165,7 +165,7 @@ def test_synthetic_cases_join_the_training(config, workplace, stage_2, tmp_path)
 def test_wrong_configs_and_models_are_refused(config, workplace, stage_1, tmp_path):
     with pytest.raises(InputError, match="not segmenter"):
         run(segment, "train", "--config", workplace / "s1.yml", "--run-dir", tmp_path)
-    with pytest.raises(InputError, match="nothing is left to train on"):
+    with pytest.raises(InputError, match="there is nothing to train on"):
         run(segment, "train", "--config", config, "--run-dir", tmp_path, "--without-real")
     with pytest.raises(InputError, match="stage segmenter is needed"):
         out = ["--input-dir", workplace / "data/validation/images", "--output-dir", tmp_path]

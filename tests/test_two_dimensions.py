@@ -1,4 +1,4 @@
-"""Two-dimensional data (PNG) goes through the same code: both stages and both results."""
+"""Two-dimensional data (PNG) through both stages, reconstruction and synthesis."""
 
 import json
 
@@ -31,7 +31,7 @@ TRAIN = {
 
 
 def write_discs(root):
-    """Grey discs on black, with a brighter core: classes 1 and 2."""
+    """Gray discs on black with a brighter core: classes 1 and 2."""
     column, row = np.meshgrid(np.arange(32), np.arange(32))
     for split, count in (("training", 6), ("validation", 2)):
         for kind in ("images", "labels"):
@@ -50,7 +50,7 @@ def losses(run_dir):
     return [row["loss"] for row in rows if row["split"] == "validation"]
 
 
-def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path, capsys):
+def test_pictures_train_both_stages_and_keep_their_world_position(tmp_path, capsys):
     write_discs(tmp_path)
     model = tmp_path / "s1" / "checkpoints" / "last.ckpt"
     for stage, network in ((1, AUTOENCODER), (2, UNET)):
@@ -58,11 +58,13 @@ def test_pictures_train_both_stages_and_come_back_where_they_lay(tmp_path, capsy
         (tmp_path / f"s{stage}.yml").write_text(text.format(root=tmp_path, autoencoder=model))
         options = ["--dim", "2", "--stage", str(stage), "--run-dir", str(tmp_path / f"s{stage}")]
         train.main(["--config", str(tmp_path / f"s{stage}.yml"), *options])
-        found = losses(tmp_path / f"s{stage}")
-        assert found[-1] < found[0]
+        validation_losses = losses(tmp_path / f"s{stage}")
+        assert validation_losses[-1] < validation_losses[0]
         assert list((tmp_path / f"s{stage}" / "panels").glob("*.png"))
 
-    with pytest.raises(SystemExit):  # the discs of both parts are the same: an error, rightly
+    with pytest.raises(
+        SystemExit
+    ):  # training and validation have equal discs, which doctor reports as an error
         doctor.main(["--config", str(tmp_path / "s1.yml")])
     assert "the model sees 32 x 32 voxels of 1 x 1 mm" in " ".join(capsys.readouterr().out.split())
     validation = tmp_path / "data" / "validation"

@@ -1,16 +1,17 @@
-"""Does my synthetic data help? Train a vessel segmenter on real, synthetic or both, and compare.
+"""Train a vessel segmenter on real and synthetic CTs, to measure whether synthetic data helps.
 
     tubesynth segment train --config C.yml --run-dir runs/real --seeds 0 1 2
-    tubesynth segment train --config C.yml --run-dir runs/both --seeds 0 1 2 \\
-        --synthetic OUT
+    tubesynth segment train --config C.yml --run-dir runs/both --seeds 0 1 2 --synthetic OUT
     tubesynth segment apply --model runs/both/seed_0/checkpoints/last.ckpt \\
         --input-dir CTS --output-dir MASKS
 
-OUT is a folder that synthesize wrote: its volumes with the label maps in OUT/labels. Scores are of
-the held-out real cases of data.root, with 95 % intervals over cases and over seeds.
+OUT is an output folder of synthesize: its volumes, and their label maps in OUT/labels. The scores
+are those of the real validation cases in data.root, with 95 % intervals over cases and over seeds.
 """
 
 import argparse
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,15 +88,15 @@ def main(argv: list[str] | None = None) -> None:
         apply_model(args)
 
 
-def train_seeds(args) -> None:
+def train_seeds(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     if not isinstance(config, SegmenterConfig):
-        raise InputError(f"{args.config}: of stage {config.stage}, not segmenter")
+        raise InputError(f"{args.config}: a config of stage {config.stage}, not segmenter")
     if args.synthetic:
         config = replace(config, synthetic=[str(folder) for folder in args.synthetic])
     config = replace(config, without_real=args.without_real or config.without_real)
     if config.without_real and not config.synthetic:
-        raise InputError("--without-real: nothing is left to train on: give --synthetic")
+        raise InputError("--without-real: there is nothing to train on: give --synthetic")
     for seed in args.seeds or []:
         check_seed(seed, "--seeds", requirement(args.config))
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
@@ -105,8 +106,8 @@ def train_seeds(args) -> None:
         rows, stop = [], StopSignal()
         warn_of_cpu(config, device, args.device, gpus=None)
         for seed in args.seeds or [config.seed]:
-            own, folder = replace(config, seed=seed), run_dir / f"seed_{seed}"
-            rows += train_one(own, folder, device, args.logger, stop)
+            seed_config, folder = replace(config, seed=seed), run_dir / f"seed_{seed}"
+            rows += train_one(seed_config, folder, device, args.logger, stop)
         if dist.is_main():
             report(rows, run_dir)
     finally:
@@ -137,32 +138,37 @@ def train_one(
 
 
 def report(rows: list[dict], run_dir: Path) -> None:
-    """metrics.json, metrics.csv and a table: over cases (their means over seeds), over seeds."""
-    result = {"provenance": environment()}
-    for over in ("case", "seed"):
-        groups: dict = {}
+    """Write metrics.json and metrics.csv, and print a table.
+
+    Scores over cases are those of each case's mean over seeds, and the other way around.
+    """
+    result: dict = {"provenance": environment()}
+    for key in ("case", "seed"):
+        groups: dict[str, list[dict]] = {}
         for row in rows:
-            groups.setdefault(row[over], []).append(row)
-        for metric in ("dice", "cldice"):
-            means = [
-                sum(row[metric] for row in group) / len(group)
-                for group in groups.values()
-                if all(row[metric] == row[metric] for row in group)
-            ]
-            result.setdefault(f"over_{over}s", {})[metric] = statistics(means, (0.0, 1.0))
+            groups.setdefault(row[key], []).append(row)
+        result[f"over_{key}s"] = {
+            metric: statistics(group_means(groups.values(), metric), (0.0, 1.0))
+            for metric in ("dice", "cldice")
+        }
     write_json(run_dir / "metrics.json", result)
     write_csv(run_dir / "metrics.csv", rows)
-    for over in ("over_cases", "over_seeds"):
-        for metric, stat in result[over].items():
-            if stat["mean"] is None:
-                continue
-            low, high = (f"{x:.3f}" if x is not None else "-" for x in stat["ci95"])
-            name = f"{metric} {over.replace('_', ' ')}"
-            print(f"{name:22}{stat['mean']:.3f} [{low}, {high}]  n {stat['n']}")
+    for key in ("over_cases", "over_seeds"):
+        for metric, stat in result[key].items():
+            if stat["mean"] is not None:
+                low, high = (f"{x:.3f}" if x is not None else "-" for x in stat["ci95"])
+                name = f"{metric} {key.replace('_', ' ')}"
+                print(f"{name:22}{stat['mean']:.3f} [{low}, {high}]  n {stat['n']}")
     print(f"{run_dir / 'metrics.json'}")
 
 
-def apply_model(args) -> None:
+def group_means(groups: Iterable[list[dict]], metric: str) -> list[float]:
+    """The mean of a metric in each group; a group with an undefined score (NaN) has none."""
+    scores = [[row[metric] for row in group] for group in groups]
+    return [sum(each) / len(each) for each in scores if not any(map(math.isnan, each))]
+
+
+def apply_model(args: argparse.Namespace) -> None:
     cases = find_cases(args.input_dir)
     for folder in (args.input_dir, args.input_dir.parent / "labels"):
         if args.output_dir.resolve() == folder.resolve():
