@@ -62,9 +62,7 @@ def test_pictures_train_both_stages_and_keep_their_world_position(tmp_path, caps
         assert validation_losses[-1] < validation_losses[0]
         assert list((tmp_path / f"s{stage}" / "panels").glob("*.png"))
 
-    with pytest.raises(
-        SystemExit
-    ):  # training and validation have equal discs, which doctor reports as an error
+    with pytest.raises(SystemExit):  # doctor reports equal cases in training and validation
         doctor.main(["--config", str(tmp_path / "s1.yml")])
     assert "the model sees 32 x 32 voxels of 1 x 1 mm" in " ".join(capsys.readouterr().out.split())
     validation = tmp_path / "data" / "validation"

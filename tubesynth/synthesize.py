@@ -185,7 +185,7 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
     if not isinstance(other, Stage2Config) or other.stage != config.stage:
         raise InputError(f"{source}: for stage {other.stage}, the model is of stage {config.stage}")
     for key, value, trained in (
-        ("labels.names", other.labels.num_classes, config.labels.num_classes),
+        ("number of classes", other.labels.num_classes, config.labels.num_classes),
         ("labels.vessel", other.labels.vessel, config.labels.vessel),
         ("data.hu_window", other.data.hu_window, config.data.hu_window),
     ):
