@@ -68,8 +68,9 @@ class CommandParser(argparse.ArgumentParser):
         args, extra = self.parse_known_args([item for item in items if not OVERRIDE.match(item)])
         takes_overrides = "overrides" in args
         overrides = [*vars(args).get("overrides", []), *extra, *overrides]
-        if any(item.startswith("-") or not takes_overrides for item in overrides):
-            self.error(f"unrecognized arguments: {' '.join(overrides)}")
+        unknown = [item for item in overrides if item.startswith("-") or not takes_overrides]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         args.overrides = overrides
         return args
 
