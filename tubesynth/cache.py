@@ -66,7 +66,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="build what training would build first; verify every checksum; list the entries;"
         " prune those that no config refers to",
     )
-    parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="YAML")
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="YAML",
+        help="files or packaged configs that use the cache",
+    )
     parser.add_argument("--cache-dir", help="default: data.cache_dir of the configs, or cache")
     parser.add_argument("--workers", type=int, help="build: processes; default: one a core")
     parser.add_argument("--dry-run", action="store_true", help="prune: only say what would go")

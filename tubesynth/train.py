@@ -60,7 +60,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="auto: a GPU if there is one; cpu: train on the CPU; cuda: an error without a GPU",
     )
     parser.add_argument("--precision", help="32, bf16-mixed or 16-mixed")
-    parser.add_argument("--logger", default="tensorboard", choices=LOGGERS)
+    parser.add_argument(
+        "--logger", default="tensorboard", choices=LOGGERS, help="writer of the curves"
+    )
     parser.add_argument(
         "--resume",
         metavar="CKPT|auto",
