@@ -77,6 +77,6 @@ def test_pictures_train_both_stages_and_keep_their_world_position(tmp_path, caps
     synthesize.main([*common, str(tmp_path / "s"), "--input-dir", str(validation / "labels")])
     deep = Volume(np.zeros((32, 32, 9), np.int16), np.eye(4))
     write_volume(tmp_path / "deep" / "0.nii.gz", deep, "int16")
-    with pytest.raises(InputError, match="32 x 32 x 9 voxels, where dim 2 takes one slice"):
+    with pytest.raises(InputError, match="32 x 32 x 9 voxels, but dim 2 takes one slice"):
         reconstruct.main([*common, str(tmp_path / "d"), "--input-dir", str(tmp_path / "deep")])
     assert read_volume(tmp_path / "s" / "1_s0.img.nii.gz").shape == (32, 32, 1)
