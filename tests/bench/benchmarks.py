@@ -1,0 +1,209 @@
+"""Runs all benchmarks into one file of JSON lines, and writes docs/benchmarks.md from that file.
+
+    python tests/bench/benchmarks.py run [--peer-python monai_env/bin/python] [--section data ...]
+    python tests/bench/benchmarks.py write
+
+`run` needs a clean checkout and an idle machine; it replaces the lines of its sections in
+docs/benchmarks.jsonl. `write` refuses lines of more than one commit. A peer needs an environment
+with MONAI: python3 -m venv monai_env; monai_env/bin/pip install torch==2.13.0 monai==1.6.1 nibabel
+scipy. Sections with a peer are skipped without --peer-python.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent.parent
+LINES = REPOSITORY / "docs" / "benchmarks.jsonl"
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
+
+INTRODUCTION = (
+    "Written by `python tests/bench/benchmarks.py write` from [benchmarks.jsonl](benchmarks.jsonl),"
+    " which `python tests/bench/benchmarks.py run` makes. Both sides of a comparison take turns in"
+    " one run, on the same files and cores. *spread* is (slowest - fastest) / median of the runs."
+    " *CPU s* is the time of all cores together, which depends less on other work than the clock."
+    " *load* is the one-minute load average; it counts the benchmark itself. No GPU has been"
+    " measured yet."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page and the command whose JSON lines it shows."""
+
+    title: str
+    text: str
+    script: str
+    arguments: str
+    peer: bool = False  # needs --peer-python
+    data: bool = False  # needs --data-dir
+
+    @property
+    def command(self) -> str:
+        parts = ["python", f"tests/bench/{self.script}", self.arguments]
+        parts += ["--peer-python monai_env/bin/python"] if self.peer else []
+        parts += ["--data-dir bench"] if self.data else []
+        return " ".join(part for part in parts if part)
+
+
+SECTIONS = {
+    "data": Section(
+        "Data: warm epochs and a cold build",
+        "16 phantoms of 256 x 256 x 128, cached, as the training stages read them. On a CPU the"
+        " window, the intensities and the one-hot labels, which a GPU would compute, are inside the"
+        " seconds; rows `_stored` end at the tensors that are sent to a GPU. `cold` reads, resamples"
+        " and caches scans of ImageCAS's size. Peer: MONAI's PersistentDataset and DataLoader.",
+        "monai_data.py",
+        "--case whole crop one_hot stage2 whole_stored crop_stored stage2_stored cold"
+        " --rounds 1 --scans 2",
+        peer=True,
+        data=True,
+    ),
+    "autoencoder": Section(
+        "Stage 1: a training step",
+        "Published widths, one crop of 64 x 64 x 64, float32, both losses and both optimizers."
+        " Peer: MONAI's VQVAE and PatchDiscriminator with the same losses, without LPIPS.",
+        "monai_vqvae.py",
+        "--crop 64 64 64 --rounds 2 --repeats 3",
+        peer=True,
+    ),
+    "codebook": Section(
+        "Quantizer: nearest code of 64 x 64 x 32 latents among 8,192",
+        "Peer: the usual quantizer with all distances and a one-hot row per vector in memory, on a"
+        " quarter of the vectors; compared is the time per vector.",
+        "bench.py codebook",
+        "--peer-vectors 32768 --repeats 3",
+    ),
+    "vessel_attention": Section(
+        "Vessel attention: the cost of the distance bias",
+        "2,000 tokens, 32 x 32 x 16 queries, 384 channels, float32. Peer: attention without bias.",
+        "bench.py vessel_attention",
+        "--repeats 5",
+    ),
+    "sample": Section(
+        "Sampling: cached conditions",
+        "One network evaluation of configs/demo/stage_2_crossattn.yml with 500 tokens. Peer: the"
+        " conditions computed again at every step.",
+        "bench.py sample",
+        "--repeats 7",
+    ),
+    "evaluate": Section(
+        "Evaluation",
+        "Pairs of CTs of 256 x 256 x 128, from files to all image and vessel scores.",
+        "bench.py evaluate",
+        "--pairs 8 --repeats 1",
+        data=True,
+    ),
+}
+
+COLUMNS = {
+    "case": "case",
+    "size": "size",
+    "seconds": "s",
+    "spread": "spread",
+    "cpu_seconds": "CPU s",
+    "peak_mb": "peak MB",
+    "peer_seconds": "peer, s",
+    "peer_cpu_seconds": "peer, CPU s",
+    "peer_peak_mb": "peer, MB",
+    "speedup": "times faster",
+    "memory_ratio": "memory ratio",
+    "over_convolutions": "over its convolutions",
+    "load": "load",
+}
+
+
+def main() -> None:
+    args = parse()
+    if args.action == "run":
+        for name in args.section:
+            run(name, args.peer_python, args.data_dir)
+    write()
+
+
+def run(name: str, peer_python: str | None, data_dir: Path | None) -> None:
+    """Replace a section's lines in the file by those of a new run."""
+    section = SECTIONS[name]
+    if section.peer and peer_python is None:
+        print(f"{name}: skipped, needs --peer-python", file=sys.stderr)
+        return
+    script, *words = section.script.split()
+    command = [sys.executable, str(HERE / script), *words, *section.arguments.split()]
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
+        if section.peer:
+            command += ["--peer-python", str(peer_python)]
+        if section.data:
+            command += ["--data-dir", str(data_dir or temporary)]
+        job = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
+    lines = [json.loads(line) for line in job.stdout.splitlines() if line.startswith("{")]
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    lines = [{"section": name, **line, "machine": machine} for line in lines]
+    others = [line for line in read() if line["section"] != name]
+    LINES.write_text("".join(json.dumps(line) + "\n" for line in [*others, *lines]))
+
+
+def read() -> list[dict]:
+    if not LINES.exists():
+        return []
+    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
+
+
+def write() -> None:
+    """The page from the file's lines, which must be of one commit."""
+    lines = read()
+    commits = {line["commit"] for line in lines}
+    if len(commits) != 1:
+        sys.exit(f"error: {LINES} has lines of commits {sorted(map(str, commits))}: run them all")
+    machines = sorted({line["machine"] for line in lines})
+    source = f"Commit {commits.pop()}. Machine: {'; '.join(machines)}."
+    page = ["# Benchmarks\n", f"{paragraph(INTRODUCTION)}\n", f"{source}\n"]
+    for name, section in SECTIONS.items():
+        rows = [line for line in lines if line["section"] == name]
+        if rows:
+            page.append(f"## {section.title}\n\n{paragraph(section.text)}\n")
+            page.append(f"    {section.command}\n")
+            page.append(table(rows))
+    PAGE.write_text("\n".join(page), encoding="utf-8")
+    print(PAGE)
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 118)
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table of the columns that any of the rows has."""
+    columns = {key: head for key, head in COLUMNS.items() if any(row.get(key) for row in rows)}
+    text = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        text.append(f"| {' | '.join(cell(key, row.get(key)) for key in columns)} |")
+    return "\n".join(text) + ""
+
+
+def cell(key: str, value) -> str:
+    if value is None:
+        return ""
+    if key.endswith("spread"):
+        return f"{value:.0%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=["run", "write"])
+    parser.add_argument("--section", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--peer-python", help="python of an environment with MONAI")
+    parser.add_argument("--data-dir", type=Path, help="phantoms and caches, kept for another run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
