@@ -59,7 +59,7 @@ SECTIONS = {
         "Data: warm epochs and a cold build",
         "16 phantoms of 256 x 256 x 128, cached, as the training stages read them. On a CPU, the"
         " window, the intensities and the one-hot labels count in the seconds; a GPU would compute"
-        " them. Rows `_stored` end at the tensors that are sent to a GPU. `cold` reads, resamples and"
+        " them. Rows `_stored` end at the tensors sent to a GPU. `cold` reads, resamples and"
         " caches scans of ImageCAS's size. Peer: MONAI's PersistentDataset and DataLoader.",
         "monai_data.py",
         "--case whole crop one_hot stage2 whole_stored crop_stored stage2_stored cold"
