@@ -16,8 +16,8 @@ from tubesynth.metrics.case import EvaluationCase, Settings, evaluate_pair
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.pairing import runs_of
 from tubesynth.pictures.case_pictures import case_panel, straightened
-from tubesynth.report.charts import COLOURS, TICK_ROOM, curve, dots, grid, height_of
-from tubesynth.report.page import headline
+from tubesynth.report.charts import NUM_COLORS, TICK_ROOM, curve, dots, grid, height_of
+from tubesynth.report.score_tables import score_tables
 from tubesynth.report.style import STYLE
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES
@@ -74,7 +74,7 @@ def evaluation(tmp_path_factory):
     return root / "out"
 
 
-def test_runs_are_told_apart_with_their_cost_and_the_first_one_is_the_headline(evaluation):
+def test_runs_have_scores_and_costs_of_their_own_and_the_first_one_is_the_headline(evaluation):
     result = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     fine, fast = result["runs"]["fine"], result["runs"]["fast"]
     assert (fine["evaluations"]["mean"], fast["seconds"]["mean"]) == (16, 2)
@@ -94,7 +94,7 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.seen.append(tag)
         self.sources += [v for k, v in attributes if k in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -108,8 +108,49 @@ def test_the_report_is_one_well_formed_file_that_asks_for_nothing_else(evaluatio
     assert "script" not in tags.seen and "link" not in tags.seen
     assert tags.sources and all(s.startswith("data:image/png;base64,") for s in tags.sources)
     assert "url(" not in text and text.count("<svg") >= 4
-    for said in ("Best case", "Worst case", "fine", "fast", "reconstruction", "Provenance"):
-        assert said in text
+    for heading in ("Best case", "Worst case", "fine", "fast", "reconstruction", "Provenance"):
+        assert heading in text
+
+
+def test_the_report_fits_a_screen_of_390_pixels(evaluation):
+    """Whatever is wider than the screen lies in a box (.wide) that scrolls on its own."""
+    text = (evaluation / "report.html").read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert text.count("<table>") == len(re.findall(r"class='wide'[^>]*><table>", text)) == 3
+    assert text.count("<img ") == len(re.findall(r'class="wide"[^>]*><img ', text)) == 4
+    assert not re.search(r"<(table|img|svg|div|section)[^>]*\bwidth=", text)
+    rules = dict(re.findall(r"([^{}]+) \{([^{}]*)\}", STYLE.partition("@media (max-width")[0]))
+    rules = {name.split(";")[-1].strip(): body for name, body in rules.items()}
+    assert "overflow-x: auto" in rules[".wide"] and "position: sticky" in rules["th:first-child"]
+    narrow = STYLE.partition("@media (max-width: 640px) {")[2].partition("@media print")[0]
+    first_column = float(re.search(r"th:first-child \{ min-width: ([\d.]+)rem", narrow)[1]) * 16
+    assert first_column <= 390 / 2  # the first numbers are on the screen without scrolling
+    outside = re.sub(r"[^{}]*(th:first-child|\.case img|main) \{[^}]*\}", "", STYLE)
+    assert "min-width" not in outside and not re.search(r"[^-]width: \d+(px|rem)", outside)
+
+
+def test_the_report_follows_a_dark_page_with_every_color():
+    light, dark = STYLE.partition("@media (prefers-color-scheme: dark)")[::2]
+    dark = dark.partition("* { box-sizing")[0]
+    colors = re.findall(r"(--\w+): (#\w{6})", light)
+    assert len(colors) >= NUM_COLORS + 4
+    replaced = dict(re.findall(r"(--\w+): (#\w{6})", dark))
+    assert all(replaced[name] != color for name, color in colors)
+    assert "color-scheme: light dark" in light
+    rest = STYLE.partition("* { box-sizing")[2].partition("@media print")[0]
+    assert not re.search(r"#\w{3,6}", rest)
+
+    def luminance(color):
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for scheme in (dict(colors), replaced):  # WCAG 2.1: 4.5 for text, 3 for what is drawn
+        paper = luminance(scheme["--paper"])
+        for name in set(scheme) - {"--paper", "--line"}:
+            low, high = sorted((paper, luminance(scheme[name])))
+            contrast = (high + 0.05) / (low + 0.05)
+            assert contrast >= (3.0 if re.match(r"--c\d", name) else 4.5), (name, contrast)
 
 
 def test_a_browser_shows_the_report_without_a_network(evaluation, tmp_path):
@@ -179,11 +220,12 @@ def test_a_run_may_not_take_the_name_of_what_it_is_compared_with(name, tmp_path)
         runs_of([f"{name}={tmp_path}"])
 
 
-def test_coronaries_are_the_class_that_the_evaluation_was_told(evaluation):
+def test_the_error_in_the_coronaries_is_of_the_vessel_class_of_the_evaluation(evaluation):
     result = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    assert "mae_hu_class8" in headline(result) and "mae_hu_class6" not in headline(result)
-    result["provenance"]["vessel_class"] = 6
-    assert "mae_hu_class6" in headline(result) and "mae_hu_class8" not in headline(result)
+    for vessel_class, other in ((8, 6), (6, 8)):
+        result["provenance"]["vessel_class"] = vessel_class
+        text = score_tables(result).replace("<wbr>", "")
+        assert f"mae_hu_class{vessel_class}" in text and f"mae_hu_class{other}" not in text
 
 
 def test_samples_are_pictured_whatever_their_numbers():
@@ -215,7 +257,7 @@ def test_every_series_has_a_colour_of_the_page():
     stat = {"mean": 0.5, "std": 0.1, "ci95": [0.4, 0.6], "n": 5}
     picture = dots({"thin": {f"run {k}": stat for k in range(14)}}, "share")
     used = set(re.findall(r'"(s\d+)[" ]', picture))
-    assert len(used) == COLOURS
+    assert len(used) == NUM_COLORS
     assert all(re.search(rf"\.{name} {{ stroke: var\(--c\d\)", STYLE) for name in used)
 
 

@@ -1,18 +1,24 @@
-"""The page's style sheet: system fonts, one column, light or dark, printable."""
+"""The page's style sheet: system fonts, one column, light or dark, 390 pixels to a wide screen,
+printable.
+
+On a narrow screen a table and a picture scroll inside a box of their own (.wide), so that the page
+never does; the first column of a table stays at the left edge.
+"""
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2126; --faint: #6a717a; --paper: #fbfbfa;
-  --line: #dcdfe3; --band: #f0f1f2;
-  --c0: #1f6fb4; --c1: #d2691e; --c2: #2a8f5b; --c3: #8a4fb0; --c4: #b23a48; --c5: #5d6770;
-  --c6: #a08a00; --c7: #c2478f; --c8: #1a8f97; --c9: #7a5230; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --faint: #9aa1a9; --paper: #17191c;
-  --line: #33373c; --band: #202327;
+:root { color-scheme: light dark; --ink: #1d2126; --faint: #5f666e; --paper: #fbfbfa;
+  --line: #dcdfe3; --warning: #a3202f;
+  --c0: #1f6fb4; --c1: #c2560f; --c2: #24804f; --c3: #8a4fb0; --c4: #b23a48; --c5: #5d6770;
+  --c6: #857200; --c7: #c2478f; --c8: #14808a; --c9: #7a5230; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --faint: #a3aab2; --paper: #17191c;
+  --line: #383d43; --warning: #ff9aa5;
   --c0: #6cb2ee; --c1: #f2a365; --c2: #6fcf9a; --c3: #c79be6; --c4: #ee8a96; --c5: #aab2ba;
   --c6: #e0cb4a; --c7: #f08cc6; --c8: #66d0d6; --c9: #cfa27a; } }
 * { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; margin: 2.8rem 0 .5rem; padding-top: .9rem;
   border-top: 1px solid var(--line); }
@@ -20,14 +26,17 @@ h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
 h3 small { color: var(--faint); font-weight: normal; margin-left: .5rem; }
 .lead { color: var(--faint); margin: 0; }
 .note { color: var(--faint); font-size: .92rem; max-width: 46rem; margin: .3rem 0 .8rem; }
-.warning { color: var(--c4); }
+.warning { color: var(--warning); }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem 1rem .38rem 0; text-align: right; vertical-align: top;
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .38rem 0 .38rem 1rem; text-align: right; vertical-align: top;
   white-space: nowrap; }
-th:first-child { text-align: left; font-weight: normal; padding-right: 2rem; }
+th:first-child { position: sticky; left: 0; background: var(--paper); text-align: left;
+  font-weight: normal; padding: .38rem 1rem .38rem 0; white-space: normal; min-width: 17rem; }
 thead th { font-size: .85rem; color: var(--faint); font-weight: 600; padding-bottom: .15rem;
   max-width: 9rem; white-space: normal; vertical-align: bottom; }
+thead th[colspan] { max-width: none; text-align: left; white-space: nowrap; }
+th.first, td.first { padding-left: 2rem; }
 tbody tr { border-top: 1px solid var(--line); }
 tbody th b { color: var(--faint); }
 td small { display: block; color: var(--faint); font-size: .76rem; line-height: 1.25; }
@@ -35,9 +44,10 @@ td.synthesis { font-weight: 600; }
 td.synthesis small { font-weight: normal; }
 code { font: .76rem ui-monospace, Menlo, Consolas, "Liberation Mono", monospace;
   color: var(--faint); }
-tbody th code { display: block; line-height: 1.25; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr));
-  gap: 1.2rem 2rem; }
+tbody th code { display: block; line-height: 1.25; overflow-wrap: anywhere; }
+.charts { display: grid; gap: 1.2rem 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
+.chart { max-width: 620px; }
 .chart svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--faint); font-size: 12.5px; font-family: inherit; }
 svg .grid { stroke: var(--line); }
@@ -64,7 +74,14 @@ dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .
   font-size: .88rem; margin: .5rem 0; }
 dt { color: var(--faint); }
 dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 640px) { .charts { grid-template-columns: 1fr; }
+@media (max-width: 640px) { main { padding: 1.5rem 1rem 3rem; } h1 { font-size: 1.5rem; }
+  th:first-child { min-width: 8rem; max-width: 8rem; padding-right: .4rem; font-size: .86rem;
+    line-height: 1.3; overflow-wrap: break-word; hyphens: auto; }
+  th, td { padding-left: .7rem; } thead th { max-width: 6.5rem; }
+  th.first, td.first { padding-left: 1rem; }
+  td { font-size: .92rem; } td small { font-size: .7rem; } code { font-size: .7rem; }
+  svg text { font-size: 18px; } .key { margin-left: 0; }
+  .case img { width: 44rem; max-width: none; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
 @media print { :root { --paper: #fff; --ink: #000; --faint: #444; --line: #bbb;
   color-scheme: light; }
