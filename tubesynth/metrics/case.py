@@ -1,11 +1,11 @@
 """The scores of one case: each of its images against the real CT and against the label map.
 
-Images may lie on different grids of one world (a reconstruction on the model's grid, the real CT on
-the scanner's): what is made is scored on its own grid, and the real CT and the label map are
-resampled onto that. What the images of a case share on one grid is worked out once.
+Images may lie on different grids of one world: a reconstruction on the model's grid, the real CT on
+the scanner's. A reconstruction or synthesis is scored on its own grid; the real CT and the label
+map are resampled onto it, once for all images of the case on that grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tubesynth.volume.grid import Volume, same_grid
 from tubesynth.volume.resample import resample_image, resample_labels, target_grid
 from tubesynth.volume.vessels import VesselTokens
 
-# CT in HU -> mask of its vessels on the same grid: a trained segmenter, for one.
+# CT in HU -> mask of its vessels on the same grid, such as a trained segmenter.
 Segment = Callable[[Volume], Volume]
 
 
@@ -39,13 +39,13 @@ class EvaluationCase:
     id: str
     label: Path | None
     images: list[tuple[str, int, Path]]
-    stranger: Path | None = None  # the real CT of another patient, for the floor
-    centreline: Path | None = None  # drawn vessels, in place of those in the label map
+    control: Path | None = None  # the real CT of another patient: the negative control
+    centreline: Path | None = None  # user centrelines that replace the label map's vessels
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the scores besides the voxels."""
+    """HU ranges and classes that the scores depend on."""
 
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
     lumen_range: tuple[float, float] = LUMEN_RANGE_HU
@@ -54,22 +54,22 @@ class Settings:
 
 @dataclass
 class CaseScores:
-    """Rows as summary.py wants them, what was resampled, and what could not be scored."""
+    """Rows of summary.py, notes on resampled and on missing scores, features of set_scores.py."""
 
     images: list[dict] = field(default_factory=list)
     vessels: list[dict] = field(default_factory=list)
     notes: set[str] = field(default_factory=set)
-    sets: dict = field(default_factory=dict)  # see set_scores.py
+    sets: dict = field(default_factory=dict)  # slice features, see set_scores.py
     diversity: float | None = None
 
 
 def read_case(case: EvaluationCase) -> list[Volume]:
-    """The images of a case; refused where one lies elsewhere in the world than the first."""
+    """The images of a case; InputError where one has its center outside the first one's grid."""
     volumes = [read_volume(path) for *_, path in case.images]
     first = volumes[0]
     for (*_, path), volume in zip(case.images, volumes, strict=True):
-        middle = first.to_index(volume.center_mm)
-        if (middle < -0.5).any() or (middle > np.array(first.shape) - 0.5).any():
+        center = first.to_index(volume.center_mm)
+        if (center < -0.5).any() or (center > np.array(first.shape) - 0.5).any():
             raise InputError(
                 f"{path}: different grids: its centre lies outside {case.images[0][2]}; "
                 "write it with the affine of the CT it was made from"
@@ -79,7 +79,7 @@ def read_case(case: EvaluationCase) -> list[Volume]:
 
 @dataclass
 class SharedGrid:
-    """What the images of one case on one grid have in common."""
+    """The real CT, label map and condition of a case, resampled onto one grid."""
 
     grid: Volume
     real: Volume | None
@@ -88,66 +88,77 @@ class SharedGrid:
 
 
 def score_case(
-    case: EvaluationCase, volumes, label, tokens, settings: Settings, segment: Segment | None = None
+    case: EvaluationCase,
+    volumes: Sequence[Volume],
+    label: Volume | None,
+    tokens: VesselTokens | None,
+    settings: Settings,
+    segment: Segment | None = None,
 ) -> CaseScores:
-    """All scores of one case; volumes as read_case gives them, label its map and tokens, or None.
+    """All scores of one case; volumes: of read_case; label, tokens: both or neither.
 
-    segment: finds the vessels of a CT a second time, for the scores named segmenter_*.
-    The real CT's vessels are read on the grid of the first image made from it: the ceiling at its
-    resolution. A stranger is scored as if it had been made from this case: the floor.
+    segment: detects the vessels of a CT a second time, for the scores named segmenter_*.
+    The vessels of the real CT are scored on the grid of the first image made from it: the ceiling
+    at that resolution. The negative control is scored as if it were a synthesis of this case.
     """
-    result, grids = CaseScores(), []
+    result = CaseScores()
+    grids: list[SharedGrid] = []
     real = volumes[0] if case.images[0][0] == "real" else None
 
     def shared(grid: Volume, source: str) -> SharedGrid:
         for known in grids:
             if same_grid(known.grid, grid):
                 return known
-        here, classes = real, label
+        real_on_grid, label_on_grid = real, label
         if real is not None and not same_grid(real, grid):
-            here = resample_image(real, grid.shape, grid.affine)
+            real_on_grid = resample_image(real, grid.shape, grid.affine)
             result.notes.add(f"resampled for scoring: real CT onto the grid of its {source}")
         if label is not None and not same_grid(label, grid):
-            classes = resample_labels(label, grid.shape, grid.affine)
+            label_on_grid = resample_labels(label, grid.shape, grid.affine)
             result.notes.add(f"resampled for scoring: label map onto the grid of its {source}")
-        known = tokens if classes is label else None
-        condition = None if classes is None else condition_of(classes, settings.classes, known)
-        grids.append(SharedGrid(grid, here, classes, condition))
+        condition = None
+        if label_on_grid is not None:
+            # Tokens are relative to the label map's grid: another grid has tokens of its own.
+            label_tokens = tokens if label_on_grid is label else None
+            condition = condition_of(label_on_grid, settings.classes, label_tokens)
+        grids.append(SharedGrid(grid, real_on_grid, label_on_grid, condition))
         return grids[-1]
 
     for i, ((source, sample, _), volume) in enumerate(zip(case.images, volumes, strict=True)):
         key = {"case": case.id, "sample": sample, "source": source}
         is_real = real is not None and i == 0
-        model = case.images[1][0] if is_real and len(volumes) > 1 else source
-        common = shared(volumes[1] if is_real and len(volumes) > 1 else volume, model)
-        image = common.real if is_real else volume
-        if real is not None and not is_real:
+        reference = 1 if is_real and len(volumes) > 1 else i  # the image that decides the grid
+        common = shared(volumes[reference], case.images[reference][0])
+        image = common.real if is_real and common.real is not None else volume
+        if common.real is not None and not is_real:
             scores = pair_scores(common.real, image, common.label, settings.hu_window)
             result.images.append({**key, **scores})
-        if label is not None:
+        if label is not None and tokens is not None:
             scores = score_vessels(image, tokens, label, common.condition, settings, segment)
             result.vessels.append({**key, **scores})
             if common.condition is not None and common.condition.region is None:
                 result.notes.add(
-                    "vessels could not be looked for in the CTs (dice, clDice, Betti numbers, "
-                    "radii), since a label map has no heart or no aorta"
+                    "no dice, clDice, Betti numbers and radii where a label map has no heart or no "
+                    "aorta: vessels are detected from these"
                 )
-    if case.stranger is not None and real is not None:
+    if case.control is not None and (real_on_grid := grids[0].real) is not None:
         key = {"case": case.id, "sample": 0, "source": "floor"}
-        common = grids[0]
-        other = as_if_here(read_volume(case.stranger), common.grid)
-        result.images.append({**key, **pair_scores(common.real, other, None, settings.hu_window)})
-        if label is not None:
-            scores = centreline_scores(other, tokens, label, settings.lumen_range)
+        control = aligned_to_grid(read_volume(case.control), grids[0].grid)
+        scores = pair_scores(real_on_grid, control, None, settings.hu_window)
+        result.images.append({**key, **scores})
+        if label is not None and tokens is not None:
+            scores = centreline_scores(control, tokens, label, settings.lumen_range)
             result.vessels.append({**key, **scores})
     return result
 
 
-def pair_scores(real: Volume, made: Volume, label: Volume | None, hu_window) -> dict[str, float]:
+def pair_scores(
+    real: Volume, other: Volume, label: Volume | None, hu_window: tuple[float, float]
+) -> dict[str, float]:
     """Image scores of two volumes (and a label map) on one grid; on a GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    arrays = [real.array, made.array, *([] if label is None else [label.array])]
-    if made.shape[2] == 1:
+    arrays = [real.array, other.array, *([] if label is None else [label.array])]
+    if other.shape[2] == 1:  # a picture: (X, Y, 1) -> (X, Y)
         arrays = [array[:, :, 0] for array in arrays]
     tensors = [torch.from_numpy(np.array(array)).to(device) for array in arrays]
     count = 0 if label is None else int(label.array.max()) + 1
@@ -162,35 +173,38 @@ def score_vessels(
     settings: Settings,
     segment: Segment | None = None,
 ) -> dict[str, float]:
-    """Along the centreline of the label map, and of the vessels found in the CT alone.
+    """Scores along the centreline of the label map, and of the vessels detected in the CT alone.
 
-    condition: of the label map on the grid of the CT, None where it has no vessels.
+    condition: of the label map on the grid of the CT; None where it has no vessels.
     """
     scores = centreline_scores(ct, tokens, label, settings.lumen_range)
     if condition is None:
         return scores
     scores |= vessel_scores(ct.array, condition)
     if segment is not None:
-        found = mask_scores(segment(ct).array[condition.box] > 0, condition)
-        scores |= {f"segmenter_{name}": value for name, value in found.items()}
+        of_segmenter = mask_scores(segment(ct).array[condition.box] > 0, condition)
+        scores |= {f"segmenter_{name}": value for name, value in of_segmenter.items()}
     return scores
 
 
-def as_if_here(other: Volume, grid: Volume) -> Volume:
-    """Another patient's CT on a grid of this one's world, with the two middles laid together."""
+def aligned_to_grid(other: Volume, grid: Volume) -> Volume:
+    """Another patient's CT, resampled and shifted so that its center lies on the grid's center."""
     shape, affine = target_grid(other, grid.spacing, grid.shape)
-    same = same_grid(other, Volume(grid.array, affine))
-    moved = other if same else resample_image(other, shape, affine)
-    return Volume(moved.array, grid.affine)
+    if not same_grid(other, Volume(grid.array, affine)):
+        other = resample_image(other, shape, affine)
+    return Volume(other.array, grid.affine)
 
 
 def evaluate_pair(
-    real: Volume, made: Volume, label: Volume, settings: Settings = Settings()
+    real: Volume, other: Volume, label: Volume, settings: Settings = Settings()
 ) -> dict[str, dict[str, float]]:
-    """All image and vessel scores of one pair: {"image", "real", "made"}, each {METRIC: value}."""
+    """All image and vessel scores of one pair: {"image", "real", "made"}, each {METRIC: value}.
+
+    other: a reconstruction or synthesis of the real CT; its vessel scores are named "made".
+    """
     case = EvaluationCase("pair", None, [("real", 0, Path()), ("made", 0, Path())])
     tokens = tokens_of(label, settings.classes)
-    scores = score_case(case, [real, made], label, tokens, settings)
+    scores = score_case(case, [real, other], label, tokens, settings)
     rows = [scores.images[0], *scores.vessels]
     return {
         name: {k: v for k, v in row.items() if k not in ("case", "sample", "source")}

@@ -1,21 +1,24 @@
-"""What lies within some mm of a mask: a ball's dilation by squared distances, axis by axis.
+"""Dilation of masks by a ball of some mm, by squared distances along one axis after the other.
 
-min over offsets k of (value + (k spacing)^2) along each axis in turn gives the exact squared
+d^2(x) = min_k (d^2(x + k e) + (k spacing)^2) along each axis e in turn is the exact squared
 Euclidean distance up to the reach; for balls of a few mm this is several times faster than a
 distance transform of the whole volume.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-FAR = 1e9
+FAR = 1e9  # mm^2
+Spacing = Sequence[float] | np.ndarray  # mm along each axis
 
 
-def within(mask: np.ndarray, spacing, reach_mm: float) -> np.ndarray:
+def within(mask: np.ndarray, spacing: Spacing, reach_mm: float) -> np.ndarray:
     """(X, Y, Z) bool: the voxels whose distance to the nearest True of the mask is <= reach_mm.
 
-    spacing: (3,) mm. Only the box around the mask is worked on.
+    spacing: (3,) mm. Computed in the mask's bounding box, enlarged by the reach.
     """
     result = np.zeros(mask.shape, dtype=bool)
     spans = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
@@ -30,23 +33,26 @@ def within(mask: np.ndarray, spacing, reach_mm: float) -> np.ndarray:
     return result
 
 
-def dilated(masks: Tensor, spacing, reach_mm: float) -> Tensor:
-    """(B, X, ...) bool -> the same, `within` of each mask, on its device and without a sync point.
+def dilated(masks: Tensor, spacing: Spacing, reach_mm: float) -> Tensor:
+    """`within` of each mask of a batch, (B, X, ...) bool, on its device and without a sync point.
 
     spacing: mm along X, ...
     """
-    squares = torch.where(masks, 0.0, FAR)
-    for axis, (size_mm, most) in enumerate(zip(spacing, _steps(spacing, reach_mm), strict=True), 1):
+    squares = torch.where(masks, 0.0, FAR)  # (B, X, ...) mm^2
+    steps = _steps(spacing, reach_mm)
+    for axis, (step_mm, max_offset) in enumerate(zip(spacing, steps, strict=True), 1):
         before, size = squares, squares.shape[axis]
         squares = before.clone()
-        for k in range(1, min(most, size - 1) + 1):
-            added = (k * float(size_mm)) ** 2
+        for k in range(1, min(max_offset, size - 1) + 1):
+            added = (k * float(step_mm)) ** 2
+            # Offset +k, then -k: d^2 of the neighbor at that offset plus (k spacing)^2.
             for source, target in ((0, k), (k, 0)):
-                moved = before.narrow(axis, source, size - k) + added
-                part = squares.narrow(axis, target, size - k)
-                torch.minimum(part, moved, out=part)
+                candidate = before.narrow(axis, source, size - k) + added
+                view = squares.narrow(axis, target, size - k)
+                torch.minimum(view, candidate, out=view)
     return squares <= reach_mm**2 * (1 + 1e-6)
 
 
-def _steps(spacing, reach_mm: float) -> list[int]:
+def _steps(spacing: Spacing, reach_mm: float) -> list[int]:
+    """The reach in whole voxels along each axis."""
     return [int(reach_mm / s + 1e-6) for s in spacing]

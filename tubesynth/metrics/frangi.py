@@ -1,122 +1,142 @@
-"""How much a CT looks like bright tubes: multi-scale vesselness of Frangi et al. 1998.
+"""Vesselness of Frangi et al. 1998: the response of a CT to bright tubes, at several scales.
 
 Eigenvalues of the Hessian at scales in mm (doi:10.1007/BFb0056195, equations 13 to 15), with
-derivatives taken in mm, so anisotropic voxels do not matter. The response to structure is measured
-against a fixed STRUCTURE_HU and not against the image's own maximum, as the numbers of a real CT, a
-reconstruction and a synthesis must be comparable. Arrays are (X, Y, Z) in HU.
+derivatives in mm, so anisotropic voxels do not matter. The norm of the Hessian is compared with the
+fixed STRUCTURE_HU and not with the image's own maximum, so that the values of a real CT, a
+reconstruction and a synthesis are comparable. Arrays are (X, Y, Z) in HU.
 """
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from tubesynth.metrics.dilation import within
+from tubesynth.metrics.dilation import Spacing, within
+
+Box = tuple[slice, slice, slice]
 
 ALPHA = BETA = 0.5
-# A tube of contrast A and radius r gives a Hessian of norm 0.52 A at sigma = r / sqrt(2); half of
-# that of a faint lumen (A = 300 HU over fat) is taken as the turning point.
+# c of equation 13. A tube of contrast A and radius r gives a Hessian of norm 0.52 A at sigma =
+# r / sqrt(2); c is half of that of a faint lumen (A = 300 HU over fat).
 STRUCTURE_HU = 80.0
 RADII_MM = (0.8, 1.4, 2.4)  # coronaries, from the tips to the left main stem
-TILE = 48  # voxels
+TILE = 48  # voxels a side
 SHELL_MM = 3.0
 
 
-def vesselness(hu, spacing, radii_mm=RADII_MM, where=None) -> np.ndarray:
+def vesselness(
+    hu: np.ndarray,
+    spacing: Spacing,
+    radii_mm: Sequence[float] = RADII_MM,
+    where: np.ndarray | None = None,
+) -> np.ndarray:
     """float32 in [0, 1]: the largest response over scales, 0 where nothing is tubular.
 
-    (X, Y, Z), or with a bool mask `where` (X, Y, Z) only its N voxels, in NumPy's order: tiles
-    without such voxels are skipped.
+    hu: (X, Y, Z); spacing: (3,) mm; the result is (X, Y, Z), or (N,) for the N voxels of the bool
+    mask `where` (X, Y, Z) in NumPy's order. Tiles without such voxels are skipped.
     """
     image = torch.from_numpy(np.array(hu, dtype=np.float32))
-    chosen = torch.ones(image.shape, dtype=torch.bool)
+    scored = torch.ones(image.shape, dtype=torch.bool)
     if where is not None:
-        chosen = torch.from_numpy(np.ascontiguousarray(where, dtype=bool))
+        scored = torch.from_numpy(np.ascontiguousarray(where, dtype=bool))
     best = torch.zeros(image.shape)
-    # Below 0.6 voxels a sampled Gaussian is no longer one, and it must be round in mm.
-    least = 0.6 * float(max(spacing))
-    scales = [_filters(image.shape, spacing, max(r / math.sqrt(2), least)) for r in radii_mm]
+    # sigma = r / sqrt(2) responds most to a tube of radius r. A sampled Gaussian needs sigma of 0.6
+    # voxels or more, and it must be round in mm.
+    smallest_mm = 0.6 * float(max(spacing))
+    scales = [_filters(image.shape, spacing, max(r / math.sqrt(2), smallest_mm)) for r in radii_mm]
     for tile in _tiles(image.shape):
-        here = chosen[tile].reshape(-1).nonzero()[:, 0]
-        if not len(here):
+        voxels = scored[tile].reshape(-1).nonzero()[:, 0]  # (M,) flat indices in the tile
+        if not len(voxels):
             continue
         values = torch.zeros(best[tile].shape)
         for filters in scales:
-            hessian = [part.reshape(-1)[here] for part in _hessian(image, filters, tile)]
-            values.view(-1)[here] = torch.maximum(values.view(-1)[here], _response(hessian))
+            hessian = [field.reshape(-1)[voxels] for field in _hessian(image, filters, tile)]
+            values.view(-1)[voxels] = torch.maximum(values.view(-1)[voxels], _response(hessian))
         best[tile] = values
-    return (best if where is None else best[chosen]).numpy()
+    return (best if where is None else best[scored]).numpy()
 
 
-def shell_of(mask, spacing, radii_mm=RADII_MM):
-    """A box around the vessels with room for the filters, and in it the voxels of the shell.
+def shell_of(
+    mask: np.ndarray, spacing: Spacing, radii_mm: Sequence[float] = RADII_MM
+) -> tuple[Box, np.ndarray] | tuple[None, None]:
+    """A box around the vessels with room for the filters, and the mask of their shell in that box.
 
-    The shell lies from 1 voxel to SHELL_MM further away; (None, None) without vessels.
+    The shell lies from 1 voxel to 1 voxel plus SHELL_MM outside; (None, None) without vessels.
     """
     spacing = np.asarray(spacing, dtype=float)
-    found = np.argwhere(mask)
-    if not len(found):
+    voxels = np.argwhere(mask)
+    if not len(voxels):
         return None, None
     margin = np.ceil((SHELL_MM + 3 * max(radii_mm)) / spacing).astype(int) + 1
-    low = np.maximum(found.min(0) - margin, 0)
-    box = tuple(slice(a, b) for a, b in zip(low, found.max(0) + margin + 1, strict=True))
+    low = np.maximum(voxels.min(0) - margin, 0)
+    x, y, z = (slice(a, b) for a, b in zip(low, voxels.max(0) + margin + 1, strict=True))
+    box = x, y, z
     near = within(mask[box], spacing, spacing.max())
     return box, within(mask[box], spacing, spacing.max() + SHELL_MM) & ~near
 
 
-def against_shell(vessel, around) -> dict[str, float]:
-    """vesselness and vesselness_shell: means; vesselness_contrast: their difference;
-    vesselness_auc: the share of pairs of a vessel and a shell voxel in which the vessel's is larger
-    (0.5: it does not stand out).
+def against_shell(vessel: np.ndarray, shell: np.ndarray) -> dict[str, float]:
+    """Scores of the vesselness of vessel voxels (N,) against that of shell voxels (M,).
+
+    vesselness and vesselness_shell: means; vesselness_contrast: their difference; vesselness_auc:
+    share of pairs of a vessel and a shell voxel in which the vessel's is larger (0.5: no contrast).
     """
     scores = {"vesselness": float(vessel.mean())}
-    if len(around):
-        ordered = np.sort(around)
-        below = sum(np.searchsorted(ordered, vessel, side) for side in ("left", "right")) / 2
-        scores["vesselness_shell"] = float(around.mean())
+    if len(shell):
+        # Mann-Whitney U / (N M): shell values below a vessel's value; equal ones count as half.
+        ordered = np.sort(shell)
+        below = (np.searchsorted(ordered, vessel) + np.searchsorted(ordered, vessel, "right")) / 2
+        scores["vesselness_shell"] = float(shell.mean())
         scores["vesselness_contrast"] = scores["vesselness"] - scores["vesselness_shell"]
-        scores["vesselness_auc"] = float(below.mean() / len(around))
+        scores["vesselness_auc"] = float(below.mean() / len(shell))
     return scores
 
 
-def _tiles(shape):
-    """Blocks of at most TILE voxels a side: all six fields of one stay in the processor's cache."""
+def _tiles(shape: Sequence[int]) -> Iterator[Box]:
+    """Blocks of at most TILE voxels a side, whose six fields fit into the processor's cache."""
     starts = [range(0, n, TILE) for n in shape]
     for corner in itertools.product(*starts):
-        yield tuple(slice(i, min(i + TILE, n)) for i, n in zip(corner, shape, strict=True))
+        x, y, z = (slice(i, min(i + TILE, n)) for i, n in zip(corner, shape, strict=True))
+        yield x, y, z
 
 
-def _filters(shape, spacing, sigma) -> list[list[torch.Tensor]]:
-    """For each axis, Gaussian and its first and second derivative as banded matrices."""
+def _filters(shape: Sequence[int], spacing: Spacing, sigma_mm: float) -> list[list[Tensor]]:
+    """For each axis of n voxels, the Gaussian and its two derivatives as (n, n) banded matrices."""
     return [
-        [_gaussian_matrix(n, float(s), sigma, order) for order in (0, 1, 2)]
+        [_gaussian_matrix(n, float(s), sigma_mm, order) for order in (0, 1, 2)]
         for n, s in zip(shape, spacing, strict=True)
     ]
 
 
-def _hessian(image, filters, tile) -> list[torch.Tensor]:
-    """xx, yy, zz, xy, xz, yz second derivatives times sigma^2 (all scales answer alike) of a tile.
+def _hessian(image: Tensor, filters: list[list[Tensor]], tile: Box) -> list[Tensor]:
+    """xx, yy, zz, xy, xz and yz derivatives of a tile, (X, Y, Z) each, times sigma^2.
 
-    Banded matrices on the tile and its surroundings: on a CPU far faster than convolutions.
+    The factor makes scales comparable (Lindeberg's normalization). Banded matrices on the tile and
+    its surroundings: on a CPU far faster than convolutions.
     """
     bands, source = [], []
     for axis, rows in enumerate(tile):
+        # The columns that the rows of this tile read: the tile and the reach of the filters.
         used = filters[axis][0][rows].any(0) | filters[axis][2][rows].any(0)
         first, last = int(used.int().argmax()), len(used) - int(used.flip(0).int().argmax())
         bands.append([matrix[rows, first:last] for matrix in filters[axis]])
         source.append(slice(first, last))
-    part = image[tuple(source)]
-    along_x = [(m @ part.reshape(len(part), -1)).view(len(m), *part.shape[1:]) for m in bands[0]]
+    block = image[tuple(source)]  # (X', Y', Z'), larger than the tile
+    # Separable: along x for the orders 0 to 2, (X, Y', Z') each; then y and z for each of the six.
+    along_x = [(m @ block.reshape(len(block), -1)).view(len(m), *block.shape[1:]) for m in bands[0]]
     return [
         (bands[1][y] @ along_x[x]) @ bands[2][z].T
         for x, y, z in ((2, 0, 0), (0, 2, 0), (0, 0, 2), (1, 1, 0), (1, 0, 1), (0, 1, 1))
     ]
 
 
-def _gaussian_matrix(n, spacing_mm, sigma_mm, order) -> torch.Tensor:
-    """(n, n): Gaussian or its derivative times sigma^order as a matrix; the edge voxel goes on."""
+def _gaussian_matrix(n: int, spacing_mm: float, sigma_mm: float, order: int) -> Tensor:
+    """(n, n): a Gaussian or its derivative times sigma^order; the edge voxel continues outside."""
     reach = int(math.ceil(4 * sigma_mm / spacing_mm))
+    # u = x / sigma: G, sigma G' = -u G and sigma^2 G'' = (u^2 - 1) G; a correlation flips u's sign.
     u = torch.arange(-reach, reach + 1, dtype=torch.float64) * spacing_mm / sigma_mm
     gauss = torch.exp(-0.5 * u.square())
     gauss /= gauss.sum()
@@ -134,25 +154,35 @@ def _gaussian_matrix(n, spacing_mm, sigma_mm, order) -> torch.Tensor:
     return matrix.float()
 
 
-def _response(hessian) -> torch.Tensor:
-    """Frangi's equation 15 for bright tubes; six (N,) -> (N,)."""
+def _response(hessian: list[Tensor]) -> Tensor:
+    """Equation 15 for bright tubes: six (N,) -> (N,).
+
+    V = (1 - exp(-R_A^2 / 2 alpha^2)) exp(-R_B^2 / 2 beta^2) (1 - exp(-S^2 / 2 c^2)), 0 where the
+    two eigenvalues across the tube are not both negative.
+    """
+    # In a bright tube the first is near 0 (along it), the other two are negative (across it).
     first, second, third = _eigenvalues(*hessian)
-    # second and third are the two most negative; along the tube `first` is near 0.
-    squares = first.square() + second.square() + third.square()
-    plate = (second / third).square()
-    blob = first.square() / (second * third)
+    squares = first.square() + second.square() + third.square()  # S^2
+    plate = (second / third).square()  # R_A^2: 0 in a plate, 1 in a tube
+    blob = first.square() / (second * third)  # R_B^2: 0 in a tube, 1 in a ball
     value = (1 - torch.exp(-plate / (2 * ALPHA**2))) * torch.exp(-blob / (2 * BETA**2))
     value *= 1 - torch.exp(-squares / (2 * STRUCTURE_HU**2))
     tubular = (second < 0) & (first.abs() <= second.abs())
     return torch.where(tubular, value, 0.0)
 
 
-def _eigenvalues(xx, yy, zz, xy, xz, yz) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Eigenvalues of symmetric 3 x 3 matrices, largest first (Smith 1961, closed form)."""
+def _eigenvalues(
+    xx: Tensor, yy: Tensor, zz: Tensor, xy: Tensor, xz: Tensor, yz: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues of symmetric 3 x 3 matrices, largest first (Smith 1961, closed form); (N,) each.
+
+    m + 2 p cos(phi + 2 pi k / 3) for k = 0, 1, 2, with m = tr(A) / 3, B = A - m I,
+    p = sqrt(tr(B^2) / 6) and phi = acos(det(B) / 2 p^3) / 3.
+    """
     mean = (xx + yy + zz) / 3
     xx, yy, zz = xx - mean, yy - mean, zz - mean
-    off = xy.square() + xz.square() + yz.square()
-    spread = ((xx.square() + yy.square() + zz.square() + 2 * off) / 6).sqrt()
+    off_diagonal = xy.square() + xz.square() + yz.square()
+    spread = ((xx.square() + yy.square() + zz.square() + 2 * off_diagonal) / 6).sqrt()
     determinant = (
         xx * yy * zz + 2 * xy * xz * yz - xx * yz.square() - yy * xz.square() - zz * xy.square()
     )
@@ -160,4 +190,4 @@ def _eigenvalues(xx, yy, zz, xy, xz, yz) -> tuple[torch.Tensor, torch.Tensor, to
     angle = torch.acos(cosine) / 3
     largest = mean + 2 * spread * torch.cos(angle)
     smallest = mean + 2 * spread * torch.cos(angle + 2 * math.pi / 3)
-    return largest, 3 * mean - largest - smallest, smallest
+    return largest, 3 * mean - largest - smallest, smallest  # their sum is the trace

@@ -1,101 +1,118 @@
-"""Does a vessel mask cover another one? Dice, clDice, centrelines found, radii kept.
+"""Agreement of two vessel masks: Dice, clDice, centreline recall and precision, radii.
 
 Masks are (X, Y, Z) bool on one grid, spacing is (3,) mm. clDice is that of Shit et al. 2021
-(arXiv:2003.07311) on hard skeletons: it counts length, so that a lost thin branch weighs as much as
-a lost thick one of its length. Where one mask is empty all is 0, where both are it is nan.
+(arXiv:2003.07311) on hard skeletons: it counts length, so a missing thin branch weighs as much as a
+missing thick branch of its length. Where one mask is empty every score is 0, where both are it is
+nan.
 """
 
 import numpy as np
 
 from tubesynth.metrics.vessel import calibres
 from tubesynth.volume.thinning import thin
+from tubesynth.volume.vessels import VesselTokens
 
 LINE_SCORES = ("cldice", "centreline_recall", "centreline_precision")
 
 
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
+def dice(predicted: np.ndarray, true: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|)."""
-    total = np.count_nonzero(found) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(found & truth) / total if total else float("nan")
+    total = np.count_nonzero(predicted) + np.count_nonzero(true)
+    return 2 * np.count_nonzero(predicted & true) / total if total else float("nan")
 
 
-def centreline_overlap(found: np.ndarray, truth: np.ndarray, spacing) -> dict[str, float]:
-    """Scores of the two masks' skeletons; see line_scores."""
+def centreline_overlap(
+    predicted: np.ndarray, true: np.ndarray, spacing: np.ndarray
+) -> dict[str, float]:
+    """Scores of the skeletons of two masks; see line_scores."""
     spacing = np.asarray(spacing, dtype=float)
-    return line_scores(
-        found, skeleton_of(found, spacing), truth, skeleton_of(truth, spacing), spacing
-    )
+    lines = skeleton_of(predicted, spacing), skeleton_of(true, spacing)
+    return line_scores(predicted, lines[0], true, lines[1], spacing)
 
 
 def line_scores(
-    found, found_line, truth, truth_line, spacing, truth_radius_mm=None
+    predicted: np.ndarray,
+    predicted_line: np.ndarray,
+    true: np.ndarray,
+    true_line: np.ndarray,
+    spacing: np.ndarray,
+    true_radius_mm: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Scores of two masks and their skeletons, (N, 3) voxel indices.
 
     cldice: harmonic mean of the shares of each skeleton that lie inside the other mask;
-    centreline_recall: share of the true skeleton within one voxel (the longest side) of the found
-    skeleton, also by calibre where truth_radius_mm (N,) is given; centreline_precision: share of
-    the found skeleton within one voxel of the true one.
+    centreline_recall: share of the true skeleton within one voxel (the longest edge) of the
+    predicted one, also by calibre with true_radius_mm (N,); centreline_precision: share of the
+    predicted skeleton within one voxel of the true one.
     """
-    from scipy.spatial import cKDTree
-
-    if not len(found_line) and not len(truth_line):
+    if not len(predicted_line) and not len(true_line):
         return dict.fromkeys(LINE_SCORES, float("nan"))
-    parts = {"": np.ones(len(truth_line), dtype=bool)}
-    if truth_radius_mm is not None:
-        parts |= calibres(truth_radius_mm)
-    if len(found_line) and len(truth_line):
-        shares = truth[tuple(found_line.T)].mean(), found[tuple(truth_line.T)].mean()
-        near = [
-            cKDTree(b * spacing).query(a * spacing)[0] <= spacing.max() * 1.001
-            for a, b in ((found_line, truth_line), (truth_line, found_line))
-        ]
-    else:
-        shares, near = (0.0, 0.0), [np.zeros(1), np.zeros(len(truth_line) or 1)]
-        parts = parts if len(truth_line) else {"": np.ones(1, dtype=bool)}
-    return {
-        "cldice": float(2 * shares[0] * shares[1] / sum(shares)) if sum(shares) else 0.0,
-        "centreline_recall": float(near[1].mean()),
-        "centreline_precision": float(near[0].mean()),
-        **{
-            f"centreline_recall{suffix}": float(near[1][chosen].mean())
-            for suffix, chosen in parts.items()
-            if suffix and chosen.any()
-        },
+    # Topology precision: predicted skeleton in the true mask. Topology sensitivity: the reverse.
+    precision = sensitivity = 0.0
+    matched = np.zeros(len(predicted_line), bool), np.zeros(len(true_line), bool)
+    if len(predicted_line) and len(true_line):
+        precision = float(true[tuple(predicted_line.T)].mean())
+        sensitivity = float(predicted[tuple(true_line.T)].mean())
+        matched = (
+            near_line(predicted_line, true_line, spacing),
+            near_line(true_line, predicted_line, spacing),
+        )
+    both = precision + sensitivity
+    scores = {
+        "cldice": 2 * precision * sensitivity / both if both else 0.0,
+        "centreline_recall": float(matched[1].mean()) if len(true_line) else 0.0,
+        "centreline_precision": float(matched[0].mean()) if len(predicted_line) else 0.0,
     }
+    if true_radius_mm is not None:
+        for suffix, selected in calibres(true_radius_mm).items():
+            if selected.any():
+                scores[f"centreline_recall{suffix}"] = float(matched[1][selected].mean())
+    return scores
+
+
+def near_line(points: np.ndarray, line: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """(N,) bool: points (N, 3) at most one voxel (its longest edge) from a line's points (M, 3)."""
+    from scipy.spatial import KDTree
+
+    distance_mm, _ = KDTree(line * spacing).query(points * spacing)
+    return distance_mm <= spacing.max() * 1.001  # a neighbor along that edge counts
 
 
 def skeleton_of(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """(N, 3) indices of the voxels of the mask's skeleton."""
+    """(N, 3) voxel indices of the mask's skeleton."""
     cloud = thin(np.asarray(mask, dtype=bool), spacing)
     if cloud is None:
         return np.zeros((0, 3), dtype=int)
-    middle = (np.array(mask.shape) - 1) / 2
-    return np.rint(cloud.skeleton / spacing + middle).astype(int)
+    center = (np.array(mask.shape) - 1) / 2
+    return np.rint(cloud.skeleton / spacing + center).astype(int)
 
 
-def radius_errors(found, truth, reach_mm: float = 1.5) -> dict[str, float]:
-    """Radii of the found vessel tokens against the true ones, point by point.
+def radius_errors(
+    predicted: VesselTokens, true: VesselTokens, reach_mm: float = 1.5
+) -> dict[str, float]:
+    """Radii of the predicted vessel tokens against the true ones, point by point.
 
-    A true point is compared with the nearest found one within reach_mm; points with none are not
-    scored here (centreline_recall counts them). radius_error_mm: mean absolute difference;
-    radius_bias_mm: mean difference, negative where vessels came out thin; radius_ratio: mean of
-    found over true. Each also by calibre of the true vessel. {} where nothing could be compared.
+    A true point is compared with the nearest predicted one within reach_mm; points without one are
+    not scored here (centreline_recall counts them). radius_error_mm: mean absolute difference;
+    radius_bias_mm: mean difference, negative where vessels are too thin; radius_ratio: mean of
+    predicted over true. Each also by calibre of the true vessel; {} without a pair of points.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    if not len(found.radius_mm) or not len(truth.radius_mm):
+    if not len(predicted.radius_mm) or not len(true.radius_mm):
         return {}
-    distance, near = cKDTree(found.position_mm).query(truth.position_mm)
-    matched = distance <= reach_mm
-    true_radius = np.asarray(truth.radius_mm, dtype=float)
-    difference = np.asarray(found.radius_mm, dtype=float)[near] - true_radius
+    # The leaf size decides which of two equally near points, as at a junction, is the nearest.
+    tree = KDTree(predicted.position_mm, leafsize=16)
+    distance_mm, nearest = tree.query(true.position_mm)  # (N,) each
+    matched = distance_mm <= reach_mm
+    true_radius = np.asarray(true.radius_mm, dtype=float)
+    difference = np.asarray(predicted.radius_mm, dtype=float)[nearest] - true_radius
     scores = {}
-    for suffix, chosen in {"": matched, **calibres(true_radius)}.items():
-        chosen = chosen & matched
-        if not chosen.any():
+    for suffix, calibre in {"": matched, **calibres(true_radius)}.items():
+        selected = calibre & matched
+        if not selected.any():
             continue
-        scores[f"radius_error_mm{suffix}"] = float(np.abs(difference[chosen]).mean())
-        scores[f"radius_bias_mm{suffix}"] = float(difference[chosen].mean())
-        scores[f"radius_ratio{suffix}"] = float((1 + difference / true_radius)[chosen].mean())
+        scores[f"radius_error_mm{suffix}"] = float(np.abs(difference[selected]).mean())
+        scores[f"radius_bias_mm{suffix}"] = float(difference[selected].mean())
+        scores[f"radius_ratio{suffix}"] = float((1 + difference / true_radius)[selected].mean())
     return scores

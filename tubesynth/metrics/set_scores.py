@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tubesynth.metrics.case import EvaluationCase, as_if_here
+from tubesynth.metrics.case import EvaluationCase, aligned_to_grid
 from tubesynth.metrics.damage import validity_check
 from tubesynth.metrics.distribution import distribution_notes, distribution_scores
 from tubesynth.metrics.summary import Stat
@@ -40,7 +40,7 @@ def training_features(
     case_id: str, path: Path, shape: tuple[int, ...], affine: np.ndarray, options: dict[str, Any]
 ) -> VolumeFeatures:
     """The features of a training CT on a grid (shape, affine) of the size of the synthetic CTs."""
-    volume = as_if_here(read_volume(path), Volume(np.zeros(shape, dtype=np.uint8), affine))
+    volume = aligned_to_grid(read_volume(path), Volume(np.zeros(shape, dtype=np.uint8), affine))
     return volume_features(case_id, volume.array, volume.spacing, sampled_only=True, **options)
 
 

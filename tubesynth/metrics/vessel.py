@@ -1,14 +1,15 @@
-"""Did the vessels of the condition come out in the CT? Scores along the condition's centreline.
+"""Scores of a CT along the centreline of its condition: HU of the lumen and contrast to its shell.
 
-HU is read by trilinear interpolation at the centreline points (VesselTokens: position_mm relative
-to the middle of the condition's grid, radius_mm, unit tangent) through world coordinates, so the CT
-may lie on another grid than the condition. The shell is sampled on rings across the vessel. Calibre
-classes are of the token's radius, as their names say in mm.
+HU is sampled by trilinear interpolation at the centreline points (VesselTokens: position_mm
+relative to the center of the condition's grid, radius_mm, unit tangent) through world coordinates,
+so the CT may lie on another grid than the condition. The shell is sampled on rings across the
+vessel. A calibre is a class of the token's radius; its bounds in mm are its name.
 """
 
 import numpy as np
 
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.vessels import VesselTokens
 
 # Contrast-filled coronaries lie around 300-450 HU. Below 200 a voxel could as well be enhanced
 # myocardium (80-160 HU) or a lumen lost in partial volume; above 600 it is calcium, bone or metal.
@@ -18,13 +19,16 @@ RING_ANGLES, RING_STEPS = 12, 4
 
 
 def centreline_scores(
-    ct: Volume, tokens, condition: Volume, lumen_range=LUMEN_RANGE_HU
+    ct: Volume,
+    tokens: VesselTokens,
+    condition: Volume,
+    lumen_range: tuple[float, float] = LUMEN_RANGE_HU,
 ) -> dict[str, float]:
-    """Scores of a CT (HU) against the centreline of its condition; {} where it has no vessels.
+    """Scores of a CT (HU) along the centreline of its condition; {} where it has no vessels.
 
     centreline_in_range: share of points whose HU lies in lumen_range (ends included);
     lumen_hu: mean HU of the points; contrast_hu: mean difference between a point and the median of
-    its shell, 1.5 to 3 radii plus one voxel away. Each again by calibre, as a suffix, where points
+    its shell, 1.5 to 3 radii plus one voxel away. Each also by calibre, as a suffix, where points
     of that calibre exist. centreline_covered: share of points inside the CT; others are not scored.
     """
     position, tangent = centreline_in_world(tokens, condition)
@@ -32,7 +36,7 @@ def centreline_scores(
     if len(position) == 0:
         return {}
     lumen = sample_hu(ct, position)
-    inside = np.isfinite(lumen)
+    inside = np.isfinite(lumen)  # (N,)
     scores = {"centreline_covered": float(inside.mean())}
     if not inside.any():
         return scores
@@ -40,33 +44,34 @@ def centreline_scores(
     contrast = lumen - shell_hu(ct, position, tangent, radius)
     low, high = lumen_range
     in_range = (lumen >= low) & (lumen <= high)
-    everything = np.ones(len(lumen), dtype=bool)
-    for suffix, chosen in {"": everything, **calibres(radius)}.items():
-        if not chosen.any():
+    every_point = np.ones(len(lumen), dtype=bool)
+    for suffix, selected in {"": every_point, **calibres(radius)}.items():
+        if not selected.any():
             continue
-        scores[f"centreline_in_range{suffix}"] = float(in_range[chosen].mean())
-        scores[f"lumen_hu{suffix}"] = float(lumen[chosen].mean())
-        scores[f"contrast_hu{suffix}"] = _mean(contrast[chosen])
+        scores[f"centreline_in_range{suffix}"] = float(in_range[selected].mean())
+        scores[f"lumen_hu{suffix}"] = float(lumen[selected].mean())
+        scores[f"contrast_hu{suffix}"] = _finite_mean(contrast[selected])
     return scores
 
 
-def calibres(radius_mm) -> dict[str, np.ndarray]:
-    """Suffix of a metric's name -> (N,) bool: the points whose lumen radius is of that class."""
+def calibres(radius_mm: np.ndarray) -> dict[str, np.ndarray]:
+    """{suffix of a metric's name: (N,) bool, the points whose radius (N,) is of that calibre}."""
     radius = np.asarray(radius_mm)
     return {
         f"_{name}": (radius >= low) & (radius < high) for name, (low, high) in CALIBRES_MM.items()
     }
 
 
-def centreline_in_world(tokens, condition: Volume) -> tuple[np.ndarray, np.ndarray]:
+def centreline_in_world(tokens: VesselTokens, condition: Volume) -> tuple[np.ndarray, np.ndarray]:
     """World position in mm (N, 3) and unit tangent (N, 3) of a condition's tokens."""
-    middle = (np.array(condition.shape) - 1) / 2
-    position = condition.to_world(np.asarray(tokens.position_mm) / condition.spacing + middle)
+    # index = position / spacing + (shape - 1) / 2; a direction turns by the affine's unit columns.
+    center = (np.array(condition.shape) - 1) / 2
+    position = condition.to_world(np.asarray(tokens.position_mm) / condition.spacing + center)
     direction = condition.affine[:3, :3] / condition.spacing
     return position, np.asarray(tokens.tangent) @ direction.T
 
 
-def sample_hu(ct: Volume, world_mm) -> np.ndarray:
+def sample_hu(ct: Volume, world_mm: np.ndarray) -> np.ndarray:
     """(..., 3) world mm -> (...) trilinear HU; nan beyond the outer faces of the voxels."""
     from scipy.ndimage import map_coordinates
 
@@ -77,29 +82,33 @@ def sample_hu(ct: Volume, world_mm) -> np.ndarray:
     return np.where(inside, values, np.nan)
 
 
-def shell_hu(ct: Volume, position_mm, tangent, radius_mm) -> np.ndarray:
+def shell_hu(
+    ct: Volume, position_mm: np.ndarray, tangent: np.ndarray, radius_mm: np.ndarray
+) -> np.ndarray:
     """(N,) median HU on rings across the vessel, from 1.5 to 3 radii plus one voxel away.
 
-    The voxel (the longest side) keeps the lumen's blurred edge out of thin vessels' shells; rings,
-    not balls, keep the vessel's own continuation out. nan where the rings leave the CT.
+    The voxel (its longest edge) keeps the lumen's blurred edge out of thin vessels' shells; rings,
+    not balls, keep the vessel's own continuation out. nan where the rings lie outside the CT.
     """
-    # Any axis across the tangent will do: start from the coordinate axis least aligned with it.
-    helper = np.eye(3)[np.abs(tangent).argmin(1)]
-    across = np.cross(tangent, helper)
-    across /= np.linalg.norm(across, axis=1, keepdims=True)
-    other = np.cross(tangent, across)
+    # Two unit vectors (N, 3) across the tangent, from the coordinate axis least aligned with it.
+    axis = np.eye(3)[np.abs(tangent).argmin(1)]
+    normal = np.cross(tangent, axis)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    binormal = np.cross(tangent, normal)
+    # circle: (A, N, 3) unit vectors; distance: (S, N) mm; rings: (S, A, N, 3) world mm.
     angle = np.linspace(0, 2 * np.pi, RING_ANGLES, endpoint=False)[:, None, None]
-    circle = np.cos(angle) * across + np.sin(angle) * other
+    circle = np.cos(angle) * normal + np.sin(angle) * binormal
     steps = np.linspace(1.5, 3.0, RING_STEPS)[:, None]
     distance = steps * radius_mm + ct.spacing.max()
     rings = position_mm + distance[:, None, :, None] * circle
     values = sample_hu(ct, rings).reshape(-1, len(position_mm))
     median = np.full(len(position_mm), np.nan)
-    known = np.isfinite(values).any(0)
-    median[known] = np.nanmedian(values[:, known], axis=0)
+    covered = np.isfinite(values).any(0)
+    median[covered] = np.nanmedian(values[:, covered], axis=0)
     return median
 
 
-def _mean(values) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def _finite_mean(values: np.ndarray) -> float:
+    """Mean of the finite values; nan where there is none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
