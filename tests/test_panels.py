@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tubesynth.pictures.lettering import font, wrapped
-from tubesynth.pictures.panel import COLOURS, MARGIN, choose_views, draw_panel
+from tubesynth.pictures.panel import COLORS, MARGIN, choose_views, render_panel
 from tubesynth.runtime.atomic import save_png
 
 AIR = -1000
@@ -18,7 +18,7 @@ def volume(shape=(20, 24, 16)):
 
 
 def display(array, axis, point):
-    """The plane that `draw_panel` shows across an axis, at its own resolution."""
+    """The plane that `render_panel` shows across an axis, at its own resolution."""
     views = {
         view.axis: view
         for view in reversed(choose_views(array.shape, (1, 1, 1), None, None, point))
@@ -53,7 +53,7 @@ def boxes(picture, value):
 
 def test_tiles_have_the_proportions_of_the_body_not_of_the_voxels():
     array = np.full((32, 32, 16), 5000, dtype=np.int16)
-    picture = draw_panel({"real": array}, (1.0, 1.0, 3.0))
+    picture = render_panel({"real": array}, (1.0, 1.0, 3.0))
     # 32 x 32 x 48 mm at 256 / 48 pixels a mm: axial and its slab 171 x 171, the others 256 x 171.
     assert sorted(boxes(picture, 255)) == [(171, 171), (171, 171), (256, 171), (256, 171)]
 
@@ -62,7 +62,7 @@ def test_tiles_have_the_proportions_of_the_body_not_of_the_voxels():
     ("hu", "grey"), [(-300, 0), (-900, 0), (200, 127), (700, 255), (3000, 255)]
 )
 def test_the_window_maps_its_ends_to_black_and_white(hu, grey):
-    picture = draw_panel({"real": np.full((16, 16, 16), hu, dtype=np.int16)}, (1, 1, 1))
+    picture = render_panel({"real": np.full((16, 16, 16), hu, dtype=np.int16)}, (1, 1, 1))
     tile = picture[40:200, 150:300]
     values, counts = np.unique(tile.reshape(-1, 3), axis=0, return_counts=True)
     assert values[counts.argmax()].tolist() == [grey] * 3
@@ -90,17 +90,17 @@ def test_the_middle_of_a_whole_ct_takes_no_more_memory_than_a_few_masks():
     assert (sagittal.first, coronal.first, axial.first) == (60, 60, 50)  # of 59.5, 59.5, 49.5
 
 
-def test_a_vessel_of_one_voxel_shows_in_its_colour_and_in_the_legend():
+def test_a_vessel_of_one_voxel_shows_in_its_color_and_in_the_legend():
     array = volume((48, 48, 48))
     label = np.zeros(array.shape, dtype=np.uint8)
     label[10:38, 10:38, 10:38] = 1
     label[24, 24, 12:36] = 8
-    picture = draw_panel({"real": array}, (1, 1, 1), label)
-    shown = (picture == COLOURS[7]).all(-1)
-    coronal = shown[24 + 260 : 24 + 516, 116 + 260 : 116 + 516]
+    picture = render_panel({"real": array}, (1, 1, 1), label)
+    vessel = (picture == COLORS[7]).all(-1)
+    coronal = vessel[24 + 260 : 24 + 516, 116 + 260 : 116 + 516]
     length = 24 * 256 / 48
     assert coronal.any(1).sum() == pytest.approx(length, abs=6)
-    assert shown[-48:].sum() >= 100  # the legend's square
+    assert vessel[-48:].sum() >= 100  # the legend's square
 
 
 def test_names_of_the_nine_classes_are_not_given_to_another_scheme():
@@ -108,24 +108,24 @@ def test_names_of_the_nine_classes_are_not_given_to_another_scheme():
     nine, other = (np.zeros(array.shape, dtype=np.uint8) for _ in range(2))
     nine[5:10, 5:10, 5:10], other[5:10, 5:10, 5:10] = 1, 1
     other[0, 0, 0] = 52
-    legends = [draw_panel({"real": array}, (1, 1, 1), x)[-48:, 130:250] for x in (nine, other)]
+    legends = [render_panel({"real": array}, (1, 1, 1), x)[-48:, 130:250] for x in (nine, other)]
     assert not np.array_equal(*legends)
 
 
 def test_a_single_slice_makes_one_tile_and_a_tensor_is_taken():
     torch = pytest.importorskip("torch")
-    picture = draw_panel({"real": torch.zeros(32, 24, 1)}, (1, 1, 1))
+    picture = render_panel({"real": torch.zeros(32, 24, 1)}, (1, 1, 1))
     assert picture.dtype == np.uint8
     assert picture.shape[1] == 116 + 256 + 4
 
 
 def test_images_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match="one grid"):
-        draw_panel({"real": volume(), "synthesis": volume((8, 8, 8))}, (1, 1, 1))
+        render_panel({"real": volume(), "synthesis": volume((8, 8, 8))}, (1, 1, 1))
 
 
 def test_a_saved_picture_reads_back_and_leaves_nothing_beside_it(tmp_path):
-    picture = draw_panel({"real": volume()}, (1, 1, 1))
+    picture = render_panel({"real": volume()}, (1, 1, 1))
     save_png(tmp_path / "panels" / "a.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "panels" / "a.png")), picture)
     assert [p.name for p in (tmp_path / "panels").iterdir()] == ["a.png"]
@@ -141,7 +141,7 @@ LONG_NAMES = (
 @pytest.mark.parametrize("name", LONG_NAMES)
 def test_a_long_name_stays_in_the_margin(name):
     array = np.full((24, 24, 24), 200, dtype=np.int16)
-    short, long = (draw_panel({n: array}, (1, 1, 1), title=n) for n in ("run", name))
+    short, long = (render_panel({n: array}, (1, 1, 1), title=n) for n in ("run", name))
     title = 24
     assert np.array_equal(short[title:, MARGIN:], long[title:, MARGIN:])
     assert not np.array_equal(short[title:, :MARGIN], long[title:, :MARGIN])
@@ -149,7 +149,7 @@ def test_a_long_name_stays_in_the_margin(name):
 
 def test_columns_of_a_tall_volume_are_as_wide_as_what_stands_above_them():
     array = np.full((20, 20, 120), 200, dtype=np.int16)
-    picture = draw_panel({"run": array}, (1, 1, 1))
+    picture = render_panel({"run": array}, (1, 1, 1))
     views = choose_views(array.shape, (1, 1, 1))
     assert picture.shape[1] > MARGIN + sum(font(13).getlength(view.caption) for view in views)
 

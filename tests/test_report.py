@@ -15,7 +15,7 @@ from tubesynth.evaluate import main
 from tubesynth.metrics.case import EvaluationCase, Settings, evaluate_pair
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.pairing import runs_of
-from tubesynth.pictures.case_pictures import case_panel, straightened
+from tubesynth.pictures.case_pictures import case_panel, straightened_coronary
 from tubesynth.report.charts import NUM_COLORS, TICK_ROOM, curve, dots, grid, height_of
 from tubesynth.report.score_tables import score_tables
 from tubesynth.report.style import STYLE
@@ -236,7 +236,7 @@ def test_samples_are_pictured_whatever_their_numbers():
         case = EvaluationCase("1", None, images)
         tokens = tokens_of(labels, NINE_CLASSES)
         pictures.append((case_panel(case, [real, real], labels, NINE_CLASSES),))
-        pictures[-1] += (straightened(case, [real, real], labels, tokens),)
+        pictures[-1] += (straightened_coronary(case, [real, real], labels, tokens),)
     for first, third in zip(*pictures, strict=True):
         assert np.array_equal(first, third)
 
@@ -247,13 +247,13 @@ def test_names_of_runs_do_not_leave_or_cover_a_chart():
     grown = curve({n: (10 + k, stat) for k, n in enumerate(names)}, "evaluations", "cldice")
     picture, _, key = grown.partition("</svg>")
     words = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="(\w+)">([^<]*)<', picture)
-    assert max(map(len, (said for _, _, said in words))) <= len("evaluations")
-    ticks = [float(x) for x, anchor, said in words if anchor == "middle" and said.isdigit()]
+    assert max(map(len, (word for _, _, word in words))) <= len("evaluations")
+    ticks = [float(x) for x, anchor, word in words if anchor == "middle" and word.isdigit()]
     assert len(ticks) > 1 and np.diff(ticks).min() >= TICK_ROOM
     assert all(f"<b>{k + 1}</b> {name}" in key for k, name in enumerate(names))
 
 
-def test_every_series_has_a_colour_of_the_page():
+def test_every_series_has_a_color_of_the_page():
     stat = {"mean": 0.5, "std": 0.1, "ci95": [0.4, 0.6], "n": 5}
     picture = dots({"thin": {f"run {k}": stat for k in range(14)}}, "share")
     used = set(re.findall(r'"(s\d+)[" ]', picture))
@@ -265,7 +265,7 @@ def test_a_scale_through_zero_says_zero():
     assert ">0.0<" in grid(-0.3, 0.3, "difference") and "-0.0<" not in grid(-0.3, 0.3, "difference")
 
 
-def test_charts_place_values_and_say_them():
+def test_charts_place_values_and_name_them():
     stat = {"mean": 0.5, "std": 0.1, "ci95": [0.4, 0.6], "n": 5}
     picture = dots({"thin": {"real": stat, "made": stat | {"mean": None}}}, "share", 0.0, 1.0)
     assert picture.count("<circle") == 1 and "real: 0.500 [0.400, 0.600]" in picture

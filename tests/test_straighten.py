@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tubesynth.pictures.straight_panel import BAR, MARGIN, OUTLINE, SCALE, draw_straightened
+from tubesynth.pictures.straightened_panel import BAR, MARGIN, OUTLINE, SCALE, render_straightened
 from tubesynth.volume.straighten import frames, longest_path
 from tubesynth.volume.vessels import COLUMNS, VesselTokens
 
@@ -66,7 +66,9 @@ def test_the_strip_and_sections_are_centerd_on_the_vessel_and_have_their_size():
 
 def test_the_radius_is_outlined_where_the_lumen_ends():
     strip, section = np.full((73, 101), -100.0), np.full((73, 73), -100.0)
-    picture = draw_straightened({"real": (strip, [section])}, 50.0, 9.0, np.full(101, 3.0), [25.0])
+    picture = render_straightened(
+        {"real": (strip, [section])}, 50.0, 9.0, np.full(101, 3.0), [25.0]
+    )
     rows = np.flatnonzero((picture[:, 200] == OUTLINE).all(1))
     assert np.ptp(rows) == pytest.approx(2 * 3.0 * SCALE, abs=1)
 
@@ -75,6 +77,6 @@ def test_a_long_name_stays_in_the_margin_of_the_straightened_vessel():
     strip, sections = np.full((73, 41), -100.0), [np.full((73, 73), -100.0)] * 8
     rest = 20.0, 9.0, np.full(41, 3.0), np.linspace(2, 18, 8), "case 1"
     names = ("run", "all vessel conditions")
-    short, long = (draw_straightened({name: (strip, sections)}, *rest) for name in names)
+    short, long = (render_straightened({name: (strip, sections)}, *rest) for name in names)
     assert np.array_equal(short[BAR:, MARGIN:], long[BAR:, MARGIN:])
     assert not np.array_equal(short, long)

@@ -42,7 +42,7 @@ from tubesynth.metrics.set_scores import (
 from tubesynth.metrics.summary import summarize, write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
-from tubesynth.pictures.case_pictures import draw_case, panel_path
+from tubesynth.pictures.case_pictures import panel_path, save_case_pictures
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.runtime.atomic import write_text
@@ -54,7 +54,7 @@ from tubesynth.volume.files import read_labels
 from tubesynth.volume.rasterize import rasterize_vessels
 
 PICTURES_LISTED = 10
-PRELOADED = ["tubesynth.metrics.case", "tubesynth.report.pictures"]
+PRELOADED = ["tubesynth.metrics.case", "tubesynth.pictures.case_pictures"]
 
 
 def main(argv=None) -> None:
@@ -194,7 +194,7 @@ def evaluate_case(
             label = rasterize_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
         scores = score_case(case, volumes, label, tokens, settings, segment)
-        draw_case(case, volumes, label, tokens, settings.classes, output_dir)
+        save_case_pictures(case, volumes, label, tokens, settings.classes, output_dir)
         if features:
             window = settings.hu_window
             first = next((s for s, *_ in case.images if s.startswith("synthesis")), "")

@@ -1,17 +1,18 @@
-"""The two pictures of a case: planes with a maximum-intensity slab, and one coronary straightened.
+"""The two pictures of an evaluated case: its panel of planes and its straightened coronary.
 
-Volumes as metrics/case.py reads them, in the order of the case's images; all of one case.
+Volumes are those of metrics/case.py: read_case, in the order of the case's images.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.metrics.vessel import sample_hu
-from tubesynth.pictures.panel import draw_panel
-from tubesynth.pictures.straight_panel import draw_straightened
+from tubesynth.pictures.panel import render_panel
+from tubesynth.pictures.straightened_panel import render_straightened
 from tubesynth.runtime.atomic import save_png
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.grid import Volume, same_grid
@@ -25,72 +26,90 @@ SECTIONS = 8
 
 
 def panel_path(output_dir: Path, case: str) -> Path:
+    """The file of a case's panel."""
     return output_dir / "panels" / f"{case}.png"
 
 
-def straight_path(output_dir: Path, case: str) -> Path:
+def straightened_path(output_dir: Path, case: str) -> Path:
+    """The file of a case's straightened coronary."""
     return output_dir / "panels" / f"{case}_coronary.png"
 
 
-def draw_case(case, volumes, label, tokens, scheme: LabelScheme, output_dir: Path) -> None:
-    """Writes panel_path, and straight_path where the label map holds a vessel."""
-    picture = case_panel(case, volumes, label, scheme)
-    save_png(panel_path(output_dir, case.id), picture)
-    picture = None if label is None else straightened(case, volumes, label, tokens)
+def save_case_pictures(
+    case: EvaluationCase,
+    volumes: Sequence[Volume],
+    label: Volume | None,
+    tokens: VesselTokens | None,
+    scheme: LabelScheme,
+    output_dir: Path,
+) -> None:
+    """Writes panel_path, and straightened_path where the label map has a vessel."""
+    save_png(panel_path(output_dir, case.id), case_panel(case, volumes, label, scheme))
+    if label is None or tokens is None:
+        return
+    picture = straightened_coronary(case, volumes, label, tokens)
     if picture is not None:
-        save_png(straight_path(output_dir, case.id), picture)
+        save_png(straightened_path(output_dir, case.id), picture)
 
 
-def case_panel(case: EvaluationCase, volumes, label, scheme: LabelScheme) -> np.ndarray:
-    """All images of a case, on the grid of the last: the model's, where grids differ."""
+def case_panel(
+    case: EvaluationCase, volumes: Sequence[Volume], label: Volume | None, scheme: LabelScheme
+) -> np.ndarray:
+    """uint8 (H, W, 3): all images of a case, on the grid of the last one, which is the model's."""
     grid = volumes[-1]
     rows = {}
     for source, sample, volume in first_samples(case, volumes, SAMPLES_IN_PANEL):
-        on_grid = same_grid(volume, grid)
-        shown = volume if on_grid else resample_image(volume, grid.shape, grid.affine)
-        rows[caption(case, source, sample)] = shown.array
+        if not same_grid(volume, grid):
+            volume = resample_image(volume, grid.shape, grid.affine)
+        rows[row_name(case, source, sample)] = volume.array
     if label is not None and not same_grid(label, grid):
         label = resample_labels(label, grid.shape, grid.affine)
     classes = None if label is None else label.array
-    title = f"case {case.id}"
-    return draw_panel(rows, grid.spacing, classes, scheme=scheme, title=title)
+    return render_panel(rows, grid.spacing, classes, scheme=scheme, title=f"case {case.id}")
 
 
-def straightened(case: EvaluationCase, volumes, label: Volume, tokens: VesselTokens):
-    """The longest coronary of the label map in the first sample of each source; None without."""
-    way = longest_path(tokens)
-    if way is None:
+def straightened_coronary(
+    case: EvaluationCase, volumes: Sequence[Volume], label: Volume, tokens: VesselTokens
+) -> np.ndarray | None:
+    """uint8 (H, W, 3): the label map's longest coronary in the first sample of each source.
+
+    None where the tokens have no path.
+    """
+    path = longest_path(tokens)
+    if path is None:
         return None
-    length_mm = float(way.along_mm[-1])
-    rows = np.linspace(0, len(way.along_mm) - 1, SECTIONS + 2).round().astype(int)[1:-1]
+    length_mm = float(path.along_mm[-1])
+    rows = np.linspace(0, len(path.along_mm) - 1, SECTIONS + 2).round().astype(int)[1:-1]
     images = {}
     for source, sample, volume in first_samples(case, volumes, 1):
-        strip = read_at(volume, way.strip(HALF_WIDTH_MM, PIXEL_MM), label)
-        planes = [read_at(volume, way.section(r, HALF_WIDTH_MM, PIXEL_MM), label) for r in rows]
-        images[caption(case, source, sample, several=False)] = strip, planes
+        strip = read_at(volume, path.strip(HALF_WIDTH_MM, PIXEL_MM), label)
+        planes = [read_at(volume, path.section(r, HALF_WIDTH_MM, PIXEL_MM), label) for r in rows]
+        images[row_name(case, source, sample, number_samples=False)] = strip, planes
     title = f"case {case.id}: the longest coronary, {length_mm:.0f} mm from its root"
-    return draw_straightened(
-        images, length_mm, HALF_WIDTH_MM, way.radius_mm, way.along_mm[rows], title
+    return render_straightened(
+        images, length_mm, HALF_WIDTH_MM, path.radius_mm, path.along_mm[rows], title
     )
 
 
-def first_samples(case: EvaluationCase, volumes, most: int):
-    """(source, sample, volume) of the first `most` of each source, whatever numbers they have."""
-    seen = Counter()
+def first_samples(
+    case: EvaluationCase, volumes: Sequence[Volume], max_samples: int
+) -> Iterator[tuple[str, int, Volume]]:
+    """(source, sample number, volume) of the first max_samples of each source."""
+    counts: Counter[str] = Counter()
     for (source, sample, _), volume in zip(case.images, volumes, strict=True):
-        seen[source] += 1
-        if seen[source] <= most:
+        counts[source] += 1
+        if counts[source] <= max_samples:
             yield source, sample, volume
 
 
-def read_at(volume: Volume, position_mm, label: Volume) -> np.ndarray:
-    """(...) HU at positions (..., 3) relative to the label map's middle."""
+def read_at(volume: Volume, position_mm: np.ndarray, label: Volume) -> np.ndarray:
+    """(...) HU of a volume at positions (..., 3) in mm relative to the label map's center."""
     index = position_mm / label.spacing + (np.array(label.shape) - 1) / 2
     return sample_hu(volume, label.to_world(index))
 
 
-def caption(case, source, sample, several=True) -> str:
-    """A row's name in the margin: short, with the sample where there are several."""
-    count = sum(s == source for s, *_ in case.images)
+def row_name(case: EvaluationCase, source: str, sample: int, number_samples: bool = True) -> str:
+    """A row's name: the source, with its sample number where it has several."""
+    count = sum(name == source for name, *_ in case.images)
     name = source.removeprefix("synthesis ")
-    return f"{name} s{sample}" if several and count > 1 else name
+    return f"{name} s{sample}" if number_samples and count > 1 else name

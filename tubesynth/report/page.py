@@ -10,7 +10,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from tubesynth.pictures.case_pictures import panel_path, straight_path
+from tubesynth.pictures.case_pictures import panel_path, straightened_path
 from tubesynth.report.charts import Stats, curve, dots
 from tubesynth.report.score_tables import runs_with, score_tables
 from tubesynth.report.style import STYLE
@@ -152,7 +152,7 @@ def case_pictures(result: dict[str, Any], rows: list[dict[str, Any]], output_dir
             embedded_picture(path, alt)
             for path, alt in (
                 (panel_path(output_dir, case), f"planes of case {name}"),
-                (straight_path(output_dir, case), f"straightened coronary of case {name}"),
+                (straightened_path(output_dir, case), f"straightened coronary of case {name}"),
             )
             if path.is_file()
         )

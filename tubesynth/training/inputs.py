@@ -21,7 +21,7 @@ from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import BuildReport, TokenSource, build_volumes
-from tubesynth.pictures.panel import draw_panel
+from tubesynth.pictures.panel import render_panel
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import progress
@@ -142,7 +142,7 @@ class Volumes:
         if self.dim == 2:
             images = {name: image[..., None] for name, image in images.items()}
             label = label[..., None]
-        return draw_panel(
+        return render_panel(
             images,
             tuple(batch["spacing"][0].tolist()),
             label,
