@@ -12,25 +12,21 @@ and prints the tables. Every worker holds one case in memory.
 
 import argparse
 import multiprocessing
-import sys
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import tubesynth
 from tubesynth.config.labels import load_scheme
 from tubesynth.data import pool
 from tubesynth.inference.segmenter import VesselSegmenter
-from tubesynth.metrics.case import CaseScores, Settings, read_case, score_case
+from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_case, score_case
 from tubesynth.metrics.condition import tokens_of
-from tubesynth.metrics.definitions import DEFINITIONS
 from tubesynth.metrics.distribution import diversity_scores, negative_control, sample_diversity
 from tubesynth.metrics.features import load_features
-from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
+from tubesynth.metrics.pairing import collect_cases, cost_rows, files_of, runs_of
 from tubesynth.metrics.set_scores import (
     case_features,
     joined,
@@ -39,32 +35,33 @@ from tubesynth.metrics.set_scores import (
     training_features,
     validity,
 )
-from tubesynth.metrics.summary import summarize, write_csv, write_json
+from tubesynth.metrics.summary import write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
 from tubesynth.pictures.case_pictures import panel_path, save_case_pictures
+from tubesynth.report.content import Rows, ceiling_notes, provenance, statistics_by_source
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.runtime.atomic import write_text
-from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.classes import LabelScheme, numbered_classes
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.rasterize import rasterize_vessels
 
-PICTURES_LISTED = 10
+MAX_LISTED_PICTURES = 10
+# Imported once and then forked: torch takes longer to import than a small case to score.
 PRELOADED = ["tubesynth.metrics.case", "tubesynth.pictures.case_pictures"]
 
 
-def main(argv=None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     for option, (low, high) in (
         ("--hu-window", args.hu_window),
         ("--lumen-range", args.lumen_range),
     ):
         if not low < high:
-            raise InputError(f"{option} {low:g} {high:g}: the first number must be the lower one")
+            raise InputError(f"{option} {low:g} {high:g}: give the lower number first")
     workers = pool.check_workers(args.workers)
     if args.training is not None:
         files_of(args.training, "--training")
@@ -77,9 +74,8 @@ def main(argv=None) -> None:
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
     own_features = not args.no_distribution and args.features is None
     if args.segmenter is not None:
-        trained_segmenter(args.segmenter)  # refused here, before any case is scored
+        trained_segmenter(args.segmenter)  # a wrong file ends the command before any case is scored
     jobs = [(case, settings, args.output_dir, own_features, args.segmenter) for case in cases]
-    # Imported once and then forked: torch alone takes longer to import than a small case to score.
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     scores = pool.each(evaluate_case, jobs, workers, "evaluate")
 
@@ -89,25 +85,28 @@ def main(argv=None) -> None:
         [row for s in scores for row in s.vessels],
         cost_rows(cases),
     )
-    result = results(rows, runs, losses)
+    result = statistics_by_source(rows, runs, losses)
     if not args.no_distribution:
         notes += add_distribution(result, args, cases, scores, runs, settings, workers)
     notes += ceiling_notes(result)
-    result["provenance"] = provenance(args, classes, cases, runs, notes)
+    folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction", "centrelines")}
+    folders |= {run.source: run.folder for run in runs}
+    folders = {name: str(folder) for name, folder in folders.items() if folder is not None}
+    result["provenance"] = provenance(settings, len(cases), folders, args.segmenter, notes)
     write_csv(args.output_dir / "metrics.csv", rows.merged())
     write_json(args.output_dir / "metrics.json", result)
     page = report_page(result, rows.merged(), args.output_dir)
     write_text(args.output_dir / "report.html", page)
-    print(tables(result, classes.vessel))
+    print(tables(result, settings.classes.vessel))
     for note in notes:
         print(f"note: {note}")
     print(f"\nscores    {args.output_dir / 'metrics.json'}")
     print(f"per case  {args.output_dir / 'metrics.csv'}")
     print(f"report    {args.output_dir / 'report.html'}")
-    for case in cases[:PICTURES_LISTED]:
+    for case in cases[:MAX_LISTED_PICTURES]:
         print(f"picture   {panel_path(args.output_dir, case.id)}")
-    if len(cases) > PICTURES_LISTED:
-        print(f"          and {len(cases) - PICTURES_LISTED} more")
+    if len(cases) > MAX_LISTED_PICTURES:
+        print(f"          and {len(cases) - MAX_LISTED_PICTURES} more")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -125,34 +124,51 @@ def parser() -> argparse.ArgumentParser:
         "--centrelines",
         type=Path,
         metavar="DIR",
-        help="C.centreline.json of each case: vessels in place of those in its label map, as"
-        " synthesize --centrelines took them",
+        help="folder with CASE.centreline.json of each case: user centrelines that replace the"
+        " vessels of its label map, as in synthesize --centrelines",
     )
     add("--reconstruction", type=Path, help="folder of reconstructions; needs --real")
     add(
         "--synthesis",
         action="append",
         metavar="[NAME=]DIR",
-        help="folder of synthetic CTs; needs --labels; may be given several times with names",
+        help="folder of synthetic CTs; needs --labels; repeat it with names to compare runs",
     )
-    add("--output-dir", "--report", type=Path, required=True, help="folder of all that is written")
-    add("--workers", type=int, help="processes, each with one case; default: one a core")
-    add("--training", type=Path, help="folder of training CTs: are synthetic ones copies of them?")
-    add("--segmenter", type=Path, help="checkpoint of segment train: vessels it finds are scored")
-    add("--features", type=Path, help="RadImageNet weights (ResNet50.pt or InceptionV3.pt)")
-    add("--no-distribution", action="store_true", help="no Frechet distance, precision, recall")
-    add("--training-log", type=Path, nargs="+", default=[], help="runs/<name>/metrics.jsonl")
-    range_ = dict(type=float, nargs=2, metavar=("LOW", "HIGH"))
-    add("--lumen-range", **range_, default=LUMEN_RANGE_HU, help="HU; default 200 600")
-    add("--hu-window", **range_, default=(-1000.0, 1000.0), help="HU; default -1000 1000")
+    add(
+        "--output-dir",
+        "--report",
+        type=Path,
+        required=True,
+        help="folder of the scores and pictures",
+    )
+    add("--workers", type=int, help="processes, one case each (default: one per core)")
+    add("--training", type=Path, help="folder of training CTs, to detect copies of them")
+    add("--segmenter", type=Path, help="checkpoint of segment train; its vessel masks are scored")
+    add("--features", type=Path, help="RadImageNet weights for the distribution scores")
+    add("--no-distribution", action="store_true", help="skip the distribution scores")
+    add(
+        "--training-log",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="runs/NAME/metrics.jsonl; adds its losses",
+    )
+    add_range = partial(add, type=float, nargs=2, metavar=("LOW", "HIGH"))
+    add_range("--lumen-range", default=LUMEN_RANGE_HU, help="HU of contrast-filled lumen")
+    add_range("--hu-window", default=(-1000.0, 1000.0), help="HU to which images are clipped")
     add(
         "--config",
         metavar="YAML",
-        help="its section labels names the classes of the label maps; default: the nine classes",
+        help="its section labels defines the label maps' classes (default: nine classes)",
     )
-    add("--vessel-class", type=int, help="another vessel class than that of the scheme")
-    add("--heart-classes", type=int, nargs="+", help="other heart classes than those of the scheme")
-    add("--aorta-class", type=int, help="another class of the aorta than that of the scheme")
+    add("--vessel-class", type=int, help="vessel class, in place of the scheme's")
+    add(
+        "--heart-classes",
+        type=int,
+        nargs="+",
+        help="myocardium and chambers, in place of the scheme's",
+    )
+    add("--aorta-class", type=int, help="class of the aorta, in place of the scheme's")
     return result
 
 
@@ -171,17 +187,21 @@ def evaluated_classes(args: argparse.Namespace) -> LabelScheme:
 
 @lru_cache(maxsize=1)
 def trained_segmenter(path: Path) -> VesselSegmenter:
-    """One a process, however many cases it scores."""
+    """The segmenter of this process, loaded once for all its cases."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return VesselSegmenter.load(path, device)
 
 
 def evaluate_case(
-    case, settings: Settings, output_dir: Path, features: bool, segmenter: Path | None = None
+    case: EvaluationCase,
+    settings: Settings,
+    output_dir: Path,
+    features: bool,
+    segmenter: Path | None = None,
 ) -> CaseScores:
-    """Scores and pictures of one case, by one thread: the numbers are those of any --workers.
+    """Scores and pictures of one case, in one thread, so that --workers does not change a score.
 
-    features: also what the distribution scores need of it; segmenter: checkpoint of one.
+    features: also the slice features of the distribution scores; segmenter: its checkpoint.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -189,7 +209,7 @@ def evaluate_case(
         volumes = read_case(case)
         label = None if case.label is None else read_labels(case.label)
         tokens = None if label is None else tokens_of(label, settings.classes)
-        if case.centreline is not None:
+        if case.centreline is not None and label is not None:
             tokens = user_centreline_tokens(case.centreline, label)
             label = rasterize_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
@@ -206,49 +226,6 @@ def evaluate_case(
     finally:
         torch.set_num_threads(threads)
     return scores
-
-
-@dataclass
-class Rows:
-    """Per-image rows: image scores, vessel scores, and what an image cost to make."""
-
-    images: list[dict]
-    vessels: list[dict]
-    costs: list[dict]
-
-    def merged(self) -> list[dict]:
-        """All that is known of one image on one line, in the order of cases."""
-        rows: dict[tuple, dict] = {}
-        for row in [*self.vessels, *self.images, *self.costs]:
-            key = row["case"], row["source"], row["sample"]
-            rows[key] = {**rows.get(key, {}), **row}
-        return list(rows.values())
-
-
-def results(rows: Rows, runs: list[Run], losses: dict) -> dict:
-    """The content of metrics.json but for the provenance; "synthesis" is the first run."""
-
-    def of(kind, source):
-        return summarize(row for row in kind if row["source"] == source)
-
-    first = runs[0].source if runs else "synthesis"
-    sources = {"reconstruction": "reconstruction", "synthesis": first, "floor": "floor"}
-    return {
-        **{name: of(rows.images, source) for name, source in sources.items()},
-        "vessels": {
-            name: of(rows.vessels, source) for name, source in {"real": "real", **sources}.items()
-        },
-        "runs": {
-            run.name: {
-                "folder": str(run.folder),
-                **of(rows.costs, run.source),
-                "synthesis": of(rows.images, run.source),
-                "vessels": of(rows.vessels, run.source),
-            }
-            for run in runs
-        },
-        "training": losses,
-    }
 
 
 def add_distribution(result, args, cases, scores, runs, settings, workers) -> list[str]:
@@ -291,42 +268,6 @@ def add_distribution(result, args, cases, scores, runs, settings, workers) -> li
         if place == 0:
             result["synthesis"] |= metrics
     return notes
-
-
-def ceiling_notes(result) -> list[str]:
-    """Where the real CTs themselves score badly, their score is the most that can be reached."""
-    notes = []
-    for metric, least in (("centreline_in_range", 0.5), ("cldice", 0.5)):
-        mean = result["vessels"]["real"].get(metric, {"mean": None})["mean"]
-        if mean is not None and mean < least:
-            notes.append(
-                f"{metric} of the real CTs themselves is {mean:.2f}: at this voxel size and "
-                "contrast that is the most that can be reached"
-            )
-    return notes
-
-
-def provenance(args, classes: LabelScheme, cases, runs, notes) -> dict:
-    folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction", "centrelines")}
-    folders |= {run.source: run.folder for run in runs}
-    return {
-        **environment(),
-        "version": tubesynth.__version__,
-        "command": sys.argv,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hu_window": list(args.hu_window),
-        "data_range": 1.0,
-        "lumen_range": list(args.lumen_range),
-        "vessel_class": classes.vessel,
-        "heart_classes": list(classes.heart),
-        "aorta_class": classes.aorta,
-        "class_names": list(classes.names),
-        "n_cases": len(cases),
-        "segmenter": args.segmenter and str(args.segmenter),
-        "folders": {name: str(folder) for name, folder in folders.items() if folder is not None},
-        "definitions": DEFINITIONS,
-        "notes": notes,
-    }
 
 
 if __name__ == "__main__":

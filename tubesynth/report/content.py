@@ -1,0 +1,111 @@
+"""The content of metrics.json and metrics.csv, from the rows of all images.
+
+A row is a dict: "case", "sample", "source", and one value a metric. Keys that users script on
+(reconstruction, synthesis, floor, vessels, runs, training, provenance) are stable.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import tubesynth
+from tubesynth.metrics.case import Settings
+from tubesynth.metrics.definitions import DEFINITIONS
+from tubesynth.metrics.pairing import Run
+from tubesynth.metrics.summary import summarize
+from tubesynth.report.charts import Stats
+from tubesynth.runtime.environment import environment
+
+# Below this mean of the real CTs a metric of detected vessels says little about a synthesis.
+LOW_CEILINGS = {"centreline_in_range": 0.5, "cldice": 0.5}
+
+
+@dataclass
+class Rows:
+    """Rows of all images: image scores, vessel scores, and the cost of synthesizing an image."""
+
+    images: list[dict[str, Any]]
+    vessels: list[dict[str, Any]]
+    costs: list[dict[str, Any]]
+
+    def merged(self) -> list[dict[str, Any]]:
+        """One row an image with all its values, in the order of cases: the lines of metrics.csv."""
+        rows: dict[tuple, dict[str, Any]] = {}
+        for row in [*self.vessels, *self.images, *self.costs]:
+            key = row["case"], row["source"], row["sample"]
+            rows[key] = {**rows.get(key, {}), **row}
+        return list(rows.values())
+
+
+def statistics_by_source(rows: Rows, runs: Sequence[Run], losses: dict[str, Any]) -> dict[str, Any]:
+    """metrics.json without the provenance; its "synthesis" is the first run.
+
+    losses: {run: validation losses of its training log}.
+    """
+
+    def stats(kind: list[dict[str, Any]], source: str) -> Stats:
+        return summarize(row for row in kind if row["source"] == source)
+
+    first = runs[0].source if runs else "synthesis"
+    sources = {"reconstruction": "reconstruction", "synthesis": first, "floor": "floor"}
+    return {
+        **{name: stats(rows.images, source) for name, source in sources.items()},
+        "vessels": {
+            name: stats(rows.vessels, source)
+            for name, source in {"real": "real", **sources}.items()
+        },
+        "runs": {
+            run.name: {
+                "folder": str(run.folder),
+                **stats(rows.costs, run.source),
+                "synthesis": stats(rows.images, run.source),
+                "vessels": stats(rows.vessels, run.source),
+            }
+            for run in runs
+        },
+        "training": losses,
+    }
+
+
+def ceiling_notes(result: dict[str, Any]) -> list[str]:
+    """Notes on metrics for which the real CTs themselves score low."""
+    notes = []
+    for metric, threshold in LOW_CEILINGS.items():
+        mean = result["vessels"]["real"].get(metric, {"mean": None})["mean"]
+        if mean is not None and mean < threshold:
+            notes.append(
+                f"{metric} of the real CTs is {mean:.2f}: a synthesis cannot exceed that at this "
+                "voxel size and contrast"
+            )
+    return notes
+
+
+def provenance(
+    settings: Settings,
+    num_cases: int,
+    folders: dict[str, str],
+    segmenter: Path | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    """The environment, the command, the settings of the scores, and the metrics' definitions."""
+    return {
+        **environment(),
+        "version": tubesynth.__version__,
+        "command": sys.argv,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hu_window": list(settings.hu_window),
+        "data_range": 1.0,
+        "lumen_range": list(settings.lumen_range),
+        "vessel_class": settings.classes.vessel,
+        "heart_classes": list(settings.classes.heart),
+        "aorta_class": settings.classes.aorta,
+        "class_names": list(settings.classes.names),
+        "n_cases": num_cases,
+        "segmenter": None if segmenter is None else str(segmenter),
+        "folders": folders,
+        "definitions": DEFINITIONS,
+        "notes": notes,
+    }
