@@ -1,4 +1,4 @@
-"""Balls axis by axis against a distance transform."""
+"""Dilation by a ball against a distance transform."""
 
 import numpy as np
 import pytest

@@ -98,7 +98,7 @@ def test_the_csv_has_one_line_an_image(folders):
         ("1", "synthesis", "0"),
         ("1", "synthesis", "1"),
     ]
-    assert len(rows) == 12 + 3  # and a floor for each case
+    assert len(rows) == 12 + 3  # and a negative control for each case
     assert [r["centreline_in_range"] for r in rows[2:4]] == ["1.0", "0.0"]
     assert rows[0]["psnr"] == "" and float(rows[2]["psnr"]) == 100.0
 
@@ -117,8 +117,8 @@ def test_scores_do_not_depend_on_the_number_of_workers(folders):
 def test_an_exact_copy_is_perfect_and_swapped_cases_are_not(folders):
     for case, other in (("1", "1"), ("2", "10"), ("10", "2")):
         hu, labels = heart_and_vessel(int(other))
-        moved = np.roll(hu, 6 * (case != other), axis=1)
-        write(folders / "copy", f"{case}.img", moved)
+        shifted = np.roll(hu, 6 * (case != other), axis=1)
+        write(folders / "copy", f"{case}.img", shifted)
     root = folders
     (root / "reconstruction").rename(root / "unused")
     (root / "copy").rename(root / "reconstruction")
@@ -137,14 +137,14 @@ def test_a_synthesis_needs_no_real_ct(folders):
     assert result["vessels"]["synthesis"]["centreline_in_range"]["mean"] == pytest.approx(0.5)
 
 
-def test_drawn_vessels_are_what_a_synthesis_is_scored_against(folders):
-    """The CTs hold a tube 14 voxels away from where the label map has it, and as drawn."""
+def test_a_synthesis_is_scored_against_user_centrelines(folders):
+    """The CTs have a tube on the user centreline, 14 voxels away from that of the label map."""
     for case in ("1", "2", "10"):
         hu, labels = heart_and_vessel(int(case))
         other = np.where(labels == 8, -80, np.where(np.roll(labels == 8, 14, axis=0), 350, hu))
         write(folders / "moved", f"{case}_s0.img", other)
-        middle = (np.array(SHAPE) - 1) / 2
-        ends = (np.array([[34, 6, 0], [34, 6, SHAPE[2] - 1]]) - middle) * SPACING
+        center = (np.array(SHAPE) - 1) / 2
+        ends = (np.array([[34, 6, 0], [34, 6, SHAPE[2] - 1]]) - center) * SPACING
         points = np.column_stack([ends, [2 * SPACING[0]] * 2])
         path = folders / "centrelines" / f"{case}.centreline.json"
         write_centreline(path, [Branch("", None, points)])
@@ -160,7 +160,7 @@ def test_drawn_vessels_are_what_a_synthesis_is_scored_against(folders):
         evaluate(folders, "real", "centrelines", "reconstruction")
 
 
-def test_images_on_another_grid_are_scored_there_and_this_is_said(folders, capsys):
+def test_images_on_another_grid_are_scored_on_it_with_a_note(folders, capsys):
     shape = (32, 36, 28)  # two slices less below and above, four columns less on either side
     for case in ("1", "2", "10"):
         flat = np.full(shape, 100.0)
@@ -176,7 +176,7 @@ def test_images_on_another_grid_are_scored_there_and_this_is_said(folders, capsy
     assert 0.85 < covered < 0.97  # 28 of 32 slices, of a centreline that ends before the mask
 
 
-def test_an_image_from_elsewhere_is_refused(folders):
+def test_an_image_outside_the_real_ct_is_refused(folders):
     far = centered_affine(SHAPE, SPACING)
     far[:3, 3] += 500
     write(folders / "reconstruction", "1.img", heart_and_vessel(1)[0], affine=far)
@@ -184,7 +184,7 @@ def test_an_image_from_elsewhere_is_refused(folders):
         evaluate(folders, "real", "labels", "reconstruction")
 
 
-def test_partners_are_missed_by_name_and_spare_real_cts_are_noted(folders, capsys):
+def test_missing_partners_are_named_and_unpaired_real_cts_are_noted(folders, capsys):
     (folders / "synthesis" / "2_s0.img.nii.gz").rename(folders / "synthesis" / "7_s0.img.nii.gz")
     with pytest.raises(InputError, match=r"unpaired.*7_s0\.img\.nii\.gz"):
         evaluate(folders, "real", "labels", "synthesis")
@@ -203,12 +203,12 @@ def test_partners_are_missed_by_name_and_spare_real_cts_are_noted(folders, capsy
         (("synthesis",), "give --labels"),
     ],
 )
-def test_a_comparison_that_cannot_be_made_says_what_is_missing(folders, names, message):
+def test_a_comparison_without_its_folders_names_the_missing_flag(folders, names, message):
     with pytest.raises(InputError, match=message):
         evaluate(folders, *names)
 
 
-def test_a_window_upside_down_is_refused(folders):
+def test_a_window_with_the_higher_number_first_is_refused(folders):
     with pytest.raises(InputError, match="--hu-window 1000 -1000"):
         evaluate(folders, "labels", "synthesis", extra=["--hu-window", "1000", "-1000"])
 
@@ -224,7 +224,7 @@ def test_a_missing_folder_ends_with_code_2_one_line_and_no_output(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_log_tells_whether_the_validation_loss_fell(folders):
+def test_a_training_log_gives_first_last_and_lowest_validation_loss(folders):
     run = folders / "runs" / "demo"
     run.mkdir(parents=True)
     lines = [
@@ -246,7 +246,7 @@ def test_a_training_log_tells_whether_the_validation_loss_fell(folders):
             validation_losses([log])
 
 
-def test_statistics_are_students_and_undefined_is_null():
+def test_statistics_are_student_intervals_and_undefined_is_null():
     from scipy.stats import t
 
     values = [1.0, 2.0, 4.0, 7.0, None, float("nan")]
@@ -259,7 +259,7 @@ def test_statistics_are_students_and_undefined_is_null():
     assert json_safe({"a": [float("inf"), {"b": float("nan")}]}) == {"a": [None, {"b": None}]}
 
 
-def test_tables_align_and_show_what_is_missing():
+def test_tables_align_and_have_a_dash_for_a_missing_score():
     rows = [{"case": str(i), "sample": 0, "source": "real", "psnr": 30.0 + i} for i in range(2)]
     text = table({"real": summarize(rows), "synthesis": {}}, ["psnr", "ssim"])
     lines = text.splitlines()

@@ -21,7 +21,7 @@ from tubesynth.metrics.image import (
 
 
 def smooth_pair(shape, seed=0, noise=0.1):
-    """Two images in [0, 1] that resemble one another: (1, 1, ...) tensors."""
+    """Two similar images in [0, 1], (1, 1, ...) tensors."""
     rng = np.random.default_rng(seed)
     grids = np.meshgrid(*[np.linspace(0, 3, n) for n in shape], indexing="ij")
     a = 0.5 + 0.3 * np.prod([np.sin(2 * g + i) for i, g in enumerate(grids)], axis=0)
@@ -149,7 +149,7 @@ def test_scores_by_class_equal_the_masked_scores_of_each_class():
     assert not {name for name in scores if name.endswith(("class0", "class2", "class4"))}
 
 
-def test_image_scores_clip_to_the_window_and_speak_in_hu():
+def test_image_scores_are_of_images_clipped_to_the_window_and_mae_is_in_hu():
     real = torch.full((16, 16, 16), 3000.0)
     other = torch.full((16, 16, 16), 800.0)
     labels = torch.zeros(16, 16, 16, dtype=torch.uint8)

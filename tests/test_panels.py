@@ -1,4 +1,4 @@
-"""Panels: what lies where on the display, true proportions, grey values, and vessels that show."""
+"""Panels: orientation of the display, true proportions, gray values, and visible vessels."""
 
 import tracemalloc
 
@@ -43,11 +43,11 @@ def test_right_is_left_anterior_and_superior_are_up():
 
 
 def boxes(picture, value):
-    """(height, width) of every connected block of one grey value that is a tile's size."""
+    """(height, width) of every connected block of one gray value that is a tile's size."""
     from scipy.ndimage import find_objects, label
 
-    found, _ = label((picture == value).all(-1))
-    sizes = [tuple(s.stop - s.start for s in box) for box in find_objects(found)]
+    blocks, _ = label((picture == value).all(-1))
+    sizes = [tuple(s.stop - s.start for s in box) for box in find_objects(blocks)]
     return [size for size in sizes if min(size) > 40]
 
 
@@ -59,13 +59,13 @@ def test_tiles_have_the_proportions_of_the_body_not_of_the_voxels():
 
 
 @pytest.mark.parametrize(
-    ("hu", "grey"), [(-300, 0), (-900, 0), (200, 127), (700, 255), (3000, 255)]
+    ("hu", "gray"), [(-300, 0), (-900, 0), (200, 127), (700, 255), (3000, 255)]
 )
-def test_the_window_maps_its_ends_to_black_and_white(hu, grey):
+def test_the_window_maps_its_ends_to_black_and_white(hu, gray):
     picture = render_panel({"real": np.full((16, 16, 16), hu, dtype=np.int16)}, (1, 1, 1))
     tile = picture[40:200, 150:300]
     values, counts = np.unique(tile.reshape(-1, 3), axis=0, return_counts=True)
-    assert values[counts.argmax()].tolist() == [grey] * 3
+    assert values[counts.argmax()].tolist() == [gray] * 3
 
 
 def test_planes_go_through_the_labels_and_the_slab_through_the_vessels():
@@ -79,7 +79,7 @@ def test_planes_go_through_the_labels_and_the_slab_through_the_vessels():
     assert slab.first <= 50 and slab.last >= 53
 
 
-def test_the_middle_of_a_whole_ct_takes_no_more_memory_than_a_few_masks():
+def test_the_center_of_a_whole_ct_takes_no_more_memory_than_a_few_masks():
     label = np.zeros((128, 128, 100), dtype=np.uint8)
     label[20:100, 20:100, 10:90] = 1
     tracemalloc.start()
@@ -112,7 +112,7 @@ def test_names_of_the_nine_classes_are_not_given_to_another_scheme():
     assert not np.array_equal(*legends)
 
 
-def test_a_single_slice_makes_one_tile_and_a_tensor_is_taken():
+def test_a_single_slice_makes_one_tile_and_a_tensor_is_accepted():
     torch = pytest.importorskip("torch")
     picture = render_panel({"real": torch.zeros(32, 24, 1)}, (1, 1, 1))
     assert picture.dtype == np.uint8
@@ -147,14 +147,14 @@ def test_a_long_name_stays_in_the_margin(name):
     assert not np.array_equal(short[title:, :MARGIN], long[title:, :MARGIN])
 
 
-def test_columns_of_a_tall_volume_are_as_wide_as_what_stands_above_them():
+def test_columns_of_a_tall_volume_are_as_wide_as_their_captions():
     array = np.full((20, 20, 120), 200, dtype=np.int16)
     picture = render_panel({"run": array}, (1, 1, 1))
     views = choose_views(array.shape, (1, 1, 1))
     assert picture.shape[1] > MARGIN + sum(font(13).getlength(view.caption) for view in views)
 
 
-def test_lines_break_at_the_parts_of_a_name_and_the_last_one_says_what_was_cut():
+def test_lines_break_within_a_name_and_the_last_one_ends_with_an_ellipsis():
     assert wrapped("all vessel conditions", 100, 14, 4) == ["all vessel", "conditions"]
     lines = wrapped("tokens_bias_fields_weighted_and_on_and_on_and_on", 100, 14, 3)
     assert len(lines) == 3 and lines[0] == "tokens_bias_" and lines[2].endswith("…")

@@ -1,5 +1,4 @@
-"""The report of an evaluation: one file that needs nothing else, also in a real browser; and known
-damage through the whole chain of scores."""
+"""The report of an evaluation, also in a real browser; and known damage through all scores."""
 
 import json
 import re
@@ -113,7 +112,7 @@ def test_the_report_is_one_well_formed_file_that_asks_for_nothing_else(evaluatio
 
 
 def test_the_report_fits_a_screen_of_390_pixels(evaluation):
-    """Whatever is wider than the screen lies in a box (.wide) that scrolls on its own."""
+    """Tables and pictures, which may be wider, lie in boxes (.wide) that scroll on their own."""
     text = (evaluation / "report.html").read_text(encoding="utf-8")
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
     assert text.count("<table>") == len(re.findall(r"class='wide'[^>]*><table>", text)) == 3
@@ -145,7 +144,7 @@ def test_the_report_follows_a_dark_page_with_every_color():
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    for scheme in (dict(colors), replaced):  # WCAG 2.1: 4.5 for text, 3 for what is drawn
+    for scheme in (dict(colors), replaced):  # WCAG 2.1: 4.5 for text, 3 for graphics
         paper = luminance(scheme["--paper"])
         for name in set(scheme) - {"--paper", "--line"}:
             low, high = sorted((paper, luminance(scheme[name])))
@@ -172,7 +171,7 @@ def test_a_browser_shows_the_report_without_a_network(evaluation, tmp_path):
 
     page = np.asarray(Image.open(shot).convert("L"), dtype=float)
     assert page.shape == (2600, 1200)
-    # Text at the top, coloured dots in the middle, and not a blank page anywhere.
+    # No blank part: text at the top, colored dots in the middle.
     assert all(page[top : top + 400].std() > 5 for top in range(0, 2400, 400))
 
 
@@ -184,7 +183,7 @@ def test_a_copy_of_the_real_ct_scores_as_the_real_ct():
     assert scores["made"]["betti0_error"] == 0 and scores["made"]["dice"] > 0.85
 
 
-def test_a_cut_in_the_synthetic_vessel_is_one_piece_more():
+def test_a_cut_in_the_synthetic_vessel_adds_one_component():
     real, labels = patient()
     cut, _ = patient(gap=(42, 43))
     scores = evaluate_pair(real, cut, labels)
@@ -198,7 +197,7 @@ def test_thinning_by_30_percent_shows_as_30_percent_less_radius():
     assert ratio == pytest.approx(0.7, abs=0.06)
 
 
-def test_a_forgotten_vessel_is_not_found_and_does_not_stand_out():
+def test_a_missing_vessel_is_not_detected_and_has_no_contrast_to_its_shell():
     real, labels = patient()
     scores = evaluate_pair(real, patient(radius_mm=0)[0], labels, Settings())["made"]
     assert (scores["dice"], scores["cldice"], scores["centreline_recall"]) == (0, 0, 0)
@@ -215,7 +214,7 @@ def test_runs_need_names_where_there_are_several(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["real", "reconstruction", "floor", "label map"])
-def test_a_run_may_not_take_the_name_of_what_it_is_compared_with(name, tmp_path):
+def test_a_run_may_not_have_the_name_of_another_column(name, tmp_path):
     with pytest.raises(InputError, match=f"{name} is the name of a column"):
         runs_of([f"{name}={tmp_path}"])
 

@@ -1,4 +1,4 @@
-"""Coronaries found from the CT alone, on a ball of a heart, an aorta and one vessel."""
+"""Coronaries detected in the CT alone, on a spherical heart, an aorta and one vessel."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def anatomy(radius_mm=1.3):
     return hu + np.random.default_rng(0).normal(0, 15, SHAPE), vessel, muscle, aorta
 
 
-def found_in(hu, heart, aorta):
+def detected_vessels(hu, heart, aorta):
     """The vessels of a CT as a mask of its shape."""
     region = search_region(heart, aorta, SPACING)
     result = np.zeros(hu.shape, dtype=bool)
@@ -34,41 +34,41 @@ def found_in(hu, heart, aorta):
     return result
 
 
-def test_the_vessel_is_found_and_nothing_else():
+def test_the_vessel_is_detected_and_nothing_else():
     hu, vessel, heart, aorta = anatomy()
-    found = found_in(hu, heart, aorta)
-    scores = centreline_overlap(found, vessel, SPACING)
-    assert dice(found, vessel) > 0.8
+    detected = detected_vessels(hu, heart, aorta)
+    scores = centreline_overlap(detected, vessel, SPACING)
+    assert dice(detected, vessel) > 0.8
     assert scores["cldice"] > 0.85 and scores["centreline_precision"] == 1.0
-    errors = betti_errors(betti_numbers(found), betti_numbers(vessel))
+    errors = betti_errors(betti_numbers(detected), betti_numbers(vessel))
     assert errors == {"betti0_error": 0, "betti1_error": 0}
 
 
-def test_an_erased_vessel_is_not_found_though_the_condition_has_it():
+def test_an_erased_vessel_is_not_detected_though_the_condition_has_it():
     hu, vessel, heart, aorta = anatomy()
     erased = np.where(vessel, FAT, hu)
-    assert not found_in(erased, heart, aorta).any()
+    assert not detected_vessels(erased, heart, aorta).any()
     assert search_region(np.zeros_like(heart), aorta, SPACING) is None
     assert search_region(heart, np.zeros_like(aorta), SPACING) is None
 
 
-def test_a_narrow_gap_is_one_piece_more_and_behind_a_wide_gap_all_is_lost():
+def test_a_narrow_gap_adds_one_component_and_beyond_a_wide_gap_nothing_is_detected():
     hu, vessel, heart, aorta = anatomy()
     narrow, wide = hu.copy(), hu.copy()
     narrow[44:46][vessel[44:46]] = FAT  # 1.4 mm, more where the cut ends blur
     wide[44:54][vessel[44:54]] = FAT
-    found = found_in(narrow, heart, aorta)
-    assert betti_errors(betti_numbers(found), betti_numbers(vessel))["betti0_error"] == 1
-    lost = centreline_overlap(found_in(wide, heart, aorta), vessel, SPACING)
+    detected = detected_vessels(narrow, heart, aorta)
+    assert betti_errors(betti_numbers(detected), betti_numbers(vessel))["betti0_error"] == 1
+    cut = centreline_overlap(detected_vessels(wide, heart, aorta), vessel, SPACING)
     length = vessel.any((1, 2)).sum()
     before = vessel[:44].any((1, 2)).sum()
-    assert lost["centreline_recall"] == pytest.approx(before / length, abs=0.06)
+    assert cut["centreline_recall"] == pytest.approx(before / length, abs=0.06)
 
 
-def test_radii_of_the_found_vessel_are_those_of_the_vessel_thick_or_thin():
+def test_radii_of_the_detected_vessel_are_those_of_the_vessel_thick_or_thin():
     affine = centered_affine(SHAPE, SPACING)
     for radius in (2.2, 1.54, 1.1):
         hu, vessel, heart, aorta = anatomy(radius)
-        found = extract_tokens(found_in(hu, heart, aorta), affine)
-        scores = radius_errors(found, extract_tokens(vessel, affine))
+        detected = extract_tokens(detected_vessels(hu, heart, aorta), affine)
+        scores = radius_errors(detected, extract_tokens(vessel, affine))
         assert scores["radius_ratio"] == pytest.approx(1, abs=0.06)

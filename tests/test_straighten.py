@@ -1,4 +1,4 @@
-"""A vessel pulled straight: where its points lie, that its frames do not twist, what is sampled."""
+"""The straightened vessel: positions of its points, frames without twist, and its picture."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a reconstruction keeps of vessels, on tubes of known radius, contrast and error."""
+"""Fidelity near the vessels, on tubes of known radius, contrast and error."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def scene():
     return mask, *masks, np.where(mask, LUMEN, FAT).astype(np.float32)
 
 
-def test_contrast_and_error_are_those_that_were_put_in_by_calibre(scene):
+def test_contrast_and_error_are_those_of_each_calibre(scene):
     mask, wide, thin, real = scene
-    around = VesselSurroundings.of(mask, SPACING)
-    made = real.copy()
-    made[wide] -= 100  # contrast 500 -> 400
-    made[thin] -= 250  # contrast 500 -> 250
-    row = vessel_fidelity(real, made, around, 2000.0)
+    surroundings = VesselSurroundings.of(mask, SPACING)
+    reconstructed = real.copy()
+    reconstructed[wide] -= 100  # contrast 500 -> 400
+    reconstructed[thin] -= 250  # contrast 500 -> 250
+    row = vessel_fidelity(real, reconstructed, surroundings, 2000.0)
     scores = mean_fidelity([row])
     assert scores["vessel_contrast_kept_1.5to3mm"] == pytest.approx(0.8, abs=1e-6)
     assert scores["vessel_contrast_kept_lt1.5mm"] == pytest.approx(0.5, abs=1e-6)
@@ -45,23 +45,23 @@ def test_contrast_and_error_are_those_that_were_put_in_by_calibre(scene):
 
 def test_the_region_is_the_distance_transform_at_the_margin(scene):
     mask, *_ = scene
-    around = VesselSurroundings.of(mask, SPACING)
+    surroundings = VesselSurroundings.of(mask, SPACING)
     near = distance_transform_edt(~mask, SPACING) <= 1.5
-    assert np.array_equal(around.index, np.flatnonzero(near))
-    # Far from the vessels nothing counts.
+    assert np.array_equal(surroundings.index, np.flatnonzero(near))
+    # Voxels far from the vessels do not count.
     real = scene[3]
-    made = np.where(near, real, 0).astype(np.float32)
-    assert vessel_fidelity(real, made, around, 2000.0)["vessel_mae_hu"] == 0
+    reconstructed = np.where(near, real, 0).astype(np.float32)
+    assert vessel_fidelity(real, reconstructed, surroundings, 2000.0)["vessel_mae_hu"] == 0
 
 
 def test_a_coarse_grid_has_a_margin_of_one_voxel():
     mask = np.zeros((12, 12, 12), dtype=bool)
     mask[6, 6, 2:10] = True
-    around = VesselSurroundings.of(mask, (4.0, 4.0, 4.0))
-    assert len(around.index) == 8 * 5 + 2
+    surroundings = VesselSurroundings.of(mask, (4.0, 4.0, 4.0))
+    assert len(surroundings.index) == 8 * 5 + 2
 
 
-def test_cases_without_vessels_have_no_part_in_the_means(scene):
+def test_cases_without_vessels_are_not_in_the_means(scene):
     mask, wide, _, real = scene
     assert VesselSurroundings.of(np.zeros_like(mask), SPACING) is None
     assert mean_fidelity([]) == {}
@@ -80,8 +80,8 @@ def test_a_picture_is_a_volume_of_one_slice():
     mask = np.zeros((40, 40, 1), dtype=bool)
     mask[18:21, 5:35] = True
     real = np.where(mask, 300.0, 0.0).astype(np.float32)
-    around = VesselSurroundings.of(mask, (1.0, 1.0, 1.0))
-    made = (real * 0.5).astype(np.float32)
-    assert mean_fidelity([vessel_fidelity(real, made, around, 1000.0)])[
+    surroundings = VesselSurroundings.of(mask, (1.0, 1.0, 1.0))
+    reconstructed = (real * 0.5).astype(np.float32)
+    assert mean_fidelity([vessel_fidelity(real, reconstructed, surroundings, 1000.0)])[
         "vessel_contrast_kept"
     ] == pytest.approx(0.5)

@@ -23,7 +23,7 @@ def oblique_affine(spacing):
 
 
 def tube_tokens(radius_mm, length_mm=30.0, direction=(1.0, 0.7, 0.4)):
-    """Points every mm on a straight tube through the middle of the condition's grid."""
+    """Points every mm on a straight tube through the center of the condition's grid."""
     tangent = np.asarray(direction) / np.linalg.norm(direction)
     steps = np.arange(-length_mm / 2, length_mm / 2 + 0.5)
     return SimpleNamespace(
@@ -34,7 +34,7 @@ def tube_tokens(radius_mm, length_mm=30.0, direction=(1.0, 0.7, 0.4)):
 
 
 def tube_volume(tokens, affine, shape=(60, 56, 50), lumen=LUMEN, around=FAT):
-    """A CT with a sharp tube drawn around the tokens, on the grid that is also the condition's."""
+    """A CT with a sharp tube around the tokens, on the grid that is also the condition's."""
     grid = Volume(np.full(shape, around, dtype=np.float32), affine)
     position, _ = centreline_in_world(tokens, grid)
     indices = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
@@ -50,7 +50,7 @@ AFFINES = [centered_affine((60, 56, 50), (0.7, 0.7, 1.05)), oblique_affine((0.7,
 
 
 @pytest.mark.parametrize("affine", AFFINES, ids=["straight", "oblique"])
-def test_a_thick_tube_scores_one_and_its_lumen_and_contrast_are_its_own(affine):
+def test_a_thick_tube_scores_one_and_has_its_own_lumen_hu_and_contrast(affine):
     tokens = tube_tokens(2.0)
     ct = tube_volume(tokens, affine)
     scores = centreline_scores(ct, tokens, ct)
@@ -60,7 +60,7 @@ def test_a_thick_tube_scores_one_and_its_lumen_and_contrast_are_its_own(affine):
     assert scores["contrast_hu"] == pytest.approx(LUMEN - FAT, abs=2)
 
 
-def test_an_erased_vessel_scores_nothing():
+def test_an_erased_vessel_scores_zero():
     tokens = tube_tokens(2.0)
     erased = tube_volume(tokens, AFFINES[0], lumen=FAT)
     scores = centreline_scores(erased, tokens, erased)
@@ -118,8 +118,8 @@ def test_points_outside_the_ct_are_counted_and_not_scored():
 
 def test_calibre_is_the_radius_and_absent_classes_are_absent():
     radius = np.repeat([0.5, 1.49, 1.5, 2.9, 3.0, 4.5], 5)
-    chosen = calibres(radius)
-    assert {k: int(v.sum()) for k, v in chosen.items()} == {
+    selected = calibres(radius)
+    assert {k: int(v.sum()) for k, v in selected.items()} == {
         "_lt1.5mm": 10,
         "_1.5to3mm": 10,
         "_gt3mm": 10,

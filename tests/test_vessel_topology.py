@@ -27,7 +27,7 @@ def ring(shape=(40, 40, 20), large=12, small=4):
     return (np.hypot(x, y) - large) ** 2 + z**2 < small**2
 
 
-def test_betti_numbers_of_shapes_that_have_names():
+def test_betti_numbers_of_a_ball_a_hollow_ball_two_boxes_and_a_ring():
     ball = np.zeros((20, 20, 20), dtype=bool)
     ball[5:15, 5:15, 5:15] = True
     hollow = ball.copy()
@@ -41,7 +41,7 @@ def test_betti_numbers_of_shapes_that_have_names():
     assert betti_numbers(ring()) == (1, 1, 0)
 
 
-def test_touching_corners_join_as_thinning_joins_them():
+def test_voxels_that_share_a_corner_are_connected_as_in_thinning():
     mask = np.zeros((4, 4, 4), dtype=bool)
     mask[1, 1, 1] = mask[2, 2, 2] = True
     assert betti_numbers(mask) == (1, 0, 0)
@@ -77,7 +77,7 @@ def test_half_a_vessel_has_half_the_recall_full_precision_and_two_thirds_of_cldi
     assert scores["cldice"] == pytest.approx(2 / 3, abs=0.04)
 
 
-def test_cldice_forgives_thickness_where_dice_does_not():
+def test_cldice_ignores_thickness_and_dice_does_not():
     thick, thin = tube(2.0), tube(1.0)
     assert dice(thin, thick) < 0.45
     assert centreline_overlap(thin, thick, SPACING)["cldice"] > 0.95
@@ -94,8 +94,8 @@ def test_a_shift_of_two_voxels_is_no_longer_the_same_centreline():
 def test_thinning_by_30_percent_shows_as_30_percent_of_the_radius():
     affine = centered_affine(SHAPE, SPACING)
     truth = extract_tokens(tube(3.0), affine)
-    found = extract_tokens(tube(2.1), affine)
-    scores = radius_errors(found, truth)
+    predicted = extract_tokens(tube(2.1), affine)
+    scores = radius_errors(predicted, truth)
     assert scores["radius_ratio"] == pytest.approx(0.7, abs=0.03)
     assert scores["radius_bias_mm"] == pytest.approx(-0.9, abs=0.1)
     assert scores["radius_error_mm_gt3mm"] == pytest.approx(0.9, abs=0.1)
@@ -104,7 +104,7 @@ def test_thinning_by_30_percent_shows_as_30_percent_of_the_radius():
     assert (same["radius_error_mm"], same["radius_ratio"]) == (0.0, 1.0)
 
 
-def test_radii_of_a_vessel_that_was_not_found_are_not_compared():
+def test_radii_of_a_missing_vessel_are_not_compared():
     affine = centered_affine(SHAPE, SPACING)
     truth, elsewhere = extract_tokens(tube(1.5), affine), extract_tokens(tube(1.5, y=32), affine)
     assert radius_errors(elsewhere, truth) == {}

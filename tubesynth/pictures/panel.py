@@ -133,8 +133,8 @@ def render_panel(
             draw.text((left + 4, y + tile_height // 2 - 8), view.letter, FAINT, font(12))
         left += column + GAP
     for i, caption in enumerate(rows):
-        middle = top + i * (row_height + GAP) + row_height / 2
-        render_row_name(draw, caption, 8, middle, MARGIN - 16, row_height, INK)
+        center = top + i * (row_height + GAP) + row_height / 2
+        render_row_name(draw, caption, 8, center, MARGIN - 16, row_height, INK)
     _render_legend(draw, legend, (MARGIN, height - BAR * (legend_rows + 1)), width)
     note = f"window {window[0]:g} / {window[1]:g} HU"
     draw.text((MARGIN, height - BAR + 4), note, FAINT, font(12))
