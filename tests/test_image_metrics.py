@@ -1,5 +1,4 @@
-"""Image metrics against scikit-image, against a slow reference written from the papers, and at
-known answers."""
+"""Image metrics against scikit-image, a reference written from the papers, and known scores."""
 
 import math
 

@@ -213,7 +213,7 @@ def test_runs_need_names_where_there_are_several(tmp_path):
     assert [run.name for run in named] == ["few", "16 steps"]
 
 
-@pytest.mark.parametrize("name", ["real", "reconstruction", "floor", "label map"])
+@pytest.mark.parametrize("name", ["real", "reconstruction", "negative control", "label map"])
 def test_a_run_may_not_have_the_name_of_another_column(name, tmp_path):
     with pytest.raises(InputError, match=f"{name} is the name of a column"):
         runs_of([f"{name}={tmp_path}"])

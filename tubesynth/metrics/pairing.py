@@ -18,7 +18,8 @@ from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 
 MAX_CONTROLS = 10  # cases with a negative control, which takes as long to score as an image
 COSTS = ("evaluations", "seconds")
-RESERVED = ("real", "reconstruction", "floor", "label map")  # columns and rows of the tables
+# Names of other columns and rows, which a run may not have.
+RESERVED = ("real", "real CT", "reconstruction", "floor", "negative control", "label map")
 
 
 @dataclass(frozen=True)

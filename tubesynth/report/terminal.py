@@ -11,7 +11,7 @@ ONLY_IN_FILES = (
     *("lumen_hu_", "contrast_hu_", "radius_bias", "radius_ratio", "vesselness_shell"),
     *("segmenter_betti", "segmenter_radius"),
 )
-CONTROL = "control"  # the column of result["floor"]
+CONTROL = "negative control"  # the column of result["floor"]
 
 
 def tables(result: dict[str, Any], vessel_class: int) -> str:
@@ -31,7 +31,7 @@ def tables(result: dict[str, Any], vessel_class: int) -> str:
     elif "labels" in result["provenance"]["folders"]:
         lines += ["", f"no vessel scores: no label map contains class {vessel_class}"]
     if result["floor"]:
-        lines += ["", f"{CONTROL}: negative control, the real CT of another patient as the image"]
+        lines += ["", f"{CONTROL}: the real CT of another patient in place of the image"]
     for run, losses in result["training"].items():
         first, last = losses["first_loss"], losses["last_loss"]
         lines += ["", f"validation loss of {run}: first {first:.4g}, last {last:.4g}"]
