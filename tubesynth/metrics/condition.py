@@ -74,7 +74,9 @@ def condition_of(
     line = skeleton_of(vessel, spacing)
     radius_mm = np.full(len(line), spacing.min() / 2)
     if len(tokens) and len(line):
-        _, nearest = KDTree(box_position_mm).query((line - box_center) * spacing)
+        # The leaf size decides which of two equally near points, as at a junction, is the nearest.
+        tree = KDTree(box_position_mm, leafsize=16)
+        _, nearest = tree.query((line - box_center) * spacing)
         radius_mm = np.asarray(tokens.radius_mm)[nearest]
     return Condition(
         tokens=tokens,

@@ -122,7 +122,10 @@ def sample_diversity(
 
     1: the sampler ignores its noise. None below two samples, or where a volume is too small.
     """
-    units = (hu_to_unit(torch.as_tensor(np.array(v)), window)[None, None] for v in volumes_hu)
+    units = (
+        torch.as_tensor(hu_to_unit(torch.as_tensor(np.array(v)), window))[None, None]
+        for v in volumes_hu
+    )
     pairs = [ms_ssim(a, b, 1.0)[0] for a, b in islice(combinations(units, 2), max_pairs)]
     return float(np.mean(pairs)) if pairs and np.isfinite(pairs).all() else None
 

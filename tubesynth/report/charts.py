@@ -8,9 +8,9 @@ name of any length has room. Plain strings; no plotting library is needed.
 import html
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Stat = dict[str, Any]  # {"mean", "std", "ci95": [low, high], "n"} of metrics/summary.py
+from tubesynth.metrics.summary import Stat
+
 Stats = dict[str, Stat]  # {METRIC or series: STAT}
 
 WIDTH, HEIGHT = 560, 260  # of the view box; the page scales the picture
@@ -58,13 +58,17 @@ def curve(
     points: {name: (count, STAT)}, numbered in the chart as in the list of names below it;
     references: (name, mean), each a dashed line.
     """
-    defined = {n: (x, s) for n, (x, s) in points.items() if s["mean"] is not None and x > 0}
+    defined = {
+        name: (count, mean, stat)
+        for name, (count, stat) in points.items()
+        if (mean := stat["mean"]) is not None and count > 0
+    }
     if not defined:
         return ""
     ordered = sorted(defined.items(), key=lambda item: item[1][0])
-    values = [value for _, (_, stat) in ordered for value in ends(stat)]
+    values = [value for _, (*_, stat) in ordered for value in ends(stat)]
     low, high = axis_range([*values, *(mean for _, mean in references)])
-    counts = [x for _, (x, _) in ordered]
+    counts = [count for _, (count, *_) in ordered]
     first, last = math.log(counts[0] / 1.3), math.log(counts[-1] * 1.3)
 
     def x_of(count: float) -> float:
@@ -77,13 +81,15 @@ def curve(
             f'<line class="{color_class(k)} dashed" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" '
             f'y2="{y:.1f}"/>' + text(WIDTH - RIGHT - 4, y - 5, name, "end")
         )
-    line = " ".join(f"{x_of(x):.1f},{height_of(s['mean'], low, high):.1f}" for _, (x, s) in ordered)
+    line = " ".join(
+        f"{x_of(count):.1f},{height_of(mean, low, high):.1f}" for _, (count, mean, _) in ordered
+    )
     elements.append(f'<polyline class="s0 line" points="{line}"/>')
     next_free, legend = 0.0, {}
-    for number, (name, (count, stat)) in enumerate(ordered, start=1):
+    for number, (name, (count, mean, stat)) in enumerate(ordered, start=1):
         x = x_of(count)
         elements.append(point(x, stat, low, high, 0, name))
-        elements.append(text(x + 8, height_of(stat["mean"], low, high) + 16, number, "start"))
+        elements.append(text(x + 8, height_of(mean, low, high) + 16, number, "start"))
         legend[name] = f"<b>{number}</b> "
         if x >= next_free:
             elements.append(text(x, HEIGHT - BOTTOM + 15, f"{count:g}", "middle"))
@@ -133,9 +139,11 @@ def grid(low: float, high: float, label: str) -> str:
 
 def point(x: float, stat: Stat, low: float, high: float, k: int, name: str) -> str:
     """A dot of the k-th series, its interval as a bar, and its numbers as a tooltip."""
-    y = height_of(stat["mean"], low, high)
+    mean = stat["mean"]
+    assert mean is not None, "a point without a mean has no place"
+    y = height_of(mean, low, high)
     interval = [value for value in stat["ci95"] if value is not None]
-    tooltip, bar = f"{name}: {stat['mean']:.3f}", ""
+    tooltip, bar = f"{name}: {mean:.3f}", ""
     if interval:
         tooltip += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
         y1, y2 = (height_of(value, low, high) for value in interval)

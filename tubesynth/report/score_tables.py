@@ -5,8 +5,8 @@ import html
 import re
 from typing import Any, NamedTuple
 
-from tubesynth.metrics.summary import cell
-from tubesynth.report.charts import Stat, Stats
+from tubesynth.metrics.summary import Stat, cell
+from tubesynth.report.charts import Stats
 
 CONTROL = "another patient’s CT"
 
