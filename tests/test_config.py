@@ -88,7 +88,7 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 1\ndata: {resolution: [64, 64]}\n", "data.resolution"),
         ("stage: 1\ndata: {resolution: [66, 64, 64]}\n", "data.resolution"),
         ("stage: 1\ndata: {hu_window: [100, -100]}\n", "data.hu_window"),
-        ("stage: 1\ndata: {hu_window: [0, 1]}\n", "a window of 100 or more"),
+        ("stage: 1\ndata: {hu_window: [0, 1]}\n", "a window of at least 100"),
         ("stage: 1\ndata: {hu_window: [0, 65535]}\n", "images are stored as int16"),
         ("stage: 1\ndata: {batch_size: 0}\n", "data.batch_size"),
         ("stage: 1\nseed: -1\n", "seed: -1"),
