@@ -114,8 +114,8 @@ def test_the_adaptive_weight_is_that_of_gradients_taken_apart(workplace):
     with torch.no_grad():
         value = generator(stage.autoencoder(batch["image"])[0], None)
     expected = 0.3 * value * gradient(others).norm() / (gradient(generator).norm() + 1e-6)
-    found = stage.generator_loss(stage.autoencoder, batch)["generator"]
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-7)
+    loss = stage.generator_loss(stage.autoencoder, batch)["generator"]
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=1e-7)
 
 
 def make_stage(workplace, *overrides) -> AutoencoderStage:
@@ -151,13 +151,13 @@ def _adaptive_rank(rank: int, port: int, workplace: Path, folder: Path):
 
 
 def test_the_adaptive_weight_of_two_ranks_is_that_of_one_with_twice_the_batch(workplace, tmp_path):
-    one = adaptive_step(workplace, 2)
+    single_rank = adaptive_step(workplace, 2)
     mp.spawn(_adaptive_rank, (free_port(), workplace, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     torch.testing.assert_close(ranks[0]["weight"], ranks[1]["weight"], rtol=1e-6, atol=0)
-    torch.testing.assert_close(ranks[0]["weight"], one["weight"], rtol=1e-4, atol=0)
-    difference = ranks[0]["gradient"] - one["gradient"]
-    assert difference.norm() < 1e-4 * one["gradient"].norm()
+    torch.testing.assert_close(ranks[0]["weight"], single_rank["weight"], rtol=1e-4, atol=0)
+    difference = ranks[0]["gradient"] - single_rank["gradient"]
+    assert difference.norm() < 1e-4 * single_rank["gradient"].norm()
 
 
 def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):
@@ -171,8 +171,8 @@ def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):
     near = binary_dilation(batch["label"][0].numpy() == 8)
     assert 0 < near.mean() < 0.2
     weight = np.where(near, 5.0, 1.0)
-    found = stage.reconstruction_terms(reconstruction, batch)["l1"].item()
-    assert found == pytest.approx(np.average(error, weights=weight), rel=1e-5)
+    weighted_l1 = stage.reconstruction_terms(reconstruction, batch)["l1"].item()
+    assert weighted_l1 == pytest.approx(np.average(error, weights=weight), rel=1e-5)
 
 
 def test_a_collapsed_codebook_is_told_once_with_a_remedy(workplace, capsys):
@@ -247,9 +247,9 @@ def test_reconstructing_with_a_vessel_mask_needs_the_label_maps(all_on, workplac
     # the same as through the Python API, with the tiles that do not change it
     pipeline = Pipeline.load(model, tile=8)
     image = read_volume(find_cases(validation / "images")[name])
-    made = pipeline.reconstruct(image, labels=read_labels(path))
+    reconstruction = pipeline.reconstruct(image, labels=read_labels(path))
     written = read_volume(find_cases(tmp_path / "out")[name])
-    assert np.abs(made.array.astype(int) - written.array).max() <= 1
+    assert np.abs(reconstruction.array.astype(int) - written.array).max() <= 1
     record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
     assert record["settings"]["label_sha256"] == file_digest(path)
 

@@ -81,10 +81,10 @@ def test_every_convolution_of_a_step_is_counted_as_it_is_used():
     calls = recorded_convolutions(stage, step)
     # autoencoder: down, 2 x 2 residual, out; in, 2 x 2 residual, up; discriminator: 4 layers, twice
     assert len(calls) == 6 + 6 + 4 + 4
-    asked = [(for_input, for_weights) for *_, for_input, for_weights in calls]
-    assert asked[0] == (False, True) and asked[1:12] == [(True, True)] * 11
-    assert asked[12:16] == [(True, False)] * 4  # the generator's pass through the discriminator
-    assert asked[16:] == [(False, True)] + [(True, True)] * 3
+    gradients = [(for_input, for_weights) for *_, for_input, for_weights in calls]
+    assert gradients[0] == (False, True) and gradients[1:12] == [(True, True)] * 11
+    assert gradients[12:16] == [(True, False)] * 4  # the generator's pass through the discriminator
+    assert gradients[16:] == [(False, True)] + [(True, True)] * 3
     assert [shape[0] for _, shape, *_ in calls] == [1] * 16 + [2] * 4
 
 

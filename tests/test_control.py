@@ -70,17 +70,17 @@ def test_the_scale_goes_from_the_base_to_the_full_control():
 
 def test_a_dropped_label_leaves_the_base_alone():
     base, controlled = trained_networks()
-    x, t, spacing, given = labelled_inputs()
-    given = Conditions(given.labels, keep_label=torch.tensor([0.0, 1.0]))
-    out, alone = controlled(x, t, spacing, given), base(x, t, spacing, given)
+    x, t, spacing, conditions = labelled_inputs()
+    conditions = Conditions(conditions.labels, keep_label=torch.tensor([0.0, 1.0]))
+    out, alone = controlled(x, t, spacing, conditions), base(x, t, spacing, conditions)
     assert torch.equal(out[0], alone[0]) and not torch.equal(out[1], alone[1])
     assert torch.equal(controlled(x, t, spacing), base(x, t, spacing))
 
 
 def test_a_control_of_vessels_sees_nothing_else():
     base, controlled = trained_networks(vessel_class=2)
-    x, t, spacing, given = labelled_inputs()
-    labels = given.labels
+    x, t, spacing, conditions = labelled_inputs()
+    labels = conditions.labels
     others = torch.where(labels == 2, labels, 1 - labels.clamp_max(1))  # 0 and 1 swapped
     assert not torch.equal(labels, others)
 
@@ -93,10 +93,10 @@ def test_a_control_of_vessels_sees_nothing_else():
 
 def test_conditions_made_once_serve_every_time_and_row():
     _, controlled = trained_networks()
-    x, t, spacing, given = labelled_inputs()
-    given = Conditions(given.labels, keep_label=torch.tensor([0.0, 1.0]))
-    prepared = controlled.cache_conditions(given, x.shape[2:], spacing)
-    out = controlled(x, t, spacing, given)
+    x, t, spacing, conditions = labelled_inputs()
+    conditions = Conditions(conditions.labels, keep_label=torch.tensor([0.0, 1.0]))
+    prepared = controlled.cache_conditions(conditions, x.shape[2:], spacing)
+    out = controlled(x, t, spacing, conditions)
     assert torch.equal(out, controlled(x, t, spacing, prepared))
     row = controlled(x[1:], t[1:], spacing[1:], prepared.rows(torch.tensor([1])))
     torch.testing.assert_close(row, out[1:], atol=1e-5, rtol=1e-4)
@@ -109,7 +109,7 @@ def test_the_copy_attends_to_the_vessels_as_the_base_does():
     controlnet = ControlNet(3, **encoder_settings(**sizes, **LABELS))
     controlnet.copy_from(base)
     controlled = ControlledUNet(base, controlnet, None).eval()
-    x, t, spacing, given = labelled_inputs()
+    x, t, spacing, conditions = labelled_inputs()
     tokens = {
         "position_mm": 5 * torch.randn(2, 7, 3),
         "radius_mm": torch.rand(2, 7) + 0.5,
@@ -117,17 +117,17 @@ def test_the_copy_attends_to_the_vessels_as_the_base_does():
         "root_distance_mm": 10 * torch.rand(2, 7),
         "mask": torch.arange(7)[None] < torch.tensor([[7], [3]]),
     }
-    given = Conditions(given.labels, tokens)
-    assert torch.equal(controlled(x, t, spacing, given), base(x, t, spacing, given))
+    conditions = Conditions(conditions.labels, tokens)
+    assert torch.equal(controlled(x, t, spacing, conditions), base(x, t, spacing, conditions))
     randomize_zeros(controlled.controlnet, 0.2)
 
     def residuals(conditions):
         prepared = controlled.cache_conditions(conditions, x.shape[2:], spacing)
         return controlled.controlnet(x, t, spacing, prepared.features, prepared.control)
 
-    elsewhere = {**tokens, "position_mm": -tokens["position_mm"]}
-    here, there = residuals(given), residuals(Conditions(given.labels, elsewhere))
-    assert not torch.equal(here[-1], there[-1])
+    mirrored = {**tokens, "position_mm": -tokens["position_mm"]}
+    before, after = residuals(conditions), residuals(Conditions(conditions.labels, mirrored))
+    assert not torch.equal(before[-1], after[-1])
 
 
 def test_a_step_moves_the_control_and_never_the_base():

@@ -115,8 +115,8 @@ def test_the_true_noise_has_no_loss_and_data_come_back(prediction):
 
     assert diffusion.loss(network, data, noise, t).max() < 1e-10
     for i in range(3):
-        found, eps = diffusion.split(seen["x"][i], seen["out"][i], seen["a"][i].item())
-        torch.testing.assert_close(found, data[i], atol=1e-4, rtol=1e-4)
+        sample, eps = diffusion.split(seen["x"][i], seen["out"][i], seen["a"][i].item())
+        torch.testing.assert_close(sample, data[i], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(eps, noise[i], atol=1e-4, rtol=1e-4)
     zero = diffusion.loss(lambda x, t: torch.zeros_like(x), data, noise, t)
     torch.testing.assert_close(zero, seen["out"].square().flatten(1).mean(1))

@@ -176,10 +176,10 @@ def test_dicom_with_a_missing_slice_or_two_series_is_refused(tmp_path):
 
 
 def test_one_frame_of_four_axes_is_read_and_several_are_refused_by_name(tmp_path):
-    one = save(tmp_path / "one.nii.gz", numbers((*SHAPE, 1)))
-    assert np.array_equal(read_volume(one).array, numbers())
-    two = save(tmp_path / "two.nii.gz", numbers((*SHAPE, 2)))
-    refusal(lambda: read_volume(two), two, "several frames")
+    single_frame = save(tmp_path / "one.nii.gz", numbers((*SHAPE, 1)))
+    assert np.array_equal(read_volume(single_frame).array, numbers())
+    two_frames = save(tmp_path / "two.nii.gz", numbers((*SHAPE, 2)))
+    refusal(lambda: read_volume(two_frames), two_frames, "several frames")
 
 
 def test_gz_without_the_ending_and_several_gzip_members_are_read(tmp_path):
@@ -445,8 +445,8 @@ def test_written_nifti_reads_back_as_int16_hu_with_both_forms_and_equal_bytes(tm
         back.get_qform(), affine, atol=1e-4
     )
     assert same_grid(read_volume(tmp_path / "1.img.nii.gz"), volume)
-    one, two = (tmp_path / f"{i}.img.nii.gz" for i in (1, 2))
-    assert one.read_bytes() == two.read_bytes()
+    first, second = (tmp_path / f"{i}.img.nii.gz" for i in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_values_beyond_the_type_are_clipped_not_wrapped(tmp_path):

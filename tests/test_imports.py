@@ -1,6 +1,7 @@
-"""Imports go one way: commands and pipeline -> training, inference, doctor -> build,
-conditioning ->
-data, metrics, pictures -> models, generative, losses, volume -> runtime; config beside them.
+"""Imports go one way, from the top to the bottom of this list; config lies beside the last two.
+
+commands, pipeline -> training, inference, doctor -> build, conditioning -> data, metrics, pictures
+-> models, generative, losses, volume -> runtime
 """
 
 import ast
@@ -13,11 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "tubesynth"
 FLOOR = {"runtime"}
 NETWORKS = {"models", "generative", "losses"}
 CONFIGURED = FLOOR | NETWORKS | {"volume", "config", "data"}
-# What each room may import besides itself. `runtime.errors` and `runtime.atomic` import nobody.
+# The rooms that each room may import besides itself.
 MAY_IMPORT = {
     "runtime": set(),
     "volume": FLOOR,
-    **{part: FLOOR | {"volume"} for part in NETWORKS},
+    **{room: FLOOR | {"volume"} for room in NETWORKS},
     "config": FLOOR | {"volume"},
     "phantom": FLOOR | {"volume", "data", "config"},
     "data": FLOOR | NETWORKS | {"volume"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "inference": CONFIGURED | {"build", "conditioning"},
     "doctor": CONFIGURED | {"build"},
 }
-KNOW_NO_PROCESS = {"models", "losses", "generative", "volume"}
+WITHOUT_PROCESSES = {"models", "losses", "generative", "volume"}
 
 
 def imported_modules(path):
@@ -48,7 +49,7 @@ def imported_modules(path):
                 yield module
 
 
-def imported_parts(path):
+def imported_rooms(path):
     for module in imported_modules(path):
         if module.startswith("tubesynth."):
             yield module.split(".")[1]
@@ -59,16 +60,16 @@ def test_every_room_has_its_rule():
     assert rooms == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("part", sorted(MAY_IMPORT))
-def test_a_part_imports_only_what_lies_below_it(part):
-    for path in (PACKAGE / part).rglob("*.py"):
-        found = set(imported_parts(path)) - {"__version__", part}
-        assert found <= MAY_IMPORT[part], f"{path.name} imports {found - MAY_IMPORT[part]}"
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_a_room_imports_only_the_rooms_below_it(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        rooms = set(imported_rooms(path)) - {"__version__", room}
+        assert rooms <= MAY_IMPORT[room], f"{path.name} imports {rooms - MAY_IMPORT[room]}"
 
 
-@pytest.mark.parametrize("part", sorted(KNOW_NO_PROCESS))
-def test_mathematics_knows_no_process(part):
-    for path in (PACKAGE / part).rglob("*.py"):
+@pytest.mark.parametrize("room", sorted(WITHOUT_PROCESSES))
+def test_mathematics_imports_no_process_group(room):
+    for path in (PACKAGE / room).rglob("*.py"):
         assert "tubesynth.runtime.dist" not in imported_modules(path), path
 
 
@@ -80,5 +81,5 @@ def test_volume_never_imports_torch():
 def test_no_training_framework_is_imported():
     forbidden = {"monai", "lightning", "pytorch_lightning", "hydra", "omegaconf"}
     for path in PACKAGE.rglob("*.py"):
-        found = {name.split(".")[0] for name in imported_modules(path)}
-        assert not found & forbidden, path
+        packages = {name.split(".")[0] for name in imported_modules(path)}
+        assert not packages & forbidden, path

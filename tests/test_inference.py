@@ -105,8 +105,8 @@ def test_volumes_of_a_batch_equal_those_synthesized_singly(workplace, stage_2, t
     run(synthesize, *common, "--output-dir", tmp_path / "two", "--batch-size", 2)
     for k in range(3):
         name = f"unconditional_s{k}"
-        one, two = (read_volume(tmp_path / f / f"{name}.img.nii.gz") for f in ("one", "two"))
-        assert np.abs(one.array - two.array.astype(int)).max() <= 1
+        single, batched = (read_volume(tmp_path / f / f"{name}.img.nii.gz") for f in ("one", "two"))
+        assert np.abs(single.array - batched.array.astype(int)).max() <= 1
         record = json.loads((tmp_path / "two" / f"{name}.json").read_text(encoding="utf-8"))
         assert record["batch"] == (2 if k < 2 else 1) and record["evaluations"] == 4
     stamps = [path.stat().st_mtime_ns for path in sorted((tmp_path / "two").glob("*.nii.gz"))]

@@ -27,8 +27,8 @@ def test_spectral_loss_is_that_of_the_whole_spectrum(shape):
     axes = tuple(range(2, len(shape)))
     amplitudes = [np.abs(np.fft.fftn(x, axes=axes, norm="ortho")) for x in (a, b)]
     expected = np.mean((amplitudes[0] - amplitudes[1]) ** 2)
-    found = spectral_loss(torch.from_numpy(a), torch.from_numpy(b))
-    assert found.item() == pytest.approx(expected, rel=1e-4)
+    loss = spectral_loss(torch.from_numpy(a), torch.from_numpy(b))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_spectral_loss_ignores_where_a_thing_lies():
@@ -98,8 +98,8 @@ def test_region_weights_have_mean_1_in_every_case_and_the_ratio_asked_for():
 def test_weighted_pixel_losses_are_weighted_means(loss, power):
     rng = np.random.default_rng(0)
     a, b, w = rng.random((3, 2, 1, 4, 5)).astype(np.float32)
-    found = loss(*(torch.from_numpy(x) for x in (a, b, w)))
-    assert found.item() == pytest.approx(np.mean(w * np.abs(a - b) ** power), rel=1e-5)
+    weighted = loss(*(torch.from_numpy(x) for x in (a, b, w)))
+    assert weighted.item() == pytest.approx(np.mean(w * np.abs(a - b) ** power), rel=1e-5)
     plain = loss(*(torch.from_numpy(x) for x in (a, b)))
     assert plain.item() == pytest.approx(np.mean(np.abs(a - b) ** power), rel=1e-5)
 

@@ -81,43 +81,43 @@ def test_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize("dim", [2, 3])
 def test_the_unet_listens_to_time_spacing_and_labels(dim):
     net = small_unet(dim)
-    x, t, spacing, given = labelled_inputs(dim)
-    out = net(x, t, spacing, given)
+    x, t, spacing, conditions = labelled_inputs(dim)
+    out = net(x, t, spacing, conditions)
     assert out.shape == x.shape
     for other in (
-        net(x, t + 0.1, spacing, given),
-        net(x, t, spacing * 1.5, given),
-        net(x, t, spacing, Conditions((given.labels + 1) % 3)),
+        net(x, t + 0.1, spacing, conditions),
+        net(x, t, spacing * 1.5, conditions),
+        net(x, t, spacing, Conditions((conditions.labels + 1) % 3)),
     ):
         assert (other - out).abs().max() > 1e-4
 
 
 def test_conditions_computed_once_give_the_same_output():
     net = small_unet()
-    x, t, spacing, given = labelled_inputs()
-    prepared = net.cache_conditions(given, x.shape[2:], spacing)
-    assert torch.equal(net(x, t, spacing, given), net(x, t, spacing, prepared))
+    x, t, spacing, conditions = labelled_inputs()
+    prepared = net.cache_conditions(conditions, x.shape[2:], spacing)
+    assert torch.equal(net(x, t, spacing, conditions), net(x, t, spacing, prepared))
 
 
 def test_a_dropped_label_is_the_same_whatever_the_label():
     net = small_unet()
-    x, t, spacing, given = labelled_inputs()
-    labels, drop = given.labels, torch.zeros(2)
-    one = net(x, t, spacing, Conditions(labels, keep_label=drop))
+    x, t, spacing, conditions = labelled_inputs()
+    labels, drop = conditions.labels, torch.zeros(2)
+    dropped = net(x, t, spacing, Conditions(labels, keep_label=drop))
     other = net(x, t, spacing, Conditions((labels + 1) % 3, keep_label=drop))
-    assert torch.equal(one, other)
-    kept = net(x, t, spacing, Conditions(labels, keep_label=torch.tensor([1.0, 0.0])))
-    torch.testing.assert_close(kept[1], one[1])
-    torch.testing.assert_close(kept[0], net(x, t, spacing, given)[0])
+    assert torch.equal(dropped, other)
+    half_dropped = net(x, t, spacing, Conditions(labels, keep_label=torch.tensor([1.0, 0.0])))
+    torch.testing.assert_close(half_dropped[1], dropped[1])
+    torch.testing.assert_close(half_dropped[0], net(x, t, spacing, conditions)[0])
 
 
 def test_a_batch_is_its_cases_one_by_one():
     net = small_unet()
-    x, t, spacing, given = labelled_inputs(batch=3)
-    together = net(x, t, spacing, given)
+    x, t, spacing, conditions = labelled_inputs(batch=3)
+    together = net(x, t, spacing, conditions)
     for i in range(3):
         row = slice(i, i + 1)
-        alone = net(x[row], t[row], spacing[row], Conditions(given.labels[row]))
+        alone = net(x[row], t[row], spacing[row], Conditions(conditions.labels[row]))
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-4)
 
 

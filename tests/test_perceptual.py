@@ -82,8 +82,10 @@ def test_the_whole_modules_state_dict_is_read_too(lpips_files, alexnet, heads, t
             whole[f"net.slice{number}.{index}.{name}"] = alexnet[f"features.{index}.{name}"]
     torch.save(whole, tmp_path / "lpips.pth")
     image, reference = torch.rand(2, 1, 1, 31, 31)
-    one, two = (load_perceptual(files) for files in (lpips_files, [str(tmp_path / "lpips.pth")]))
-    assert torch.equal(one(image, reference), two(image, reference))
+    from_files, from_module = (
+        load_perceptual(files) for files in (lpips_files, [str(tmp_path / "lpips.pth")])
+    )
+    assert torch.equal(from_files(image, reference), from_module(image, reference))
 
 
 def test_features_that_are_all_0_have_a_finite_gradient(lpips_files, alexnet):

@@ -214,9 +214,12 @@ def data_set(tmp_path_factory):
 
 def test_bytes_do_not_depend_on_the_number_of_workers(data_set, tmp_path):
     run(tmp_path, cases=2, workers=2)
-    one = digests(data_set)
-    assert one == digests(tmp_path) and len(one) == 1 + 2 * 3
-    assert "validation/images/2.img.nii.gz" in one and "training/labels/1.label.nii.gz" in one
+    expected = digests(data_set)
+    assert expected == digests(tmp_path) and len(expected) == 1 + 2 * 3
+    assert (
+        "validation/images/2.img.nii.gz" in expected
+        and "training/labels/1.label.nii.gz" in expected
+    )
 
 
 def test_image_label_and_centreline_of_a_case_agree(data_set):

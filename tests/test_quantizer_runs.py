@@ -73,8 +73,11 @@ def test_a_resumed_run_draws_the_same_noise(run, tmp_path):
 def test_its_dry_run_names_the_quantizer(run, capsys):
     kind, _, command = run
     main([*command, "--dry-run"])
-    said = {"fsq": "fsq, 160 codes (8 x 5 x 4 levels)", "kl": "continuous latents (weight 0.0001)"}
-    assert said[kind] in capsys.readouterr().out
+    descriptions = {
+        "fsq": "fsq, 160 codes (8 x 5 x 4 levels)",
+        "kl": "continuous latents (weight 0.0001)",
+    }
+    assert descriptions[kind] in capsys.readouterr().out
 
 
 def test_stage_2_models_what_the_quantizer_calls_latents(run, workplace, tmp_path, monkeypatch):
@@ -99,8 +102,8 @@ def test_stage_2_models_what_the_quantizer_calls_latents(run, workplace, tmp_pat
     main(["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path), *overrides])
     pipeline = Pipeline.load(tmp_path / "checkpoints" / "last.ckpt")
     labels = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
-    made = pipeline.synthesize(labels, seed=1)
-    assert made.shape == (32, 32, 24) and made.array.std() > 0
+    volume = pipeline.synthesize(labels, seed=1)
+    assert volume.shape == (32, 32, 24) and volume.array.std() > 0
 
 
 def test_its_reconstruction_is_the_same_in_tiles(run, workplace):

@@ -48,13 +48,13 @@ def test_distances_are_those_of_the_pipelines_own_samples(
     assert rows["reference"]["ct_rms_hu"] == 0
 
     pipeline, labels = Pipeline.load(stage_2), read_labels(find_cases(data / "labels")[path.stem])
-    aim, made = (
+    reference, sample = (
         pipeline.sample(
             labels, generator(torch.device("cpu"), 0, "sample", path.stem, 0), sampling=way
         )
         for way in (SamplingConfig("midpoint", steps=40), SamplingConfig("euler", steps=5))
     )
-    expected = (aim.latents - made.latents).square().mean().sqrt().item()
+    expected = (reference.latents - sample.latents).square().mean().sqrt().item()
     assert rows["euler_5"]["latent_rms"] == pytest.approx(expected, rel=1e-4)
     assert f"| euler 5 | 5.0 | {expected:.4f} |" in table
 

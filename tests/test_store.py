@@ -224,10 +224,10 @@ def test_every_file_of_a_dicom_folder_counts(store, tmp_path):
 def test_tokens_have_a_key_of_their_own_so_other_settings_leave_the_volumes_alone(store, tmp_path):
     case = make_case(tmp_path / "data")
     entry, _ = ensure_volume(store, case, GRID)
-    one, new_one = ensure_tokens(store, case, entry, FewTokens(8, 1.0))
-    two, new_two = ensure_tokens(store, case, entry, FewTokens(8, 0.5))
+    first, new_first = ensure_tokens(store, case, entry, FewTokens(8, 1.0))
+    second, new_second = ensure_tokens(store, case, entry, FewTokens(8, 0.5))
     _, again = ensure_tokens(store, case, entry, FewTokens(8, 0.5))
-    assert one.key != two.key and new_one and new_two and not again
+    assert first.key != second.key and new_first and new_second and not again
     assert ensure_volume(store, case, GRID)[1] is False
 
 

@@ -171,8 +171,8 @@ def test_unequal_numbers_of_tokens_in_a_batch_are_the_cases_alone(distance):
                 tokens.radius_mm[i : i + 1, :count],
                 mask[i : i + 1, :count],
             )
-            one = net(x[i : i + 1], net.cache_keys_values(alone, SIZE, CELL))
-            torch.testing.assert_close(out[i : i + 1], one, atol=2e-6, rtol=1e-5)
+            expected = net(x[i : i + 1], net.cache_keys_values(alone, SIZE, CELL))
+            torch.testing.assert_close(out[i : i + 1], expected, atol=2e-6, rtol=1e-5)
 
 
 def test_a_voxel_far_from_every_vessel_sees_the_null_token_alone():
@@ -224,10 +224,10 @@ def test_a_dropped_case_and_a_case_without_tokens_are_encoded_alike():
         "mask": torch.ones(2, 10, dtype=torch.bool),
     }
     result = encoder(tokens)
-    told = result.repeat_cases(4, torch.tensor([1.0, 0.0, 0.0, 1.0]))
-    assert told.mask.sum(1).tolist() == [10, 0, 0, 10]
-    assert torch.equal(told.features, torch.cat([result.features] * 2))
+    repeated = result.repeat_cases(4, torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    assert repeated.mask.sum(1).tolist() == [10, 0, 0, 10]
+    assert torch.equal(repeated.features, torch.cat([result.features] * 2))
     assert result.features.isfinite().all() and result.radius_mm.min() > 0
     # positions 1 mm apart are told apart, wherever they are
-    moved = encoder({**tokens, "position_mm": tokens["position_mm"] + 1.0})
-    assert (moved.features - result.features).abs().amax(-1).min() > 1e-3
+    shifted = encoder({**tokens, "position_mm": tokens["position_mm"] + 1.0})
+    assert (shifted.features - result.features).abs().amax(-1).min() > 1e-3

@@ -97,9 +97,9 @@ def test_every_condition_matters_and_every_combination_runs():
                 )
                 out[labels, tokens, fields] = net(x, t, spacing, conditions)
     every = list(out.values())
-    for i, one in enumerate(every):
+    for i, output in enumerate(every):
         for other in every[:i]:
-            assert (one - other).abs().max() > 1e-4
+            assert (output - other).abs().max() > 1e-4
     assert torch.equal(out[False, False, False], net(x, t, spacing))
 
 
@@ -123,8 +123,8 @@ def test_a_batch_with_unequal_tokens_is_its_cases_one_by_one():
         row = slice(i, i + 1)
         alone = rows_of(full, row)
         cut = {name: values[:, : max(count, 1)] for name, values in alone.tokens.items()}
-        one = net(x[row], t[row], spacing[row], with_changes(alone, tokens=cut))
-        torch.testing.assert_close(together[row], one, atol=1e-5, rtol=1e-4)
+        expected = net(x[row], t[row], spacing[row], with_changes(alone, tokens=cut))
+        torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -247,8 +247,10 @@ def test_two_ranks_train_like_one_with_twice_the_batch(workplace, stage_1, tmp_p
     main([*config, str(tmp_path / "one"), *options, "data.batch_size=2"])
     result = run_command("tubesynth.train", *config, tmp_path / "two", *options, processes=2)
     assert result.returncode == 0, result.stderr[-2000:]
-    one, two = (checkpoint_of(tmp_path / run)["phases"]["unet"]["module"] for run in ("one", "two"))
-    assert_same_state(one, two, tolerance=2e-4)
+    single, double = (
+        checkpoint_of(tmp_path / run)["phases"]["unet"]["module"] for run in ("one", "two")
+    )
+    assert_same_state(single, double, tolerance=2e-4)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
+BENCH_FOLDER = Path(__file__).parent
 WEIGHTED = "losses.vessel_weight=10"
 TOKENS, DISTANCE = ("unet.vessel_attention=plain",), ("unet.vessel_attention=distance",)
 FIELDS = (*DISTANCE, "unet.vessel_fields=true")
@@ -132,7 +132,7 @@ def stage_2(args, folder: Path, overrides: list[str]) -> dict:
 def train(args, folder: Path, config: str, overrides: list[str]) -> dict:
     """A finished run's last validation scores, with its seconds a step and peak memory."""
     places = [f"data.root={args.data}", f"data.cache_dir={args.output_dir / 'cache'}"]
-    options = ["--config", HERE / config, "--run-dir", folder, "--logger", "none"]
+    options = ["--config", BENCH_FOLDER / config, "--run-dir", folder, "--logger", "none"]
     peak = command("train", *options, *places, *overrides)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]

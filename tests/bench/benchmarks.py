@@ -20,8 +20,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parent.parent
+BENCH_FOLDER = Path(__file__).parent
+REPOSITORY = BENCH_FOLDER.parent.parent
 LINES = REPOSITORY / "docs" / "benchmarks.jsonl"
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
@@ -48,10 +48,10 @@ class Section:
 
     @property
     def command(self) -> str:
-        parts = ["python", f"tests/bench/{self.script}", self.arguments]
-        parts += ["--peer-python monai_env/bin/python"] if self.peer else []
-        parts += ["--data-dir bench"] if self.data else []
-        return " ".join(part for part in parts if part)
+        words = ["python", f"tests/bench/{self.script}", self.arguments]
+        words += ["--peer-python monai_env/bin/python"] if self.peer else []
+        words += ["--data-dir bench"] if self.data else []
+        return " ".join(part for part in words if part)
 
 
 SECTIONS = {
@@ -136,7 +136,7 @@ def run(name: str, peer_python: str | None, data_dir: Path | None) -> None:
         print(f"{name}: skipped, needs --peer-python", file=sys.stderr)
         return
     script, *words = section.script.split()
-    command = [sys.executable, str(HERE / script), *words, *section.arguments.split()]
+    command = [sys.executable, str(BENCH_FOLDER / script), *words, *section.arguments.split()]
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         if section.peer:
             command += ["--peer-python", str(peer_python)]

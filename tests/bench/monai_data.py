@@ -16,8 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parent.parent
+BENCH_FOLDER = Path(__file__).parent
+REPOSITORY = BENCH_FOLDER.parent.parent
 
 # ours -> (the peer's case, its type of one-hot classes); _stored: ours before conversion, which
 # says what a GPU is sent, against the peer's, which has no such form
@@ -68,7 +68,7 @@ def one_round(case: str, args) -> tuple[list[dict], list[dict]]:
             folder = ["--data-dir", args.data_dir, "--volumes", str(args.volumes), *scans]
             stored = ["--stored"] if case.endswith("_stored") else []
             ours += run([*bench, *folder, *size, *types, *stored, "--workers", str(workers)])
-        pipeline = [args.peer_python, "-W", "ignore", HERE / "monai_pipeline.py"]
+        pipeline = [args.peer_python, "-W", "ignore", BENCH_FOLDER / "monai_pipeline.py"]
         folder = ["--data", args.data_dir / data, "--cache-dir", args.data_dir]
         amounts = ["--volumes", str(amount), "--workers", str(workers), "--case", peer_case]
         peer += run([*pipeline, *folder, *amounts, *size, *types])

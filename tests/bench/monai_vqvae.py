@@ -16,7 +16,7 @@ from pathlib import Path
 
 from monai_data import cpu, middle, run, spread
 
-HERE = Path(__file__).parent
+BENCH_FOLDER = Path(__file__).parent
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     both = ["--crop", *args.crop, "--batch", args.batch, "--repeats", args.repeats]
     both += ["--device", args.device]
     settings = [f"train.precision='{args.precision}'", *args.overrides]
-    ours = [sys.executable, HERE / "bench.py", "autoencoder", *both, "--set", *settings]
-    peer = [args.peer_python, "-W", "ignore", HERE / "monai_vqvae_step.py", *both]
+    ours = [sys.executable, BENCH_FOLDER / "bench.py", "autoencoder", *both, "--set", *settings]
+    peer = [args.peer_python, "-W", "ignore", BENCH_FOLDER / "monai_vqvae_step.py", *both]
     peer += ["--precision", args.precision]
     steps, bare, peer_steps = [], [], []
     for _ in range(args.rounds):
