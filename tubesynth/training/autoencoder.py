@@ -28,11 +28,7 @@ from tubesynth.losses.autoencoder import (
 )
 from tubesynth.metrics.dilation import dilated
 from tubesynth.metrics.image import psnr, ssim
-from tubesynth.metrics.vessel_fidelity import (
-    VesselSurroundings,
-    mean_fidelity,
-    vessel_fidelity,
-)
+from tubesynth.metrics.vessel_fidelity import VesselSurroundings, mean_fidelity, vessel_fidelity
 from tubesynth.runtime import dist
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
@@ -42,7 +38,7 @@ from tubesynth.volume.intensity import unit_to_hu
 
 
 class AutoencoderStage:
-    """Stage 1 as the loop sees it."""
+    """Stage 1 for the training loop: its phases, batches, validation and panels."""
 
     progress_terms: tuple[str, ...] = ("l1", "spectral", "generator", "discriminator")
     printed_scores: tuple[str, ...] = (
@@ -82,10 +78,11 @@ class AutoencoderStage:
         self.perceptual = None
         if config.losses.perceptual > 0:
             self.perceptual = Perceptual(config.losses, config.seed, device)
-        # By validation case, computed at its first validation; None: a case without vessels.
+        # By case id, computed when a case is first validated; None for a case without vessels.
         self.surroundings: dict[str, VesselSurroundings | None] = {}
 
     def generator_loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
+        """The weighted terms of the autoencoder; stores batch["reconstruction"], detached."""
         weights = self.config.losses
         image = batch["image"]
         reconstruction, quantizer_terms, indices = forward(image, self.vessels(batch))
@@ -101,7 +98,7 @@ class AutoencoderStage:
         return {**terms, **quantizer_terms}
 
     def vessels(self, batch: dict) -> Tensor:
-        """(B, X, ...) bool."""
+        """The vessel mask of a batch, (B, X, ...) bool."""
         return batch["label"] == self.config.labels.vessel
 
     def reconstruction_terms(self, reconstruction: Tensor, batch: dict) -> dict[str, Tensor]:
@@ -155,6 +152,7 @@ class AutoencoderStage:
         return dist.mean_over_ranks(gradient / scale)
 
     def discriminator_loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
+        """One term, from real and reconstructed images; none before adversarial_from_step."""
         if not self._adversarial():
             return {}
         loss = DISCRIMINATOR_LOSS[self.config.losses.adversarial_objective]
@@ -163,14 +161,14 @@ class AutoencoderStage:
         return {"discriminator": loss(real_scores, fake_scores)}
 
     def codebook_scores(self) -> dict[str, float]:
-        """The use of the codes in the training steps since the last call."""
+        """Scores of the codebook in the training steps since the last call."""
         assert self.usage
         scores = self.usage.scores()
         self.collapse.check(self.position.step, scores["codebook_perplexity"])
         return scores
 
     def _codebook_usage(self) -> CodebookUsage | None:
-        """An empty count; None where the latents are continuous."""
+        """A new counter of the codes; None for continuous latents, which have no codes."""
         codes = self.autoencoder.quantizer.num_codes
         return None if codes is None else CodebookUsage(codes, self.device)
 
@@ -184,7 +182,7 @@ class AutoencoderStage:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Means over the validation cases as whole volumes: loss (the sum of reconstruction_terms),
-        psnr, ssim, the use of the codes, and the scores of metrics/vessel_fidelity.py near vessels.
+        psnr, ssim, the codebook scores, and the scores of metrics/vessel_fidelity.py near vessels.
         """
         weights = self.config.losses
         terms = [name for name in ("l1", "l2", "spectral") if getattr(weights, name)]
@@ -221,14 +219,14 @@ class AutoencoderStage:
             vessels = self.vessels(batch)[0].cpu().numpy()[flat]
             spacing = batch["spacing"][0].cpu().numpy()
             self.surroundings[case] = VesselSurroundings.of(vessels, spacing)
-        around, window = self.surroundings[case], self.config.data.hu_window
-        if around is None:
+        surroundings, window = self.surroundings[case], self.config.data.hu_window
+        if surroundings is None:
             return []
         real_hu, reconstruction_hu = (
             unit_to_hu(unit[0, 0].float().cpu().numpy(), window)[flat]
             for unit in (batch["image"], reconstruction)
         )
-        return [vessel_fidelity(real_hu, reconstruction_hu, around, window[1] - window[0])]
+        return [vessel_fidelity(real_hu, reconstruction_hu, surroundings, window[1] - window[0])]
 
     @torch.no_grad()
     def preview(self) -> dict:

@@ -1,8 +1,8 @@
-"""Scores of the use of a codebook, counted over all ranks, and a warning when it has collapsed.
+"""Usage scores of a codebook, counted over all ranks, and a warning when it has collapsed.
 
-A collapse that lasts has its cause in the encoder: its rectified units die under steps that are too
-large, its output is one vector everywhere, and revived codes are copies of that vector. Dead units
-have no gradient and do not recover, so the run warns the user.
+A lasting collapse has its cause in the encoder: too large steps kill its ReLU units, so its output
+is the same vector everywhere, and revived codes are copies of that vector. Dead units have no
+gradient and do not recover, so the run warns the user.
 """
 
 import torch
@@ -41,7 +41,7 @@ class CodebookUsage:
 
 
 class CollapseWarning:
-    """Warns once that the codebook has collapsed, from some steps after the warm-up on."""
+    """Warns once that the codebook has collapsed, from SETTLING_STEPS after the warm-up on."""
 
     def __init__(self, num_codes: int, warmup_steps: int):
         self.num_codes, self.from_step = num_codes, warmup_steps + SETTLING_STEPS

@@ -14,9 +14,9 @@ from tubesynth.training.latents import EncodedSplits
 
 
 class ControlStage(LatentStage):
-    """Stage 3 as the loop sees it: stage 2 with a frozen U-Net and a trained ControlNet.
+    """Stage 3 for the training loop: stage 2 with a frozen U-Net and a trained ControlNet.
 
-    base: the checkpoint of control.base, whose latent scale `latents` must have.
+    base: the checkpoint of control.base; `latents` must have its latent scale.
     """
 
     def __init__(

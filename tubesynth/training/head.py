@@ -21,7 +21,7 @@ def samples_per_step(config: Config) -> int:
 
 
 def log_head(config: Config, volumes: Volumes, run_dir: Path, device: torch.device) -> None:
-    """Log what is about to be trained, on what, for how long, and where its files go."""
+    """Log versions, device, data, length, cache and run folder on rank 0."""
     if not dist.is_main():
         return
     commit = git_commit()
@@ -43,12 +43,13 @@ def log_head(config: Config, volumes: Volumes, run_dir: Path, device: torch.devi
         logger.info(line)
 
 
-def warn_of_cpu(config: Config, device: torch.device, choice: str, gpus: int | None) -> None:
-    """A warning where the options ask for a GPU, this machine has none, and the user did not choose
-    the CPU. choice, gpus: the options --device and --gpus.
+def warn_of_cpu(config: Config, device: torch.device, device_option: str, gpus: int | None) -> None:
+    """Warn that a run trains on the CPU although its options need a GPU.
+
+    device_option, gpus: the values of --device and --gpus; --device cpu turns the warning off.
     """
-    asks_for_gpu = gpus is not None or config.train.precision == "16-mixed"
-    if device.type == "cpu" and choice == "auto" and asks_for_gpu:
+    needs_gpu = gpus is not None or config.train.precision == "16-mixed"
+    if device.type == "cpu" and device_option == "auto" and needs_gpu:
         option = "--gpus" if gpus is not None else "--precision 16-mixed"
         logger.warning(
             f"{option} is set, but torch finds no GPU: THIS RUN TRAINS ON THE CPU, which is far"

@@ -1,4 +1,4 @@
-"""The cases of a config, and their batches on the device.
+"""The training and validation cases of a config, and their batches on the device.
 
 The loader reads int16 HU and uint8 labels; to_device applies the HU window and the intensity
 augmentation on the device, which gives the model's [0, 1].
@@ -38,8 +38,8 @@ def split_cases(data: DataConfig, split: str) -> list[Case]:
 
 
 def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
-    """A loader's batch -> image float32 (B, 1, X, ...) in [0, 1], label uint8 (B, X, ...),
-    spacing in mm and, of training samples, their sample indices.
+    """A batch of a loader on the device: image float32 (B, 1, X, ...) in [0, 1], label uint8
+    (B, X, ...), spacing (B, 3) in mm, case ids and, for training samples, sample indices.
     """
     hu = batch["image"].to(device, non_blocking=True)  # int16 over the bus
     intensity = batch["intensity"].to(device, non_blocking=True)
@@ -68,7 +68,7 @@ class Volumes:
 
     @classmethod
     def find(cls, config: Config) -> "Volumes":
-        """List the folders of data.root; InputError where they are not pairs of files."""
+        """Pair the files of data.root; InputError where an image or a label map has no partner."""
         training, validation = (
             split_cases(config.data, split) for split in ("training", "validation")
         )
@@ -125,9 +125,9 @@ class Volumes:
     def validation_batch(self, index: int, device: torch.device) -> dict:
         return to_device(collate([self.validation_set.sample(index)]), self.data, device)
 
-    def previews(self, number: int, render: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
-        """render(index) for the first validation cases, by panel name; empty on ranks above 0."""
-        cases = self.validation[:number] if dist.is_main() else []
+    def previews(self, count: int, render: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
+        """{panel name: render(index)} of the first validation cases; {} on ranks above 0."""
+        cases = self.validation[:count] if dist.is_main() else []
         return {f"validation_{case.id}": render(index) for index, case in enumerate(cases)}
 
     def panel(self, batch: dict, units: dict[str, Tensor]) -> np.ndarray:

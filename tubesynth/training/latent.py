@@ -1,7 +1,7 @@
 """Stage 2: flow matching or diffusion in the latents of a frozen autoencoder, conditioned on the
 label map and the vessels.
 
-The latents are encoded before the stage is made (training/latents.py).
+training/latents.py encodes the latents before a LatentStage is constructed.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class LatentStage:
-    """Stage 2 as the loop sees it."""
+    """Stage 2 for the training loop: its phase, batches, validation and panels."""
 
     printed_scores: tuple[str, ...] = ("loss",)
 
@@ -40,7 +40,7 @@ class LatentStage:
         latents: EncodedSplits,
         network: UNet | ControlledUNet | None = None,
     ):
-        """network: None makes a U-Net with initial weights."""
+        """network: by default a U-Net with initial weights."""
         self.config, self.volumes, self.latents = config, volumes, latents
         autoencoder, self.device = latents.autoencoder, latents.device
         network = network or build_unet(config, autoencoder.embedding_dim, autoencoder.factor)
@@ -54,11 +54,12 @@ class LatentStage:
 
     @property
     def sampled_network(self) -> UNet | ControlledUNet:
-        """The network to sample from: with averaged weights, where the config asks for them."""
+        """The network to sample from: the first EMA copy, or the trained one without EMA."""
         ema = self.phases[0].ema
         return cast(UNet | ControlledUNet, ema.module) if ema else self.unet
 
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
+        """The mean loss of the objective over a batch, under the name of its regression target."""
         data = batch["latent"]  # (B, C, x, ...)
         noise, t, keep_label = self._random_numbers(data, batch["sample_index"])
         noise = self.objective.pair_noise(noise, data)
@@ -127,7 +128,7 @@ class LatentStage:
         return {"loss": total / count}
 
     def _conditioned(self, net: UNet | ControlledUNet, batch: dict) -> Network:
-        """network(x, t) with the cached conditions of a batch."""
+        """The network as a function of (x, t), with the conditions of a batch computed once."""
         conditions = net.cache_conditions(
             conditions_of(batch), batch["latent"].shape[2:], batch["spacing"]
         )

@@ -34,7 +34,7 @@ FORMAT = 3  # raise it when the same case and autoencoder would give other laten
 def latent_key(
     config: Stage2Config, volumes: Volumes, autoencoder: str, case: Case, variant: int
 ) -> str:
-    """The store's key of a case's latents. autoencoder: the digest of its weights."""
+    """The store's key of a case's latents; autoencoder: the digest of its weights."""
     augmentation = [config.seed, vars(config.data.augment)] if variant else None
     return entry_key(
         format=FORMAT,
@@ -48,7 +48,7 @@ def latent_key(
 
 @dataclass
 class EncodedSplits:
-    """The encoded data set of stages 2 and 3, on the disk, and its batches on a device."""
+    """The encoded data set of stages 2 and 3 in the disk cache, and its batches on a device."""
 
     config: Stage2Config
     device: torch.device
@@ -73,7 +73,7 @@ class EncodedSplits:
         return self._to_device(collate([self.validation.sample(index)]))
 
     def _to_device(self, batch: dict) -> dict:
-        """Latents (B, C, x, ...) float32 of mean 0 and deviation 1, and their conditions."""
+        """A batch on the device: normalized latents (B, C, x, ...) float32 and their conditions."""
         latent = batch["latent"].to(self.device, non_blocking=True).float()
         on_device = {
             "case": batch["case"],
@@ -95,8 +95,8 @@ def encode_data_set(
 ) -> EncodedSplits:
     """Encode every case that the disk cache lacks; all ranks share the work, then wait.
 
-    checkpoint: of latents.autoencoder. scale: of a resumed run or of the base model; None takes it
-    from the training set.
+    checkpoint: the file of latents.autoencoder. scale: that of a resumed run or of the base model;
+    by default it is computed from the training set.
     """
     state = checkpoint.trained_autoencoder
     autoencoder = restore_autoencoder(state).to(device)
@@ -115,7 +115,7 @@ def encode_data_set(
 
 @dataclass
 class LatentEncoder:
-    """Encodes cases into the store, each under a key of all that decides its bytes."""
+    """Encodes cases into the store; an entry's key holds everything that decides its bytes."""
 
     config: Stage2Config
     volumes: Volumes
@@ -138,7 +138,7 @@ class LatentEncoder:
         ]
         dist.barrier()  # all ranks list the missing entries before one is written
         rank_share = missing[dist.rank() :: dist.world_size()]
-        # Data sets that hold all cases in memory are made only for cases that must be encoded.
+        # A data set may load all its cases into memory: construct only those with missing entries.
         sources = self._sources(cases, rank_share)
         for index, variant in progress(rank_share, f"encode {split}", len(rank_share), "volume"):
             source = sources[variant > 0]

@@ -2,8 +2,8 @@
 
 A stage gives the loop its phases (name, module, loss): a GAN has two, flow matching has one. Mixed
 precision, accumulation, gradient synchronization and clipping are in `training_step` alone. The
-position of a run is two numbers, the optimizer step and the number of samples drawn. All randomness
-is derived from them, so a resumed run repeats an uninterrupted one bit for bit.
+position of a run is two numbers, its optimizer step and its sample index. All randomness is derived
+from them, so a resumed run repeats an uninterrupted one bit for bit.
 """
 
 import math
@@ -37,7 +37,7 @@ SMALLEST_PROBING_SCALE = 1.0
 
 
 class Stage(Protocol):
-    """What a stage gives the loop."""
+    """The interface of a stage for the loop."""
 
     phases: list[Phase]
 
@@ -66,7 +66,7 @@ class Stage(Protocol):
 
 @dataclass
 class Run:
-    """One training run: the trained stage, its length, its position, and where it writes."""
+    """One training run: its stage, length and position, its log and its checkpoints."""
 
     stage: Stage
     train: TrainConfig
@@ -89,8 +89,8 @@ class Run:
 def fit(run: Run) -> dict[str, float]:
     """Train to the end of train.epochs; returns the last validation scores, on every rank.
 
-    A run that is new, or chooses its best checkpoint by another score than before, is validated
-    before its first step. Raises Stopped, after saving, when a signal came.
+    A run without a best score yet, because it is new or train.best_score has changed, is validated
+    before its first step. Raises Stopped, after saving, when a rank has received a signal.
     """
     stage, train, position = run.stage, run.train, run.position
     samples_left = max(0, train.epochs * run.epoch_length - position.sample_index)
@@ -127,11 +127,11 @@ def fit(run: Run) -> dict[str, float]:
                 skipped = True
             if result.problem:
                 guard.add_failure(step, phase.name, result.problem)
-                break  # the next phases would work on values that are not finite
+                break  # the next phases would compute with values that are not finite
         else:
             guard.reset()
 
-        # The position moves on by the samples of all ranks.
+        # The position advances by the samples of all ranks.
         position.step += 1
         position.sample_index += run.global_batch
         is_last = position.step == total_steps
@@ -156,7 +156,7 @@ def fit(run: Run) -> dict[str, float]:
         if any(e % train.save_every == 0 for e in completed_epochs):
             run.save(f"epoch_{run.epoch:05d}")
 
-        # Stop, where a signal has come to one of the ranks.
+        # Stop where a rank has received a signal.
         if run.stop.on_any_rank():
             run.save("last")
             reporter.close()
@@ -193,11 +193,11 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
 class StepResult(NamedTuple):
     """The result of one optimizer step of one phase."""
 
-    # The mean of each loss term over the micro-batches on this rank, and NAME_gradient_norm, before
-    # clipping; scalars on the device. Empty where the phase has not begun.
+    # Scalars on the device: the mean of each loss term over the micro-batches of this rank, and the
+    # norm PHASE_gradient_norm before clipping. Empty where the phase has not begun.
     values: dict[str, Tensor]
     updated: bool = True  # False: the step was skipped and no weight has changed
-    problem: str | None = None  # the loss or gradient that is not finite, if it is a fault
+    problem: str | None = None  # the loss or gradient that is not finite; None while scale probing
 
 
 def training_step(
@@ -252,20 +252,18 @@ def training_step(
 
 
 class BadStepGuard:
-    """Counts the steps in a row whose loss or gradient was not finite, and stops the run when there
-    are more than `budget`.
-    """
+    """Stops a run after more than `budget` consecutive steps with a non-finite loss or gradient."""
 
     def __init__(self, budget: int):
         self.budget = budget
         self.in_a_row = 0
 
     def reset(self) -> None:
-        """After a step without a fault."""
+        """Start counting again, after a step with finite values."""
         self.in_a_row = 0
 
     def add_failure(self, step: int, phase: str, problem: str) -> None:
-        """InputError, with the phase and its losses, where the budget is spent."""
+        """Count one step; InputError, with phase and loss names, above the budget."""
         self.in_a_row += 1
         logger.warning(f"step {step}, {phase}: {problem} is not finite: the step is skipped")
         if self.in_a_row > self.budget:

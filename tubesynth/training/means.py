@@ -16,8 +16,8 @@ class StepMeans:
     """
 
     def __init__(self):
-        # By the names that a phase reports together: their sums, (names,) float64, and the number
-        # of steps. A term that begins later than the others makes a new group.
+        # Per tuple of names that a phase adds together: the sums (names,) in float64 and the number
+        # of steps. A term that begins later than the others gives a new tuple.
         self.sums: dict[tuple[str, ...], Tensor] = {}
         self.steps: dict[tuple[str, ...], int] = {}
 

@@ -1,4 +1,4 @@
-"""The perceptual loss of stage 1: a frozen network from local files, on slices of all planes."""
+"""The perceptual loss of stage 1: a frozen network from local files, on slices of three planes."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tubesynth.runtime.seeding import generator
 
 
 class Perceptual:
-    """Image and reference (B, 1, X, ...), and the sample index of each case -> the unweighted loss.
+    """The unweighted loss of an image and its reference, both (B, 1, X, ...).
 
     Random slices are keyed by sample index, so they depend neither on the number of ranks nor on
     an interruption of the run.

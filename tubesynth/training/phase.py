@@ -33,8 +33,8 @@ class Phase:
     loss: Callable[[nn.Module, dict], dict[str, Tensor]]
     learning_rate: float
     ema_half_life: float | list[float] | None = None
-    # Further values for the log, over the steps since the last call; called on every rank, and the
-    # same on all of them.
+    # Further values for the log, over the steps since the last call. Every rank calls it and gets
+    # the same values.
     statistics: Callable[[], dict[str, float]] = dict
 
     forward: nn.Module = field(init=False)
@@ -59,7 +59,7 @@ class Phase:
         if train.compile:
             self.forward = cast(nn.Module, torch.compile(self.module))
         if torch.distributed.is_initialized():
-            # The modules keep their buffers (codebook statistics) equal themselves.
+            # The modules themselves synchronize their buffers (codebook statistics).
             arguments = inspect.signature(DistributedDataParallel).parameters
             renamed = "forward_sync_buffers" in arguments  # since torch 2.13
             option: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
@@ -79,9 +79,9 @@ class Phase:
         )
 
     def load(self, state: PhaseState, with_optimizer: bool) -> None:
-        """The weights and averages of a checkpoint, and its optimizer and scaler where asked for.
+        """Load weights and EMA copies, and by choice the optimizer with the gradient scaler.
 
-        An average whose half-life the checkpoint lacks starts from the weights.
+        An EMA copy whose half-life the checkpoint lacks starts from the weights.
         """
         self.module.load_state_dict(state.module)
         for ema in self.averages:

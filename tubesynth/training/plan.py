@@ -1,4 +1,4 @@
-"""The plan of a run for --dry-run: config, parameters, steps, shapes. It uses no GPU."""
+"""The plan of a run for --dry-run: config, parameters, steps and shapes; needs no GPU."""
 
 import math
 from pathlib import Path
@@ -16,10 +16,9 @@ from tubesynth.volume.cases import find_cases
 
 
 def describe_plan(config: Config, run_dir: Path) -> str:
-    """The resolved config and what follows from it, as text.
+    """The resolved config, and the sizes and number of steps that follow from it, as text.
 
-    InputError where a checkpoint that the config names does not fit it; one that does not exist yet
-    is part of the text.
+    A checkpoint that does not exist yet is listed as missing; InputError for one that does not fit.
     """
     models = open_base_models(config)
     if models.misfits:

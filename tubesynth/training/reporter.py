@@ -35,9 +35,9 @@ class Reporter:
         self.means = StepMeans()
         self.latest: dict[str, float] = {}  # values of the last line of metrics.jsonl
         self._start_interval()
-        self.process_steps = 0  # of this process, for the estimate of the time left
+        self.process_steps = 0  # since this process started, to estimate the remaining time
         self.started = time.monotonic()
-        self.last_dated_line = -math.inf  # the first line comes with the first values
+        self.last_dated_line = -math.inf  # the first line is due after the first step
         self.bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -56,7 +56,7 @@ class Reporter:
         self.means.add(values)
 
     def end_step(self, seconds: float, seconds_waited: float, skipped: bool) -> None:
-        """One step of all phases; seconds_waited: the part of its time spent waiting for data."""
+        """Count one step of all phases; seconds_waited: its time spent waiting for data."""
         self.step += 1
         self.steps += 1
         self.process_steps += 1
@@ -66,7 +66,7 @@ class Reporter:
         self.bar.update()
 
     def write_means(self, epoch: int, values: dict[str, float]) -> None:
-        """Write the line of metrics.jsonl; every rank must call it. values: added as they are."""
+        """Write a line of metrics.jsonl; every rank must call it. values: added as they are."""
         world_size = dist.world_size()
         seconds, waited = dist.sum_over_ranks(self.seconds, self.seconds_waited)
         self.latest = {
@@ -88,7 +88,7 @@ class Reporter:
             return
         now = time.monotonic()
         seconds_per_step = (now - self.started) / self.process_steps  # validation included
-        if self.steps:  # in the middle of an interval: values of this rank
+        if self.steps:  # since the last line of metrics.jsonl: the means of this rank alone
             values, step_time = self.means.of_this_rank, self.seconds / self.steps
         else:
             values, step_time = lambda: self.latest, self.latest["seconds_per_step"]

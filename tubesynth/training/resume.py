@@ -1,4 +1,4 @@
-"""Resuming a run: which checkpoint it starts from, what is restored and what restarts."""
+"""Resuming a run: the choice of its checkpoint, and the state that is restored or restarts."""
 
 from pathlib import Path
 
@@ -45,9 +45,9 @@ def find_checkpoint(requested: str | None, run_dir: Path, config: Config) -> Che
 
 
 def newest(folder: Path) -> Path | None:
-    """last.ckpt, or a periodic checkpoint that was written after it; None where there is none.
+    """The newest of last.ckpt and epoch_*.ckpt; None without a checkpoint.
 
-    A run that was killed before its next validation has such a periodic checkpoint.
+    epoch_*.ckpt is newer where a run was killed before its next validation.
     """
     paths = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
     return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -83,7 +83,9 @@ def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Path) -> Position:
-    """Where a run starts: at zero, or at a checkpoint's position less what train.restart names."""
+    """The position at which a run starts: zero, or that of its checkpoint, where the counts that
+    train.restart names start at zero.
+    """
     if checkpoint is None:
         return Position()
     stored, restart = checkpoint.position, _restarts(checkpoint, config)
@@ -92,7 +94,7 @@ def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Pa
         sample_index=0 if "epochs" in restart else stored.sample_index,
         schedule_start=stored.step if "schedule" in restart else stored.schedule_start,
         started_from=(
-            stored.started_from if _is_own(checkpoint, run_dir) else str(checkpoint.path)
+            stored.started_from if _is_in_run(checkpoint, run_dir) else str(checkpoint.path)
         ),
     )
 
@@ -100,35 +102,35 @@ def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Pa
 def restore(
     checkpoint: Checkpoint, stage: Stage, best: Best, config: Config, run_dir: Path
 ) -> Best:
-    """Load a checkpoint into a stage on every rank; the best score so far.
+    """Load a checkpoint into a stage on every rank; returns the best score so far.
 
-    best: without a value, as a new run has it. It is returned where the checkpoint is of another
-    run or was scored by another name.
+    best: that of a new run, without a value. It is returned where the checkpoint is of another run
+    or has the best value of another score.
     """
     restart = _restarts(checkpoint, config)
     for phase in stage.phases:
         phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
     stored = checkpoint.best
-    if _is_own(checkpoint, run_dir) and stored.name == best.name and _is_on_disk(stored, run_dir):
+    if _is_in_run(checkpoint, run_dir) and stored.name == best.name and _is_saved(stored, run_dir):
         best = stored
     logger.info(_report(checkpoint, stage, best, config, restart))
     return best
 
 
 def _restarts(checkpoint: Checkpoint, config: Config) -> set[str]:
-    """train.restart, but nothing where the very run of the checkpoint is started again."""
+    """train.restart; empty where the config is that of the checkpoint, whose run then resumes."""
     return set() if checkpoint.config == config else set(config.train.restart)
 
 
-def _is_own(checkpoint: Checkpoint, run_dir: Path) -> bool:
+def _is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
     """Whether the checkpoint lies in the run's folder."""
     assert checkpoint.path is not None
     return run_dir.resolve() in checkpoint.path.resolve().parents
 
 
-def _is_on_disk(best: Best, run_dir: Path) -> bool:
-    """Whether best.ckpt is of the best step. It is not where the run resumes from before a later
-    best checkpoint.
+def _is_saved(best: Best, run_dir: Path) -> bool:
+    """Whether best.ckpt is of the best step; a run that resumes from an earlier step may have a
+    later best.ckpt.
     """
     path = run_dir / "checkpoints" / "best.ckpt"
     return path.is_file() and Checkpoint.load(path).position.step == best.step

@@ -22,7 +22,7 @@ from tubesynth.training.resume import restore
 
 
 class CheckpointedStage(Stage, Protocol):
-    """A stage whose checkpoints can be written."""
+    """A stage with the latents that its checkpoints hold."""
 
     @property
     def latents(self) -> EncodedSplits | None:
@@ -53,7 +53,7 @@ def run_stage(
 ) -> dict[str, float]:
     """Train a stage on every rank; returns the last validation scores. Rank 0 writes and reports.
 
-    checkpoint: the one that the run resumes, where position is its starting position.
+    checkpoint: that of a resumed run, else None; position: the one at which the run starts.
     """
     score = config.train.best_score
     best = Best(score, config.BEST_SCORES[score])

@@ -1,7 +1,7 @@
 """Training of the vessel segmenter, a small U-Net that measures whether synthetic data helps.
 
-The loss is soft Dice and cross-entropy, as in nnU-Net (Isensee et al. 2021). The scores are those
-of whole real volumes that are not trained on.
+The loss is soft Dice plus cross-entropy, as in nnU-Net (Isensee et al. 2021). The scores are those
+of whole real validation volumes.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from tubesynth.training.phase import Phase
 
 
 class SegmentationStage:
-    """The segmenter as the loop sees it."""
+    """The segmenter for the training loop: its phase, batches, validation and panels."""
 
     progress_terms: tuple[str, ...] = ("dice_loss", "cross_entropy")
     printed_scores: tuple[str, ...] = ("loss", "dice")
@@ -70,7 +70,7 @@ class SegmentationStage:
         return rows
 
     def validate(self) -> dict[str, float]:
-        """Mean Dice over the validation cases, and the loss 1 - Dice, whose better end is 0."""
+        """Mean Dice over the validation cases, and the loss 1 - Dice."""
         values = [dice(mask, truth) for _, mask, truth in self.masks()]
         defined = [value for value in values if value == value]  # NaN where both masks are empty
         total, count = dist.sum_over_ranks(sum(defined), len(defined))
