@@ -1,7 +1,6 @@
 """What tests share: small phantoms, configs, trained checkpoints, real CT where present."""
 
 import os
-import socket
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy: threads slow small matrices down
@@ -76,10 +75,11 @@ train:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def join_two_ranks(rank: int, meeting: Path) -> None:
+    """Joins a group of two processes that meet in a new file: no port can be taken meanwhile."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
 
 
 @pytest.fixture(scope="session")

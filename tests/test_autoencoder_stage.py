@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import free_port
+from conftest import join_two_ranks
 from networks import make_vqvae
 from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of, lines, run_command
@@ -142,17 +142,15 @@ def adaptive_step(workplace, batch_size: int) -> dict[str, torch.Tensor]:
     return {"weight": weight, "gradient": torch.cat(gradients)}
 
 
-def _adaptive_rank(rank: int, port: int, workplace: Path, folder: Path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _adaptive_rank(rank: int, meeting: Path, workplace: Path, folder: Path):
+    join_two_ranks(rank, meeting)
     torch.save(adaptive_step(workplace, 1), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_the_adaptive_weight_of_two_ranks_is_that_of_one_with_twice_the_batch(workplace, tmp_path):
     single_rank = adaptive_step(workplace, 2)
-    mp.spawn(_adaptive_rank, (free_port(), workplace, tmp_path), nprocs=2)
+    mp.spawn(_adaptive_rank, (tmp_path / "meeting", workplace, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     torch.testing.assert_close(ranks[0]["weight"], ranks[1]["weight"], rtol=1e-6, atol=0)
     torch.testing.assert_close(ranks[0]["weight"], single_rank["weight"], rtol=1e-4, atol=0)

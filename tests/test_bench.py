@@ -155,7 +155,8 @@ def test_cpu_seconds_count_work_and_not_waiting():
     measured = measure(work, repeats=1)
     if measured.cpu_seconds is None:
         pytest.skip("no /proc")
-    assert 0.17 <= measured.cpu_seconds <= 0.3 < 0.5 <= measured.seconds
+    # On a busy machine the seconds grow and the CPU seconds do not.
+    assert 0.17 <= measured.cpu_seconds <= measured.seconds - 0.2 and measured.seconds >= 0.5
 
 
 def test_peak_memory_sees_an_allocation_that_is_gone_afterwards():
@@ -167,7 +168,9 @@ def test_peak_memory_sees_an_allocation_that_is_gone_afterwards():
         memory = mmap.mmap(-1, 50_000_000)  # outside the heap, which may have free pages
         for _ in range(50):
             memory.write(b"1" * 1_000_000)
-        time.sleep(0.2)
+        deadline = time.monotonic() + 60  # of the next sample
+        while (busy.peak_mb or 0) < idle.peak_mb + 45 and time.monotonic() < deadline:
+            time.sleep(0.01)
         memory.close()
     assert 45 < busy.peak_mb - idle.peak_mb < 70
 

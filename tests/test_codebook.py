@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import free_port
+from conftest import join_two_ranks
 from networks import make_ema_quantizer, make_vqvae
 from parts.measure import PeakMemory
 from torch import Tensor
@@ -181,10 +181,8 @@ def _codes():
     return torch.randn(16, 4, generator=torch.Generator().manual_seed(2)) * 4
 
 
-def _rank(rank, port, results):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _rank(rank, meeting, results):
+    join_two_ranks(rank, meeting)
     batches = [batch[rank : rank + 1] for batch in _batches()]
     torch.manual_seed(rank)  # the ranks' random numbers differ, and the codebooks must agree
     results[rank, "revived"] = _trained(batches, revive_after=2, start=None)
@@ -194,10 +192,11 @@ def _rank(rank, port, results):
 
 
 @pytest.fixture(scope="module")
-def two_ranks():
+def two_ranks(tmp_path_factory):
+    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (free_port(), results), nprocs=2)
+        mp.spawn(_rank, (meeting, results), nprocs=2)
         return dict(results)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import free_port
 from torch.nn.parallel import DistributedDataParallel
 
 from tubesynth.runtime import dist
@@ -29,7 +28,7 @@ def test_slurm_tasks_without_a_master_address_are_refused_before_they_wait(monke
 
 
 GROUP_THREADS = ("gloo", "pt_gloo", "pt_tcpstore")  # the names of the threads of torch and gloo
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 300.0
 
 
 def group_threads() -> set[str]:
@@ -59,7 +58,10 @@ def test_a_run_that_ends_leaves_no_thread_of_its_group(raised, monkeypatch):
     """Gloo's threads outlive destroy_process_group where a DDP wrapper is left to the collector."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, value in dict(
-        RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()
+        RANK=0,
+        WORLD_SIZE=1,
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=0,  # a port that the system chooses
     ).items():
         monkeypatch.setenv(name, str(value))
     before = group_threads()

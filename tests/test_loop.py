@@ -9,7 +9,7 @@ from itertools import pairwise, repeat
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import free_port
+from conftest import join_two_ranks
 from torch import nn
 
 from tubesynth.build.base_models import require_base_models
@@ -162,11 +162,9 @@ def test_an_overflow_at_the_smallest_scale_is_a_fault():
     assert not any(result.updated for result in results)
 
 
-def _rank_of_two(rank, port, results):
+def _rank_of_two(rank, meeting, results):
     """Steps of a phase whose loss is not finite on rank 0 alone."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    join_two_ranks(rank, meeting)
     train = replace(PLAIN, precision="16-mixed")
 
     def loss(forward, batch):
@@ -178,11 +176,11 @@ def _rank_of_two(rank, port, results):
     torch.distributed.destroy_process_group()
 
 
-def test_all_ranks_skip_a_step_that_was_not_finite_on_one_rank():
+def test_all_ranks_skip_a_step_that_was_not_finite_on_one_rank(tmp_path):
     """In fp16: a rank that began the next phase alone would wait for the others for ever."""
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank_of_two, (free_port(), results), nprocs=2)
+        mp.spawn(_rank_of_two, (tmp_path / "meeting", results), nprocs=2)
         assert dict(results) == {0: "loss square", 1: "the gradient"}
 
 
@@ -444,10 +442,8 @@ def test_a_resumed_run_logs_the_means_of_the_uninterrupted_one(tmp_path):
     assert loss_curve(tmp_path / "whole" / "metrics.jsonl") == [(n, 1.0) for n in range(7)]
 
 
-def _mean_of_two_ranks(rank, port, results):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _mean_of_two_ranks(rank, meeting, results):
+    join_two_ranks(rank, meeting)
     means = StepMeans()
     for step in range(3):
         means.add({"term": torch.tensor(10.0 * rank + step)})
@@ -456,10 +452,10 @@ def _mean_of_two_ranks(rank, port, results):
     torch.distributed.destroy_process_group()
 
 
-def test_the_means_are_over_all_ranks():
+def test_the_means_are_over_all_ranks(tmp_path):
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_mean_of_two_ranks, (free_port(), results), nprocs=2)
+        mp.spawn(_mean_of_two_ranks, (tmp_path / "meeting", results), nprocs=2)
         results = dict(results)
     # Rank 0 adds 0, 1, 2, 9 and rank 1 adds 10, 11, 12, 9; `later` begins with the fourth step.
     everywhere = {"term": 54 / 8, "later": 2.0}

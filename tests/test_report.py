@@ -165,7 +165,7 @@ def test_a_browser_shows_the_report_without_a_network(evaluation, tmp_path):
         + [f"--screenshot={shot}", (evaluation / "report.html").as_uri()],
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=1200,
     )
     from PIL import Image
 
