@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from tubesynth.config.schema import (
     Config,
     DiffusionSampler,
     FlowSolver,
+    Precision,
     SamplingConfig,
     Stage1Config,
     Stage2Config,
@@ -54,7 +54,6 @@ from tubesynth.runtime.seeding import generator
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Solver = FlowSolver | DiffusionSampler
 
 

@@ -1,7 +1,7 @@
-"""The trained models that stages 2 and 3 build on: opened, and checked to fit the config.
+"""The checkpoints that stages 2 and 3 need: opened, and checked to fit the config.
 
-Training refuses the first problem, doctor lists all of them, and a dry run does without what is
-missing; the wording is the same.
+Training stops at the first problem, doctor lists all of them, and a dry run accepts missing files;
+the messages are the same.
 """
 
 from collections.abc import Collection, Iterator
@@ -40,8 +40,9 @@ OBJECTIVE_KEYS = {
 class BaseModels:
     """The checkpoints that a config names.
 
-    autoencoder: of latents.autoencoder (stages 2 and 3); base: of control.base (stage 3). missing:
-    one line for each that is not set or not there; misfits: for each reason why one cannot be used.
+    autoencoder: that of latents.autoencoder (stages 2 and 3). base: that of control.base (stage 3).
+    missing: one line for each checkpoint that is not set or does not exist. misfits: one line for
+    each reason why a checkpoint cannot be used.
     """
 
     autoencoder: Checkpoint | None = None
@@ -55,7 +56,7 @@ class BaseModels:
 
 
 def open_base_models(config: Config, keys: Collection[str] = tuple(STAGE_OF)) -> BaseModels:
-    """Open the checkpoints that these keys of a config name, each once; compare them with it."""
+    """Open the checkpoints that these keys of a config name, and compare them with the config."""
     models = BaseModels()
     if isinstance(config, Stage2Config) and "latents.autoencoder" in keys:
         models.autoencoder = _open(models, "latents.autoencoder", config.latents.autoencoder)
@@ -79,7 +80,7 @@ def require_base_models(config: Config, keys: Collection[str] = tuple(STAGE_OF))
 
 
 def latent_sizes(config: Config, models: BaseModels) -> AutoencoderConfig:
-    """The sizes of a config's autoencoder; the published ones where its checkpoint is missing."""
+    """The sizes of a config's autoencoder; the published sizes if its checkpoint is missing."""
     trained = models.autoencoder.config if models.autoencoder else config
     return trained.autoencoder if isinstance(trained, Stage1Config) else AutoencoderConfig()
 
@@ -159,12 +160,12 @@ def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:
 
 
 def _flat_settings(config: Config) -> dict:
-    """Settings by dotted key, and the number of classes: their names may differ."""
+    """Settings by dotted key, and the number of classes: only the names of classes may differ."""
     return {**flatten(to_plain(config)), "the number of classes": config.labels.num_classes}
 
 
 def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> None:
-    """InputError where a checkpoint of stage 2 or 3 was trained on other latents."""
+    """InputError if a checkpoint of stage 2 or 3 has latents of another autoencoder."""
     for misfit in _other_autoencoder(autoencoder, checkpoint):
         raise InputError(misfit)
 
@@ -174,5 +175,5 @@ def _other_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> Itera
     if digest != stored:
         yield (
             f"{checkpoint.path}: trained on latents of autoencoder {stored}, but"
-            f" latents.autoencoder is {digest}: give the one it was made with"
+            f" latents.autoencoder is {digest}: give the autoencoder of this checkpoint"
         )

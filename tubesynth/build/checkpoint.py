@@ -29,11 +29,11 @@ from tubesynth.runtime.errors import InputError
 
 StateDict = dict[str, Tensor]
 
-# The format of each stage's files. It rises when that stage's weights change their meaning or a key
-# its name; the last change, to the names of OLD_KEYS' left side, can be read from before.
+# The format of each stage's files. It rises when a weight changes its meaning or a key its name. Files
+# of the formats before the last change, which renamed the keys of OLD_KEYS, are still read.
 FORMATS = {1: 5, 2: 6, 3: 6, "segmenter": 5}
 FORMATS_0_1_0 = {1: 4, 2: 5, 3: 5, "segmenter": 4}
-OLD_KEYS = {"sample_index": "draw", "optimizer": "optimiser"}  # of version 0.1.0
+OLD_KEYS = {"sample_index": "draw", "optimizer": "optimiser"}  # {key: its name in version 0.1.0}
 
 # The phases of each stage; the first holds the network that is sampled from or applied.
 PHASES = {
@@ -46,12 +46,12 @@ PHASES = {
 
 @dataclass
 class Position:
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int = 0  # optimizer steps
-    sample_index: int = 0  # training samples that all ranks together have used
+    sample_index: int = 0  # number of training samples that all ranks together have used
     schedule_start: int = 0  # the step at which the learning-rate schedule began
-    started_from: str | None = None  # the checkpoint of another run that this run began with
+    started_from: str | None = None  # checkpoint of another run from which this run started
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Best:
     step: int | None = None
 
     def improved(self, scores: dict[str, float], step: int) -> bool:
-        """Whether the score of this step is better, which is then stored; NaN is never better."""
+        """Whether this step has a better score, which is then stored; NaN is never better."""
         if self.name not in scores:
             raise InputError(
                 f"train.best_score: validation gives no '{self.name}', but {list(scores)}: choose"
@@ -83,11 +83,11 @@ class Best:
 
 @dataclass
 class PhaseState:
-    """One trained module: its weights, what steps it, and its averaged weights."""
+    """One trained module: its weights, optimizer, gradient scaler and averaged weights."""
 
     module: StateDict
     optimizer: dict[str, Any]
-    scaler: dict[str, Any]  # of the gradients in 16-mixed; empty otherwise
+    scaler: dict[str, Any]  # gradient scaler of 16-mixed; empty otherwise
     ema: dict[float, StateDict]  # averaged weights by half-life in optimizer steps
 
     def weights(self, half_life: float | None = None) -> StateDict:
@@ -118,7 +118,7 @@ class AutoencoderState:
 class Checkpoint:
     """Everything that sampling and an exact resume need.
 
-    latent_scale and autoencoder: of the latents of stages 2 and 3; None for the others.
+    latent_scale, autoencoder: those of the latents of stages 2 and 3; None for other stages.
     """
 
     config: Config
@@ -130,12 +130,12 @@ class Checkpoint:
     path: Path | None = field(default=None, compare=False)  # the file it was loaded from
 
     def weights(self, half_life: float | None = None) -> StateDict:
-        """The weights to sample from; half_life as in PhaseState.weights."""
+        """The weights to sample from, or to apply; half_life as in PhaseState.weights."""
         return self.phases[PHASES[self.config.stage][0]].weights(half_life)
 
     @cached_property
     def trained_autoencoder(self) -> AutoencoderState:
-        """Stage 1: the autoencoder that it trained. Stages 2 and 3: that of its latents."""
+        """The trained autoencoder of stage 1, or the one of the latents of stages 2 and 3."""
         if isinstance(self.config, Stage1Config):
             weights = self.weights()
             return AutoencoderState(self.config, weights_digest(weights), weights)
@@ -158,7 +158,7 @@ class Checkpoint:
             try:
                 torch.save(contents, file)
             except RuntimeError as error:
-                # torch names the position of its writer; the system's error names the reason
+                # torch's message has the position of its writer, the system's has the reason.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -167,7 +167,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | Path, stage: int | str | None = None) -> "Checkpoint":
-        """From a file; InputError where it is no complete checkpoint, or of another stage."""
+        """Read a file; InputError if it is not a complete checkpoint, or is of another stage."""
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such checkpoint: give the path of a .ckpt file")
@@ -201,7 +201,7 @@ class Checkpoint:
 
 
 def weights_digest(weights: StateDict) -> str:
-    """Fingerprint of a module's tensors: names, types, shapes and every byte."""
+    """The first 16 hex digits of the SHA-256 of a module's tensors: names, types, shapes, bytes."""
     sha = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -222,7 +222,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
-    """The value as its annotated type; InputError names the file and the key that does not fit."""
+    """The value as its annotated type; InputError names the file and the key of a wrong value."""
     options = typing.get_args(kind)
     if isinstance(kind, types.UnionType):  # T | None
         return None if value is None else _from_plain(options[0], value, path, key)
@@ -232,7 +232,7 @@ def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
     _require(isinstance(value, expected), path, key, f"is {type(value).__name__}, not {expected}")
     if typing.get_origin(kind) is dict:
         items = {n: _from_plain(options[1], item, path, f"{key}.{n}") for n, item in value.items()}
-        return items if is_dataclass(options[1]) else value  # a state dict carries its version
+        return items if is_dataclass(options[1]) else value  # a state dict has an attribute _metadata
     if not is_dataclass(kind):
         return value
     assert isinstance(kind, type)

@@ -71,7 +71,7 @@ def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
 
 
 def build_network(config: Stage2Config, latent_channels: int, factor: int) -> UNet | ControlledUNet:
-    """What a config of stage 2 or 3 samples from."""
+    """The network of stage 2, or the U-Net with its ControlNet of stage 3."""
     base = build_unet(config, latent_channels, factor)
     if not isinstance(config, Stage3Config):
         return base

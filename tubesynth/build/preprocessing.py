@@ -1,4 +1,4 @@
-"""The grid and window of a config as the cache's preprocessing."""
+"""The preprocessing of a config: grid, HU window and number of classes."""
 
 from tubesynth.config.schema import Config
 from tubesynth.data.preprocessing import Preprocessing

@@ -1,6 +1,6 @@
 """Checks that the values of a config fit each other; every error names key, value and remedy.
 
-strict.py has checked keys and types before. Each function checks one section and calls `require`.
+strict.py has already checked keys and types. Each function checks one section and calls `require`.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ from tubesynth.config.schema import (
 from tubesynth.runtime.errors import InputError
 
 PERCEPTUAL_LEAST_SIDE = 31  # voxels: the smallest input of AlexNet's last pooling
-LEAST_WINDOW = 100  # HU: fewer gray values in int16 would be visible as steps
+LEAST_WINDOW = 100  # HU; a smaller window of int16 values would show steps of gray
 
-Require = Callable[[bool, str], None]  # raises InputError with the message if the first is false
+Require = Callable[[bool, str], None]  # (condition, message): InputError if the condition is false
 
 
 def requirement(source: str) -> Require:
@@ -168,7 +168,7 @@ def check_train(config: Config, require: Require) -> None:
 
 
 def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
-    """Levels, and what the settings of the quantizer need of each other."""
+    """Levels and quantizer."""
     widths = ("channels", "residual_channels", "embedding_dim")
     check_widths(model, "autoencoder", widths, require)
     for key in ("num_residual_layers", "commitment", "revive_after"):
@@ -202,7 +202,7 @@ def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
 
 
 def check_losses(config: Stage1Config, require: Require) -> None:
-    """The losses of stage 1, among each other and with the data."""
+    """The losses of stage 1."""
     losses, data = config.losses, config.data
     check_widths(config.discriminator, "discriminator", ("channels", "num_layers"), require)
     start = losses.adversarial_from_step
@@ -287,7 +287,7 @@ def check_unet(config: Stage2Config, require: Require) -> None:
 
 
 def check_objective(config: Stage2Config, require: Require) -> None:
-    """The settings of flow or diffusion, among each other and with the data."""
+    """The section that latent_mode names, flow or diffusion."""
     mode, flow, diffusion = config.latent_mode, config.flow, config.diffusion
     shared = config.objective
     for key in ("label_dropout", "vessel_dropout"):

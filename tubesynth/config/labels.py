@@ -19,16 +19,16 @@ from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, numbered_classes
 
 @dataclass(frozen=True)
 class DataLabelKeys:
-    """The keys of `data` that described the classes before the section `labels`."""
+    """The older keys of the section `data` for the classes, which the section `labels` replaces."""
 
     num_classes: int | None = None
     vessel_class: int | None = None  # null: the highest class
 
 
 def with_label_section(content: dict, source: str) -> dict:
-    """The content of a config with its older label keys as the section `labels`.
+    """The content of a config with its older label keys converted to the section `labels`.
 
-    InputError where the older keys contradict a section that the config has too.
+    InputError if the config also has this section and the two contradict each other.
     """
     content = {key: value for key, value in content.items() if key != "labels" or value is not None}
     data = content.get("data")
@@ -56,7 +56,7 @@ def with_label_section(content: dict, source: str) -> dict:
 
 
 def older_scheme(keys: DataLabelKeys, source: str) -> LabelScheme:
-    """The scheme of data.num_classes and data.vessel_class: nine classes have names."""
+    """The scheme of data.num_classes and data.vessel_class; nine classes have names."""
     count = NINE_CLASSES.num_classes if keys.num_classes is None else keys.num_classes
     vessel = count - 1 if keys.vessel_class is None else keys.vessel_class
     if not 2 <= count <= 256:
@@ -75,7 +75,7 @@ def older_scheme(keys: DataLabelKeys, source: str) -> LabelScheme:
 
 
 def section_of(content: dict, source: str) -> dict:
-    """The section `labels` of a config."""
+    """The section `labels` of a config; InputError if it is not a section."""
     if not isinstance(content["labels"], dict):
         raise InputError(f"{source}: labels: expected a section of keys and values")
     return content["labels"]

@@ -1,7 +1,7 @@
 """A config from a YAML file or a checkpoint: built by the schema, then checked.
 
 `section.key=value` items of a command line replace values of the file. strict.py refuses unknown
-keys and wrong types, checks.py values that contradict each other.
+keys and wrong types; checks.py refuses values that contradict each other.
 
     config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
 """
@@ -21,7 +21,7 @@ RENAMED_RESTARTS = {"optimisers": "optimizers"}  # the spelling of version 0.1.0
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read, override, type and check a config; InputError names file and key.
+    """Read a config, apply the overrides and check it; InputError names file and key.
 
     path: a file, or the name of a packaged config (config/packaged.py).
     """

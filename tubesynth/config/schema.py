@@ -13,17 +13,19 @@ FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 DiffusionSampler = Literal["ddpm", "ddim"]
 FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
 
-# What a run may restart although it resumes another run's weights.
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+
+# The items of train.restart: a run with the weights of another run may restart them.
 RESTARTS = ("schedule", "epochs", "optimizers")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    flip: float = 0.0  # probability for each axis independently
+    flip: float = 0.0  # probability of a flip, for each axis independently
     rotate90: float = 0.0  # probability of quarter turns in a plane that keeps the shape
     intensity: float = 0.0  # probability of a scale and, independently, of a shift
-    intensity_scale: float = 0.1  # the factor is uniform in [1 - this, 1 + this]
-    intensity_shift: float = 0.05  # the offset is uniform in [-this, this], in units of the window
+    intensity_scale: float = 0.1  # s: the factor is uniform in [1 - s, 1 + s]
+    intensity_shift: float = 0.05  # s: the offset is uniform in [-s, s], in units of the window
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last step
     gradient_clip: float | None = None  # largest norm of the gradient of one phase
     accumulate: int = 1  # batches per optimizer step
-    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    precision: Precision = "32"
     checkpointing: bool = False  # gradient checkpointing: less memory, more time
     channels_last: bool = False  # memory layout X, Y, Z, C: faster on some machines
-    compile: bool = False  # torch.compile for training steps; equal to rounding
+    compile: bool = False  # torch.compile for training steps; same results to rounding
     # Half-lives of averaged weights in optimizer steps; null: no averaged weights. The first of a
     # list is scored and sampled from.
     ema_half_life: float | list[float] | None = None
@@ -64,7 +66,7 @@ class TrainConfig:
     best_score: str = "loss"  # the validation score that chooses best.ckpt: see BEST_SCORES
     keep: int = 2  # periodic checkpoints that stay on disk
     max_bad_steps: int = 20  # the run stops after this number of non-finite steps in a row
-    # What restarts on --resume with another config: some of RESTARTS.
+    # Items of RESTARTS that restart on --resume with another config.
     restart: list[str] = field(default_factory=list)
 
 
@@ -73,14 +75,15 @@ class AutoencoderConfig:
     channels: list[int] = field(default_factory=lambda: [64, 128])  # one per level of stride 2
     residual_channels: list[int] = field(default_factory=lambda: [64, 128])
     num_residual_layers: int = 2
-    embedding_dim: int = 8  # channels of the latent; fsq: as many as fsq_levels
+    embedding_dim: int = 8  # channels of the latents; fsq: one per entry of fsq_levels
     quantizer: Literal["ema_vq", "fsq", "kl"] = "ema_vq"  # codebook | fixed levels | Gaussian
-    codebook_size: int = 8192  # this and the next three: of ema_vq
+    # For ema_vq: codebook_size, commitment, codebook_decay, revive_after.
+    codebook_size: int = 8192
     commitment: float = 0.25
     codebook_decay: float = 0.5
     revive_after: int = 20  # a code unused for this number of steps is replaced; 0: never
-    fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # one per channel
-    kl_weight: float = 1e-6  # weight of the KL divergence in nats per latent cell
+    fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # per channel, for fsq
+    kl_weight: float = 1e-6  # for kl: weight of the KL divergence in nats per latent cell
     vessel_mask_in_decoder: bool = False  # reconstruction then needs the label map too
 
     @property
@@ -93,7 +96,7 @@ class AutoencoderConfig:
 class DiscriminatorConfig:
     channels: int = 32
     num_layers: int = 2
-    learning_rate_ratio: float = 5.0  # times the generator's (published: 1e-4 against 0.2e-4)
+    learning_rate_ratio: float = 5.0  # times the autoencoder's rate (published: 1e-4 and 2e-5)
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,10 @@ class UNetConfig:
     vessel_attention: Literal["off", "plain", "distance"] = "off"
     vessel_levels: list[int] | None = None  # null: those of attention_levels
     vessel_channels: int = 256  # of an encoded token
-    vessel_fields: bool = (
-        False  # SPADE is conditioned on closeness and radius fields of vessels too
-    )
-    # false: SPADE sees background where the label map has vessels. Their centreline alone decides
-    # where they are, so that they can be moved, narrowed or added without a new label map.
+    # SPADE is also conditioned on two fields: closeness to the nearest vessel, and its radius.
+    vessel_fields: bool = False
+    # false: SPADE gets background in place of vessels. The centrelines alone then condition on
+    # vessels, which can be moved, narrowed or added without a new label map.
     label_map_vessels: bool = True
 
 
@@ -154,20 +156,19 @@ class ObjectiveConfig:
     # class) and, independently, on its vessels (tokens and fields). Guidance needs both above 0.
     label_dropout: float = 0.0
     vessel_dropout: float = 0.0
-    vessel_weight: float = (
-        1.0  # loss weight of latent cells with a vessel; others: 1 (published: 10)
-    )
+    # Loss weight of latent cells with a vessel (published: 10); all others weigh 1.
+    vessel_weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class FlowConfig(ObjectiveConfig):
     sigma_min: float = 1e-5
     time_sampling: Literal["uniform", "logit_normal"] = "uniform"
-    time_mean: float = 0.0  # of logit(t), for logit_normal; below 0: more noisy times
+    time_mean: float = 0.0  # mean of logit(t), for logit_normal; below 0: more noisy times
     time_std: float = 1.0
     # Timestep shift of SD3 (Esser 2024, eq. 23): sqrt(latent cells / reference latent cells).
     time_shift: float = 1.0
-    coupling: Literal["independent", "optimal_transport"] = "independent"  # of noise and case
+    coupling: Literal["independent", "optimal_transport"] = "independent"  # of noise and latents
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class DiffusionConfig(ObjectiveConfig):
     loss: Literal["l1", "l2"] = "l2"
     num_timesteps: int = 1000
     schedule: Literal["scaled_linear", "cosine"] = "scaled_linear"
-    beta_start: float = 0.0015  # of scaled_linear
+    beta_start: float = 0.0015  # for scaled_linear, as beta_end
     beta_end: float = 0.0195
     prediction: Literal["epsilon", "v"] = "epsilon"
     zero_terminal_snr: bool = False  # the last timestep is pure noise, where sampling starts
@@ -189,7 +190,7 @@ class SamplingConfig:
     shift: float = 1.0  # above 1: shorter steps near the noise
     atol: float = 1e-4  # absolute tolerance of dopri5
     rtol: float = 1e-2
-    eta: float = 0.0  # ddim: 0 adds no noise, 1 as much as ddpm
+    eta: float = 0.0  # for ddim: 0 adds no noise, 1 adds the noise of ddpm
     timesteps: Literal["trailing", "leading"] = "trailing"  # visited by ddpm and ddim
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # times t
 
@@ -245,7 +246,7 @@ class ControlConfig:
 
 @dataclass(frozen=True)
 class Stage3Config(Stage2Config):
-    """unet, latent_mode and its section must equal those of control.base."""
+    """latent_mode, its section (flow or diffusion) and unet must equal those of control.base."""
 
     control: ControlConfig = field(default_factory=ControlConfig)
 
@@ -261,8 +262,8 @@ class SegmenterConfig(Config):
 
     stage: Literal["segmenter"]
     segmenter: SegmenterModelConfig = field(default_factory=SegmenterModelConfig)
-    synthetic: list[str] = field(default_factory=list)  # output folders of synthesize to train on
-    without_real: bool = False  # train on synthetic cases alone; the scores are of real cases
+    synthetic: list[str] = field(default_factory=list)  # training data: outputs of synthesize
+    without_real: bool = False  # train on synthetic cases alone; validate on real cases
 
 
 STAGES = {1: Stage1Config, 2: Stage2Config, 3: Stage3Config, "segmenter": SegmenterConfig}

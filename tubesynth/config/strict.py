@@ -18,7 +18,7 @@ from tubesynth.runtime.errors import InputError
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key instead of using its last value."""
+    """SafeLoader that refuses a repeated key; PyYAML would use its last value."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 import tubesynth
+from tubesynth.config.schema import Precision
 from tubesynth.data.digest import source_digest
 from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
@@ -31,8 +33,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--resolution", type=int, nargs="+", metavar="N", help="voxels x y z; default: trained")
     add("--spacing", type=float, nargs="+", metavar="MM", help="mm x y z; default: trained")
-    precisions = ["32", "bf16-mixed", "16-mixed"]
-    add("--precision", default="32", choices=precisions, help="of the networks")
+    choices = get_args(Precision)
+    add("--precision", default="32", choices=choices, help="precision of the networks")
     add(
         "--tile",
         default="auto",

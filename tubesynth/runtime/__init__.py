@@ -1,1 +1,1 @@
-"""What every run needs: processes, seeds, EMA, checkpoints, logs, pictures."""
+"""Processes, devices, seeds, EMA, signals, logs, atomic files, errors and exit codes."""
