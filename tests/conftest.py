@@ -1,4 +1,4 @@
-"""What tests share: small phantoms, configs, trained checkpoints, real CT where present."""
+"""Fixtures that tests share: small phantoms, configs, trained checkpoints, real CT."""
 
 import os
 from pathlib import Path

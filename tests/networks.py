@@ -1,4 +1,4 @@
-"""Small networks that tests share, what goes into them, and a published layout of weights."""
+"""Small networks that tests share, their inputs, and a published layout of weights."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def make_diffusion(**changes):
 
 
 def randomize_zeros(module, deviation: float) -> None:
-    """Random values for zero-initialized parameters, which would hide every dependence."""
+    """Sets zero-initialized parameters, which hide every dependence, to random values."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.abs().max() == 0:
@@ -75,7 +75,7 @@ def randomize_zeros(module, deviation: float) -> None:
 
 
 def small_unet(dim=3, **changes) -> UNet:
-    """In evaluation mode, with no zero-initialized branch."""
+    """A U-Net in evaluation mode with no zero-initialized branch."""
     torch.manual_seed(0)
     net = make_unet(dim, **{**ENCODER, **LABELS, "spade_hidden": 8, **changes}).eval()
     randomize_zeros(net, 0.05)
@@ -83,7 +83,7 @@ def small_unet(dim=3, **changes) -> UNet:
 
 
 def labelled_inputs(dim=3, size=8, batch=2):
-    """x, t, spacing and the conditions of a batch, drawn from torch's own generator."""
+    """x, t, spacing and the conditions of a batch, random by torch's global generator."""
     x = torch.randn(batch, 4, *[size] * dim)
     labels = torch.randint(0, 3, (batch, *[4 * size] * dim), dtype=torch.uint8)
     return x, torch.rand(batch), torch.full((batch, dim), 0.7), Conditions(labels)

@@ -88,12 +88,12 @@ def test_a_resumed_run_with_every_switch_on_is_the_uninterrupted_one(
     assert_same_state(checkpoint_of(all_on), finished)
 
 
-def test_the_adaptive_weight_is_that_of_gradients_taken_apart(workplace):
-    """Two backward passes of their own through the whole model, instead of one at its end."""
+def test_the_adaptive_weight_is_the_ratio_of_two_separate_gradients(workplace):
+    """The gradients come from two backward passes through the whole model."""
     stage = make_stage(workplace, "losses.adversarial_weighting=adaptive", "losses.adversarial=0.3")
     batch = next(stage.batches(0, 4))
     last = stage.autoencoder.last_layer.weight
-    stage.autoencoder.eval()  # the codebook stays as it is between the passes
+    stage.autoencoder.eval()  # the codebook does not change between the passes
 
     def gradient(loss) -> torch.Tensor:
         image = batch["image"]
@@ -126,11 +126,11 @@ def make_stage(workplace, *overrides) -> AutoencoderStage:
 
 
 def adaptive_step(workplace, batch_size: int) -> dict[str, torch.Tensor]:
-    """The weight and the gradient that this rank has for draws 0 and 1."""
+    """The adaptive weight and the gradient of this rank for sample indices 0 and 1."""
     stage = make_stage(
         workplace, *SWITCHES, "losses.adversarial_objective=lsgan", f"data.batch_size={batch_size}"
     )
-    quantizer = stage.autoencoder.quantizer.eval()  # the codes stay: only rank 0 would draw them
+    quantizer = stage.autoencoder.quantizer.eval()  # rank 0 alone would start the codes
     quantizer.codebook.normal_()
     batch = next(stage.batches(0, 2))
     terms = stage.generator_loss(stage.phases[0].forward, batch)
@@ -148,7 +148,7 @@ def _adaptive_rank(rank: int, meeting: Path, workplace: Path, folder: Path):
     torch.distributed.destroy_process_group()
 
 
-def test_the_adaptive_weight_of_two_ranks_is_that_of_one_with_twice_the_batch(workplace, tmp_path):
+def test_two_ranks_have_the_adaptive_weight_of_one_rank_with_twice_the_batch(workplace, tmp_path):
     single_rank = adaptive_step(workplace, 2)
     mp.spawn(_adaptive_rank, (tmp_path / "meeting", workplace, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -158,8 +158,8 @@ def test_the_adaptive_weight_of_two_ranks_is_that_of_one_with_twice_the_batch(wo
     assert difference.norm() < 1e-4 * single_rank["gradient"].norm()
 
 
-def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):
-    """At 5.5 mm a voxel the margin is one voxel: the six neighbours."""
+def test_voxels_near_the_mask_have_the_vessel_weight(workplace):
+    """At 5.5 mm a voxel the margin is one voxel: the six neighbors."""
     from scipy.ndimage import binary_dilation
 
     stage = make_stage(workplace, "losses.vessel_weight=5", "data.crop=null", "losses.spectral=0")
@@ -173,12 +173,12 @@ def test_the_vessel_weight_is_that_of_voxels_near_the_mask(workplace):
     assert weighted_l1 == pytest.approx(np.average(error, weights=weight), rel=1e-5)
 
 
-def test_a_collapsed_codebook_is_told_once_with_a_remedy(workplace, capsys):
-    """An encoder with a layer of dead units gives one vector everywhere: revival draws copies."""
+def test_a_collapsed_codebook_is_reported_once_with_a_remedy(workplace, capsys):
+    """A layer of dead units encodes every cell alike, so revived codes are copies of one vector."""
     log.set_up()
     stage = make_stage(workplace, "autoencoder.revive_after=2", "data.batch_size=4")
 
-    def said(step: int, steps: int = 5) -> str:
+    def messages(step: int, steps: int = 5) -> str:
         stage.position.step = step
         for batch in stage.batches(0, 4 * steps):
             with torch.no_grad():
@@ -186,16 +186,16 @@ def test_a_collapsed_codebook_is_told_once_with_a_remedy(workplace, capsys):
         stage.phases[0].statistics()
         return capsys.readouterr().err
 
-    assert said(500) == ""
+    assert messages(500) == ""
     stage.autoencoder.encoder.blocks[-3][0].bias.data.fill_(-100.0)  # in front of a ReLU
-    assert said(50) == ""  # too early to tell
-    line = said(500)
+    assert messages(50) == ""  # too early to judge
+    line = messages(500)
     assert "step 500: the codebook has collapsed" in line and "train.learning_rate" in line
-    assert said(510) == ""
+    assert messages(510) == ""
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_mask_comes_to_the_decoder_voxel_by_voxel(dim):
+def test_the_decoder_gets_every_voxel_of_the_mask_as_a_channel(dim):
     mask = torch.rand(2, *(8, 12, 4)[:dim]) < 0.3
     cells = space_to_depth(mask, 4)
     assert cells.shape == (2, 4**dim, *(2, 3, 1)[:dim])
@@ -208,14 +208,14 @@ def test_the_mask_comes_to_the_decoder_voxel_by_voxel(dim):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_a_decoder_with_a_mask_starts_deaf_and_tiles_like_the_whole(dim):
+def test_a_decoder_ignores_its_mask_at_initialization_and_decodes_tiles_as_the_whole(dim):
     torch.manual_seed(0)
     sizes = dict(channels=(4, 8), residual_channels=(4, 8), num_residual_layers=1, codebook_size=16)
     net = make_vqvae(dim, **sizes, vessel_mask=True).eval()
     latents = torch.randn(1, 8, *(6, 5, 7)[:dim])
     mask = torch.rand(1, *(4 * n for n in latents.shape[2:])) < 0.2
-    deaf = [net.decode(latents, vessels=m) for m in (mask, ~mask)]
-    assert torch.equal(*deaf)
+    at_start = [net.decode(latents, vessels=m) for m in (mask, ~mask)]
+    assert torch.equal(*at_start)
     with torch.no_grad():
         net.decoder.blocks[0].weight.normal_(0, 0.1)
     whole = net.decode(latents, vessels=mask)
@@ -259,7 +259,7 @@ def test_labels_for_a_model_that_takes_none_are_refused(stage_1, workplace, tmp_
         reconstruct.main(["--model", str(stage_1), "--output-dir", str(tmp_path), *options])
 
 
-def test_stage_two_on_a_decoder_with_a_mask_trains_and_synthesises(all_on, workplace, tmp_path):
+def test_stage_2_on_a_decoder_with_a_mask_trains_and_synthesizes(all_on, workplace, tmp_path):
     last = all_on / "checkpoints" / "last.ckpt"
     options = [f"latents.autoencoder={last}", "data.resolution=[32,32,32]", "train.epochs=1"]
     run_dir = tmp_path / "s2"
@@ -273,7 +273,7 @@ def test_stage_two_on_a_decoder_with_a_mask_trains_and_synthesises(all_on, workp
 
 
 def test_two_ranks_train_with_every_switch_and_one_validation_case(workplace, tmp_path):
-    """Gradients of the last layer, under DDP and checkpointing; a rank with nothing to validate."""
+    """With DDP and gradient checkpointing; one of the ranks has no validation case."""
     shutil.copytree(workplace / "data", tmp_path / "data")
     for kind in ("images", "labels"):
         _, path = sorted(find_cases(tmp_path / "data" / "validation" / kind).items())[0]

@@ -1,4 +1,4 @@
-"""tests/bench/bench.py: its lines can be scripted on, and what it measures is what it says."""
+"""tests/bench/bench.py: stable keys of its JSON lines, and measures of known work."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_every_line_is_a_json_object_with_the_promised_keys(tmp_path, capfd):
     assert math.isclose(lines[1]["cache_mb"], (16**3 * 3 + 256) / 1e6, abs_tol=0.005)
 
 
-def test_the_codebook_bench_compares_like_with_like(capfd):
+def test_both_quantizers_of_the_codebook_bench_choose_the_same_codes(capfd):
     bench.main("codebook --latent 8 8 8 --codes 300 --peer-vectors 256 --repeats 1".split())
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == ["eval", "train"]
@@ -50,7 +50,7 @@ def test_the_codebook_bench_compares_like_with_like(capfd):
         assert line["memory_ratio"] == pytest.approx(line["peak_mb"] / line["peer_peak_mb"], 0.01)
 
 
-def test_the_usual_quantiser_of_the_bench_moves_its_codes_as_ours_does():
+def test_the_reference_quantizer_of_the_bench_updates_its_codes_as_ours_does():
     ours, vectors = make_ema_quantizer(8, 3, decay=0.5).train(), torch.randn(50, 3)
     ours(vectors.T[None])  # starts from the data
     start = ours.codebook.clone()
@@ -73,7 +73,7 @@ def test_a_step_of_stage_1_and_its_convolutions_are_measured(capfd):
     assert all(set(KEYS) <= line.keys() and line["size"] == "1 x 16x16x16" for line in lines)
 
 
-def test_every_convolution_of_a_step_is_counted_as_it_is_used():
+def test_every_convolution_of_a_step_is_recorded_with_its_gradients():
     args = bench.parse(["autoencoder", "--crop", "16", "16", "16"])
     args.overrides = ["autoencoder.channels=[4]", "autoencoder.residual_channels=[4]"]
     args.overrides += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
@@ -88,7 +88,7 @@ def test_every_convolution_of_a_step_is_counted_as_it_is_used():
     assert [shape[0] for _, shape, *_ in calls] == [1] * 16 + [2] * 4
 
 
-def test_the_vessel_benches_say_both_sides(capfd):
+def test_the_vessel_benches_time_both_variants(capfd):
     tiny = "--size 6 6 4 --tokens 20 --channels 32 --head-channels 32 --repeats 2".split()
     bench.main(["vessel_attention", *tiny])
     config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
@@ -116,7 +116,7 @@ def test_short_times_keep_their_digits():
     ]
 
 
-def test_wrong_arguments_are_one_line(tmp_path):
+def test_wrong_arguments_are_refused_with_their_flag(tmp_path):
     with pytest.raises(InputError, match="--crop"):
         bench.main(["data", "--data-dir", str(tmp_path), *TINY, "--crop", "32", "8", "8"])
     with pytest.raises(InputError, match="--repeats"):

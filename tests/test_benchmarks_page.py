@@ -29,7 +29,7 @@ def test_a_section_shows_its_lines_and_its_command(tmp_path, monkeypatch):
     page = write(tmp_path, monkeypatch, [LINE])
     assert "| eval | 1.5 | 25% | 6 | 4 |" in page
     assert benchmarks.SECTIONS["codebook"].command in page
-    assert benchmarks.SECTIONS["evaluate"].title not in page  # it has no lines
+    assert benchmarks.SECTIONS["evaluate"].title not in page  # no line belongs to it
 
 
 def test_lines_of_two_commits_are_refused(tmp_path, monkeypatch):

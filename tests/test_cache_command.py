@@ -78,7 +78,7 @@ def keys(project, kind):
     return {entry.key for entry in Store(project / "cache").entries(kind)}
 
 
-def test_build_makes_every_volume_once_and_says_so(project, capsys):
+def test_build_writes_every_volume_once_and_prints_the_count(project, capsys):
     run("build", "--config", project / "one.yml", "--workers", 1)
     assert "3 built, 0 existed" in capsys.readouterr().out
     run("build", "--config", project / "one.yml", "--workers", 1)
@@ -129,7 +129,7 @@ def test_verify_removes_damaged_entries_and_exits_with_1(project, capsys):
     assert "1 built, 2 existed" in capsys.readouterr().out
 
 
-def test_files_that_are_no_entries_are_never_touched(project, capsys):
+def test_files_that_are_not_entries_are_never_changed(project, capsys):
     """With a wrong --cache-dir, neither data nor a run is mistaken for a damaged cache."""
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     for folder in (project, project / "data"):
@@ -198,7 +198,7 @@ def test_latents_of_a_missing_autoencoder_are_not_pruned(project):
     assert len(keys(project, "latents")) == 5
 
 
-def test_wrong_use_is_one_line_and_exit_code_2(project):
+def test_wrong_options_end_in_one_line_and_exit_code_2(project):
     job = subprocess.run(
         [sys.executable, "-m", "tubesynth.cache", "list", "--cache-dir", str(project / "no")],
         capture_output=True,

@@ -47,7 +47,7 @@ def test_a_checkpoint_of_0_1_0_is_written_again_under_the_present_names(tmp_path
     assert new["autoencoder"]["digest"] == old["autoencoder"]["digest"]
 
 
-def test_the_autoencoder_of_stage_2_is_that_of_stage_1():
+def test_stage_2_stores_the_autoencoder_of_stage_1():
     first, second = (Checkpoint.load(path).trained_autoencoder for path in (STAGE_1, STAGE_2))
     assert first.digest == second.digest and first.config == second.config
 

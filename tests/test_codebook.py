@@ -29,7 +29,7 @@ def test_the_search_agrees_with_the_whole_distance_matrix(codes, monkeypatch):
 
 def test_of_equally_near_codes_the_first_is_taken():
     codebook = torch.full((400, 2), 9.0)
-    codebook[[77, 130, 131, 399]] = torch.tensor([1.0, 0.0])  # in three blocks, the last cut short
+    codebook[[77, 130, 131, 399]] = torch.tensor([1.0, 0.0])  # in three blocks, the last shorter
     codebook[[200, 398]] = torch.tensor([-1.0, 0.0])
     vectors = torch.tensor([[1.0, 0.0], [-3.0, 0.0], [0.0, 0.0]])
     assert nearest_code(vectors, codebook).tolist() == [77, 200, 77]
@@ -150,13 +150,13 @@ STEPS = 5
 
 
 def _batches():
-    """(2, D, cells) of each step: one for each of two ranks; the data drifts off."""
+    """(2, D, cells) of each step: a row for each of two ranks; the mean of the data drifts."""
     random = torch.Generator().manual_seed(1)
     return [torch.randn(2, 4, 60, generator=random) + 3 * i for i in range(STEPS)]
 
 
 def _trained(batches, revive_after: int, start: Tensor | None):
-    """A quantizer after these batches, and how its codes were used."""
+    """The state of a quantizer after these batches, with the use of its codes."""
     layer = make_ema_quantizer(16, 4, decay=0.5, revive_after=revive_after).train()
     usage = CodebookUsage(16, torch.device("cpu"))
     if start is not None:

@@ -1,6 +1,4 @@
-"""Configs are strict: what is misspelt, repeated, mistyped or contradictory is named, with the
-remedy.
-"""
+"""Misspelt, repeated, mistyped and contradictory settings are refused with key and remedy."""
 
 import re
 from dataclasses import FrozenInstanceError
@@ -43,7 +41,7 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path):
     assert config.train.learning_rate == 3e-5
 
 
-def test_words_that_yaml_reads_as_something_else_are_understood(tmp_path):
+def test_values_that_yaml_reads_as_another_type_have_the_type_of_their_key(tmp_path):
     config = load_config(write(tmp_path, "stage: 2\ntrain: {precision: 32}\n"))
     assert config.train.precision == "32"
     assert (

@@ -1,6 +1,4 @@
-"""ControlNet: no effect at initialization, bit for bit; trained on a base that stays as it is; one
-file samples.
-"""
+"""ControlNet: no effect at initialization, a frozen base in training, samples from one file."""
 
 import json
 
@@ -30,7 +28,7 @@ def networks(dim=3, vessel_class=None, dropout=0.0):
 
 
 def trained_networks(vessel_class=None):
-    """The same with a control that says something."""
+    """The same with random weights in place of the zero-initialized ones."""
     base, controlled = networks(vessel_class=vessel_class)
     randomize_zeros(controlled.controlnet, 0.2)
     return base, controlled
@@ -38,7 +36,7 @@ def trained_networks(vessel_class=None):
 
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_at_initialisation_the_output_is_the_bases_bit_for_bit(dim, dtype):
+def test_at_initialization_the_output_is_the_bases_bit_for_bit(dim, dtype):
     base, controlled = networks(dim)
     case = labelled_inputs(dim, size=7)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
@@ -46,7 +44,7 @@ def test_at_initialisation_the_output_is_the_bases_bit_for_bit(dim, dtype):
     assert base(*case).abs().max() > 0.01
 
 
-def test_the_copy_has_the_bases_encoder_and_is_not_the_base():
+def test_the_control_copies_the_weights_of_the_bases_encoder():
     base, controlled = networks()
     copied = controlled.controlnet.state_dict()
     weights = base.state_dict()
@@ -57,7 +55,7 @@ def test_the_copy_has_the_bases_encoder_and_is_not_the_base():
         assert copied[name].data_ptr() != weights[name].data_ptr()
 
 
-def test_the_scale_goes_from_the_base_to_the_full_control():
+def test_a_scale_of_0_is_the_base_and_of_1_the_full_control():
     base, controlled = trained_networks()
     case = labelled_inputs()
     full = controlled(*case)
@@ -68,7 +66,7 @@ def test_the_scale_goes_from_the_base_to_the_full_control():
     assert torch.equal(controlled(*case), full)
 
 
-def test_a_dropped_label_leaves_the_base_alone():
+def test_a_dropped_label_gives_the_output_of_the_base():
     base, controlled = trained_networks()
     x, t, spacing, conditions = labelled_inputs()
     conditions = Conditions(conditions.labels, keep_label=torch.tensor([0.0, 1.0]))
@@ -77,7 +75,7 @@ def test_a_dropped_label_leaves_the_base_alone():
     assert torch.equal(controlled(x, t, spacing), base(x, t, spacing))
 
 
-def test_a_control_of_vessels_sees_nothing_else():
+def test_a_control_by_vessels_depends_on_the_vessel_class_alone():
     base, controlled = trained_networks(vessel_class=2)
     x, t, spacing, conditions = labelled_inputs()
     labels = conditions.labels
@@ -91,7 +89,7 @@ def test_a_control_of_vessels_sees_nothing_else():
     assert not torch.equal(features(labels), features((labels + 1) % 3))
 
 
-def test_conditions_made_once_serve_every_time_and_row():
+def test_cached_conditions_are_valid_at_every_time_and_for_every_row():
     _, controlled = trained_networks()
     x, t, spacing, conditions = labelled_inputs()
     conditions = Conditions(conditions.labels, keep_label=torch.tensor([0.0, 1.0]))
@@ -102,7 +100,7 @@ def test_conditions_made_once_serve_every_time_and_row():
     torch.testing.assert_close(row, out[1:], atol=1e-5, rtol=1e-4)
 
 
-def test_the_copy_attends_to_the_vessels_as_the_base_does():
+def test_the_control_attends_to_the_vessel_tokens():
     vessels = dict(vessel_attention="distance", vessel_levels=(1,), vessel_channels=16)
     sizes = {**ENCODER, "head_channels": 32, **vessels}
     base = small_unet(**sizes)
@@ -130,20 +128,20 @@ def test_the_copy_attends_to_the_vessels_as_the_base_does():
     assert not torch.equal(before[-1], after[-1])
 
 
-def test_a_step_moves_the_control_and_never_the_base():
+def test_a_step_changes_the_control_and_never_the_base():
     base, controlled = networks(dropout=0.5)
     before = {name: value.clone() for name, value in base.state_dict().items()}
     controlled.train()
     assert controlled.controlnet.training and not base.training
     trainable = [p for p in controlled.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(trainable, lr=1.0)
+    optimizer = torch.optim.SGD(trainable, lr=1.0)
     case = labelled_inputs()
     losses = []
     for _ in range(3):
         loss = (controlled(*case) - 1).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     # First the zero convolutions, then through them the copy, then the encoder of the control.
     assert all(p.grad.abs().max() > 0 for p in controlled.controlnet.to_residuals.parameters())
@@ -242,7 +240,7 @@ def test_a_base_that_does_not_fit_is_refused_by_name(workplace, stage_1, stage_3
     assert "flow.sigma_min" in refused(*config, "flow.sigma_min=0.1")
 
 
-def test_a_dry_run_says_what_is_frozen_and_what_is_missing(capsys):
+def test_a_dry_run_names_the_frozen_networks_and_the_missing_checkpoint(capsys):
     config = str(REPOSITORY / "configs" / "stage_3_3d_f4_controlnet.yml")
     train.main(["--config", config, "--dry-run", "--stage", "3"])
     text = capsys.readouterr().out

@@ -34,7 +34,7 @@ ALL = Augmentation(flip=0.5, rotate90=0.5, intensity=0.5)
 
 
 class VoxelTokens(TokenSource):
-    """Tokens at the voxels of the class, which must stay there through every transform."""
+    """Tokens at the voxels of the class: every transform must keep them at these voxels."""
 
     def on_grid(self, labels, shape, affine):
         on_grid = resample_labels(labels, shape, affine).array
@@ -76,7 +76,7 @@ def same(a, b):
 # ---- samples
 
 
-def test_on_the_fly_memory_and_disk_give_identical_samples(cases, tmp_path):
+def test_samples_are_equal_on_the_fly_from_memory_and_from_disk(cases, tmp_path):
     options = dict(seed=3, crop=(12, 12, 12), augmentation=ALL, tokens=TOKENS)
     fly, memory, disk = (
         VolumeDataset(cases, GRID, Store(tmp_path), mode, **options)
@@ -183,7 +183,7 @@ def test_a_crop_does_not_read_the_whole_volume_from_the_disk(tmp_path):
     assert read[1] < 0.15 * array.nbytes < read[0]
 
 
-def test_two_dimensional_cases_lose_their_last_axis(tmp_path):
+def test_samples_of_two_dimensional_cases_have_no_third_axis(tmp_path):
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 255, (20, 24)).astype(np.uint8)
@@ -283,7 +283,7 @@ def test_every_epoch_takes_each_case_once_in_an_order_of_its_own():
     assert len({tuple(order) for order in orders}) == 5
 
 
-def test_two_ranks_see_together_what_one_sees_alone():
+def test_two_ranks_have_together_the_samples_of_one_rank():
     alone = list(RankBatchSampler(0, 25, batch_size=4))
     ranks = [list(RankBatchSampler(0, 25, batch_size=2, rank=r, world=2)) for r in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == len(alone) == 6
@@ -291,7 +291,7 @@ def test_two_ranks_see_together_what_one_sees_alone():
     assert alone[0] == [0, 1, 2, 3]
 
 
-def test_a_resumed_run_sees_exactly_the_batches_that_were_left(cases):
+def test_a_resumed_run_has_exactly_the_remaining_batches(cases):
     options = dict(seed=9, crop=(8, 8, 8), augmentation=ALL)
     run = list(Loader(VolumeDataset(cases, GRID, **options), RankBatchSampler(0, 14, 2)))
     resumed = list(Loader(VolumeDataset(cases, GRID, **options), RankBatchSampler(6, 14, 2)))

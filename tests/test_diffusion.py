@@ -1,6 +1,4 @@
-"""Diffusion against its papers' formulas, worked out here in numpy, and against a closed form:
-data that are Gaussian, for which the best prediction is known.
-"""
+"""Diffusion against the formulas of its papers, and of Gaussian data in closed form."""
 
 import math
 
@@ -17,7 +15,7 @@ MEAN, DEVIATION = 1.5, 0.4  # of the Gaussian data
 
 
 def best_prediction(diffusion: Diffusion):
-    """What a perfect network says for data N(MEAN, DEVIATION^2): E[x_0 | x_t] is linear in x_t."""
+    """The best network for data N(MEAN, DEVIATION^2), whose E[x_0 | x_t] is linear in x_t."""
 
     def network(x, t):
         k = round((1 - t[0].item()) * diffusion.num_timesteps) - 1
@@ -96,7 +94,7 @@ def test_spaced_timesteps_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_the_true_noise_has_no_loss_and_data_come_back(prediction):
+def test_the_true_prediction_has_no_loss_and_splits_into_data_and_noise(prediction):
     diffusion = make_diffusion(prediction=prediction)
     data, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     t = diffusion.times(torch.tensor([0.1, 0.5, 0.9]))
@@ -198,7 +196,7 @@ def test_eta_of_one_is_ddpm_and_noise_comes_from_the_generator():
     assert torch.equal(ddim, sample(diffusion, noise, seed=2, steps=10)[0])
 
 
-def test_the_callback_sees_every_step_up_to_the_data():
+def test_the_callback_gets_every_step_up_to_the_data():
     diffusion, seen = make_diffusion(num_timesteps=100), []
     sampling = SamplingConfig(solver="ddim", steps=4)
     end, _ = diffusion.sample(

@@ -113,7 +113,7 @@ def test_all_scores_of_a_fixed_set_are_those_of_version_0_1_0(patients):
 
 @pytest.fixture(scope="module")
 def real(patients):
-    """Of one plane: what is resampled over three is tested once."""
+    """Features of eight patients in one plane, which are faster than in three."""
     return features_of([hu for hu, _ in patients[:8]], planes=AXIAL)
 
 
@@ -337,7 +337,7 @@ def test_the_threshold_flags_one_fresh_case_in_a_thousand():
     assert threshold([0.3, 0.6]) == pytest.approx(0.1)
 
 
-def test_balls_reach_the_third_slice_of_another_case():
+def test_the_radius_of_a_ball_reaches_the_third_slice_of_another_case():
     line = torch.tensor([0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0])[:, None]
     owner = np.array(["a", "a", "a", "b", "b", "b", "b"])
     reach = radii(line, owner)

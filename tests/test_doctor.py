@@ -1,4 +1,4 @@
-"""python -m tubesynth.doctor: every rule finds the file that breaks it, and is silent otherwise."""
+"""python -m tubesynth.doctor: every rule names the file that breaks it, and no other."""
 
 import json
 import subprocess
@@ -99,7 +99,7 @@ def look(data: Path):
 
 
 def only(matches, level, rule, case):
-    """The message of the one finding there is."""
+    """The message of the only finding."""
     assert [(f[0], f[1], f[2]) for f in matches] == [(level, rule, case)], matches
     return matches[0][3]
 
@@ -135,8 +135,8 @@ CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_config_that_is_published_can_be_asked_about(workplace, path, capsys):
-    """Findings, of data and machine, and no traceback."""
+def test_every_published_config_is_checked_without_a_traceback(workplace, path, capsys):
+    """The findings include the estimated time of training."""
     options = ["--config", str(path), "--data", str(workplace / "data"), "--quick", "--json"]
     with suppress(SystemExit):  # 2, where checkpoints are not there yet
         doctor.main([*options, "--workers", "1"])
@@ -162,7 +162,7 @@ def test_one_id_twice_and_an_empty_folder_are_errors(data):
     assert any("holds no volumes" in m for m in messages)
 
 
-def test_training_needs_both_parts(data, tmp_path):
+def test_a_data_folder_without_splits_is_an_error(data, tmp_path):
     (data / "training").rename(tmp_path / "elsewhere")
     assert "elsewhere" not in str(look(data))
     (data / "validation/images").rename(data / "images")
@@ -171,7 +171,7 @@ def test_training_needs_both_parts(data, tmp_path):
     assert "no training/ and validation/" in only(look(data), "error", "folders", None)
 
 
-def test_a_damaged_file_is_an_error_and_the_others_are_looked_at(data):
+def test_a_damaged_file_is_an_error_and_the_others_are_checked(data):
     file = data / "training/images/1.img.nii.gz"
     file.write_bytes(file.read_bytes()[:-2000])
     label = data / "training/labels/2.label.nii.gz"
@@ -188,7 +188,7 @@ def test_labels_on_another_grid_are_an_error(data):
     assert "resample the label map" in only(look(data), "error", "same_grid", "1")
 
 
-def test_micrometres_for_millimetres_are_an_error(data):
+def test_a_spacing_in_micrometers_is_an_error(data):
     affine = heart(1)[2] @ np.diag([0.001, 0.001, 0.001, 1]) * 10
     put(data, "training", 1, affine=affine)
     rules = {f[1]: f for f in look(data)}
@@ -232,7 +232,7 @@ def test_a_mirrored_and_an_upturned_heart_are_warnings(data):
 
 HU = {
     "scaled": (lambda hu: ((hu + 1000) / 2000).astype(np.float32), "error", "are scaled"),
-    "grey": (lambda hu: ((hu + 1000) / 8).clip(0, 255).astype(np.uint8), "error", "8-bit gray"),
+    "gray": (lambda hu: ((hu + 1000) / 8).clip(0, 255).astype(np.uint8), "error", "8-bit gray"),
     "offset": (lambda hu: (hu + 1024).clip(0).astype(np.uint16), "error", "intercept is missing"),
     "twice": (lambda hu: hu - 1024, "error", "subtracted twice"),
     "blank": (lambda hu: np.full_like(hu, -1000), "error", "every voxel is -1000"),
@@ -243,14 +243,14 @@ HU = {
 
 
 @pytest.mark.parametrize("kind", HU)
-def test_images_that_are_not_hu_are_found(data, kind):
+def test_images_that_are_not_in_hu_are_reported(data, kind):
     change, level, text = HU[kind]
     put(data, "training", 1, change(heart(1)[0]))
     matches = [f for f in look(data) if f[1] == "hu_range"]
     assert text in only(matches, level, "hu_range", "1")
 
 
-def test_padding_below_air_is_named_and_no_harm(data, capsys):
+def test_padding_below_air_is_reported_without_a_warning(data, capsys):
     hu = heart(1)[0]
     hu[:4] = -3024
     put(data, "training", 1, hu)
@@ -320,8 +320,8 @@ def test_a_torn_tree_is_a_warning_with_the_number_of_pieces(data):
     assert "vessels in 7 pieces" in only(look(data), "warning", "vessel_pieces", "1")
 
 
-def test_vessels_that_fall_apart_in_the_models_voxels_are_named(data):
-    """A slanted vessel, one voxel thin: larger voxels meet it in every other slice."""
+def test_vessels_in_pieces_at_the_models_spacing_are_reported(data):
+    """A slanted vessel, one voxel thin: larger voxels hit it in every other slice."""
     _, label, _ = heart(1)
     label[label == 8] = 0
     z = np.arange(4, 30)
@@ -348,7 +348,7 @@ def test_the_label_map_of_another_image_has_no_contrast(data):
     assert "HU around them" in only(look(data), "warning", "vessel_contrast", "1")
 
 
-def test_one_image_under_two_ids_is_a_warning_across_the_parts_an_error(data):
+def test_one_image_under_two_ids_is_a_warning_and_across_the_splits_an_error(data):
     hu, label, affine = heart(1)
     put(data, "training", 7, hu.astype(np.float32), label)  # other bytes, the same numbers
     matches = {f[1]: f for f in look(data)}
@@ -371,7 +371,7 @@ def test_one_label_map_for_two_images_is_a_warning(data):
     assert "different images" in only(look(data), "warning", "duplicate_labels", "2")
 
 
-def test_one_id_in_both_parts_is_a_warning(data):
+def test_one_id_in_both_splits_is_a_warning(data):
     hu, label, _ = heart(9)
     put(data, "validation", 1, hu, label)
     assert "one patient" in only(look(data), "warning", "same_id", "1")
@@ -389,7 +389,7 @@ def test_classes_that_are_absent_are_a_warning(data):
     assert "only validation holds class 5 (right ventricle)" in matches[1]
 
 
-def test_imagecas_as_distributed_is_sent_to_prepare(tmp_path):
+def test_for_imagecas_as_distributed_the_remedy_is_prepare(tmp_path):
     hu, label, affine = heart(1)
     save(tmp_path / "1.img.nii.gz", hu, affine)
     save(tmp_path / "1.label.nii.gz", (label == 8).astype(np.uint8), affine)
@@ -409,7 +409,7 @@ def test_a_class_unlike_the_other_cases_is_a_warning(data):
     assert f"has {8 * 0.064:.3g} ml" in message
 
 
-def test_every_data_rule_has_a_test_here():
+def test_every_data_rule_has_a_test_in_this_file():
     text = Path(__file__).read_text(encoding="utf-8")
     overview = {"cases", "geometry", "intensities", "vessels"}
     for rule in [*CASE_RULES, *SET_RULES, *config_rules.RULES]:
@@ -423,7 +423,7 @@ def test_findings_do_not_depend_on_the_workers(data):
     assert single == double and any(finding.rule == "readable" for finding in single)
 
 
-def test_quick_reads_a_few_cases_and_says_so(data, monkeypatch):
+def test_quick_reads_a_few_cases_and_prints_their_number(data, monkeypatch):
     monkeypatch.setattr(doctor, "QUICK_CASES", 1)
     (data / "training/images/2.img.nii.gz").write_bytes(b"")
     matches = doctor.check_data(doctor.find_splits(data), Expected(), quick=True)
@@ -431,7 +431,7 @@ def test_quick_reads_a_few_cases_and_says_so(data, monkeypatch):
     assert "2 of them measured" in matches[0].message
 
 
-def test_any_folder_of_images_is_looked_at(tmp_path, capsys):
+def test_a_folder_of_images_without_splits_is_checked(tmp_path, capsys):
     hu, label, affine = heart(1)
     save(tmp_path / "plain/1.img.nii.gz", hu, affine)
     code, findings = run_json(capsys, "--data", tmp_path / "plain")
@@ -445,7 +445,7 @@ def test_any_folder_of_images_is_looked_at(tmp_path, capsys):
 
 
 def machine(data: Path, rule: str, text: str, *overrides):
-    """The one finding that a rule on the machine yields: (level, message)."""
+    """The only finding of a rule on the machine: (level, message)."""
     (data.parent / "two.yml").write_text(text)
     config = load_config(data.parent / "two.yml", list(overrides))
     chosen = [r for r in config_rules.RULES if r.__name__ == rule]
@@ -490,7 +490,7 @@ def test_the_cache_must_fit_on_the_disk(data, monkeypatch):
     assert free(int(needed * 1.2))[0] == "info"
 
 
-def test_what_the_cache_holds_is_not_needed_again(data, monkeypatch):
+def test_cached_volumes_need_no_further_disk_space(data, monkeypatch):
     from tubesynth.cache import main as cache
 
     monkeypatch.setattr("tubesynth.data.digest._SETTLED_SECONDS", -60)  # remember fresh files too

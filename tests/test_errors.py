@@ -1,4 +1,4 @@
-"""How commands end where the input is wrong."""
+"""Commands end with one line and exit code 2 if the input is wrong."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tubesynth.runtime.errors import EXIT_INPUT, run_command
 def test_an_unknown_option_is_refused_in_one_line_that_names_the_command(name, capsys):
     command = load_command(name)
     with pytest.raises(SystemExit) as end:
-        run_command(lambda: command.main(["--colour", "blue"]))
+        run_command(lambda: command.main(["--color", "blue"]))
     assert end.value.code == EXIT_INPUT
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ")

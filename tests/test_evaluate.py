@@ -114,7 +114,7 @@ def test_scores_do_not_depend_on_the_number_of_workers(folders):
     assert frechet[0] == pytest.approx(frechet[1], rel=1e-6)
 
 
-def test_an_exact_copy_is_perfect_and_swapped_cases_are_not(folders):
+def test_exact_copies_have_perfect_scores_and_swapped_cases_have_not(folders):
     for case, other in (("1", "1"), ("2", "10"), ("10", "2")):
         hu, labels = heart_and_vessel(int(other))
         shifted = np.roll(hu, 6 * (case != other), axis=1)

@@ -158,7 +158,7 @@ def test_dicom_folder_reads_in_hu_with_positions_as_spacing_whatever_the_file_or
     assert list(find_cases(tmp_path)) == ["7"]
 
 
-def test_gantry_tilt_of_a_dicom_series_is_kept_in_the_affine(tmp_path):
+def test_the_affine_of_a_dicom_series_has_its_gantry_tilt(tmp_path):
     write_dicom(tmp_path / "7", [0, 2, 4, 6], tilt=0.25)
     volume = read_volume(tmp_path / "7")
     top = np.rint(volume.to_index([10, 20 - 1.5, 6])).astype(int)
@@ -455,7 +455,7 @@ def test_values_beyond_the_type_are_clipped_not_wrapped(tmp_path):
     assert read_volume(tmp_path / "1.nii").array.tolist() == [[[-32768, 32767]]]
 
 
-def test_a_full_disk_is_the_users_to_put_right_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_input_error_and_leaves_no_file(tmp_path, monkeypatch):
     def full(self, data):
         raise OSError(28, "No space left on device")
 

@@ -68,7 +68,7 @@ def test_the_shift_is_the_papers_with_time_reversed():
         noise_level = shift * (1 - t) / (1 + (shift - 1) * (1 - t))
         torch.testing.assert_close(shift_times(t, shift), 1 - noise_level)
         torch.testing.assert_close(shift_times(shift_times(t, shift), 1 / shift), t)
-    # What it is for: the mean of s^2 equal cells is then as noisy as one cell was before.
+    # The purpose: the mean of s^2 equal cells is then as noisy as one cell was before.
     shifted = shift_times(0.6, 3.0)
     assert 3 * shifted / (1 - shifted) == pytest.approx(0.6 / 0.4)
     assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
@@ -89,7 +89,7 @@ def test_coupling_finds_the_best_of_all_assignments():
     assert torch.equal(couple(data.flip(0), data), data)
 
 
-def test_a_weighted_error_is_the_weighted_mean_and_leaves_a_flat_error_alone():
+def test_a_weighted_error_is_the_weighted_mean_and_does_not_change_a_flat_error():
     labels = torch.zeros(3, 8, 8, 4, dtype=torch.uint8)
     labels[0, 5, 2, 3] = 8  # one voxel: cell (1, 0, 0)
     labels[1, 2:6, 2:6, :] = 8  # four cells of four

@@ -1,5 +1,5 @@
 """The Frechet distance against closed forms and scipy.linalg.sqrtm, streaming against one matrix,
-and what the bootstrap and the halvings say of sets with a known difference."""
+bootstrap intervals and halvings of sets with a known difference."""
 
 import numpy as np
 import pytest

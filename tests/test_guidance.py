@@ -1,4 +1,4 @@
-"""Guidance in closed form: the three-way sum, what is skipped, intervals."""
+"""Guidance in closed form: the three-way sum, skipped terms, intervals."""
 
 import itertools
 
@@ -59,7 +59,7 @@ def test_outside_the_interval_the_velocity_is_the_conditional_one():
     assert [velocity(torch.zeros(1, 1), t[None]).item() for t in times] == [7, 0, 0, 0, 7]
 
 
-def test_cases_at_times_of_their_own_are_guided_where_each_is():
+def test_the_interval_applies_to_the_time_of_each_case():
     velocity = guided(lambda x, t: x * 0, [2.0, -1.0], lambda x, t: x * 0 + 7, (0.25, 0.5))
     times = torch.tensor([0.2, 0.3, 0.6])
     assert velocity(torch.zeros(3, 1), times)[:, 0].tolist() == [7, 0, 7]

@@ -163,7 +163,7 @@ def test_finished_cases_are_skipped_unless_their_settings_changed(
 def test_guidance_of_1_is_the_conditional_model_and_above_1_is_not(workplace, stage_2):
     pipeline = Pipeline.load(stage_2)
     labels = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
-    # Eight steps hardly train the zero-initialised end of the label encoder.
+    # Eight steps hardly train the zero-initialized end of the label encoder.
     torch.manual_seed(0)
     torch.nn.init.normal_(pipeline.unet.label_encoder.layers[-1].weight)
     plain = pipeline.synthesize(labels, seed=1)
@@ -176,7 +176,7 @@ def test_guidance_of_1_is_the_conditional_model_and_above_1_is_not(workplace, st
         pipeline.synthesize(labels, guidance_label=2.0)
 
 
-def test_the_process_is_saved_and_an_unconditional_sample_is_made(workplace, stage_2, tmp_path):
+def test_the_process_of_an_unconditional_sample_is_saved(workplace, stage_2, tmp_path):
     common = ["--model", stage_2, "--output-dir", tmp_path, "--steps", 3]
     run(synthesize, *common, "--unconditional", "--save-process", "--num-samples", 2)
     names = [path.name for path in sorted(tmp_path.glob("*.nii.gz"))]

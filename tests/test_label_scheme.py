@@ -39,7 +39,7 @@ STAGE_2_OPTIONS = [
 
 @dataclass
 class Workplace:
-    """The results of all commands, and the names in the legends of all pictures they made."""
+    """The results of all commands, and the names in the legends of all their pictures."""
 
     folder: Path
     legends: list[set[str]]

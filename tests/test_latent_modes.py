@@ -74,7 +74,7 @@ def test_diffusion_samples_the_same_bytes_and_counts_its_evaluations(workplace, 
     pipeline.synthesize(labels, seed=1, guidance_label=2.0)  # trained with label dropout
 
 
-def test_a_solver_of_the_other_process_is_refused(workplace, diffused, stage_2, tmp_path):
+def test_a_solver_of_the_other_latent_mode_is_refused(workplace, diffused, stage_2, tmp_path):
     out = ["--output-dir", tmp_path / "out"]
     with pytest.raises(InputError, match="sampling.solver: heun .* diffusion .*ddpm, ddim"):
         run(synthesize, "--model", diffused, "--solver", "heun", *out)

@@ -36,7 +36,7 @@ def test_latents_are_those_of_the_encoder_in_16_bits(workplace, stage_1):
     torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_their_scale_is_that_of_all_training_latents(workplace, stage_1):
+def test_latents_are_scaled_by_the_moments_of_all_training_latents(workplace, stage_1):
     latents = encoded(workplace)
     every = torch.stack(
         [torch.from_numpy(np.array(latents.training.sample(i)["latent"])) for i in range(4)]
@@ -46,9 +46,9 @@ def test_their_scale_is_that_of_all_training_latents(workplace, stage_1):
     torch.testing.assert_close(
         latents.scale.std, channels.std(1, correction=0).float(), atol=1e-3, rtol=1e-2
     )
-    normalised = latents.scale.normalize(every.float())
-    assert normalised.mean().abs() < 0.01 and abs(normalised.std() - 1) < 0.02
-    torch.testing.assert_close(latents.scale.restore(normalised), every.float())
+    normalized = latents.scale.normalize(every.float())
+    assert normalized.mean().abs() < 0.01 and abs(normalized.std() - 1) < 0.02
+    torch.testing.assert_close(latents.scale.restore(normalized), every.float())
 
 
 def test_moments_give_mean_and_deviation():

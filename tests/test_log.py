@@ -15,7 +15,7 @@ DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test moves on: clock.seconds += 10."""
+    """A clock that a test advances: clock.seconds += 10."""
 
     class Clock:
         seconds = 0.0
@@ -55,7 +55,7 @@ def test_the_file_of_a_run_has_the_lines_from_before_it_and_grows_when_resumed(t
     assert messages == ["new: head", "new: step", "resumed: head", "resumed: step"]
 
 
-def test_the_file_of_a_run_says_why_it_ended(tmp_path):
+def test_the_file_of_a_run_has_the_reason_of_its_end(tmp_path):
     log.set_up()
     with pytest.raises(ValueError), log_file(tmp_path / "train.log"):
         raise ValueError("the loss is not finite")
@@ -65,7 +65,7 @@ def test_the_file_of_a_run_says_why_it_ended(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.5, 7.0, 45.0, 100.0])
 def test_a_long_loop_logs_a_line_at_least_once_a_minute(seconds, clock, capsys):
-    """Or one an item, where an item takes longer."""
+    """Or a line an item, where an item takes longer."""
     log.set_up()
     lines_at = [0.0]
     for _ in progress(range(300), "encode", 300):

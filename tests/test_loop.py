@@ -246,12 +246,12 @@ def test_too_many_non_finite_steps_stop_the_run_with_step_and_loss(tmp_path):
     assert weights(phase).isfinite().all()
 
 
-def test_an_average_has_halved_its_distance_after_a_half_life():
+def test_an_average_halves_its_distance_to_the_weights_in_a_half_life():
     module, ema = nn.Linear(2, 1, bias=False), None
     nn.init.zeros_(module.weight)
     ema = Ema(module, half_life=8)
     nn.init.ones_(module.weight)
-    for step in range(80, 88):  # from 10 half-lives on it is no longer cut
+    for step in range(80, 88):  # from 10 half-lives on the half-life is not shortened
         ema.update(module, step)
     torch.testing.assert_close(ema.module.weight, torch.full((1, 2), 0.5))
 
@@ -291,7 +291,7 @@ def stage_of(number: int, workplace, *overrides):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_step_is_one_forward_of_each_wrapper(number, workplace, stage_1):
-    """A second forward before the backward pass would break the synchronisation of gradients."""
+    """A second forward before the backward pass would break the synchronization of gradients."""
     stage = stage_of(number, workplace)
     calls = []
     for phase in stage.phases:
@@ -350,7 +350,7 @@ def test_channels_last_trains_the_same_weights_in_another_layout(
 
 
 @pytest.mark.parametrize(("number", "overrides"), VARIANTS)
-def test_a_compiled_stage_trains_as_it_does_without(
+def test_a_compiled_stage_trains_the_weights_of_the_plain_one(
     number, overrides, workplace, stage_1, monkeypatch
 ):
     """Traced as torch.compile traces it, run op by op: the graphs alone change nothing."""

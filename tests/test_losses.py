@@ -31,7 +31,7 @@ def test_spectral_loss_is_that_of_the_whole_spectrum(shape):
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_spectral_loss_ignores_where_a_thing_lies():
+def test_spectral_loss_does_not_change_with_a_shift():
     image = torch.rand(1, 1, 8, 8, 8)
     assert spectral_loss(image, image.roll(3, dims=2)).item() < 1e-10
 
@@ -81,7 +81,7 @@ def test_the_adaptive_weight_is_the_ratio_of_the_norms_and_has_no_gradient():
     assert adaptive_weight(a, torch.zeros(2)).item() == 1e4
 
 
-def test_region_weights_have_mean_1_in_every_case_and_the_ratio_asked_for():
+def test_region_weights_have_mean_1_in_every_case_and_the_configured_ratio():
     region = torch.zeros(3, 4, 5, 6, dtype=torch.bool)
     region[0, 1, 2:4, 3] = True
     region[1] = True

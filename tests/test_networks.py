@@ -24,7 +24,7 @@ def test_sizes_are_the_published_ones():
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_a_voxel_of_the_autoencoder_depends_on_its_neighbourhood_alone(dim):
+def test_a_voxel_of_the_autoencoder_depends_on_its_neighborhood_alone(dim):
     torch.manual_seed(0)
     net = (
         make_vqvae(dim, channels=(8, 8), residual_channels=(8, 8), codebook_size=16).double().eval()
@@ -46,7 +46,7 @@ def test_the_signal_keeps_its_size_through_an_autoencoder_without_norms():
     assert 0.02 < out.std() < 1 and abs(out.mean() - 0.35) < 0.05
 
 
-def test_time_is_embedded_smoothly_over_a_solvers_step_and_tells_steps_apart():
+def test_time_embeddings_are_smooth_over_a_solvers_step_and_differ_between_steps():
     times = torch.linspace(0, 1, 501)
     features = sinusoidal(TIME_SCALE * times, 64, max_period=10 * TIME_SCALE)
     assert (features[1:] - features[:-1]).abs().max() < 0.21  # 0.002 apart: a fifth of a radian
@@ -79,7 +79,7 @@ def test_checkpointing_changes_no_gradient():
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_unet_listens_to_time_spacing_and_labels(dim):
+def test_the_unet_depends_on_time_spacing_and_labels(dim):
     net = small_unet(dim)
     x, t, spacing, conditions = labelled_inputs(dim)
     out = net(x, t, spacing, conditions)
@@ -99,7 +99,7 @@ def test_conditions_computed_once_give_the_same_output():
     assert torch.equal(net(x, t, spacing, conditions), net(x, t, spacing, prepared))
 
 
-def test_a_dropped_label_is_the_same_whatever_the_label():
+def test_with_a_dropped_label_the_output_does_not_depend_on_the_label():
     net = small_unet()
     x, t, spacing, conditions = labelled_inputs()
     labels, drop = conditions.labels, torch.zeros(2)
@@ -111,7 +111,7 @@ def test_a_dropped_label_is_the_same_whatever_the_label():
     torch.testing.assert_close(half_dropped[0], net(x, t, spacing, conditions)[0])
 
 
-def test_a_batch_is_its_cases_one_by_one():
+def test_a_batch_equals_its_cases_one_by_one():
     net = small_unet()
     x, t, spacing, conditions = labelled_inputs(batch=3)
     together = net(x, t, spacing, conditions)

@@ -62,7 +62,7 @@ def test_dopri5_names_a_velocity_that_is_not_finite():
 
 
 def test_dopri5_costs_what_scipys_costs_at_a_loose_tolerance():
-    """Where the first steps weigh most: at the published tolerance, on the nonlinear problem."""
+    """At the published tolerance: the first steps are a large share of all steps."""
     calls = []
 
     def velocity(x, t):
@@ -76,13 +76,13 @@ def test_dopri5_costs_what_scipys_costs_at_a_loose_tolerance():
     assert evaluations == len(calls) <= reference.nfev
 
 
-def test_callback_sees_every_step_up_to_the_end():
+def test_the_callback_gets_every_step_up_to_the_end():
     seen = []
     solve(decay, torch.ones(1, 1), "heun", steps=4, callback=lambda t, x: seen.append(t.item()))
     assert seen == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_a_shifted_and_a_given_grid_are_walked_along():
+def test_the_steps_are_those_of_a_shifted_and_of_an_explicit_grid():
     times = []
     solve(
         decay, torch.ones(1, 1), "euler", 2, shift=3.0, callback=lambda t, x: times.append(t.item())

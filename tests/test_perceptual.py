@@ -96,7 +96,7 @@ def test_features_that_are_all_0_have_a_finite_gradient(lpips_files, alexnet):
 
 
 @needs_torchvision
-def test_radimagenets_resnet_compares_its_last_maps(tmp_path):
+def test_the_radimagenet_loss_compares_the_last_feature_maps(tmp_path):
     network = random_resnet()
     torch.save(radimagenet_layout(network), tmp_path / "ResNet50.pt")
     distance = load_perceptual([str(tmp_path / "ResNet50.pt")])

@@ -83,12 +83,13 @@ def find(output: Path, kind: str, case) -> Path:
     return path
 
 
-def parts(output: Path) -> dict[str, str]:
+def splits(output: Path) -> dict[str, str]:
     return {p.name.split(".")[0]: p.parts[-3] for p in output.glob("*/labels/*.nii.gz")}
 
 
 def stamps(output: Path) -> dict[str, int]:
-    return {str(p): p.stat().st_mtime_ns for p in output.glob("*/labels/*.nii.gz")}
+    files = ((path, path.stat()) for path in output.glob("*/labels/*.nii.gz"))
+    return {str(path): (stat.st_mtime_ns, stat.st_ino) for path, stat in files}
 
 
 def test_labels_hold_the_heart_and_the_coronaries_on_top(source, hearts, tmp_path):
@@ -101,7 +102,7 @@ def test_labels_hold_the_heart_and_the_coronaries_on_top(source, hearts, tmp_pat
         assert stored.get_data_dtype() == np.uint8 and np.allclose(stored.affine, AFFINE)
 
 
-def test_the_result_is_what_training_reads(source, hearts, tmp_path):
+def test_training_reads_the_resulting_folders(source, hearts, tmp_path):
     out = run(source, tmp_path / "out", "--heart-dir", hearts)
     for part in ("training", "validation"):
         for case in pair_cases(out / part / "images", out / part / "labels"):
@@ -139,7 +140,7 @@ def test_label_maps_have_the_scheme_of_the_config(source, hearts, tmp_path):
         run(source, tmp_path / "other", "--heart-dir", hearts, *scheme)
 
 
-def test_without_hearts_the_coronaries_are_class_8_and_the_output_says_so(source, tmp_path, capsys):
+def test_without_hearts_class_8_alone_is_written_and_printed(source, tmp_path, capsys):
     out = run(source, tmp_path / "out")
     label = np.asarray(nib.load(find(out, "label", 1)).dataobj)
     assert np.array_equal(label, 8 * arrays(1)[1])
@@ -170,7 +171,7 @@ def test_images_are_hard_links_or_copies_with_the_same_bytes(source, tmp_path):
     assert find(copied, "image", 1).read_bytes() == image.read_bytes()
 
 
-def test_where_links_cannot_be_made_images_are_copied_and_it_is_said(
+def test_where_links_are_impossible_images_are_copied_with_a_message(
     source, tmp_path, capsys, monkeypatch
 ):
     def refuse(*_):
@@ -196,7 +197,7 @@ def test_the_manifest_has_the_hashes_of_sources_and_outputs(source, hearts, tmp_
     assert manifest["settings"]["seed"] == 3 and manifest["settings"]["heart"] is True
     assert list(manifest["cases"]) == ALL and manifest["tubesynth"]
     for case, record in manifest["cases"].items():
-        assert record["part"] == parts(out)[case]
+        assert record["part"] == splits(out)[case]
         for kind in ("image", "label"):
             assert file_digest(out / record[kind]["path"]) == record[kind]["sha256"]
         assert len(record["sources"]) == (3 if int(case) % 2 else 9)
@@ -218,10 +219,10 @@ def test_the_split_depends_on_seed_and_id_alone(tmp_path):
     assert both < 30  # seeds are independent: 10 expected
 
 
-def test_few_cases_still_give_both_parts(source, tmp_path):
+def test_few_cases_still_give_both_splits(source, tmp_path):
     for fraction in (0.001, 0.999):
         out = run(source, tmp_path / str(fraction), "--validation-fraction", fraction)
-        counts = [list(parts(out).values()).count(p) for p in ("training", "validation")]
+        counts = [list(splits(out).values()).count(p) for p in ("training", "validation")]
         assert counts == ([5, 1] if fraction < 0.5 else [1, 5])
 
 
@@ -229,7 +230,7 @@ def test_the_split_can_be_a_file_of_ids(source, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("2, 1000  # the second fold\n\n201\n")
     out = run(source, tmp_path / "out", "--validation-ids", ids)
-    validation = [case for case, part in parts(out).items() if part == "validation"]
+    validation = [case for case, split in splits(out).items() if split == "validation"]
     assert sorted(validation) == ["1000", "2", "201"]
     ids.write_text("2 77")
     with pytest.raises(InputError, match="no cases: 77"):
@@ -237,7 +238,7 @@ def test_the_split_can_be_a_file_of_ids(source, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_second_run_makes_nothing(source, hearts, tmp_path, capsys):
+def test_a_second_run_writes_nothing(source, hearts, tmp_path, capsys):
     out = run(source, tmp_path / "out", "--heart-dir", hearts)
     before = stamps(out)
     capsys.readouterr()
@@ -246,7 +247,7 @@ def test_a_second_run_makes_nothing(source, hearts, tmp_path, capsys):
     assert stamps(out) == before
 
 
-def test_what_changed_is_made_again(source, hearts, tmp_path, capsys):
+def test_cases_whose_sources_changed_are_written_again(source, hearts, tmp_path, capsys):
     out = run(source, tmp_path / "out", "--heart-dir", hearts)
     find(out, "label", 2).write_bytes(b"damaged")
     find(out, "image", 3).unlink()
@@ -261,7 +262,7 @@ def test_what_changed_is_made_again(source, hearts, tmp_path, capsys):
     assert np.array_equal(label, np.where(arrays(1)[1], 8, arrays(55)[2]))
 
 
-def test_cases_that_are_added_leave_the_others(source, tmp_path, capsys):
+def test_new_cases_do_not_change_the_others(source, tmp_path, capsys):
     out = run(source, tmp_path / "out")
     before = stamps(out)
     hu, coronaries, _ = arrays(7)
@@ -285,7 +286,7 @@ def test_other_settings_in_an_existing_folder_are_refused(source, hearts, tmp_pa
         run(source, foreign)
 
 
-def test_a_killed_run_goes_on_where_it_stopped(source, tmp_path):
+def test_a_killed_run_is_completed_by_the_same_command(source, tmp_path):
     out = tmp_path / "out"
     for case in range(11, 41):
         save(source / f"{case}.img.nii.gz", np.repeat(arrays(case)[0], 8, axis=2))
@@ -307,8 +308,8 @@ def test_a_killed_run_goes_on_where_it_stopped(source, tmp_path):
     run(source, out)
     assert before.items() <= stamps(out).items()
     fresh = run(source, tmp_path / "fresh")
-    assert parts(fresh) == parts(out) and len(parts(out)) == 36
-    for case in parts(out):
+    assert splits(fresh) == splits(out) and len(splits(out)) == 36
+    for case in splits(out):
         assert find(fresh, "label", case).read_bytes() == find(out, "label", case).read_bytes()
     leftovers = [p for p in out.rglob(".*") if p.is_file()]
     assert leftovers == []
@@ -342,14 +343,14 @@ def test_a_bad_case_stops_no_other_and_is_named(source, tmp_path):
     save(source / "1-200/2.label.nii.gz", arrays(2)[1], np.eye(4))
     with pytest.raises(InputError, match=r"1.label.nii.gz: label value 3.*\(and 1 more"):
         run(source, tmp_path / "out")
-    assert len(parts(tmp_path / "out")) == 4
+    assert len(splits(tmp_path / "out")) == 4
     for case in (1, 2):
         save(source / f"1-200/{case}.label.nii.gz", arrays(case)[1])
     run(source, tmp_path / "out")
-    assert len(parts(tmp_path / "out")) == 6
+    assert len(splits(tmp_path / "out")) == 6
 
 
-def test_a_heart_on_another_grid_is_resampled_and_said(source, hearts, tmp_path, capsys):
+def test_a_heart_on_another_grid_is_resampled_with_a_message(source, hearts, tmp_path, capsys):
     coarse = np.zeros((10, 9, 6), np.uint8)
     coarse[2:7, 2:6, 1:4] = 3
     affine = AFFINE @ np.diag([2, 2, 2, 1])
@@ -394,7 +395,7 @@ def test_a_margin_beyond_the_image_is_cut_alike_on_both_sides(source, hearts, tm
     assert np.array_equal(low, np.array(label.shape) - 1 - high) and low.min() >= 2
 
 
-def test_wrong_use_is_one_line_and_exit_code_2(tmp_path):
+def test_wrong_options_end_in_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "tubesynth.prepare", "--input-dir", str(tmp_path / "no")]
     job = subprocess.run(
         [*command, "--output-dir", str(tmp_path / "out")],
@@ -413,7 +414,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(tmp_path):
             run(tmp_path, tmp_path / "out", *arguments)
 
 
-def test_an_affine_that_only_the_quaternion_has_is_kept(source, tmp_path):
+def test_an_affine_that_only_the_quaternion_has_is_copied(source, tmp_path):
     """sform marked as set but all zero, as some converters leave it."""
     path = source / "1-200" / "1.img.nii.gz"
     image = nib.Nifti1Image(arrays(1)[0], AFFINE)
@@ -441,7 +442,7 @@ def test_an_image_in_two_files_is_written_as_one(source, tmp_path):
     assert not read_volume(find(out, "image", 1)).array.any()
 
 
-def test_a_second_prepare_waits_for_no_first_one(source, tmp_path):
+def test_a_second_prepare_is_refused_while_the_first_runs(source, tmp_path):
     out = tmp_path / "out"
     with manifest.exclusive(out), pytest.raises(InputError, match="another prepare is at work"):
         run(source, out)

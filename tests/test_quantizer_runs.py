@@ -39,7 +39,7 @@ def run(request, workplace):
     return kind, folder, command
 
 
-def test_codes_are_reported_where_there_are_any(run, stage_1):
+def test_only_quantizers_with_codes_report_their_use(run, stage_1):
     kind, folder, _ = run
     for split in ("training", "validation"):
         for row in lines(folder, split):
@@ -53,12 +53,12 @@ def test_codes_are_reported_where_there_are_any(run, stage_1):
     assert row["commitment"] > 0
 
 
-def test_it_learns(run):
+def test_the_validation_loss_falls(run):
     validation = lines(run[1], "validation")
     assert validation[-1]["loss"] < validation[0]["loss"]
 
 
-def test_a_resumed_run_draws_the_same_noise(run, tmp_path):
+def test_a_resumed_run_has_the_same_noise(run, tmp_path):
     _, folder, command = run
     half = folder / "checkpoints" / "epoch_00001.ckpt"
     main([*command, "--run-dir", str(tmp_path), "--resume", str(half)])
@@ -70,7 +70,7 @@ def test_a_resumed_run_draws_the_same_noise(run, tmp_path):
         assert torch.equal(value, second["module"][name]), name
 
 
-def test_its_dry_run_names_the_quantizer(run, capsys):
+def test_a_dry_run_names_the_quantizer(run, capsys):
     kind, _, command = run
     main([*command, "--dry-run"])
     descriptions = {
@@ -80,7 +80,7 @@ def test_its_dry_run_names_the_quantizer(run, capsys):
     assert descriptions[kind] in capsys.readouterr().out
 
 
-def test_stage_2_models_what_the_quantizer_calls_latents(run, workplace, tmp_path, monkeypatch):
+def test_stage_2_is_trained_on_the_latents_of_the_quantizer(run, workplace, tmp_path, monkeypatch):
     kind, folder, _ = run
     monkeypatch.setattr(codebook, "nearest_code", None)  # would fail if it were called
     autoencoder = folder / "checkpoints" / "last.ckpt"
@@ -106,7 +106,7 @@ def test_stage_2_models_what_the_quantizer_calls_latents(run, workplace, tmp_pat
     assert volume.shape == (32, 32, 24) and volume.array.std() > 0
 
 
-def test_its_reconstruction_is_the_same_in_tiles(run, workplace):
+def test_a_reconstruction_is_the_same_in_tiles(run, workplace):
     kind, folder, _ = run
     path = next(iter(find_cases(workplace / "data/validation/images").values()))
     whole, tiled = (

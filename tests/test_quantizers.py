@@ -1,4 +1,4 @@
-"""Fixed levels and the Gaussian: in closed form; and what all quantizers have in common."""
+"""Fixed levels and the Gaussian: in closed form; and the properties of all quantizers."""
 
 import math
 from itertools import product
@@ -33,12 +33,12 @@ def autoencoder(dim=2, **settings) -> VQVAE:
 
 
 def fsq(*levels) -> FiniteScalarQuantizer:
-    """Not in training: as for data of mean 0 and deviation 1."""
+    """In evaluation mode, as for data of mean 0 and deviation 1."""
     return FiniteScalarQuantizer(levels).eval()
 
 
 @pytest.mark.parametrize("levels", [3, 4, 5, 8, 16])
-def test_a_channel_takes_its_levels_in_order_from_end_to_end(levels):
+def test_a_rising_channel_takes_all_its_levels_in_order(levels):
     sweep = torch.linspace(-8, 8, 4001)
     quantized, terms, indices = fsq(levels)(sweep.view(1, 1, -1))
     values, where = quantized.flatten().unique(return_inverse=True)
@@ -50,7 +50,7 @@ def test_a_channel_takes_its_levels_in_order_from_end_to_end(levels):
 
 
 def test_levels_are_those_of_the_paper():
-    """Odd: round((L - 1) / 2 tanh z). Even: half a level lower, moved so that 0 stays 0."""
+    """Odd: round((L - 1) / 2 tanh z). Even: half a level lower, shifted so that 0 stays 0."""
     z = torch.randn(1, 2, 500, dtype=torch.float64)
     latents = fsq(7, 8).latents(z).double()
     odd, even = 3 * torch.tanh(z[:, 0]), 3.5 * torch.tanh(z[:, 1] + math.atanh(1 / 7)) - 0.5
@@ -127,7 +127,7 @@ def test_mean_and_deviation_follow_in_training_alone_and_past_nan():
     assert all(value.isfinite().all() for value in layer.state_dict().values())
 
 
-def test_the_digest_tells_levels_apart():
+def test_other_levels_have_another_digest():
     digests = {
         weights_digest(FiniteScalarQuantizer(levels).state_dict())
         for levels in ((8, 6, 5), (8, 5, 6), (7, 5, 5))

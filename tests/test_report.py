@@ -100,7 +100,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_is_one_well_formed_file_that_asks_for_nothing_else(evaluation):
+def test_the_report_is_one_well_formed_file_that_loads_no_other(evaluation):
     text = (evaluation / "report.html").read_text(encoding="utf-8")
     tags = Tags(re.sub(r"<(line|circle|polyline)([^>]*)/>", r"<\1\2></\1>", text))
     assert tags.open == []
@@ -227,7 +227,7 @@ def test_the_error_in_the_coronaries_is_of_the_vessel_class_of_the_evaluation(ev
         assert f"mae_hu_class{vessel_class}" in text and f"mae_hu_class{other}" not in text
 
 
-def test_samples_are_pictured_whatever_their_numbers():
+def test_samples_have_pictures_whatever_their_sample_indices():
     real, labels = patient()
     pictures = []
     for sample in (0, 3):
@@ -260,7 +260,7 @@ def test_every_series_has_a_color_of_the_page():
     assert all(re.search(rf"\.{name} {{ stroke: var\(--c\d\)", STYLE) for name in used)
 
 
-def test_a_scale_through_zero_says_zero():
+def test_a_scale_through_zero_has_a_tick_at_zero():
     assert ">0.0<" in grid(-0.3, 0.3, "difference") and "-0.0<" not in grid(-0.3, 0.3, "difference")
 
 

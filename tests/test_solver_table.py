@@ -1,4 +1,4 @@
-"""tests/bench/solvers.py: what its table and its picture say is what was sampled."""
+"""tests/bench/solvers.py: its table and its picture have the values of the samples."""
 
 import json
 import math

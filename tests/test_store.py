@@ -111,7 +111,7 @@ def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
     assert list(damaged(store)) == []
 
 
-def test_one_flipped_bit_is_found_by_the_checksums(store):
+def test_the_checksums_detect_one_flipped_bit(store):
     arrays_of(store, "things", KEY, numbers, {})
     file = store.root / "things" / KEY / "a.npy"
     raw = bytearray(file.read_bytes())
@@ -218,7 +218,7 @@ def test_every_file_of_a_dicom_folder_counts(store, tmp_path):
     assert store.digest(folder) != before
 
 
-def test_tokens_have_a_key_of_their_own_so_other_settings_leave_the_volumes_alone(store, tmp_path):
+def test_other_settings_of_the_tokens_do_not_change_the_key_of_the_volume(store, tmp_path):
     case = make_case(tmp_path / "data")
     entry, _ = ensure_volume(store, case, GRID)
     first, new_first = ensure_tokens(store, case, entry, FewTokens(8, 1.0))
@@ -238,7 +238,7 @@ class FewTokens(TokenSource):
 # ---- several builders, and killed ones
 
 
-def test_build_reports_what_it_did_and_names_the_broken_case_after_the_others(store, tmp_path):
+def test_build_counts_its_entries_and_names_the_broken_case_after_the_others(store, tmp_path):
     cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(3)]
     cases[1].image.write_bytes(b"rubbish")
     with pytest.raises(InputError, match="1.img.nii.gz"):
@@ -287,7 +287,7 @@ def slow_build(root, queue, barrier):
         )
 
 
-def test_two_jobs_that_build_the_same_set_both_finish_and_write_each_entry_once(store):
+def test_three_jobs_that_build_the_same_set_all_finish_and_write_each_entry_once(store):
     context = multiprocessing.get_context("fork")
     queue, barrier = context.Queue(), context.Barrier(3, timeout=600)
     jobs = [context.Process(target=slow_build, args=(store.root, queue, barrier)) for _ in range(3)]

@@ -54,7 +54,7 @@ def test_frames_are_across_the_line_and_do_not_turn_about_a_plane_curve():
     assert upright == pytest.approx(upright[0], abs=1e-3)
 
 
-def test_the_strip_and_sections_are_centerd_on_the_vessel_and_have_their_size():
+def test_the_strip_and_sections_are_centered_on_the_vessel_and_have_their_size():
     path = longest_path(fork())
     strip, section = path.strip(5.0, 0.5), path.section(10, 5.0, 0.5)
     assert strip.shape == (21, len(path.along_mm), 3) and section.shape == (21, 21, 3)

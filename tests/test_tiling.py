@@ -70,7 +70,7 @@ def test_odd_sizes_are_reconstructed_tiled_as_whole(size, quantizer, monkeypatch
 
 @pytest.mark.parametrize(("residuals", "levels"), [(1, 2), (2, 2), (1, 3)])
 def test_the_halo_is_the_receptive_field(residuals, levels, monkeypatch):
-    """The farthest input that changes an output is at the halo's border, within one cell."""
+    """The farthest input that changes an output lies at the border of the halo, within one cell."""
     monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, x: x)  # no path may be dead
     net = network(2, residuals, levels).double()
     length, factor = 512, net.factor

@@ -115,7 +115,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert lines(tmp_path, "validation")[-1]["loss"] == lines(done, "validation")[-1]["loss"]
 
 
-def test_the_same_command_again_finds_nothing_to_do(stage_1, workplace, capsys):
+def test_the_same_command_again_changes_nothing(stage_1, workplace, capsys):
     before = stage_1.read_bytes()
     main(["--config", str(workplace / "s1.yml"), "--run-dir", str(workplace / "s1")])
     assert "nothing was left to do" in capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
     assert single["position"] == double["position"]
     name = "autoencoder" if stage == 1 else "unet"
     weights = [state["phases"][name]["module"] for state in (single, double)]
-    if stage == 1:  # the first codes are drawn from rank 0's half: compare what does not follow
+    if stage == 1:  # the first codes come from rank 0's half: the weights differ
         losses = [lines(tmp_path / run, "validation")[-1]["loss"] for run in ("one", "two")]
         assert losses[0] == pytest.approx(losses[1], rel=0.1)
     else:
@@ -170,7 +170,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
 def test_a_killed_run_resumes_to_the_same_weights(workplace, stage_2, tmp_path):
     """A real kill -9 at a random step, then the same command again."""
     step = random.randrange(1, STEPS)
-    print(f"killed at step {step}")  # shown where the test fails
+    print(f"killed at step {step}")  # pytest prints it if the test fails
     command = [sys.executable, "-m", "tubesynth.train", "--config", str(workplace / "s2.yml")]
     command += ["--run-dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -256,7 +256,7 @@ def test_phase_two_restores_weights_and_restarts_its_schedule(stage_1, workplace
     assert first["learning_rate"] == pytest.approx(5e-4 / 2)  # the first of two warm-up steps
 
 
-def test_non_finite_steps_are_skipped_then_named(workplace, stage_1, tmp_path):
+def test_a_run_skips_non_finite_steps_and_then_stops_with_the_loss(workplace, stage_1, tmp_path):
     """A learning rate that blows up stops the run, with the offending loss named."""
     with pytest.raises(InputError, match=r"step \d+, autoencoder: .*not finite.*learning_rate"):
         main(
@@ -389,8 +389,8 @@ def test_every_score_that_may_choose_the_best_is_one_of_validation(stage, stage_
     assert STAGES[stage].BEST_SCORES.keys() <= scores.keys()
 
 
-def test_the_best_so_far_survives_a_resume(workplace, stage_1, tmp_path):
-    """A resumed run keeps its best score, even where it is not improved again."""
+def test_a_resumed_run_keeps_its_best_score(workplace, stage_1, tmp_path):
+    """Even where the score is not improved again."""
     config, options = workplace / "s1.yml", ["--run-dir", str(tmp_path), "train.best_score=psnr"]
     main(["--config", str(config), *options])
     checkpoints = tmp_path / "checkpoints"
@@ -415,7 +415,7 @@ def test_panels_are_of_fixed_cases_from_fixed_noise(workplace, stage_1, stage_2)
     first = stage.preview()
     torch.manual_seed(2)
     again = stage.preview()
-    assert list(first) == [f"validation_{case.id}" for case in volumes.validation]  # all there are
+    assert list(first) == [f"validation_{case.id}" for case in volumes.validation]  # of all cases
     assert len(first) == 2
     for name, picture in first.items():
         assert np.array_equal(picture, again[name])

@@ -19,7 +19,7 @@ SCALES = torch.tensor([0.7, 1.0, 3.0])
 
 
 def scattered(count=400, seed=0):
-    """Tokens anywhere in the field of view, half of them within a few mm of a voxel's centre."""
+    """Tokens anywhere in the field of view, half of them within a few mm of a voxel's center."""
     random = torch.Generator().manual_seed(seed)
     anywhere = FIELD_MM * (torch.rand(count // 2, 3, generator=random) - 0.5)
     voxels = lattice(SIZE).float() * CELL
@@ -64,7 +64,7 @@ def test_a_constant_bias_is_the_same_for_every_voxel():
         torch.testing.assert_close(score, bias.expand_as(score), rtol=1e-5, atol=1e-6)
 
 
-def test_the_scale_learns_what_the_explicit_bias_would_teach_it():
+def test_the_scale_has_the_gradient_of_the_explicit_bias():
     position, radius = scattered(50)
     mask = torch.ones_like(radius, dtype=torch.bool)
     value = torch.randn(1, 2, 50, 8, generator=torch.Generator().manual_seed(1)).double()
@@ -86,7 +86,7 @@ def test_the_scale_learns_what_the_explicit_bias_would_teach_it():
 def layer(distance=True, dim=3, channels=64, head=32) -> VesselAttention:
     torch.manual_seed(0)
     net = VesselAttention(dim, channels, head, 24, distance)
-    with torch.no_grad():  # zero-initialised ends would hide everything
+    with torch.no_grad():  # zero-initialized ends would hide everything
         net.to_out.weight.normal_(0, 0.2)
         net.null_key.normal_()
         net.null_value.normal_()
@@ -155,8 +155,8 @@ def test_autocast_keeps_the_bias(dtype):
 
 
 @pytest.mark.parametrize("distance", [True, False])
-def test_unequal_numbers_of_tokens_in_a_batch_are_the_cases_alone(distance):
-    """What lies in the padding is never attended to."""
+def test_a_batch_with_unequal_numbers_of_tokens_equals_its_cases_alone(distance):
+    """Padding is never attended to."""
     net, counts = layer(distance), (0, 7, 40)
     tokens = encoded(40, batch=3)
     mask = torch.arange(40) < torch.tensor(counts)[:, None]
@@ -175,7 +175,7 @@ def test_unequal_numbers_of_tokens_in_a_batch_are_the_cases_alone(distance):
             torch.testing.assert_close(out[i : i + 1], expected, atol=2e-6, rtol=1e-5)
 
 
-def test_a_voxel_far_from_every_vessel_sees_the_null_token_alone():
+def test_a_voxel_far_from_every_vessel_attends_to_the_null_token_alone():
     net = layer()
     tokens = EncodedTokens(
         torch.randn(1, 1, 24),
@@ -192,7 +192,7 @@ def test_a_voxel_far_from_every_vessel_sees_the_null_token_alone():
     assert not torch.equal(out, none)
 
 
-def test_nothing_of_the_size_voxels_by_tokens_is_kept():
+def test_no_stored_tensor_has_voxels_by_tokens_elements():
     """Neither the cached tensors nor those saved by autograd have voxels x tokens elements."""
     net, tokens = layer(), encoded(2000)
     x = torch.randn(1, 64, *SIZE, requires_grad=True)
@@ -228,6 +228,6 @@ def test_a_dropped_case_and_a_case_without_tokens_are_encoded_alike():
     assert repeated.mask.sum(1).tolist() == [10, 0, 0, 10]
     assert torch.equal(repeated.features, torch.cat([result.features] * 2))
     assert result.features.isfinite().all() and result.radius_mm.min() > 0
-    # positions 1 mm apart are told apart, wherever they are
+    # positions 1 mm apart have different features anywhere
     shifted = encoder({**tokens, "position_mm": tokens["position_mm"] + 1.0})
     assert (shifted.features - result.features).abs().amax(-1).min() > 1e-3

@@ -105,7 +105,7 @@ def test_every_condition_matters_and_every_combination_runs():
 
 
 @torch.no_grad()
-def test_conditions_prepared_once_are_bit_for_bit_those_of_every_step():
+def test_cached_conditions_give_the_same_output_bit_for_bit():
     net = vessel_unet()
     x, t, spacing, full = case_inputs()
     prepared = net.cache_conditions(full, x.shape[2:], spacing)
@@ -116,7 +116,7 @@ def test_conditions_prepared_once_are_bit_for_bit_those_of_every_step():
 
 
 @torch.no_grad()
-def test_a_batch_with_unequal_tokens_is_its_cases_one_by_one():
+def test_a_batch_with_unequal_tokens_equals_its_cases_one_by_one():
     net = vessel_unet()
     x, t, spacing, full = case_inputs((0, 30, 4))
     together = net(x, t, spacing, full)
@@ -129,7 +129,7 @@ def test_a_batch_with_unequal_tokens_is_its_cases_one_by_one():
 
 
 @torch.no_grad()
-def test_dropped_conditions_are_missing_ones():
+def test_dropped_conditions_equal_missing_ones():
     net = vessel_unet()
     x, t, spacing, full = case_inputs()
     keep, drop = torch.ones(2), torch.zeros(2)
@@ -155,8 +155,8 @@ def test_two_samples_from_one_noise_are_equal_where_the_network_has_dropout():
 
 @pytest.mark.parametrize("size", [(7, 5, 6), (12, 8, 4)])
 @torch.no_grad()
-def test_tokens_are_found_where_they_are_at_every_size(size):
-    """A token in the middle of a voxel's cell has its highest attention, on every level."""
+def test_a_voxel_attends_most_to_the_token_in_its_cell_at_every_level(size):
+    """The token lies in the middle of the voxel's cell."""
     net = vessel_unet(channels=(32, 32, 32), vessel_levels=(0, 1, 2))
     spacing = torch.tensor([[2.0, 3.0, 4.0]])
     extent_mm = torch.tensor(size) * 4 * spacing[0]
@@ -185,7 +185,7 @@ def test_training_gives_every_parameter_a_gradient(half):
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_pictures_take_vessels_too():
+def test_a_two_dimensional_unet_depends_on_the_vessels():
     net = vessel_unet(dim=2)
     x, spacing = torch.randn(1, 4, 8, 8), torch.full((1, 2), SPACING)
     vessels = line_of_tokens(12)
@@ -227,7 +227,7 @@ VESSELS = [
 
 @pytest.fixture(scope="module")
 def trained(workplace, stage_1, tmp_path_factory):
-    """last.ckpt of a stage-2 run with vessels, both conditions dropped now and then."""
+    """last.ckpt of a stage-2 run with vessels, both conditions dropped at random."""
     run_dir = tmp_path_factory.mktemp("vessels")
     options = ["flow.label_dropout=0.2", "flow.vessel_dropout=0.2", "data.batch_size=2"]
     config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(run_dir)]
@@ -287,7 +287,7 @@ def test_batches_hold_tokens_and_the_fields_rendered_from_them(workplace, stage_
         assert np.abs(batch["fields"][i].numpy() - exact).max() < 2e-3  # 16 bits
 
 
-def test_the_same_seed_is_the_same_volume_and_vessels_change_it(pipeline, labels):
+def test_the_same_seed_gives_the_same_volume_and_vessels_change_it(pipeline, labels):
     first = pipeline.synthesize(labels, seed=3)
     assert np.array_equal(first.array, pipeline.synthesize(labels, seed=3).array)
     tokens = pipeline.trace(labels)
@@ -356,7 +356,7 @@ def test_a_label_map_without_vessels_is_synthesized(pipeline, labels):
 
 
 def test_guided_samples_follow_the_formula(pipeline, labels):
-    """One Euler step from one noise: latents are linear in the velocity, so the sum shows there."""
+    """One Euler step from one noise: latents are linear in the velocity."""
     seen = {}
 
     def latents(w_l, w_v, **changes):
@@ -450,7 +450,7 @@ def test_samples_with_different_conditions_are_not_sampled_together(pipeline, la
     assert not np.array_equal(both[0].volume.array, both[1].volume.array)
 
 
-def test_latents_that_are_not_finite_make_no_ct(trained, labels):
+def test_latents_that_are_not_finite_are_refused(trained, labels):
     broken = Pipeline.load(trained)
     with torch.no_grad():
         broken.unet.conv_out.bias[0] = float("nan")

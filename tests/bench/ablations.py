@@ -1,4 +1,4 @@
-"""The tables of docs/results.md: what each choice does, with the same steps, data and seeds.
+"""The tables of docs/results.md: the effect of each setting with the same steps, data and seeds.
 
     python tests/bench/coronary_boxes.py --output-dir bench/boxes
     python tests/bench/ablations.py stage-1 --data bench/boxes --output-dir bench/stage_1
@@ -61,7 +61,7 @@ STAGE_2 = Table(
         "tokens_bias_fields": FIELDS,
         "tokens_bias_fields_weighted": (*FIELDS, "flow.vessel_weight=10"),
         "weighted": ("flow.vessel_weight=10",),
-        # The coronaries are not in the label map: each way of telling of them by itself.
+        # The coronaries are not in the label map: each vessel condition by itself.
         "chambers": CHAMBERS,
         "chambers_tokens": (*CHAMBERS, *TOKENS),
         "chambers_tokens_bias": (*CHAMBERS, *DISTANCE),

@@ -8,14 +8,14 @@
     python tests/bench/bench.py sample --device cuda \\
         --config configs/stage_2_3d_f4_lfm_crossattn.yml
 
-data: the loader, from phantoms that are made in the folder first (or in a temporary one), a cache
-that is warm, to tensors that a training step takes; and the building of that cache. evaluate: the
+data: the loader, from a warm cache of phantoms (made in the folder or in a temporary one) to the
+tensors of a training step; and the building of that cache. evaluate: the
 scores of pairs of CTs. autoencoder: a training step of stage 1, and its convolutions alone.
-codebook: the quantizer of one volume's latents, beside the usual one. vessel_attention: what the
-distance bias costs. sample: what conditions that are prepared once save. Each case runs in a
-process of its own, so that its memory is its own. Where there is a peer, speedup is its time over
-ours, and memory_ratio our peak over its. docs/benchmarks.md says what was measured,
-the files beside this one compare side by side with other libraries.
+codebook: the quantizer of one volume's latents, beside the usual one. vessel_attention: the cost
+of the distance bias. sample: the time that cached conditions save. Each case runs in a process of
+its own, so that its peak memory is measured alone. Where there is a peer, speedup is its time over
+ours, and memory_ratio our peak over its. docs/benchmarks.md has the results; the
+other files of this folder compare with other libraries.
 """
 
 import argparse

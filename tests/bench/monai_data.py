@@ -5,8 +5,8 @@
     .venv/bin/python tests/bench/monai_data.py --peer-python monai_env/bin/python --data-dir bench
 
 Same files, same cores, same run: for each case our process and the peer's take turns, with each
-number of workers, so that what else the machine does meets both. Of each side the faster number of
-workers counts. Prints one JSON object a line, and with --table a table in Markdown at the end.
+number of workers, so that other work on the machine slows both. The faster number of workers of
+each side counts. Prints one JSON object a line, and with --table a table in Markdown at the end.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 BENCH_FOLDER = Path(__file__).parent
 REPOSITORY = BENCH_FOLDER.parent.parent
 
-# ours -> (the peer's case, its type of one-hot classes); _stored: ours before conversion, which
-# says what a GPU is sent, against the peer's, which has no such form
+# our case -> (the peer's case, its type of one-hot classes); _stored: ours before conversion, as a
+# GPU receives it; the peer has no such form
 PAIRS = {
     "whole": ("whole", None),
     "crop": ("crop", None),

@@ -4,7 +4,7 @@
 
 Prints a line per setting with the largest difference over the largest value, and ends with code 1
 where one is above the tolerance. MONAI keeps its betas in 32 bits, we ours in 64. Its DDPM steps
-between neighbouring timesteps only, so it is compared on all of them. Its cosine schedule begins a
+between neighboring timesteps only, so it is compared on all of them. Its cosine schedule begins a
 step early, with no noise at all, and divides by zero there; and it has no zero terminal SNR: for
 both it uses our alpha_bar, so only the steps are compared.
 """

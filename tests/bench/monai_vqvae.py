@@ -1,4 +1,4 @@
-"""Side by side with MONAI: a training step of stage 1, and how far it is from its convolutions.
+"""Side by side with MONAI: a training step of stage 1, and its ratio to its convolutions.
 
     .venv/bin/python tests/bench/monai_vqvae.py --peer-python monai_env/bin/python --crop 64 64 64
 

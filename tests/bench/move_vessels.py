@@ -1,4 +1,4 @@
-"""Centrelines of label maps, moved: does a model put its vessels where they are drawn?
+"""Writes shifted centrelines of label maps, to test whether a model's vessels follow them.
 
     python tests/bench/move_vessels.py --labels bench/boxes/validation/labels --by 0 -6 0 \\
         --output-dir bench/moved

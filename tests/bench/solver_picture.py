@@ -1,6 +1,6 @@
 """Distance against evaluations, one line a solver, both axes logarithmic: one SVG file.
 
-Colours, type and geometry are those of the charts of `evaluate`; it follows a dark page too.
+Colors, type and geometry are those of the charts of `evaluate`; it follows a dark page too.
 """
 
 import html

@@ -3,12 +3,12 @@
     python tests/bench/solvers.py --model bench/stage_2/weighted_seed0/checkpoints/last.ckpt \\
         --data bench/boxes/validation --output-dir bench/solvers --picture docs/solvers.svg
 
-How far a sample is from where the flow leads: the distance of its latents and of its CT to a
-reference that is solved finely, and what that does to the scores that evaluate gives it. The noise
-is that of `synthesize --seed`. Yardsticks are the reference itself, a sample from another noise (as
-the model's own config samples), and what the autoencoder makes of the real CT. What is in the
-output folder, by model, seed and reference, is not made again. Prints a Markdown table of means
-over cases and draws the distance against evaluations.
+Measures the distance of the latents and of the CT of a sample to a reference with many steps, and
+the scores of `evaluate` for it. The noise is that of `synthesize --seed`. Yardsticks are the
+reference itself, a sample from another noise (with the sampling of the model's config), and the
+reconstruction of the real CT. Results in the output folder, by model, seed and reference, are not
+computed again. Prints a Markdown table of means
+over cases and renders the distance against evaluations.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Cases: eval (search and look-up) and train (the moving averages besides). The usual implementation
 holds all distances, makes a one-hot row of every index, and multiplies with it; where its 16 bytes
-a pair do not fit into memory, fewer vectors are given to it, and `speedup` compares the time of one
+a pair do not fit into memory, it gets fewer vectors, and `speedup` compares the time of one
 vector. extra_mb is the peak memory beyond that of the process before the work.
 """
 
@@ -88,9 +88,9 @@ def run_case(case: str, args) -> dict:
 
 
 def usual_quantizer(vectors, codebook, follow: bool):
-    """(N, D), (K, D) -> quantized (N, D), indices (N,), and the codebook moved, if it is to follow.
+    """(N, D), (K, D) -> quantized (N, D), indices (N,), and the codebook, updated if follow is set.
 
-    As van den Oord et al. 2017 is usually written down; the codebook given stays as it is.
+    The usual code for van den Oord et al. 2017; the argument codebook does not change.
     """
     import torch.nn.functional as F
 

@@ -100,7 +100,7 @@ def run_case(case: str, args, workers: int) -> dict:
     dtype, epochs = getattr(torch, args.one_hot), count()
 
     def epoch():
-        first = next(epochs) * args.volumes  # as training counts its draws
+        first = next(epochs) * args.volumes  # as training counts its sample indices
         for batch in batches(first, first + args.volumes):
             if with_classes:
                 batch["one_hot"] = one_hot(batch["label"], volumes.labels.num_classes, dtype)

@@ -1,6 +1,6 @@
 """An evaluation of the latent generator, its conditions prepared once a sample or at every step.
 
-The network of a config with weights as they are drawn, cases with labels, tokens and fields.
+The network of a config with random weights, cases with labels, tokens and fields.
 Cases:
   conditional  a row for each case
   guided       three rows for each: both conditions, the label map alone, none
@@ -38,7 +38,7 @@ def check(args) -> None:
 
 
 def config_of(args):
-    """The config at the resolution asked for."""
+    """The config at the resolution of the command line."""
     from tubesynth.config.loading import load_config
 
     overrides = [f"data.resolution={args.resolution}"] if args.resolution else []

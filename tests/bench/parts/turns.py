@@ -1,4 +1,4 @@
-"""Work on a device; and two ways to do the same, timed in turns: a busy machine slows both alike.
+"""Times two ways of the same work in turns, so that a busy machine slows both alike.
 
 Memory is what the process holds at its peak, or on a GPU what torch has allocated there; each way
 is run once more for it, by itself.
