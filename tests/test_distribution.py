@@ -74,7 +74,11 @@ def features_of(volumes, names=None, **options):
 
 
 def assert_equal_numbers(value, expected, place=""):
-    """Nested dicts and lists with equal keys and strings, and numbers equal to 1e-6."""
+    """Nested dicts and lists with equal keys and strings, and numbers equal to 1e-3.
+
+    The stored scores hold the arrangement of the code, not the CPU: another CPU rounds features
+    across the edge of a gray level differently, which changes scores by about 1e-4.
+    """
     if isinstance(expected, dict):
         assert list(value) == list(expected), place
         for key in expected:
@@ -85,7 +89,7 @@ def assert_equal_numbers(value, expected, place=""):
             assert_equal_numbers(*pair, f"{place} {i}")
     else:
         exact = expected is None or isinstance(expected, str | bool)
-        assert value == (expected if exact else pytest.approx(expected, rel=1e-6, abs=1e-6)), place
+        assert value == (expected if exact else pytest.approx(expected, rel=1e-3, abs=1e-6)), place
 
 
 def test_all_scores_of_a_fixed_set_are_those_of_version_0_1_0(patients):

@@ -72,10 +72,10 @@ def main(argv: list[str] | None = None) -> None:
     losses = validation_losses(args.training_log)
     classes = evaluated_classes(args)
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
-    own_features = not args.no_distribution and args.features is None
+    with_features = not args.no_distribution and args.features is None
     if args.segmenter is not None:
         trained_segmenter(args.segmenter)  # a wrong file ends the command before any case is scored
-    jobs = [(case, settings, args.output_dir, own_features, args.segmenter) for case in cases]
+    jobs = [(case, settings, args.output_dir, with_features, args.segmenter) for case in cases]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     scores = pool.each(evaluate_case, jobs, workers, "evaluate")
 
@@ -196,12 +196,13 @@ def evaluate_case(
     case: EvaluationCase,
     settings: Settings,
     output_dir: Path,
-    features: bool,
+    with_features: bool,
     segmenter: Path | None = None,
 ) -> CaseScores:
     """Scores and pictures of one case, in one thread, so that --workers does not change a score.
 
-    features: also the slice features of the distribution scores; segmenter: its checkpoint.
+    with_features: also compute the slice features of the distribution scores; segmenter: the
+    checkpoint of a vessel segmenter.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -215,7 +216,7 @@ def evaluate_case(
         segment = None if segmenter is None else trained_segmenter(segmenter)
         scores = score_case(case, volumes, label, tokens, settings, segment)
         save_case_pictures(case, volumes, label, tokens, settings.classes, output_dir)
-        if features:
+        if with_features:
             window = settings.hu_window
             first = next((s for s, *_ in case.images if s.startswith("synthesis")), "")
             images = zip(case.images, volumes, strict=True)
@@ -232,7 +233,7 @@ def add_distribution(result, args, cases, scores, runs, settings, workers) -> li
     """Adds the distribution scores to the image scores; returns notes."""
     options = {"window": settings.hu_window}
     sets_of_cases = [s.sets for s in scores]
-    if args.features is not None:  # too long to be sent between processes case by case
+    if args.features is not None:  # these features are too large to be sent between processes
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options |= {"feature_fn": load_features(args.features), "device": device}
         workers = 1
@@ -254,18 +255,18 @@ def add_distribution(result, args, cases, scores, runs, settings, workers) -> li
         jobs = [(validity, cases, settings.classes.vessel, options)]
         jobs += [(negative_control, real, standardize)]
         jobs += [(source_scores, s, real, sets[s], training, standardize) for s in sets]
-        check, control, *of_sources = pool.each(run_job, jobs, workers, "sets of images", "job")
+        check, control, *source_results = pool.each(run_job, jobs, workers, "sets of images", "job")
         result["validity"] = check
         result["floor"] |= control
-        by_source = {s: metrics for s, (metrics, _) in zip(sets, of_sources, strict=True)}
-        notes += dict.fromkeys(note for _, more in of_sources for note in more)
+        by_source = {s: metrics for s, (metrics, _) in zip(sets, source_results, strict=True)}
+        notes += dict.fromkeys(note for _, texts in source_results for note in texts)
         notes += check.get("messages", [])
     result["reconstruction"] |= by_source.get("reconstruction", {})
     diversity = diversity_scores({c.id: s.diversity for c, s in zip(cases, scores, strict=True)})
-    for place, run in enumerate(runs):
-        metrics = by_source.get(run.source, {}) | (diversity if place == 0 else {})
+    for i, run in enumerate(runs):
+        metrics = by_source.get(run.source, {}) | (diversity if i == 0 else {})
         result["runs"][run.name]["synthesis"] |= metrics
-        if place == 0:
+        if i == 0:
             result["synthesis"] |= metrics
     return notes
 

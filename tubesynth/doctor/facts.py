@@ -17,7 +17,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import check_same_grid, read_labels, read_volume
-from tubesynth.volume.grid import Volume
+from tubesynth.volume.grid import Volume, bounding_box
 from tubesynth.volume.resample import resample_labels, target_grid
 
 SAMPLED_VOXELS = 2_000_000  # for percentiles and centers
@@ -65,13 +65,13 @@ class Facts:
     volumes_ml: dict[int, float] = field(default_factory=dict)
     centers_mm: dict[int, list[float]] = field(default_factory=dict)  # RAS world
     vessel_hu: float | None = None  # median in the vessel class
-    around_hu: float | None = None  # and in the two voxels around it
+    around_hu: float | None = None  # median in the two voxels around it
     pieces_ml: list[float] = field(default_factory=list)  # of the vessel class, largest first
 
     padded: float = 0.0  # share of the model's field of view outside of the image
     cropped: float = 0.0  # share of the image outside of the model's field of view
     lost: float = 0.0  # share of the foreground outside of the model's field of view
-    lost_vessel: float = 0.0  # share of the vessel class outside of it
+    lost_vessel: float = 0.0  # share of the vessel class outside of the model's field of view
     grid_pieces: int = 0  # connected pieces of the vessel class on the model's grid
 
 
@@ -124,23 +124,15 @@ def count_classes(array: np.ndarray) -> dict[int, int]:
 
 
 def pieces(mask: np.ndarray) -> list[int]:
-    """Voxels of each connected piece (26 neighbours), largest first."""
+    """Voxels of each connected piece (26 neighbors), largest first."""
     from scipy import ndimage
 
     box = bounding_box(mask)
     if box is None:
         return []
-    labelled = np.empty(mask[box].shape, dtype=np.int32)
-    ndimage.label(mask[box], np.ones((3, 3, 3)), output=labelled)
-    return sorted(np.bincount(labelled.ravel())[1:].tolist(), reverse=True)
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The bounding box of a mask (X, Y, Z) bool; None where it is empty."""
-    from scipy import ndimage
-
-    boxes = ndimage.find_objects(mask.view(np.uint8))
-    return boxes[0] if boxes else None
+    numbers = np.empty(mask[box].shape, dtype=np.int32)
+    ndimage.label(mask[box], np.ones((3, 3, 3)), output=numbers)
+    return sorted(np.bincount(numbers.ravel())[1:].tolist(), reverse=True)
 
 
 def _measure_grid(facts: Facts, image: Volume, path: Path) -> None:
@@ -173,9 +165,10 @@ def _measure_hu(facts: Facts, image: Volume) -> None:
     facts.digest = content_digest(array)
     low, high = array.min(), array.max()
     sample = array.ravel(order="K")[:: 1 + array.size // SAMPLED_VOXELS].astype(np.float64)
-    names, at = ("p0.1", "p1", "p50", "p99", "p99.9"), (0.1, 1, 50, 99, 99.9)
-    middle = dict(zip(names, np.percentile(sample, at).tolist(), strict=True))
-    facts.hu = {"min": float(low), **middle, "max": float(high)}
+    levels = (0.1, 1, 50, 99, 99.9)
+    percentiles = np.percentile(sample, levels).tolist()
+    named = {f"p{level:g}": value for level, value in zip(levels, percentiles, strict=True)}
+    facts.hu = {"min": float(low), **named, "max": float(high)}
     if low < AIR_HU:
         below = sum(int((array[:, :, z] < AIR_HU).sum()) for z in range(array.shape[2]))
         facts.below_air = below / array.size
@@ -201,11 +194,11 @@ def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
 def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
     from scipy import ndimage
 
-    inside = bounding_box(vessel)
-    if inside is None:
+    bounds = bounding_box(vessel)
+    if bounds is None:
         return
     # The median in the vessels, and in the shell of two voxels around them.
-    box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in inside)
+    box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in bounds)
     hu, mask = image.array[box], vessel[box]
     shell = ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=2) & ~mask
     facts.vessel_hu = float(np.median(hu[mask]))
@@ -230,7 +223,7 @@ def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: 
         return
     low = np.ceil(begin - 1e-6).astype(int).clip(0)
     high = np.floor(end + 1e-6).astype(int).clip(-1) + 1
-    # Labelled voxels that lie wholly within the field of view.
+    # Labeled voxels that lie wholly within the field of view.
     visible = count_classes(labels.array[tuple(map(slice, low, high))])
     total = sum(n for value, n in facts.voxels.items() if value)
     if total:

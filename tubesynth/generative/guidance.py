@@ -12,20 +12,18 @@ velocity v(l, v) alone. Guidance can be limited to an interval of t (Kynkaanniem
 2404.07724); outside of it the velocity is v(l, v).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tubesynth.generative.ode import Velocity
 from tubesynth.generative.times import expand
-
-Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
 
 
 @dataclass(frozen=True)
 class GuidanceTerm:
-    """One evaluation of the network: the conditions it is given, and the weight of its velocity."""
+    """One evaluation of the network: the conditions it uses, and the weight of its velocity."""
 
     label: bool
     vessels: bool
@@ -68,7 +66,6 @@ def guided(
     the velocity outside the interval; needed only if the interval is shorter than [0, 1].
     """
     low, high = interval
-    whole = low <= 0.0 and high >= 1.0
     if len(weights) == 1:  # the sum of the weights is 1, so this one is 1
         return network
 
@@ -80,7 +77,7 @@ def guided(
             velocity = velocity + weight * term
         return velocity
 
-    if whole:
+    if low <= 0.0 and high >= 1.0:
         return weighted_sum
     assert conditional is not None, "a guidance interval needs the conditional velocity"
 

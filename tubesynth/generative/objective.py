@@ -38,6 +38,8 @@ class Sampling(Protocol):
 
 
 class Objective(Protocol):
+    """A generative process: its training times, noise pairs and loss, and its sampler."""
+
     @property
     def target(self) -> str:
         """The quantity that the network predicts; also the name of the loss."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def logit_normal(u: Tensor, mean: float, std: float) -> Tensor:
     """Quantile function of the logit-normal density: uniform u in [0, 1) -> t with
-    logit(t) ~ N(mean, std). A negative mean favours noise, a positive one data.
+    logit(t) ~ N(mean, std). A negative mean moves times towards noise, a positive one towards data.
     """
     return torch.sigmoid(mean + std * torch.special.ndtri(u))
 
@@ -18,7 +18,7 @@ def shift_times(t, shift: float):
     """t / (t + shift (1 - t)), for a tensor or a number: shift above 1 moves times towards noise.
 
     For shift = sqrt(m / n), a latent of m cells has the same signal-to-noise ratio at the shifted
-    time as one of n cells at t: neighboring cells are redundant, so more cells stand more noise.
+    time as one of n cells at t: neighboring cells are redundant, so more cells need more noise.
     """
     return t / (t + shift * (1 - t))
 

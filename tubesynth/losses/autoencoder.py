@@ -47,10 +47,9 @@ def spectral_loss(image: Tensor, reference: Tensor) -> Tensor:
         amplitude, reference_amplitude = (
             torch.fft.rfftn(x.float(), dim=axes, norm="ortho").abs() for x in (image, reference)
         )
-        last = image.shape[-1]
         weight = torch.full((amplitude.shape[-1],), 2.0, device=image.device)
         weight[0] = 1.0
-        if last % 2 == 0:
+        if image.shape[-1] % 2 == 0:
             weight[-1] = 1.0
         squares = (amplitude - reference_amplitude).square() * weight
         return squares.sum() / image.numel()
@@ -107,7 +106,7 @@ def perceptual_loss(
     """Mean distance of corresponding slices, summed over the three planes (2.5D).
 
     distance: two batches (N, 1, H, W) -> (N,). slices: for each axis of a volume, slice indices
-    (B, K) along that axis. A picture (B, 1, X, Y) is its own only slice.
+    (B, K) along that axis. An image (B, 1, X, Y) counts as one slice.
     """
     if image.ndim == 4:
         return distance(image, reference).mean()

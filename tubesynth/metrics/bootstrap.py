@@ -1,6 +1,6 @@
 """Bootstrap intervals over cases, not slices: slices and samples of one patient are dependent.
 
-Random numbers come from generators with fixed seeds, so scores are reproducible.
+The generators have fixed seeds, so scores are reproducible.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ MEAN_REPLICATES = 1000
 
 
 def bootstrap_mean(values: Sequence[float | None], bounds=(-np.inf, np.inf)) -> Stat:
-    """Mean of one value per case (None and nan left out); ci95 by quantiles of resampled means."""
+    """Mean of one value per case, without None and nan; ci95 by quantiles of resampled means."""
     finite = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
     n = len(finite)
     if n < 2:
@@ -41,8 +41,8 @@ def paired_case_counts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How often each case is resampled: (replicates, len(first)) and (replicates, len(second)).
 
-    A case of both sets has one count: it is one patient, real in one set and synthetic in the
-    other, and the common anatomy is no difference between the sets.
+    A case of both sets has the same count in both: it is one patient, real in one set and synthetic
+    in the other, and the common anatomy must not count as a difference between the sets.
     """
     common = set(first) & set(second)
     groups = [[case for case in first if case in common]]
@@ -55,7 +55,7 @@ def paired_case_counts(
 
 
 def case_counts(n: int, replicates: int, rng: np.random.Generator) -> np.ndarray:
-    """(replicates, n) multinomial counts; one case n times has no spread and is resampled again."""
+    """(replicates, n) multinomial counts; replicates of one case alone are resampled again."""
     if n == 0:
         return np.zeros((replicates, 0))
     counts = rng.multinomial(n, np.full(n, 1 / n), size=replicates)

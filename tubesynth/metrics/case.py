@@ -25,10 +25,15 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import Volume, same_grid
-from tubesynth.volume.resample import resample_image, resample_labels, target_grid
+from tubesynth.volume.resample import (
+    image_on_grid,
+    labels_on_grid,
+    resample_image,
+    target_grid,
+)
 from tubesynth.volume.vessels import VesselTokens
 
-# CT in HU -> mask of its vessels on the same grid, such as a trained segmenter.
+# CT in HU -> mask of its vessels on the same grid, for example by a trained segmenter.
 Segment = Callable[[Volume], Volume]
 
 
@@ -54,12 +59,12 @@ class Settings:
 
 @dataclass
 class CaseScores:
-    """Rows of summary.py, notes on resampled and on missing scores, features of set_scores.py."""
+    """Rows as in summary.py, notes on resampled volumes and missing scores, slice features."""
 
     images: list[dict] = field(default_factory=list)
     vessels: list[dict] = field(default_factory=list)
     notes: set[str] = field(default_factory=set)
-    sets: dict = field(default_factory=dict)  # slice features, see set_scores.py
+    sets: dict = field(default_factory=dict)  # {source: VolumeFeatures}, see set_scores.py
     diversity: float | None = None
 
 
@@ -71,7 +76,7 @@ def read_case(case: EvaluationCase) -> list[Volume]:
         center = first.to_index(volume.center_mm)
         if (center < -0.5).any() or (center > np.array(first.shape) - 0.5).any():
             raise InputError(
-                f"{path}: different grids: its centre lies outside {case.images[0][2]}; "
+                f"{path}: different grids: its center lies outside {case.images[0][2]}; "
                 "write it with the affine of the CT it was made from"
             )
     return volumes
@@ -95,26 +100,26 @@ def score_case(
     settings: Settings,
     segment: Segment | None = None,
 ) -> CaseScores:
-    """All scores of one case; volumes: of read_case; label, tokens: both or neither.
+    """All scores of one case.
 
-    segment: detects the vessels of a CT a second time, for the scores named segmenter_*.
-    The vessels of the real CT are scored on the grid of the first image made from it: the ceiling
-    at that resolution. The negative control is scored as if it were a synthesis of this case.
+    volumes: the result of read_case. label, tokens: both or neither. segment: a segmenter of
+    vessels, for the scores named segmenter_*. The vessels of the real CT are scored on the grid of
+    the first image made from it: the ceiling at that resolution. The negative control is scored as
+    if it were a synthesis of this case.
     """
     result = CaseScores()
     grids: list[SharedGrid] = []
     real = volumes[0] if case.images[0][0] == "real" else None
 
     def shared(grid: Volume, source: str) -> SharedGrid:
-        for known in grids:
-            if same_grid(known.grid, grid):
-                return known
-        real_on_grid, label_on_grid = real, label
-        if real is not None and not same_grid(real, grid):
-            real_on_grid = resample_image(real, grid.shape, grid.affine)
+        for shared_grid in grids:
+            if same_grid(shared_grid.grid, grid):
+                return shared_grid
+        real_on_grid = None if real is None else image_on_grid(real, grid)
+        label_on_grid = None if label is None else labels_on_grid(label, grid)
+        if real_on_grid is not real:
             result.notes.add(f"resampled for scoring: real CT onto the grid of its {source}")
-        if label is not None and not same_grid(label, grid):
-            label_on_grid = resample_labels(label, grid.shape, grid.affine)
+        if label_on_grid is not label:
             result.notes.add(f"resampled for scoring: label map onto the grid of its {source}")
         condition = None
         if label_on_grid is not None:
@@ -182,8 +187,8 @@ def score_vessels(
         return scores
     scores |= vessel_scores(ct.array, condition)
     if segment is not None:
-        of_segmenter = mask_scores(segment(ct).array[condition.box] > 0, condition)
-        scores |= {f"segmenter_{name}": value for name, value in of_segmenter.items()}
+        segmented = mask_scores(segment(ct).array[condition.box] > 0, condition)
+        scores |= {f"segmenter_{name}": value for name, value in segmented.items()}
     return scores
 
 

@@ -14,7 +14,8 @@ from tubesynth.metrics.overlap import dice, line_scores, radius_errors, skeleton
 from tubesynth.metrics.segmentation import Region, find_vessels, search_region
 from tubesynth.metrics.topology import betti_errors, betti_numbers
 from tubesynth.volume.classes import LabelScheme
-from tubesynth.volume.grid import Volume
+from tubesynth.volume.grid import Box, Volume
+from tubesynth.volume.polyline import point_tree
 from tubesynth.volume.vessels import VesselTokens, extract_tokens
 
 
@@ -23,7 +24,7 @@ class Condition:
     """The vessels of one label map; masks are of the box, indices count from its corner."""
 
     tokens: VesselTokens  # relative to the center of the label map
-    box: tuple[slice, slice, slice]
+    box: Box
     vessel: np.ndarray  # bool
     shell: np.ndarray  # bool, see frangi.shell_of
     spacing: np.ndarray
@@ -48,8 +49,6 @@ def condition_of(
 
     tokens: those of the label map or its user centreline; by default they are extracted.
     """
-    from scipy.spatial import KDTree
-
     spacing = label.spacing
     mask = label.array == classes.vessel
     aorta = np.zeros_like(mask) if classes.aorta is None else label.array == classes.aorta
@@ -74,9 +73,7 @@ def condition_of(
     line = skeleton_of(vessel, spacing)
     radius_mm = np.full(len(line), spacing.min() / 2)
     if len(tokens) and len(line):
-        # The leaf size decides which of two equally near points, as at a junction, is the nearest.
-        tree = KDTree(box_position_mm, leafsize=16)
-        _, nearest = tree.query((line - box_center) * spacing)
+        _, nearest = point_tree(box_position_mm).query((line - box_center) * spacing)
         radius_mm = np.asarray(tokens.radius_mm)[nearest]
     return Condition(
         tokens=tokens,
@@ -96,21 +93,21 @@ def condition_of(
 def vessel_scores(ct: np.ndarray, condition: Condition) -> dict[str, float]:
     """Scores of a CT (X, Y, Z) in HU on the label map's grid.
 
-    Always vesselness (see frangi.against_shell). With heart and aorta in the label map, of the
-    vessels segmented in the CT: dice, cldice, centreline_recall and _precision, betti0_error,
-    betti1_error, radius_error_mm, radius_bias_mm and radius_ratio.
+    The scores of vesselness (frangi.against_shell) are always computed. With heart and aorta in the
+    label map, the vessels are segmented in the CT and add dice, cldice, centreline_recall and
+    _precision, betti0_error, betti1_error, radius_error_mm, radius_bias_mm and radius_ratio.
     """
     hu, vessel, shell = ct[condition.box], condition.vessel, condition.shell
     if condition.region is None:
         where = vessel | shell
         response = vesselness(hu, condition.spacing, where=where)
         return against_shell(response[vessel[where]], response[shell[where]])
-    segmented, response = find_vessels(hu, condition.region, also=vessel | shell)
+    segmented, response = find_vessels(hu, condition.region, vessel | shell)
     return {**mask_scores(segmented, condition), **against_shell(response[vessel], response[shell])}
 
 
 def mask_scores(segmented: np.ndarray, condition: Condition) -> dict[str, float]:
-    """Scores of a bool mask, of the condition's box, of vessels segmented in a CT."""
+    """Scores of the vessels segmented in a CT: a bool mask of the condition's box."""
     vessel, spacing = condition.vessel, condition.spacing
     line = skeleton_of(segmented, spacing)
     return {

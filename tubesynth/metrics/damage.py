@@ -1,9 +1,9 @@
-"""The validity check of a feature function: does its Frechet distance rank known damage of CTs?
+"""The validity check of a feature function: its Frechet distance must rank known damage of CTs.
 
-Real CTs are blurred (Gaussian, sigma in voxels), made noisy (white noise, HU), and their vessels
-are erased (the lowest half of the voxels, then all: replaced by the fat around them). The damaged
-set is compared with the intact one. Where the distance does not grow from level to level, the
-feature function is blind to that kind of damage, and its scores do not judge it.
+Real CTs are blurred (Gaussian, sigma in voxels), get noise (white, HU), and their vessels are
+replaced by the surrounding fat (the lowest half of the voxels, then all). The damaged set is
+compared with the intact one. Where the distance does not grow from level to level, the features
+do not measure that kind of damage, and their scores say nothing about it.
 """
 
 import zlib
@@ -34,8 +34,8 @@ def validity_check(
     """{"ok": bool | None, "cases", "damage": {kind: [{"level", "frechet"}]}, "messages"}.
 
     cases: case id, CT (X, Y, Z) in HU, label map on the same grid or None (vessels are not tested).
-    ok is None without cases; a kind that no case can test is left out. Distances are of the same
-    slices, every slice_step-th, with and without the damage, means over planes.
+    ok is None without cases; a kind of damage that no case can test has no key. Distances are means
+    over planes, between every slice_step-th slice with and without the damage.
     """
     n, tested = 0, set()
     features: dict[tuple, list[np.ndarray]] = {}  # (kind, level, plane) -> (slices, D) of each case
@@ -77,7 +77,7 @@ def validity_check(
             text = ", ".join(f"{row['frechet']:.3g} at {row['level']:g}" for row in rows_of[kind])
             messages.append(
                 f"{kind}: the features do not rank it ({text} {UNITS[kind]}); "
-                "do not read their scores as a judgement of it"
+                f"their scores do not measure {kind}"
             )
     return {"ok": ok, "cases": n, "damage": rows_of, "messages": messages}
 
@@ -107,10 +107,10 @@ def erase_vessels(hu: np.ndarray, vessels: np.ndarray, share: float) -> np.ndarr
     erased = np.zeros_like(vessels)
     erased[x, y, z] = True
     result = hu.astype(np.float32, copy=True)
-    inside = result[box]  # a view
+    region = result[box]  # a view
     # fat: the median of fatty voxels within SHELL_VOXELS of the vessels
     shell = binary_dilation(vessels[box], iterations=SHELL_VOXELS) & ~vessels[box]
-    fat = inside[shell & (inside > FAT_HU[0]) & (inside < FAT_HU[1])]
+    fat = region[shell & (region > FAT_HU[0]) & (region < FAT_HU[1])]
     rim = np.asarray(binary_dilation(erased[box]), dtype=bool)
-    inside[rim] = np.median(fat) if len(fat) else DEFAULT_FAT_HU
+    region[rim] = np.median(fat) if len(fat) else DEFAULT_FAT_HU
     return result

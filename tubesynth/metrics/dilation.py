@@ -28,8 +28,7 @@ def within(mask: np.ndarray, spacing: Spacing, reach_mm: float) -> np.ndarray:
     box = tuple(
         slice(max(span[0] - n, 0), span[-1] + n + 1) for span, n in zip(spans, steps, strict=True)
     )
-    near = dilated(torch.from_numpy(mask[box])[None], spacing, reach_mm)
-    result[box] = near[0].numpy()
+    result[box] = dilated(torch.from_numpy(mask[box])[None], spacing, reach_mm)[0].numpy()
     return result
 
 

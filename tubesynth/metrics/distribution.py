@@ -5,10 +5,10 @@
     scores, control = distribution_scores(real, synthetic), negative_control(real)
 
 n counts cases, not slices: a synthetic case has the id of its label map, and all samples of that
-label map belong to it. standardize: of the feature function, see features.py.
+label map belong to it. `standardize` is that of the feature function (features.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import combinations, islice
 
 import numpy as np
@@ -23,7 +23,7 @@ from tubesynth.metrics.summary import Stat
 from tubesynth.metrics.volume_features import (
     SMALLEST_STD,
     SlicesByPlane,
-    VolumeFeatures,
+    Volumes,
     check_comparable,
     feature_scale,
     sampled_slices,
@@ -31,9 +31,7 @@ from tubesynth.metrics.volume_features import (
 )
 from tubesynth.volume.intensity import hu_to_unit
 
-HALVINGS, RESAMPLED_HALVINGS, CONTROL_HALVES = 20, 100, 4
-
-Volumes = Sequence[VolumeFeatures]
+HALVINGS, RESAMPLED_HALVINGS, CONTROL_HALVES = 20, 100, 4  # numbers of random halvings
 
 
 def distribution_scores(
@@ -41,10 +39,10 @@ def distribution_scores(
 ) -> dict[str, Stat]:
     """{METRIC: Stat} of a synthetic set against a real one; {} where either is empty.
 
-    frechet_axial, _coronal, _sagittal, and frechet, their mean: squared distances as in FID, with
-    the bias of small sets; frechet_excess has none (see frechet.py; absent below four real cases).
-    precision and recall: see precision_recall.py. With a training set: the metrics of
-    memorization.py. ci95 is a bootstrap over cases.
+    frechet_axial, _coronal, _sagittal and their mean, frechet: squared distances as in FID, with
+    the bias of small sets. frechet_excess: the distance without that bias (see frechet.py; absent
+    below four real cases). precision, recall: see precision_recall.py. With a training set: the
+    metrics of memorization.py. ci95 is a bootstrap over cases.
     """
     if not real or not synthetic:
         return {}
@@ -103,7 +101,7 @@ def negative_control(real: Volumes, standardize: bool = True) -> dict[str, Stat]
 
 
 def distribution_notes(real: Volumes, synthetic: Volumes = ()) -> list[str]:
-    """Notes on sets with fewer cases than features, for readers of the scores."""
+    """Notes on sets with fewer cases than features, whose distances are biased."""
     notes = []
     for name, volumes in (("real", real), ("synthetic", synthetic)):
         n, dim = len({v.case for v in volumes}), next(iter(real[0].slices.values())).shape[1]
@@ -137,7 +135,7 @@ def diversity_scores(by_case: Mapping[str, float | None]) -> dict[str, Stat]:
 
 
 def _scales(sampled: SlicesByPlane, standardize: bool) -> dict[str, np.ndarray | float]:
-    """{plane: (D,)}: spread of the sampled real slices where features differ in unit, else 1."""
+    """{plane: (D,)}: standard deviation of the sampled real slices; 1 without standardization."""
     if not standardize:
         return dict.fromkeys(sampled, 1.0)
     spreads = {plane: np.concatenate([*s.values()]).std(0) for plane, s in sampled.items()}

@@ -1,17 +1,17 @@
-"""Features of a CT slice: 80 numbers without trained weights, or those of a published network.
+"""Features of CT slices: 80 radiomic numbers, or the features of a published network.
 
 `radiomic_features`, the default, takes (N, 1, H, W) in [0, 1] (the HU window [-1000, 1000]) and
 gives (N, 80), named by FEATURE_NAMES:
 intensity: mean, standard deviation, quantiles, and square roots of the shares of eight tissues;
 gradients on four scales (pixels of 1, 2, 4, 8): log energy along each axis, coherence and tails, so
-that blur and noise of any scale change them; of the full window the energy alone;
-flatness: saturating means of the Laplacian, which count noisy pixels and hardly edges;
+that blur and noise of any scale change them; in the full window the energy alone;
+flatness: saturating means of the Laplacian, which count noisy pixels and hardly count edges;
 tubes on scales 2, 4, 8: ridges, blobs and valleys by the eigenvalues of the Hessian (Frangi et al.
-1998, in 2D), and the top-hat (Serra 1982), which retains only the bright and thin: vessels;
+1998, in 2D), and the top-hat (Serra 1982), which retains bright and thin structures: vessels;
 co-occurrence (Haralick et al. 1973) of eight gray levels on scales 2 and 4.
 
-All but the intensities are of the soft-tissue window SOFT_HU. Logarithms have an offset of about
-1 HU, so a slice of air is legal. Sizes are in pixels, not mm.
+All features except the intensities use the soft-tissue window SOFT_HU. Logarithms have an offset of
+about 1 HU, so that a slice of air has finite features. Sizes are in pixels, not mm.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ TISSUE_EDGES_HU = (-700, -300, -120, -30, 80, 180, 300, 450)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SCALES = (1, 2, 4, 8)
 BINS, GRAY_LEVELS = 250, 8
-FLAT_HU = (15.0, 60.0)  # a Laplacian of that much counts half
+FLAT_HU = (15.0, 60.0)  # a Laplacian of this size counts half
 THIN_HU = 100.0  # a top-hat above it is a vessel (or calcium, or bone)
 OFFSET = (1 / SOFT_SPAN_HU) ** 2  # of energies in the soft-tissue window: 1 HU
 PIXELS_AT_ONCE = 2**20  # more, and intermediates leave the CPU's cache; fewer, and calls dominate
@@ -53,8 +53,8 @@ for _scale in SCALES:
 class FeatureFunction:
     """Slices (N, 1, H, W) in [0, 1] -> features (N, D).
 
-    standardize: features differ in unit, so that distances divide each by its standard deviation
-    over real slices. window: HU of 0 and 1, None for those of the evaluation.
+    standardize: features have different units, so distances divide each by its standard deviation
+    over real slices. window: the HU that become 0 and 1; None for the window of the evaluation.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -79,9 +79,10 @@ RADIOMIC = FeatureFunction(radiomic_features, standardize=True, window=WINDOW_HU
 
 
 def load_features(path: str | Path) -> FeatureFunction:
-    """The feature function of a weights file; InputError where none of models/pretrained.py fits.
+    """The feature function of a weights file of a network that models/pretrained.py supports.
 
-    Features are not standardized: Frechet distances are those published for the network.
+    Other files are an InputError. Features are not standardized, so that Frechet distances can be
+    compared with published ones.
     """
     from tubesynth.models.pretrained import load_network
 

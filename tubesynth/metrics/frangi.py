@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from tubesynth.metrics.dilation import Spacing, within
-
-Box = tuple[slice, slice, slice]
+from tubesynth.volume.grid import Box
 
 ALPHA = BETA = 0.5
 # c of equation 13. A tube of contrast A and radius r gives a Hessian of norm 0.52 A at sigma =
@@ -119,9 +118,9 @@ def _hessian(image: Tensor, filters: list[list[Tensor]], tile: Box) -> list[Tens
     """
     bands, source = [], []
     for axis, rows in enumerate(tile):
-        # The columns that the rows of this tile read: the tile and the reach of the filters.
-        used = filters[axis][0][rows].any(0) | filters[axis][2][rows].any(0)
-        first, last = int(used.int().argmax()), len(used) - int(used.flip(0).int().argmax())
+        # The columns with weights in the rows of this tile: the tile and the reach of the filters.
+        columns = (filters[axis][0][rows].any(0) | filters[axis][2][rows].any(0)).nonzero()
+        first, last = int(columns[0]), int(columns[-1]) + 1
         bands.append([matrix[rows, first:last] for matrix in filters[axis]])
         source.append(slice(first, last))
     block = image[tuple(source)]  # (X', Y', Z'), larger than the tile

@@ -5,9 +5,9 @@ d^2 = |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson and Landau 1982; FID o
 
 The distance of small sets is biased upwards, by far more than its spread while cases are fewer than
 features; neither the bootstrap nor extrapolation in 1/n removes most of that. `halvings` therefore
-compares distances of one size, which have one bias: from half of the real cases to the other half
-(the negative control), and to the synthetic versions of that other half. The excess of the second
-over the first is 0 for a perfect generator at any number of cases.
+compares two distances of sets of equal size, whose biases are equal: from half of the real cases to
+the other half (the negative control), and to the synthetic versions of that other half. The second
+minus the first has the mean 0 for a perfect generator at any number of cases.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ Gaussian = tuple[np.ndarray, np.ndarray]  # mean (D,), covariance (D, D)
 
 REPLICATES = 200
 ROUNDING = 1e-12  # of the traces: below it a distance is 0
-MAX_BOOTSTRAP_DIM = 256  # of more features, that many principal components are resampled
+MAX_BOOTSTRAP_DIM = 256  # more features are projected on as many principal components
 
 
 def gaussian(features: Collection[np.ndarray], scale: np.ndarray | float = 1.0) -> Gaussian:
@@ -68,7 +68,7 @@ class CaseMoments:
         return cls(cases, counts, means, covariances * (counts - 1)[:, None, None])
 
     def pooled(self, cases: Sequence[str], weights: np.ndarray) -> Gaussian:
-        """Of some cases together; weights (len(cases),): a case of weight 2 counts twice."""
+        """The Gaussian of some cases; weights (len(cases),): a case of weight 2 counts twice."""
         index = np.searchsorted(self.cases, cases)
         counts = weights * self.counts[index]
         n = counts.sum()
@@ -113,16 +113,16 @@ def bootstrap(first: CaseMoments, second: CaseMoments, replicates: int = REPLICA
 
 
 def halvings(
-    real: CaseMoments, synthetic: CaseMoments | None, times: int, seed=0, resample=False
+    real: CaseMoments, synthetic: CaseMoments | None, times: int, resample=False
 ) -> np.ndarray:
     """(times, 2): distances of a random half of the real cases to the other half, and to as many
-    synthetic cases (nan without any). (0, 2) below four real cases.
+    synthetic cases (nan below two); (0, 2) below four real cases.
 
-    Synthetic cases made from the label maps of the other half replace it; none is made from those
-    of the first half. resample: cases are resampled within each half.
+    The synthetic cases are those of the other half's label maps, then those without a real CT: none
+    has a label map of the first half. resample: cases are resampled within each half.
     """
     n, rows = len(real.cases), []
-    rng = np.random.default_rng([seed, n, int(resample)])
+    rng = np.random.default_rng([0, n, int(resample)])
     available = set(synthetic.cases) if synthetic else set()
     unpaired = sorted(available - set(real.cases))
     for _ in range(times if n >= 4 else 0):
@@ -135,7 +135,7 @@ def halvings(
             other = [*paired, *(case for case in other if case not in available)]
             replacement = [*paired, *extra][: len(other)]
             if len(replacement) >= 2:
-                other = other[: len(replacement)]  # both distances are to one number of cases
+                other = other[: len(replacement)]  # both distances have the same number of cases
         weights = [
             case_counts(len(ids), 1, rng)[0] if resample else np.ones(len(ids))
             for ids in (half, other)

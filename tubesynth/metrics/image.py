@@ -4,8 +4,8 @@ Tensors are (B, C, X, Y, Z) or (B, C, X, Y); results are one Python float per ba
 where undefined (an empty mask, an image smaller than the window). SSIM is that of Wang et al. 2004
 (doi:10.1109/TIP.2003.819861): Gaussian window of 11 voxels, sigma 1.5 voxels, K1 = 0.01, K2 = 0.03,
 population covariances, averaged over the voxels whose window lies inside the image: scikit-image's
-number with gaussian_weights=True, sigma=1.5, use_sample_covariance=False. MS-SSIM is that of Wang
-et al. 2003 (doi:10.1109/ACSSC.2003.1292216). Windows count voxels, not millimetres.
+value with gaussian_weights=True, sigma=1.5, use_sample_covariance=False. MS-SSIM is that of Wang
+et al. 2003 (doi:10.1109/ACSSC.2003.1292216). Windows are in voxels, not in millimeters.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 PSNR_CAP_DB = 100.0  # identical images have no finite PSNR; JSON has no infinity
-SLAB = 32  # voxels along an axis filtered at once: bounds the memory, keeps the work in cache
+SLAB = 32  # voxels along an axis that are filtered at once: they fit into the CPU's cache
 
 
 def psnr(a: Tensor, b: Tensor, data_range: float, mask: Tensor | None = None) -> list[float]:

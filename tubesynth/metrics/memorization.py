@@ -1,10 +1,10 @@
 """Distances of synthetic CTs to the nearest training CT, and the share that are copies of one.
 
-Two distances. Of the image: 1 - correlation of thumbnails over the cells that are body in the
-training set; noise, sharpness and contrast hardly change it. Of the features: root mean square
+The image distance is 1 - correlation of thumbnails over the cells that are body in the training
+set; noise, sharpness and contrast hardly change it. The feature distance is the root mean square
 difference of a volume's mean features, in units of their spread over training volumes; a shift or a
-mirror image hardly changes it. Real validation cases, which no model was trained on, give the
-distances that occur by chance, and so the threshold below which a synthetic CT is a copy.
+mirror image hardly changes it. The distances of real validation cases, which no model was trained
+on, occur by chance: they give the threshold below which a synthetic CT counts as a copy.
 """
 
 import math
@@ -14,17 +14,15 @@ import numpy as np
 
 from tubesynth.metrics.bootstrap import bootstrap_mean
 from tubesynth.metrics.summary import Stat
-from tubesynth.metrics.volume_features import VolumeFeatures
+from tubesynth.metrics.volume_features import VolumeFeatures, Volumes
 from tubesynth.runtime.errors import InputError
 
 BODY = 0.05  # smallest mean thumbnail over training volumes of a cell that is body
 SMALLEST_STD = 1e-3
 FALSE_ALARMS = 1 / 1000  # share of real unseen cases that fall below the threshold
-MIN_FOR_SPREAD = 5
+MIN_FOR_SPREAD = 5  # validation cases; fewer give no standard deviation
 IDENTICAL = 1e-6  # a validation case this near to a training case is a training case
 DISTANCES = ("nearest_training_image", "nearest_training_features")
-
-Volumes = Sequence[VolumeFeatures]
 
 
 def memorization_scores(synthetic: Volumes, real: Volumes, training: Volumes) -> dict[str, Stat]:
@@ -43,8 +41,7 @@ def memorization_scores(synthetic: Volumes, real: Volumes, training: Volumes) ->
 
 
 def thresholds(real: Volumes, training: Volumes) -> np.ndarray | None:
-    """(2,) threshold of each distance by the real cases that are not in the training set; None
-    without any."""
+    """(2,): the threshold of each distance by the real cases outside the training set, or None."""
     training_cases = {volume.case for volume in training}
     unseen = [volume for volume in real if volume.case not in training_cases]
     if not unseen:
@@ -79,10 +76,10 @@ def nearest_training(volumes: Volumes, training: Volumes) -> tuple[np.ndarray, n
 
 
 def threshold(distances: Sequence[float] | np.ndarray) -> float:
-    """The distance that a fresh real case falls below with probability FALSE_ALARMS.
+    """The distance that a new real case falls below with probability FALSE_ALARMS.
 
-    Student's prediction limit of the logarithms, at most the smallest of the distances of
-    validation cases. Below MIN_FOR_SPREAD cases, which give no spread: a third of the smallest.
+    distances: those of the validation cases. Student's prediction limit of their logarithms, at
+    most the smallest distance; a third of the smallest where there are fewer than MIN_FOR_SPREAD.
     """
     smallest, n = float(min(distances)), len(distances)
     if n < MIN_FOR_SPREAD:

@@ -9,6 +9,7 @@ nan.
 import numpy as np
 
 from tubesynth.metrics.vessel import calibres
+from tubesynth.volume.polyline import point_tree
 from tubesynth.volume.thinning import thin
 from tubesynth.volume.vessels import VesselTokens
 
@@ -57,9 +58,9 @@ def line_scores(
             near_line(predicted_line, true_line, spacing),
             near_line(true_line, predicted_line, spacing),
         )
-    both = precision + sensitivity
+    total = precision + sensitivity
     scores = {
-        "cldice": 2 * precision * sensitivity / both if both else 0.0,
+        "cldice": 2 * precision * sensitivity / total if total else 0.0,
         "centreline_recall": float(matched[1].mean()) if len(true_line) else 0.0,
         "centreline_precision": float(matched[0].mean()) if len(predicted_line) else 0.0,
     }
@@ -72,9 +73,7 @@ def line_scores(
 
 def near_line(points: np.ndarray, line: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """(N,) bool: points (N, 3) at most one voxel (its longest edge) from a line's points (M, 3)."""
-    from scipy.spatial import KDTree
-
-    distance_mm, _ = KDTree(line * spacing).query(points * spacing)
+    distance_mm, _ = point_tree(line * spacing).query(points * spacing)
     return distance_mm <= spacing.max() * 1.001  # a neighbor along that edge counts
 
 
@@ -97,13 +96,9 @@ def radius_errors(
     radius_bias_mm: mean difference, negative where vessels are too thin; radius_ratio: mean of
     predicted over true. Each also by calibre of the true vessel; {} without a pair of points.
     """
-    from scipy.spatial import KDTree
-
     if not len(predicted.radius_mm) or not len(true.radius_mm):
         return {}
-    # The leaf size decides which of two equally near points, as at a junction, is the nearest.
-    tree = KDTree(predicted.position_mm, leafsize=16)
-    distance_mm, nearest = tree.query(true.position_mm)  # (N,) each
+    distance_mm, nearest = point_tree(predicted.position_mm).query(true.position_mm)  # (N,) each
     matched = distance_mm <= reach_mm
     true_radius = np.asarray(true.radius_mm, dtype=float)
     difference = np.asarray(predicted.radius_mm, dtype=float)[nearest] - true_radius

@@ -16,7 +16,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 
-MAX_CONTROLS = 10  # cases with a negative control, which takes as long to score as an image
+MAX_CONTROLS = 10  # cases with a negative control: each takes as long to score as an image
 COSTS = ("evaluations", "seconds")
 # Names of other columns and rows, which a run may not have.
 RESERVED = ("real", "real CT", "reconstruction", "floor", "negative control", "label map")
@@ -24,7 +24,7 @@ RESERVED = ("real", "real CT", "reconstruction", "floor", "negative control", "l
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of synthetic CTs; `source` is the source of its rows."""
+    """A folder of synthetic CTs; source: "synthesis NAME", or "synthesis" for one unnamed run."""
 
     name: str
     source: str
@@ -78,12 +78,14 @@ def collect_cases(
         for name, path in files_of(run.folder, "--synthesis").items():
             match = None if name in maps else re.fullmatch(r"(.+)_s(\d+)", name)
             case, sample = (match[1], int(match[2])) if match else (name, 0)
-            of_case = images.setdefault(case, [])
-            if (run.source, sample) in [image[:2] for image in of_case]:
+            case_images = images.setdefault(case, [])
+            if (run.source, sample) in [image[:2] for image in case_images]:
                 raise InputError(f"{path}: another file is sample {sample} of {case}; remove one")
-            of_case.append((run.source, sample, path))
+            case_images.append((run.source, sample, path))
     for folder, files in ((real, reals), (labels, maps)):
-        missing = [p.name for c, of_case in images.items() if c not in files for *_, p in of_case]
+        missing = [
+            p.name for c, case_images in images.items() if c not in files for *_, p in case_images
+        ]
         if folder is not None and missing:
             raise InputError(
                 f"{folder}: unpaired, no file for {listed(missing)}; ids are names up to the first "
@@ -97,9 +99,11 @@ def collect_cases(
         notes.append(f"{len(unpaired)} real CTs without an image are skipped: {listed(unpaired)}")
     sources = [("reconstruction", reconstruction), *((run.source, run.folder) for run in runs)]
     for source, folder in sources:
-        lacking = [c for c in chosen if source not in [image[0] for image in images.get(c, [])]]
-        if folder is not None and lacking:
-            notes.append(f"{len(lacking)} cases have no {source}: {listed(lacking)}")
+        missing_cases = [
+            c for c in chosen if source not in [image[0] for image in images.get(c, [])]
+        ]
+        if folder is not None and missing_cases:
+            notes.append(f"{len(missing_cases)} cases have no {source}: {listed(missing_cases)}")
     cases, order, control_step = [], list(reals), -(-len(chosen) // MAX_CONTROLS)
     for case in chosen:
         real_image = [("real", 0, reals[case])] if case in reals else []
@@ -109,8 +113,8 @@ def collect_cases(
         centreline = centrelines and centrelines / f"{case}{SUFFIX}"
         if centreline:
             read_centreline(centreline)  # a wrong file is an error before any case is scored
-        of_case = real_image + images.get(case, [])
-        cases.append(EvaluationCase(case, maps.get(case), of_case, control, centreline))
+        case_images = real_image + images.get(case, [])
+        cases.append(EvaluationCase(case, maps.get(case), case_images, control, centreline))
     return cases, notes
 
 
@@ -131,7 +135,7 @@ def cost_rows(cases: Sequence[EvaluationCase]) -> list[dict[str, Any]]:
                 record = json.loads(sidecar.read_text(encoding="utf-8"))
                 costs = {k: float(record[k]) for k in COSTS if record.get(k) is not None}
             except (OSError, ValueError, TypeError, AttributeError):
-                continue  # a volume of another program has no sidecar, or one without costs
+                continue  # volumes of other programs have no sidecar, or no costs in it
             if costs:
                 rows.append({"case": case.id, "sample": sample, "source": source, **costs})
     return rows

@@ -24,8 +24,8 @@ def precision_and_recall(
 ) -> dict[str, Stat]:
     """{"precision": Stat, "recall": Stat}, means over planes; {} below two cases in either set.
 
-    scales: (D,) divisor of the features of each plane. The interval resamples the cases of the
-    judged set; the balls stay.
+    scales: (D,) divisor of the features of each plane. The interval resamples the cases whose
+    slices are counted; the balls do not change.
     """
     shares: dict[str, dict[str, list[float]]] = {"precision": {}, "recall": {}}
     for plane, scale in scales.items():
@@ -36,11 +36,13 @@ def precision_and_recall(
             stacked = np.concatenate([*slices.values()]) / scale
             vectors.append(torch.from_numpy(stacked.astype(np.float32)))
             cases.append(np.repeat([*slices], [len(x) for x in slices.values()]))
-        for metric, judged, centers in (("precision", 1, 0), ("recall", 0, 1)):
+        for metric, queries, centers in (("precision", 1, 0), ("recall", 0, 1)):
             radius = radii(vectors[centers], cases[centers])
-            inside = covered(vectors[judged], vectors[centers], radius)
-            for case in np.unique(cases[judged]):
-                shares[metric].setdefault(case, []).append(inside[cases[judged] == case].mean())
+            is_covered = covered(vectors[queries], vectors[centers], radius)
+            for case in np.unique(cases[queries]):
+                shares[metric].setdefault(case, []).append(
+                    is_covered[cases[queries] == case].mean()
+                )
     return {
         metric: bootstrap_mean([float(np.mean(by_case[c])) for c in sorted(by_case)], (0.0, 1.0))
         for metric, by_case in shares.items()

@@ -1,10 +1,10 @@
-"""Detection of the coronary arteries of a CT by its intensities alone.
+"""Segmentation of the coronary arteries of a CT by its intensities alone.
 
 Bright voxels that look tubular (vesselness), lie near the heart and outside the large blood pools
 are grown from the aorta, over gaps of a few mm. The label map gives only the place of the heart and
 the aorta, never that of a vessel, so a vessel that a synthesis lacks is not detected. Tuned on
 voxels of 0.7 mm; on larger ones, or without contrast agent, few coronaries of real CTs are detected
-either: the scores of the real CTs show it. Volumes lie on one grid, HU.
+either: the scores of the real CTs show it. All arrays are (X, Y, Z) on one grid, CTs in HU.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 from tubesynth.metrics.dilation import Spacing, within
 from tubesynth.metrics.frangi import vesselness
 from tubesynth.metrics.topology import label_components
+from tubesynth.volume.grid import Box, bounding_box
 
 MIN_HU = 80.0  # thin lumina lose most of their contrast to partial volume
 MIN_VESSELNESS = 0.05
@@ -22,8 +23,6 @@ POOL_MARGIN_MM = 1.5  # the blurred rim of a blood pool
 HEART_MARGIN_MM = 12.0  # the epicardial fat in which the coronaries run
 GAP_MM = 2.0
 MIN_COMPONENT_MM3 = 4.0  # smaller ones are noise
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,6 @@ def search_region(
     near_heart = within(heart, spacing, HEART_MARGIN_MM) & ~aorta
     near_aorta = within(aorta, spacing, POOL_MARGIN_MM + spacing.max())
     return Region(box, near_heart, near_aorta, spacing)
-
-
-def bounding_box(mask: np.ndarray) -> Box | None:
-    """The bounding box of a mask (X, Y, Z); None where it is empty."""
-    from scipy import ndimage
-
-    boxes = ndimage.find_objects(np.asarray(mask, dtype=np.uint8))
-    return boxes[0] if boxes else None
 
 
 def enclosing_box(a: Box, b: Box) -> Box:
@@ -101,17 +92,17 @@ def grow(hu: np.ndarray, allowed: np.ndarray, tubular: np.ndarray, region: Regio
 
 
 def find_vessels(
-    hu: np.ndarray, region: Region, also: np.ndarray | None = None
+    hu: np.ndarray, region: Region, extra_voxels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The coronaries of a CT, bool, and the vesselness behind them, float32.
+    """The mask of a CT's coronaries, bool, and the vesselness it is computed from, float32.
 
     hu: (X, Y, Z) of the region's box, as both results. Vesselness is computed in the candidate
-    voxels and in the mask `also`; elsewhere it is 0.
+    voxels and in the mask `extra_voxels`; elsewhere it is 0.
     """
     hu = np.asarray(hu, dtype=np.float32)
     allowed = allowed_voxels(hu, region)
     bright = allowed & (hu > MIN_HU)
-    where = bright if also is None else bright | also
+    where = bright if extra_voxels is None else bright | extra_voxels
     response = np.zeros(hu.shape, dtype=np.float32)
     response[where] = vesselness(hu, region.spacing, where=where)
     return grow(hu, allowed, bright & (response > MIN_VESSELNESS), region), response

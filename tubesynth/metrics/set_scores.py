@@ -1,6 +1,6 @@
-"""The distribution scores of an evaluation; features are taken case by case, in any process.
+"""The distribution scores of an evaluation, from slice features that are computed case by case.
 
-Volumes are resampled onto the grid of the first image that was made from the real CT. options are
+Volumes are resampled onto the grid of the first image that was made from the real CT. `options` are
 keyword arguments of `volume_features`.
 """
 
@@ -17,8 +17,8 @@ from tubesynth.metrics.summary import Stat
 from tubesynth.metrics.volume_features import VolumeFeatures, check_comparable, volume_features
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import read_labels, read_volume
-from tubesynth.volume.grid import Volume, same_grid
-from tubesynth.volume.resample import resample_image, resample_labels
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.resample import image_on_grid, labels_on_grid
 
 CHECKED_CASES = 2  # of the validity check: each costs as much as eight others
 
@@ -26,11 +26,11 @@ Sets = dict[str, list[VolumeFeatures]]  # by source
 
 
 def case_features(case: EvaluationCase, volumes: Sequence[Volume], **options) -> Sets:
-    """The features of all images of a case, of volumes as read_case gives them."""
+    """The features of all images of a case; volumes: the result of read_case."""
     sets: Sets = {}
     for (source, sample, _), volume in zip(case.images, volumes, strict=True):
-        if source == "real" and len(volumes) > 1 and not same_grid(volume, volumes[1]):
-            volume = resample_image(volume, volumes[1].shape, volumes[1].affine)
+        if source == "real" and len(volumes) > 1:
+            volume = image_on_grid(volume, volumes[1])
         features = volume_features(case.id, volume.array, volume.spacing, sample, **options)
         sets.setdefault(source, []).append(features)
     return sets
@@ -73,7 +73,7 @@ def source_scores(
 
 
 def run_job(function: Callable, *arguments) -> Any:
-    """Calls a function in a pool of processes whose jobs are of several kinds."""
+    """function(*arguments); lets one pool of processes run jobs of several functions."""
     return function(*arguments)
 
 
@@ -82,12 +82,8 @@ def validity(cases: Iterable[EvaluationCase], vessel_class: int, options: dict[s
 
     def volumes(case):
         real, grid = (read_volume(path) for *_, path in case.images[:2])
-        label = None if case.label is None else read_labels(case.label)
-        if not same_grid(real, grid):
-            real = resample_image(real, grid.shape, grid.affine)
-        if label is not None and not same_grid(label, grid):
-            label = resample_labels(label, grid.shape, grid.affine)
-        return case.id, real.array, None if label is None else label.array
+        label = None if case.label is None else labels_on_grid(read_labels(case.label), grid).array
+        return case.id, image_on_grid(real, grid).array, label
 
     paired = [case for case in cases if case.images[0][0] == "real" and len(case.images) > 1]
     checked = paired[:CHECKED_CASES]

@@ -44,7 +44,7 @@ BOUNDS = {
 
 
 def stat(mean: float | None, n: int, std=None, low=None, high=None) -> Stat:
-    """A Stat of Python numbers, whatever number types the arguments are of."""
+    """A Stat of Python numbers, from numbers of any type."""
     ends = [None if end is None else float(end) for end in (low, high)]
     return {
         "mean": None if mean is None else float(mean),

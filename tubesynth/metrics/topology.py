@@ -6,17 +6,18 @@ through faces (6). Euler's characteristic chi = b0 - b1 + b2 gives the loops wit
 
 import numpy as np
 
+from tubesynth.volume.grid import bounding_box
+
 
 def betti_numbers(mask: np.ndarray) -> tuple[int, int, int]:
     """(b0 components, b1 loops, b2 cavities) of a mask (X, Y, Z)."""
-    from scipy import ndimage
     from skimage.measure import euler_number
 
-    boxes = ndimage.find_objects(np.asarray(mask, dtype=np.uint8))
-    if not boxes:
+    bounds = bounding_box(mask)
+    if bounds is None:
         return 0, 0, 0
     # The bounding box with a rim of background, which is then one component around the mask.
-    box = np.pad(np.asarray(mask[boxes[0]], dtype=bool), 1)
+    box = np.pad(np.asarray(mask[bounds], dtype=bool), 1)
     # b0: components of the foreground. b2: components of the background but for the outer one.
     components = int(label_components(box, 26).max())
     cavities = int(label_components(~box, 6).max()) - 1

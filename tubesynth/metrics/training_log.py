@@ -45,7 +45,7 @@ def loss_curve(log: Path) -> list[tuple[int, float]]:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # half a line of a process that was killed while writing
+            continue  # a process that was killed while writing leaves half a line
         if not isinstance(row, dict) or row.get("split") != "validation":
             continue
         step, loss = row.get("step"), row.get("loss")

@@ -12,7 +12,7 @@ from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
 # Contrast-filled coronaries lie around 300-450 HU. Below 200 a voxel could as well be enhanced
-# myocardium (80-160 HU) or a lumen lost in partial volume; above 600 it is calcium, bone or metal.
+# myocardium (80-160 HU) or a lumen blurred by partial volume; above 600 it is calcium, bone, metal.
 LUMEN_RANGE_HU = (200.0, 600.0)
 CALIBRES_MM = {"lt1.5mm": (0.0, 1.5), "1.5to3mm": (1.5, 3.0), "gt3mm": (3.0, np.inf)}
 RING_ANGLES, RING_STEPS = 12, 4
@@ -87,8 +87,9 @@ def shell_hu(
 ) -> np.ndarray:
     """(N,) median HU on rings across the vessel, from 1.5 to 3 radii plus one voxel away.
 
-    The voxel (its longest edge) keeps the lumen's blurred edge out of thin vessels' shells; rings,
-    not balls, keep the vessel's own continuation out. nan where the rings lie outside the CT.
+    One voxel (its longest edge) of distance excludes the lumen's blurred edge from the shell of
+    a thin vessel; rings, unlike balls, exclude the vessel's continuation. nan where all rings lie
+    outside the CT.
     """
     # Two unit vectors (N, 3) across the tangent, from the coordinate axis least aligned with it.
     axis = np.eye(3)[np.abs(tangent).argmin(1)]

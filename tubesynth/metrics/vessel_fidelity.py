@@ -16,6 +16,7 @@ from tubesynth.metrics.dilation import Spacing, within
 from tubesynth.metrics.image import mae_hu, psnr
 from tubesynth.metrics.vessel import calibres, centreline_scores
 from tubesynth.volume.grid import Volume, centered_affine
+from tubesynth.volume.polyline import point_tree
 from tubesynth.volume.vessels import VesselTokens, extract_tokens
 
 MARGIN_MM = 1.5
@@ -35,8 +36,6 @@ class VesselSurroundings:
     @classmethod
     def of(cls, vessels: np.ndarray, spacing: Spacing) -> "VesselSurroundings | None":
         """vessels: (X, Y, Z) bool; spacing: (3,) mm; None where the mask has no centreline."""
-        from scipy.spatial import KDTree
-
         spacing = np.asarray(spacing, dtype=np.float64)
         affine = centered_affine(vessels.shape, tuple(spacing))
         tokens = extract_tokens(vessels, affine)
@@ -45,8 +44,7 @@ class VesselSurroundings:
         near = within(vessels, spacing, max(MARGIN_MM, spacing.max()))
         center = (np.array(vessels.shape) - 1) / 2
         position = (np.argwhere(near) - center) * spacing  # (V, 3) mm, as the tokens' positions
-        # The leaf size decides which of two equally near points, as at a junction, is the nearest.
-        _, nearest = KDTree(tokens.position_mm, leafsize=16).query(position)
+        _, nearest = point_tree(tokens.position_mm).query(position)
         return cls(tokens, affine, np.flatnonzero(near), tokens.radius_mm[nearest])
 
 
@@ -62,11 +60,11 @@ def vessel_fidelity(
     """
     row = {}
     images = real_hu, reconstructed_hu
-    near = [torch.from_numpy(image.ravel()[surroundings.index]) for image in images]  # (V,) each
+    values = [torch.from_numpy(image.ravel()[surroundings.index]) for image in images]  # (V,) each
     every_voxel = np.ones(len(surroundings.index), dtype=bool)
     for suffix, selected in {"": every_voxel, **calibres(surroundings.radius_mm)}.items():
         if selected.any():
-            a, b = (hu[torch.from_numpy(selected)][None, None] for hu in near)  # (1, 1, N)
+            a, b = (hu[torch.from_numpy(selected)][None, None] for hu in values)  # (1, 1, N)
             row[f"vessel_psnr{suffix}"] = psnr(a, b, window_hu)[0]
             row[f"vessel_mae_hu{suffix}"] = mae_hu(a, b)[0]
     for name, image in zip((REAL, RECONSTRUCTED), images, strict=True):

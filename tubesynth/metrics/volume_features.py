@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from tubesynth.metrics.features import RADIOMIC, FeatureFunction
+from tubesynth.metrics.features import RADIOMIC, SMALLEST, FeatureFunction
 from tubesynth.metrics.frechet import gaussian
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.intensity import hu_to_unit
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis across the plane
-MIN_PIXELS = 8  # of a slice, along each axis
 SLICES_AT_ONCE = 32
 SAMPLED_SLICES, SAMPLED_CASES = 16, 256
 SMALLEST_STD = 1e-2  # a feature that hardly varies among real slices is not amplified
 THUMBNAIL, THUMBNAIL_HU = (24, 24, 24), (-200.0, 500.0)  # from air to contrast agent
 
+Volumes = Sequence["VolumeFeatures"]
 SlicesByPlane = Mapping[str, Mapping[str, np.ndarray]]  # {plane: {case id: (N, D)}}
 
 
@@ -37,7 +37,7 @@ class VolumeFeatures:
     thumbnail: np.ndarray
 
     def sampled(self) -> "VolumeFeatures":
-        """With at most SAMPLED_SLICES, evenly spread, of each plane."""
+        """The same with at most SAMPLED_SLICES slices of each plane, evenly spread."""
         rows = {p: x[spread_indices(len(x), SAMPLED_SLICES)] for p, x in self.slices.items()}
         return replace(self, slices=rows)
 
@@ -56,7 +56,7 @@ def volume_features(
 ) -> VolumeFeatures:
     """Features of one CT (X, Y, Z) in HU of spacing (3,) mm; a 2D image has Z = 1.
 
-    planes: by default all whose slices have at least MIN_PIXELS along each axis. sampled_only:
+    planes: by default all whose slices have at least SMALLEST along each axis. sampled_only:
     sixteen slices per plane, enough for memorization but not for a Frechet distance.
     """
     slices = {}
@@ -82,8 +82,8 @@ def slice_features(
 ) -> np.ndarray:
     """(len(indices), D) float32 features of the slices of one plane of a volume (X, Y, Z) in HU.
 
-    Slices are clipped to `window`. The HU of 0 and 1 are those of the feature function where it has
-    a window of its own.
+    Slices are clipped to `window` and scaled to [0, 1] by the feature function's window, or by
+    `window` where it has none.
     """
     stack = np.moveaxis(np.asarray(volume_hu), PLANES[plane], 0)
     features = []
@@ -96,7 +96,7 @@ def slice_features(
     return np.concatenate(features)
 
 
-def slices_by_case(volumes: Sequence[VolumeFeatures], plane: str) -> dict[str, np.ndarray]:
+def slices_by_case(volumes: Volumes, plane: str) -> dict[str, np.ndarray]:
     """{case id: (N, D)}, sorted: the slices of a plane of all samples of each case."""
     samples: dict[str, list[np.ndarray]] = {}
     for volume in sorted(volumes, key=lambda v: (v.case, v.sample)):
@@ -104,7 +104,7 @@ def slices_by_case(volumes: Sequence[VolumeFeatures], plane: str) -> dict[str, n
     return {case: np.concatenate(slices) for case, slices in samples.items()}
 
 
-def sampled_slices(volumes: Sequence[VolumeFeatures]) -> SlicesByPlane:
+def sampled_slices(volumes: Volumes) -> SlicesByPlane:
     """{plane: {case id: (N, D)}}: sampled slices of at most SAMPLED_CASES cases.
 
     The cases are those with the smallest checksum of their id: a fixed random choice.
@@ -121,17 +121,17 @@ def feature_scale(slices: Sequence[np.ndarray], standardize: bool) -> np.ndarray
 
 
 def planes_of(shape: Sequence[int]) -> list[str]:
-    """The planes whose slices have enough pixels for features; of a 2D image the axial one."""
+    """The planes whose slices have enough pixels for features; axial alone for a 2D image."""
     sizes = {plane: [n for i, n in enumerate(shape) if i != axis] for plane, axis in PLANES.items()}
-    return [plane for plane, pixels in sizes.items() if min(pixels) >= MIN_PIXELS]
+    return [plane for plane, pixels in sizes.items() if min(pixels) >= SMALLEST]
 
 
-def spread_indices(n: int, most: int) -> np.ndarray:
-    """At most `most` indices below n, in order: the middles of equal intervals."""
-    return np.arange(n) if n <= most else ((np.arange(most) + 0.5) * n / most).astype(int)
+def spread_indices(n: int, limit: int) -> np.ndarray:
+    """At most `limit` indices below n, in order: the middles of equal intervals."""
+    return np.arange(n) if n <= limit else ((np.arange(limit) + 0.5) * n / limit).astype(int)
 
 
-def check_comparable(volumes: Sequence[VolumeFeatures]) -> None:
+def check_comparable(volumes: Volumes) -> None:
     """InputError for CTs of different planes, features or spacing: features are in pixels."""
     first = volumes[0]
     lengths = {plane: x.shape[1] for plane, x in first.slices.items()}

@@ -63,7 +63,7 @@ class ControlNet(Encoder):
 class CachedControlConditions:
     """Cached conditions of the base model and of the ControlNet, and the features of the control.
 
-    keep: (R,) of 0 or 1, one per row of the batch; 0 drops the control, None keeps it everywhere.
+    keep: (R,) of 0 or 1, one per row of the batch; 0 drops the control; None keeps it in all rows.
     """
 
     base: CachedConditions

@@ -2,15 +2,13 @@
 1611.07004).
 
 Instance normalization replaces the batch normalization of the original. With a batch of one both
-are the same in training, but instance normalization shares no statistics between ranks and does
-the same at evaluation.
+are equal in training, but instance normalization shares no statistics between ranks and is the same
+function at evaluation.
 """
 
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV
-
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+from tubesynth.models.blocks import CONV, INSTANCE_NORM
 
 
 class PatchDiscriminator(nn.Module):

@@ -16,12 +16,12 @@ rounding then only moves the token, by a thousandth of a millimeter.
 import torch
 from torch import Tensor
 
-ONE = 16.0  # the query stores 1 as 16 and |q|^2 as |q|^2 / 16: no overflow in 16 bits
-MASKED = -4096.0  # times ONE, the bias of a masked token: below any score, finite in 16 bits
-EXTENT_MM = 256.0  # bound of the coordinates for which the high parts are exact
+CONSTANT = 16.0  # the query stores 1 as 16 and |q|^2 as |q|^2 / 16: no overflow in 16 bits
+MASKED = -4096.0  # times CONSTANT, the bias of a masked token: below any score, finite in 16 bits
+EXTENT_MM = 256.0  # bound of the coordinates for which the high terms are exact
 NARROWEST_MM = 0.25  # lower bound of s r, below which 16 bits overflow
 LARGEST_SIDE = 256  # voxels; the indices of a larger lattice are not exact in bf16
-# Bits of a high part. In 32 bits the products of two high parts and the sum over all five factors
+# Bits of a high term. In 32 bits the products of two high terms and the sum over all five factors
 # are exact, so their cancellation leaves no error; they are summed first.
 BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 12, torch.float64: 12}
 
@@ -41,10 +41,10 @@ def query_channels(size: tuple[int, ...], cell_mm: Tensor, dtype: torch.dtype) -
     """The voxels of a grid with cells of cell_mm (B, dim) -> (B, N, channels)."""
     assert max(size) <= LARGEST_SIDE, f"attention over {size}: at most {LARGEST_SIDE} a side"
     index = lattice(size, cell_mm.device)
-    square = (index * cell_mm.double()[:, None]).square().sum(-1, keepdim=True) / ONE
+    square = (index * cell_mm.double()[:, None]).square().sum(-1, keepdim=True) / CONSTANT
     index = index.expand(len(square), -1, -1)
-    constant = torch.full_like(square, ONE)
-    high, middle, low = _split(square, square.new_tensor(EXTENT_MM**2 / ONE), 3, dtype)
+    constant = torch.full_like(square, CONSTANT)
+    high, middle, low = _split(square, square.new_tensor(EXTENT_MM**2 / CONSTANT), 3, dtype)
     leading = [high, index, constant]
     return torch.cat([*leading, *leading, middle, middle, low, constant], dim=-1).to(dtype)
 
@@ -69,28 +69,28 @@ def key_channels(
     power = torch.exp2(torch.frexp(a.detach()).exponent.double())  # the next power of two
     cell_power = torch.exp2(torch.frexp(cell).exponent.double())
     product = 2 * a * cell * position_mm.double()[:, None]
-    a_parts = _split(-ONE * a, ONE * power, 2, dtype)
-    product_parts = _split(product, 2 * EXTENT_MM * cell_power * power, 2, dtype)
-    a = sum(a_parts) / -ONE
-    rounded_mm = sum(product_parts) / (2 * a * cell)  # the position after rounding
-    square = (-a * rounded_mm.square().sum(-1, keepdim=True)) / ONE
-    square_parts = _split(square, EXTENT_MM**2 / ONE * power, 3, dtype)
+    a_terms = _split(-CONSTANT * a, CONSTANT * power, 2, dtype)
+    product_terms = _split(product, 2 * EXTENT_MM * cell_power * power, 2, dtype)
+    a = sum(a_terms) / -CONSTANT
+    rounded_mm = sum(product_terms) / (2 * a * cell)  # the position after rounding
+    square = (-a * rounded_mm.square().sum(-1, keepdim=True)) / CONSTANT
+    square_terms = _split(square, EXTENT_MM**2 / CONSTANT * power, 3, dtype)
     channels = torch.cat(
         [
-            *(a_parts[0], product_parts[0], square_parts[0]),
-            *(a_parts[1], product_parts[1], square_parts[1]),
-            *(a_parts[0], a_parts[1], a_parts[0], square_parts[2]),
+            *(a_terms[0], product_terms[0], square_terms[0]),
+            *(a_terms[1], product_terms[1], square_terms[1]),
+            *(a_terms[0], a_terms[1], a_terms[0], square_terms[2]),
         ],
         dim=-1,
     )
-    masked = channels.new_tensor([ONE * MASKED])
+    masked = channels.new_tensor([CONSTANT * MASKED])
     padding = constant_channels(masked, cell.shape[-1], dtype)[0]
     return torch.where(mask[:, None, :, None], channels.to(dtype), padding)
 
 
 def constant_channels(bias: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """A key with the same bias (heads,) for every voxel -> (heads, channels)."""
-    value = bias.double()[:, None] / ONE
+    value = bias.double()[:, None] / CONSTANT
     high, middle, low = _split(value, torch.ones_like(value), 3, dtype)
     zeros = value.new_zeros(len(bias), dim + 1)
     channels = [zeros, high, zeros, middle, zeros[:, :3], low]
@@ -98,16 +98,16 @@ def constant_channels(bias: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def _split(x: Tensor, bound: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
-    """float64 x -> `count` float64 parts that dtype represents exactly; their sum is x, rounded.
+    """float64 x -> `count` float64 terms that dtype represents exactly; their sum is x, rounded.
 
-    bound: a power of two above |x|. All parts but the last are whole multiples of a power of two
-    that follows from the bound. The gradient passes through the last part.
+    bound: a power of two above |x|. All terms but the last are whole multiples of a power of two
+    that follows from the bound. The gradient passes through the last term.
     """
-    unit, rest, parts = bound.double() * 2.0 ** -BITS[dtype], x, []
+    unit, remainder, terms = bound.double() * 2.0 ** -BITS[dtype], x, []
     for _ in range(count - 1):
-        high = (torch.round(rest.detach() / unit) * unit).to(dtype).double()
-        parts.append(high)
-        rest = rest - high
+        high = (torch.round(remainder.detach() / unit) * unit).to(dtype).double()
+        terms.append(high)
+        remainder = remainder - high
         unit = unit * 2.0 ** -(BITS[dtype] + 1)
-    rounding = rest.detach().to(dtype).double() - rest.detach()
-    return [*parts, rest + rounding]
+    rounding = remainder.detach().to(dtype).double() - remainder.detach()
+    return [*terms, remainder + rounding]

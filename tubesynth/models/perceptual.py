@@ -24,7 +24,7 @@ WIDTHS = (64, 192, 384, 256, 256)  # channels of AlexNet's five convolutions
 def alexnet_features() -> nn.Sequential:
     """The convolutions of AlexNet (Krizhevsky 2014, arXiv 1404.5997), named as in torchvision.
 
-    (N, 3, H, W), H and W at least 31. Five layers are no reason for LPIPS to need torchvision.
+    (N, 3, H, W), H and W at least 31. With these five layers LPIPS does not need torchvision.
     """
     a, b, c, d, e = WIDTHS
     return nn.Sequential(
@@ -82,7 +82,7 @@ class Lpips(nn.Module):
 class ResNetDistance(nn.Module):
     """Squared difference of the last layer's unit features, at the images' own size.
 
-    The measure of the RadImageNet perceptual loss in MONAI.
+    MONAI's perceptual loss with RadImageNet computes the same distance.
     """
 
     def __init__(self, network: PretrainedNetwork):

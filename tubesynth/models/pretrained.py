@@ -32,7 +32,7 @@ from tubesynth.runtime.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_MEAN_BGR = (0.406, 0.456, 0.485)
-HALF, ONE = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
+HALVES, UNIT_STD = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 FID_CLASSES = 1008  # of the TensorFlow network that the FID was defined with
 SLICES_AT_ONCE = 16
 RESNET_HEAD, INCEPTION_HEAD = 2, 3  # last layers that are not used: averages, dropout, classifier
@@ -92,7 +92,7 @@ def recognize(state: dict[str, Tensor], path: str | Path) -> PretrainedNetwork:
     if inception:
         network = models.inception_v3(weights=None, aux_logits=False, init_weights=False)
         fid = len(state.get("fc.weight", ())) == FID_CLASSES
-        scaling = (299, HALF, HALF, "FID Inception-v3" if fid else "Inception-v3")
+        scaling = (299, HALVES, HALVES, "FID Inception-v3" if fid else "Inception-v3")
         if fid:
             _use_fid_pooling(network)
     else:
@@ -100,11 +100,11 @@ def recognize(state: dict[str, Tensor], path: str | Path) -> PretrainedNetwork:
         scaling = (224, IMAGENET_MEAN, IMAGENET_STD, "ResNet-50")
         if "conv1.bias" in state:
             _use_keras_layers(network)
-            scaling = (224, IMAGENET_MEAN_BGR, ONE, "RadImageNet ResNet-50 (from Keras)")
+            scaling = (224, IMAGENET_MEAN_BGR, UNIT_STD, "RadImageNet ResNet-50 (from Keras)")
     head = INCEPTION_HEAD if inception else RESNET_HEAD
     layers = nn.Sequential(*list(network.children())[:-head])
     if any(name.startswith("backbone.") for name in state):  # a list of children without names
-        scaling = (scaling[0], HALF, HALF, f"RadImageNet {scaling[3]}")
+        scaling = (scaling[0], HALVES, HALVES, f"RadImageNet {scaling[3]}")
         fill(layers, {k.removeprefix("backbone."): v for k, v in state.items()}, path)
     else:
         network.fc = nn.Identity()
@@ -113,7 +113,7 @@ def recognize(state: dict[str, Tensor], path: str | Path) -> PretrainedNetwork:
 
 
 def _torchvision_models(path: str | Path) -> Any:
-    """torchvision.models, imported where a network is asked for."""
+    """torchvision.models; InputError where it cannot be imported."""
     try:
         return import_module("torchvision.models")
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
@@ -124,8 +124,8 @@ def _torchvision_models(path: str | Path) -> Any:
 
 
 def _use_keras_layers(network: nn.Module) -> None:
-    """ResNet-50 as Keras has it: biases, eps 1.001e-5, strides on the first convolution of a
-    block."""
+    """Changes ResNet-50 into that of Keras: biases, eps 1.001e-5, strides on a block's first
+    convolution."""
     module: Any
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -137,8 +137,8 @@ def _use_keras_layers(network: nn.Module) -> None:
 
 
 def _use_fid_pooling(network: nn.Module) -> None:
-    """The pooling branches of the FID's network: averages without padding, and a maximum in the
-    last block."""
+    """Changes the pooling branches into those of the FID's network: averages without padding, and a
+    maximum in the last block."""
 
     def replace_pooling(block: Any, pool: Callable[[Tensor], Tensor]) -> None:
         branches = block._forward  # of torchvision: the list of branches, the pooling one last

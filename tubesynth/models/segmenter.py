@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV_TRANSPOSE, conv
-
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+from tubesynth.models.blocks import CONV_TRANSPOSE, INSTANCE_NORM, conv
 
 
 def _double_conv(dim: int, cin: int, cout: int) -> nn.Sequential:

@@ -50,9 +50,9 @@ class LabelEncoder(nn.Module):
 class FieldEncoder(nn.Module):
     """Vessel fields (B, 2, X, ...) at latent resolution -> features (B, channels, X, ...).
 
-    The closeness at the center of a cell tells where in the cell, or beside it, a vessel thinner
-    than the cell runs. The convolutions have no bias: far from all vessels both fields are 0, and
-    so are the features.
+    The closeness at the center of a cell encodes the position of a vessel that is thinner than the
+    cell, in the cell or beside it. The convolutions have no bias: far from all vessels both fields
+    are 0, and so are the features.
     """
 
     def __init__(self, dim: int, channels: int):

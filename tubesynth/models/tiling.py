@@ -34,13 +34,13 @@ def run_tiled(
         if out is None:
             shape = [int(n * scale) for n in sizes]
             out = torch.empty((*result.shape[:2], *shape), dtype=result.dtype, device=x.device)
-        # The tile within the evaluated box, and within the whole output.
-        inner: list = [...]
+        # source: the tile in the evaluated box; target: the tile in the whole output.
+        source: list = [...]
         target: list = [...]
         for c, e, a in zip(corner, ends, first, strict=True):
-            inner.append(slice(int((c - a) * scale), int((e - a) * scale)))
+            source.append(slice(int((c - a) * scale), int((e - a) * scale)))
             target.append(slice(int(c * scale), int(e * scale)))
-        out[tuple(target)] = result[tuple(inner)]
+        out[tuple(target)] = result[tuple(source)]
     assert out is not None
     return out
 

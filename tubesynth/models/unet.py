@@ -348,7 +348,7 @@ class UNet(Encoder):
         embedding = self.embed(t, spacing)
         h, skips = self.encode(self.conv_in(x), embedding, conditions)
         if residuals is not None:
-            features = [*skips, h]  # under autocast their types differ, and each keeps its own
+            features = [*skips, h]  # under autocast their types differ; no type may change
             *skips, h = (f + r.to(f.dtype) for f, r in zip(features, residuals, strict=True))
         caches = (conditions.spade, conditions.decoder_vessels)
         for block, modulations, vessels in zip(blocks_of(self.up), *caches, strict=True):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from tubesynth.models.blocks import group_norm, zero_init
 from tubesynth.models.distance_bias import (
+    CONSTANT,
     MASKED,
-    ONE,
     bias_channels,
     constant_channels,
     key_channels,
@@ -58,8 +58,7 @@ class CachedKeysValues:
 class VesselAttention(nn.Module):
     """(B, C, X, ...) -> the same shape. The residual branch is zero-initialized.
 
-    distance: whether attention is biased by distance; without it the distance of a token has no
-    effect.
+    distance: whether attention is biased by the distance of a token.
     """
 
     def __init__(
@@ -110,10 +109,10 @@ class VesselAttention(nn.Module):
             )
             null_bias = constant_channels(self.null_bias, self.dim, dtype)
         else:
-            query_bias = key.new_full((batch, len(query_position[0]), 1), ONE)
+            query_bias = key.new_full((batch, len(query_position[0]), 1), CONSTANT)
             key_bias = (MASKED * ~tokens.mask).to(dtype)[:, None, :, None]
             key_bias = key_bias.expand(-1, self.num_heads, -1, -1)
-            null_bias = (self.null_bias / ONE).to(dtype)[:, None]
+            null_bias = (self.null_bias / CONSTANT).to(dtype)[:, None]
         null_key = torch.cat([null_bias, self.null_key.to(dtype)], dim=-1)
         return CachedKeysValues(
             query_position,

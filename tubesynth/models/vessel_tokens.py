@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tubesynth.models.blocks import repeat_cases, sinusoidal
 
-LONGEST_MM = 512.0  # longest wavelength of a position; the others are halves of it, down to 4 mm
+LONGEST_MM = 512.0  # longest wavelength of a position; each next one is half as long, to 4 mm
 WAVELENGTHS = 8
 ROOT_DISTANCE_CHANNELS = 32
 THINNEST_MM = 0.25  # lower bound of the radius, which the distance bias divides by
@@ -36,14 +36,14 @@ class EncodedTokens:
         rows = EncodedTokens(*(repeat_cases(getattr(self, f.name), count) for f in fields(self)))
         return rows if keep is None else replace(rows, mask=rows.mask & keep.bool()[:, None])
 
-    def padded(self, least: int) -> "EncodedTokens":
-        """Padded to at least this many tokens; the padding is masked."""
-        lack = max(0, least - self.mask.shape[1])
+    def padded(self, min_tokens: int) -> "EncodedTokens":
+        """The same with at least min_tokens tokens; the padding is masked."""
+        count = max(0, min_tokens - self.mask.shape[1])
         return EncodedTokens(
-            F.pad(self.features, (0, 0, 0, lack)),
-            F.pad(self.position_mm, (0, 0, 0, lack)),
-            F.pad(self.radius_mm, (0, lack), value=1.0),
-            F.pad(self.mask, (0, lack), value=False),
+            F.pad(self.features, (0, 0, 0, count)),
+            F.pad(self.position_mm, (0, 0, 0, count)),
+            F.pad(self.radius_mm, (0, count), value=1.0),
+            F.pad(self.mask, (0, count), value=False),
         )
 
 
@@ -90,5 +90,5 @@ def position_features(position_mm: Tensor) -> Tensor:
 def no_tokens(batch: int, device) -> Tokens:
     """A batch of cases without tokens."""
     shapes = {"position_mm": (3,), "radius_mm": (), "tangent": (3,), "root_distance_mm": ()}
-    empty = {name: torch.zeros(batch, 0, *rest, device=device) for name, rest in shapes.items()}
+    empty = {name: torch.zeros(batch, 0, *shape, device=device) for name, shape in shapes.items()}
     return {**empty, "mask": torch.zeros(batch, 0, dtype=torch.bool, device=device)}

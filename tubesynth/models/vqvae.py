@@ -103,8 +103,8 @@ def space_to_depth(mask: Tensor, factor: int) -> Tensor:
     dim = mask.ndim - 1
     blocks = [side for n in mask.shape[1:] for side in (n // factor, factor)]
     split = mask.reshape(len(mask), *blocks)  # (B, X / f, f, Y / f, f, ...)
-    outer, inner = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)  # cells, voxels in a cell
-    return split.permute(0, *inner, *outer).flatten(1, dim)
+    cells, voxels = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)  # axes of `split`
+    return split.permute(0, *voxels, *cells).flatten(1, dim)
 
 
 class Quantizer(Protocol):
@@ -222,8 +222,8 @@ class VQVAE(nn.Module):
     ) -> Tensor:
         """Latents (B, D, x, ...) -> image (B, 1, f x, ...), by default quantized first.
 
-        tile: side of the tiles in voxels, a multiple of f; None for the whole volume at once.
-        vessels: (B, f x, ...) bool, the mask for a decoder with vessel_mask; others ignore it.
+        tile: as in encode. vessels: (B, f x, ...) bool, the mask for a decoder with vessel_mask;
+        other decoders ignore it.
         """
         if quantize:
             latents = self.quantizer.quantize(latents)

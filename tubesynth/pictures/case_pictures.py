@@ -1,6 +1,6 @@
 """The two pictures of an evaluated case: its panel of planes and its straightened coronary.
 
-Volumes are those of metrics/case.py: read_case, in the order of the case's images.
+`volumes` is the result of read_case (metrics/case.py), in the order of the case's images.
 """
 
 from collections import Counter
@@ -15,8 +15,8 @@ from tubesynth.pictures.panel import render_panel
 from tubesynth.pictures.straightened_panel import render_straightened
 from tubesynth.runtime.atomic import save_png
 from tubesynth.volume.classes import LabelScheme
-from tubesynth.volume.grid import Volume, same_grid
-from tubesynth.volume.resample import resample_image, resample_labels
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.resample import image_on_grid, labels_on_grid
 from tubesynth.volume.straighten import longest_path
 from tubesynth.volume.vessels import VesselTokens
 
@@ -59,12 +59,8 @@ def case_panel(
     grid = volumes[-1]
     rows = {}
     for source, sample, volume in first_samples(case, volumes, SAMPLES_IN_PANEL):
-        if not same_grid(volume, grid):
-            volume = resample_image(volume, grid.shape, grid.affine)
-        rows[row_name(case, source, sample)] = volume.array
-    if label is not None and not same_grid(label, grid):
-        label = resample_labels(label, grid.shape, grid.affine)
-    classes = None if label is None else label.array
+        rows[row_name(case, source, sample)] = image_on_grid(volume, grid).array
+    classes = None if label is None else labels_on_grid(label, grid).array
     return render_panel(rows, grid.spacing, classes, scheme=scheme, title=f"case {case.id}")
 
 

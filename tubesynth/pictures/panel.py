@@ -164,7 +164,7 @@ def choose_views(
     thick = min(shape[2], max(2, round(SLAB_MM / spacing[2])))
     first = min(max(z - thick // 2, 0), shape[2] - thick)
     if label is not None and vessel_class is not None and (label == vessel_class).any():
-        # Vessel voxels below each plane; their difference over `thick` planes is those of a slab.
+        # Vessel voxels below each plane; the difference over `thick` planes is the count of a slab.
         below = np.concatenate([[0], (label == vessel_class).sum((0, 1)).cumsum()])
         first = int((below[thick:] - below[:-thick]).argmax())
     return [
@@ -251,8 +251,8 @@ def _legend(label: np.ndarray | None, scheme: LabelScheme) -> list[tuple[Color, 
     if present and present[-1] >= scheme.num_classes:  # a label map of another scheme
         scheme = numbered_classes(present[-1] + 1, scheme.vessel)
     legend = [(class_color(k), scheme.names[k]) for k in present[: len(COLORS)]]
-    if (rest := len(present) - len(COLORS)) > 0:
-        legend.append((PAPER, f"and {rest} more"))
+    if len(present) > len(COLORS):
+        legend.append((PAPER, f"and {len(present) - len(COLORS)} more"))
     return legend
 
 

@@ -59,7 +59,7 @@ def render_straightened(
         y += high + GAP
         half = section_size / 2
         for along_mm, section in zip(at_mm, sections, strict=True):
-            # Below its place on the strip, within the row.
+            # The section lies below its position on the strip, and within the row.
             left = min(max(along_mm * wide / length_mm - half, 0), wide - section_size)
             x = MARGIN + int(left)
             canvas.paste(_gray_picture(section, (section_size, section_size)), (x, y))

@@ -20,8 +20,14 @@ from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import case_id, natural_order
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
-from tubesynth.volume.files import SUFFIXES, check_same_grid, read_labels, read_volume, source_files
-from tubesynth.volume.grid import Volume, same_grid
+from tubesynth.volume.files import (
+    check_same_grid,
+    file_suffix,
+    read_labels,
+    read_volume,
+    source_files,
+)
+from tubesynth.volume.grid import Box, Volume, bounding_box, same_grid
 from tubesynth.volume.nifti import stored_affine
 
 # The values 1 to 7 of a heartchambers_highres file, in the order of the nine classes.
@@ -30,8 +36,6 @@ HEARTCHAMBERS = tuple(
 )
 GRID_TOLERANCE = 0.1  # of the smallest voxel side: grids that differ by less are the same
 MAX_LISTED_IDS = 20
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,10 @@ class Source:
 
 def heart_structures(scheme: LabelScheme) -> tuple[str, ...]:
     """TotalSegmentator's structures in the classes of a scheme, without the vessel class."""
-    listed = [structure for structures in scheme.sources.values() for structure in structures]
-    structures = dict.fromkeys([*listed, *HEARTCHAMBERS])
+    scheme_structures = [
+        structure for structures in scheme.sources.values() for structure in structures
+    ]
+    structures = dict.fromkeys([*scheme_structures, *HEARTCHAMBERS])
     return tuple(s for s in structures if scheme.class_of(s) not in (0, scheme.vessel))
 
 
@@ -113,7 +119,7 @@ def find_hearts(
             case = case_id(path)
             if path.is_dir() and case not in cases and folder == Path(heart_dir):
                 folders.append(path)
-            if case not in cases or not (path.is_dir() or path.name.lower().endswith(SUFFIXES)):
+            if case not in cases or not (path.is_dir() or file_suffix(path)):
                 continue
             heart = _in_folder(path, structures) if path.is_dir() else HeartFiles(path)
             if case in hearts:
@@ -125,13 +131,13 @@ def find_hearts(
 
 def _in_folder(folder: Path, structures: tuple[str, ...]) -> HeartFiles:
     """The masks of the structures in a folder, or the one multi-label file that it holds."""
-    volumes = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES)]
-    named = {case_id(path): path for path in volumes}
-    missing = [name for name in structures if name not in named]
+    volumes = [p for p in sorted(folder.iterdir()) if file_suffix(p)]
+    path_of = {case_id(path): path for path in volumes}
+    missing = [name for name in structures if name not in path_of]
     if len(missing) < len(structures):
         if missing:
             raise InputError(f"{folder}: no {', '.join(missing)}; run TotalSegmentator again")
-        return HeartFiles(masks=tuple((name, named[name]) for name in structures))
+        return HeartFiles(masks=tuple((name, path_of[name]) for name in structures))
     if len(volumes) > 1:
         raise InputError(
             f"{folder}: neither the masks {', '.join(structures)} nor one multi-label file; run"
@@ -195,13 +201,11 @@ def heart_box(labels: Volume, margin_mm: float) -> Box | None:
     Where the image ends within the margin, the margin of both sides is cut there, so the middle of
     the box is the middle of the heart, and no label is cut off.
     """
-    from scipy import ndimage
-
-    boxes = ndimage.find_objects((labels.array > 0).view(np.uint8))
-    if not boxes:
+    bounds = bounding_box(labels.array > 0)
+    if bounds is None:
         return None
     sides = []
-    for side, n, spacing in zip(boxes[0], labels.shape, labels.spacing, strict=True):
+    for side, n, spacing in zip(bounds, labels.shape, labels.spacing, strict=True):
         margin = min(int(round(margin_mm / spacing)), side.start, n - side.stop)
         sides.append(slice(side.start - margin, side.stop + margin))
     return sides[0], sides[1], sides[2]
@@ -221,7 +225,7 @@ def with_axes_of(volume: Volume, path: Path) -> Volume:
     """
     import nibabel as nib
 
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if file_suffix(path) not in (".nii", ".nii.gz"):
         return volume
     stored = nib.io_orientation(stored_affine(path.read_bytes(), path))
     change = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), stored)

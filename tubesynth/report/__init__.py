@@ -1,1 +1,1 @@
-"""Pictures, charts and the page of an evaluation."""
+"""The tables, charts and HTML page of an evaluation."""

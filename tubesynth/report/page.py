@@ -37,19 +37,21 @@ RANKING_METRICS = ("cldice", "centreline_in_range", "ssim", "psnr")  # the first
 def report_page(result: dict[str, Any], rows: list[dict[str, Any]], output_dir: Path) -> str:
     """The whole page as text.
 
-    result: of metrics.json; rows: of metrics.csv, scores as numbers; output_dir: holds panels/.
+    result: content of metrics.json; rows: of metrics.csv, scores as numbers; output_dir: the folder
+    that contains panels/.
     """
-    about = result["provenance"]
-    count = about["n_cases"]
+    provenance = result["provenance"]
+    count, date = provenance["n_cases"], html.escape(provenance["date"][:10])
+    version = html.escape(provenance["version"])
     sections = [
         f"<h1>Evaluation of synthetic CTs against their anatomy</h1>"
-        f'<p class="lead">{count} case{"s" * (count != 1)}, {html.escape(about["date"][:10])}, '
-        f"tubesynth {html.escape(about['version'])}. Scores are means over cases with the 95 % "
+        f'<p class="lead">{count} case{"s" * (count != 1)}, {date}, tubesynth {version}. '
+        "Scores are means over cases with the 95 % "
         "interval of the mean.</p>",
         score_tables(result),
         calibre_charts(result),
         quality_curves(result),
-        case_pictures(result, rows, output_dir),
+        case_pictures(rows, output_dir),
         appendix(result),
     ]
     body = "\n".join(section for section in sections if section)
@@ -131,7 +133,7 @@ def ranked_cases(rows: list[dict[str, Any]]) -> tuple[str, str, list[tuple[str, 
     return metric, source, sorted(means, key=lambda item: -item[1])
 
 
-def case_pictures(result: dict[str, Any], rows: list[dict[str, Any]], output_dir: Path) -> str:
+def case_pictures(rows: list[dict[str, Any]], output_dir: Path) -> str:
     """The pictures of the best, the median and the worst case; "" without any score."""
     metric, source, order = ranked_cases(rows)
     if not order:
@@ -170,12 +172,12 @@ def embedded_picture(path: Path, alt: str) -> str:
 
 def appendix(result: dict[str, Any]) -> str:
     """Notes, definitions of the scores, and provenance."""
-    about = result["provenance"]
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in about["notes"])
-    facts = {k: plain(v) for k, v in about.items() if k not in ("notes", "definitions")}
+    provenance = result["provenance"]
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in provenance["notes"])
+    facts = {k: plain(v) for k, v in provenance.items() if k not in ("notes", "definitions")}
     return (
         (f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")
-        + f"<h2>Definitions of the scores</h2>{definition_list(about['definitions'])}"
+        + f"<h2>Definitions of the scores</h2>{definition_list(provenance['definitions'])}"
         + f"<h2>Provenance</h2>{definition_list(facts)}"
         + "<p class='note'>Statistics: metrics.json; scores of every image: metrics.csv; pictures "
         "of every case: panels/.</p>"

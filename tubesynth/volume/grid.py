@@ -9,6 +9,8 @@ from os import PathLike
 
 import numpy as np
 
+Box = tuple[slice, slice, slice]
+
 
 @dataclass(frozen=True, repr=False)
 class Volume:
@@ -94,6 +96,14 @@ def centered_affine(shape, spacing) -> np.ndarray:
     affine = np.diag([*spacing, 1.0]).astype(np.float64)
     affine[:3, 3] = -(np.array(shape) - 1) / 2 * np.asarray(spacing)
     return affine
+
+
+def bounding_box(mask: np.ndarray) -> Box | None:
+    """The smallest box that contains a bool mask (X, Y, Z); None where the mask is empty."""
+    from scipy import ndimage
+
+    boxes = ndimage.find_objects(np.asarray(mask, dtype=bool).view(np.uint8))
+    return boxes[0] if boxes else None
 
 
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 0.01) -> bool:

@@ -9,7 +9,7 @@ times faster than a general resampler. Any other pair of grids goes through Simp
 
 import numpy as np
 
-from tubesynth.volume.grid import Volume
+from tubesynth.volume.grid import Volume, same_grid
 
 _ROWS = 64  # output rows per matrix block: the fastest of 16 ... 128 on 512 x 512 slices
 # Weights below it are dropped, an error below 0.001 HU: the prefilter decays by 0.27 per voxel.
@@ -103,6 +103,16 @@ def resample_labels(volume: Volume, shape, affine) -> Volume:
         sources.append(np.floor(positions[inside] + 0.5 + 1e-6).astype(int).clip(0, n - 1))
     result[tuple(targets)] = array[:, :, sources[2]][:, sources[1]][sources[0]]
     return Volume(result, affine)
+
+
+def image_on_grid(image: Volume, grid: Volume) -> Volume:
+    """The image on the grid of another volume; the same object where it already has that grid."""
+    return image if same_grid(image, grid) else resample_image(image, grid.shape, grid.affine)
+
+
+def labels_on_grid(labels: Volume, grid: Volume) -> Volume:
+    """The label map on the grid of another volume; the same object where it already has it."""
+    return labels if same_grid(labels, grid) else resample_labels(labels, grid.shape, grid.affine)
 
 
 def _axis_positions(volume: Volume, shape, affine: np.ndarray) -> list[np.ndarray] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tubesynth.volume.grid import bounding_box
 from tubesynth.volume.polyline import point_tree
 
 
@@ -32,11 +33,11 @@ def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
     from scipy import ndimage
     from skimage.morphology import skeletonize
 
-    if not mask.any():
+    bounds = bounding_box(mask)
+    if bounds is None:
         return None
     # all work is on the bounding box with a margin of one voxel
-    extents = [np.flatnonzero(mask.any(axis=axes))[[0, -1]] for axes in ((1, 2), (0, 2), (0, 1))]
-    box = np.pad(mask[tuple(slice(low, high + 1) for low, high in extents)], 1)
+    box = np.pad(mask[bounds], 1)
     # A closed cavity would be thinned to a shell of voxels, not to a line: it is filled, being a
     # component of the background other than the one at the corner.
     background, count = ndimage.label(~box)  # pyright: ignore[reportGeneralTypeIssues]
@@ -49,8 +50,8 @@ def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
         grown[1:] |= voxels[:-1]
         grown[:-1] |= voxels[1:]
     surface &= ~box
-    # box index 0 lies at volume index low - 1
-    corner = np.array([low - 1 for low, _ in extents]) - (np.array(mask.shape) - 1) / 2
+    # box index 0 lies one voxel before the start of the bounding box
+    corner = np.array([side.start - 1 for side in bounds]) - (np.array(mask.shape) - 1) / 2
 
     def to_mm(voxels: np.ndarray) -> np.ndarray:
         """(X, Y, Z) bool -> (N, 3) mm, in memory order."""
