@@ -330,7 +330,7 @@ def test_vessels_in_pieces_at_the_models_spacing_are_reported(data):
     coarse = ["data.spacing=[8,8,8]", "data.resolution=[20,20,16]"]
     matches = doctor.check_data(doctor.find_splits(data), expected(data, *coarse))
     (messages,) = [f.message for f in matches if (f.rule, f.case) == ("vessels_on_the_grid", "1")]
-    assert "vessels in 1 pieces are" in messages and "voxels of 8 x 8 x 8 mm" in messages
+    assert "vessels in 1 pieces become" in messages and "voxels of 8 x 8 x 8 mm" in messages
 
 
 def test_pieces_touch_by_corners():

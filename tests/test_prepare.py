@@ -243,7 +243,7 @@ def test_a_second_run_writes_nothing(source, hearts, tmp_path, capsys):
     before = stamps(out)
     capsys.readouterr()
     run(source, out, "--heart-dir", hearts)
-    assert "(0 made, 6 were there)" in capsys.readouterr().out
+    assert "(0 prepared now, 6 before)" in capsys.readouterr().out
     assert stamps(out) == before
 
 
@@ -255,7 +255,7 @@ def test_cases_whose_sources_changed_are_written_again(source, hearts, tmp_path,
     before = stamps(out)
     capsys.readouterr()
     run(source, out, "--heart-dir", hearts)
-    assert "(3 made, 3 were there)" in capsys.readouterr().out
+    assert "(3 prepared now, 3 before)" in capsys.readouterr().out
     changed = {Path(p).name.split(".")[0] for p, t in stamps(out).items() if before[p] != t}
     assert changed == {"1", "2", "3"}
     label = np.asarray(nib.load(find(out, "label", 1)).dataobj)
@@ -270,7 +270,7 @@ def test_new_cases_do_not_change_the_others(source, tmp_path, capsys):
     save(source / "1-200/7.label.nii.gz", coronaries)
     capsys.readouterr()
     run(source, out)
-    assert "(1 made, 6 were there)" in capsys.readouterr().out
+    assert "(1 prepared now, 6 before)" in capsys.readouterr().out
     assert before.items() <= stamps(out).items()
     assert len(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["cases"]) == 7
 

@@ -1,4 +1,4 @@
-"""One screen that says whether a run can succeed, before GPU time is spent on it.
+"""The command doctor: checks data, config, disk and device before GPU time is spent on a run.
 
     tubesynth doctor --config stage_1_3d_f4 data.root=/data/imagecas
     tubesynth doctor --data FOLDER        # any folder of images, with labels or without
@@ -35,7 +35,7 @@ from tubesynth.runtime.errors import (
 )
 
 QUICK_CASES = 8  # of each split
-SEPARATE_LINES = 3  # up to so many cases with the same finding have a line each
+SEPARATE_LINES = 3  # this many cases or fewer with the same finding have a line each
 LISTED_CASES = 12
 COLORS = {"error": "31;1", "warning": "33", "info": "2"}
 
@@ -113,15 +113,15 @@ def title(args: argparse.Namespace, root: Path | None) -> str:
 
 
 def screen(diagnosis: Diagnosis, heading: str, color: bool = False) -> str:
-    """The findings as a table, worst first, equal rules of many cases on one line; the verdict."""
+    """The findings as a table, errors first, with one line per rule for many cases; the verdict."""
     findings, root = diagnosis.findings, diagnosis.root
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 140))
     rule_width = max([len(finding.rule) for finding in findings], default=0)
     lines = [heading]
-    for level, of_level in groupby(findings, lambda finding: finding.level):
+    for level, level_findings in groupby(findings, lambda finding: finding.level):
         lines.append("")
         by_rule: dict[str, list[Finding]] = {}
-        for finding in of_level:
+        for finding in level_findings:
             by_rule.setdefault(finding.rule, []).append(finding)
         for rule, group in by_rule.items():
             for text in _texts(group):
@@ -133,19 +133,19 @@ def screen(diagnosis: Diagnosis, heading: str, color: bool = False) -> str:
                 )
                 if color:
                     label = label.replace(level, f"\033[{COLORS[level]}m{level}\033[0m", 1)
-                lines += [label + wrapped[0], *(indent + more for more in wrapped[1:])]
+                lines += [label + wrapped[0], *(indent + line for line in wrapped[1:])]
     return "\n".join([*lines, "", verdict(findings, diagnosis.for_training)])
 
 
 def _texts(group: list[Finding]) -> list[str]:
-    """One line a case for a few cases, one line in all for many."""
-    of_set = [finding.message for finding in group if finding.case is None]
-    of_cases = [(finding.case, finding.message) for finding in group if finding.case is not None]
-    if len(of_cases) <= SEPARATE_LINES:
-        return of_set + [f"case {case}: {message}" for case, message in of_cases]
-    ids = list(dict.fromkeys(case for case, _ in of_cases))
-    others = ", ".join(ids[1 : LISTED_CASES + 1]) + (", ..." if len(ids) > LISTED_CASES + 1 else "")
-    return [*of_set, f"{len(ids)} cases, such as {ids[0]}: {of_cases[0][1]} (also {others})"]
+    """One line for each of a few cases, or one line for all of many cases."""
+    texts = [finding.message for finding in group if finding.case is None]
+    messages = [(finding.case, finding.message) for finding in group if finding.case is not None]
+    if len(messages) <= SEPARATE_LINES:
+        return texts + [f"case {case}: {message}" for case, message in messages]
+    ids = list(dict.fromkeys(case for case, _ in messages))
+    listed = ", ".join(ids[1 : LISTED_CASES + 1]) + (", ..." if len(ids) > LISTED_CASES + 1 else "")
+    return [*texts, f"{len(ids)} cases, such as {ids[0]}: {messages[0][1]} (also {listed})"]
 
 
 def verdict(findings: list[Finding], for_training: bool) -> str:

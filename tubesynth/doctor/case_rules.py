@@ -10,7 +10,7 @@ SPACING_MM = 0.1, 10.0
 MAX_TILT_DEG = 30
 MAX_SHEAR = 0.01  # cosine between two axes
 MAX_PADDING = 0.5  # share of the model's field of view
-MAX_LOST = 0.02  # share of the labelled voxels
+MAX_LOST = 0.02  # share of the labeled voxels
 MAX_VESSEL_PIECES = 4  # a left and a right tree, and two breaks
 MAX_PIECES_RATIO = 4  # pieces on the model's grid for one in the file
 SPECK_ML = 0.01
@@ -31,7 +31,7 @@ def same_grid(facts: Facts, expected: Expected) -> Results:
 
 
 def spacing(facts: Facts, expected: Expected) -> Results:
-    """Voxels of an impossible size, as of micrometres for mm: correct the header."""
+    """Voxels of an impossible size, for example micrometers as mm: correct the header."""
     low, high = SPACING_MM
     axes = 3 if facts.shape[2] > 1 else 2
     if not all(low <= s <= high * 1.001 for s in facts.spacing[:axes]):
@@ -54,8 +54,8 @@ def orientation(facts: Facts, expected: Expected) -> Results:
     if facts.tilt_deg > MAX_TILT_DEG:
         yield warning(
             facts.case,
-            f"{facts.image}: tilted by {facts.tilt_deg:.0f} degrees against the patient's axes,"
-            " and so is the model's field of view",
+            f"{facts.image}: tilted by {facts.tilt_deg:.0f} degrees against the patient's axes, and"
+            " the model's field of view is tilted with it; resample it onto the patient's axes",
         )
     if facts.shear > MAX_SHEAR:
         yield warning(
@@ -161,7 +161,7 @@ def field_of_view(facts: Facts, expected: Expected) -> Results:
         )
     lost = max(facts.lost, facts.lost_vessel)
     if lost > MAX_LOST:
-        voxels = "vessels" if facts.lost_vessel >= facts.lost else "labelled voxels"
+        voxels = "vessels" if facts.lost_vessel >= facts.lost else "labeled voxels"
         yield warning(
             facts.case,
             f"{facts.image}: the model's field of view cuts off {100 * lost:.0f} % of the {voxels};"
@@ -172,9 +172,9 @@ def field_of_view(facts: Facts, expected: Expected) -> Results:
 def label_values(facts: Facts, expected: Expected) -> Results:
     """Values that are no class of the scheme, or background alone: remap or replace the file."""
     num_classes = expected.labels.num_classes
-    outside = [value for value in facts.voxels if value >= num_classes]
-    if outside:
-        values = ", ".join(map(str, outside[:8])) + (", ..." if len(outside) > 8 else "")
+    invalid = [value for value in facts.voxels if value >= num_classes]
+    if invalid:
+        values = ", ".join(map(str, invalid[:8])) + (", ..." if len(invalid) > 8 else "")
         yield error(
             facts.case,
             f"{facts.label}: values {values} are outside the classes 0 to {num_classes - 1}; remap"
@@ -204,7 +204,8 @@ def vessels_present(facts: Facts, expected: Expected) -> Results:
         name = expected.labels.describe(expected.labels.vessel)
         yield warning(
             facts.case,
-            f"no vessels: {facts.label} has no {name}; legal, but it teaches the model none",
+            f"no vessels: {facts.label} has no {name}; this is legal, but the model learns no"
+            " vessels from it",
         )
 
 
@@ -228,21 +229,22 @@ def vessels_on_the_grid(facts: Facts, expected: Expected) -> Results:
         sizes = " x ".join(f"{s:g}" for s in expected.preprocessing.spacing)
         yield warning(
             facts.case,
-            f"{facts.label}: vessels in {count} pieces are {facts.grid_pieces} in the model's"
-            f" voxels of {sizes} mm; smaller ones (data.spacing) keep them, or tokens, which are"
-            " traced in the file: unet.vessel_attention, unet.vessel_fields",
+            f"{facts.label}: vessels in {count} pieces become {facts.grid_pieces} pieces in the"
+            f" model's voxels of {sizes} mm; choose a smaller data.spacing, or condition on vessel"
+            " tokens, which are traced in the file: unet.vessel_attention, unet.vessel_fields",
         )
 
 
 def vessel_contrast(facts: Facts, expected: Expected) -> Results:
-    """Vessels as dark as their surroundings: remove a case without contrast, or pair it anew."""
+    """Vessels as dark as their surroundings: remove the case, or give it its own label map."""
     if facts.vessel_hu is None or facts.around_hu is None or not expected.includes(facts.voxels):
         return
     if facts.vessel_hu - facts.around_hu < MIN_CONTRAST_HU:
         yield warning(
             facts.case,
             f"{facts.label}: {facts.vessel_hu:.0f} HU in its vessels and {facts.around_hu:.0f} HU"
-            " around them; a scan without contrast, or the label map of another image",
+            " around them: a scan without contrast agent, or the label map of another image; remove"
+            " the case, or replace its label map",
         )
 
 

@@ -83,7 +83,7 @@ def disk(plan: Plan) -> Results:
     if missing > free:
         yield error(None, f"{text}; free {_size(missing - free)} or set data.cache_dir elsewhere")
     elif missing > MAX_SHARE * free:
-        yield warning(None, f"{text}; that is tight, free some or set data.cache_dir elsewhere")
+        yield warning(None, f"{text}; little is left, free some or set data.cache_dir elsewhere")
     else:
         yield info(None, text)
 
@@ -128,13 +128,13 @@ def memory(plan: Plan) -> Results:
 
 
 def device(plan: Plan) -> Results:
-    """No GPU, or one that is slow at the configured precision: take another of the two."""
+    """No GPU, or one that is slow at the configured precision: change the GPU or the precision."""
     precision = plan.config.train.precision
     if not torch.cuda.is_available():
         yield warning(
             None,
-            f"no GPU: training runs on {os.cpu_count()} CPU cores, which is for small sizes only"
-            + (f"; {precision} is no faster there" if precision != "32" else ""),
+            f"no GPU: training runs on {os.cpu_count()} CPU cores, which is fast enough for small"
+            " configs only" + (f"; {precision} is no faster there" if precision != "32" else ""),
         )
         return
     count = torch.cuda.device_count()

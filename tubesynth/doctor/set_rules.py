@@ -22,7 +22,7 @@ def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Result
         for case, problem in split.problems:
             yield error(case, problem)
         if split.cases and not split.labelled and not split.name:
-            yield warning(None, "images only: training needs a label map of each")
+            yield warning(None, "images only: training needs a label map for each image")
 
 
 def folders(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -38,11 +38,13 @@ def folders(splits: list[Split], facts: list[Facts], expected: Expected) -> Resu
 def cases(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """The number of cases, and of those with a label map."""
     counts = [f"{len(split.cases)} {split.name}".strip() for split in splits]
-    labelled = sum(case.label is not None for split in splits for case in split.cases)
+    num_labeled = sum(case.label is not None for split in splits for case in split.cases)
     total = sum(len(split.cases) for split in splits)
-    with_labels = "all with label maps" if labelled == total else f"{labelled} with a label map"
-    measured = "" if len(facts) == total else f"; {len(facts)} of them measured"
-    yield info(None, f"{' and '.join(counts)} cases, {with_labels}{measured}")
+    with_labels = (
+        "all with label maps" if num_labeled == total else f"{num_labeled} with a label map"
+    )
+    note = "" if len(facts) == total else f"; {len(facts)} of them measured"
+    yield info(None, f"{' and '.join(counts)} cases, {with_labels}{note}")
 
 
 def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -58,7 +60,7 @@ def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Res
     yield info(
         None, f"{shapes} voxels of {spacings} mm" + (f"; stored as {stored}" if stored else "")
     )
-    resolution = grid.resolution[: len(grid.spacing)]  # of a picture without its one slice
+    resolution = grid.resolution[: len(grid.spacing)]  # two sides in two dimensions
     extent = [n * s for n, s in zip(resolution, grid.spacing, strict=True)]
     yield info(
         None,
@@ -102,25 +104,25 @@ def vessels(splits: list[Split], facts: list[Facts], expected: Expected) -> Resu
 
 
 def duplicates(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
-    """One image under two ids: keep one. In training and validation both, scores mean nothing."""
-    for same in _groups(facts, "digest"):
-        names = " = ".join(case.image for case in same)
-        if len({case.split for case in same}) > 1:
+    """One image under two ids: keep one. If one is in validation, its scores are invalid."""
+    for group in _groups(facts, "digest"):
+        names = " = ".join(case.image for case in group)
+        if len({case.split for case in group}) > 1:
             yield error(
-                same[1].case,
+                group[1].case,
                 f"{names}: one image in training and validation; remove it from one of them",
             )
         else:
-            yield warning(same[1].case, f"{names}: one image under several ids; keep one")
+            yield warning(group[1].case, f"{names}: one image under several ids; keep one")
 
 
 def duplicate_labels(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """One label map for different images: all but one have the map of another case."""
-    for same in _groups(facts, "label_digest"):
-        if len({case.digest for case in same}) > 1:
-            names = " = ".join(str(case.label) for case in same)
+    for group in _groups(facts, "label_digest"):
+        if len({case.digest for case in group}) > 1:
+            names = " = ".join(str(case.label) for case in group)
             yield warning(
-                same[1].case,
+                group[1].case,
                 f"{names}: one label map for different images; replace the wrong ones",
             )
 
@@ -138,11 +140,11 @@ def same_id(splits: list[Split], facts: list[Facts], expected: Expected) -> Resu
 
 def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """Classes that no label map holds, or none for training: add cases with them."""
-    labelled = [case for case in facts if expected.includes(case.voxels) and case.voxels]
-    if not labelled:
+    labeled = [case for case in facts if expected.includes(case.voxels) and case.voxels]
+    if not labeled:
         return
     classes = range(1, expected.labels.num_classes)
-    absent = [value for value in classes if not any(value in case.voxels for case in labelled)]
+    absent = [value for value in classes if not any(value in case.voxels for case in labeled)]
     if len(classes) > 1 and absent == list(classes[1:]):
         yield warning(
             None,
@@ -152,14 +154,15 @@ def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) 
     elif absent:
         names = ", ".join(expected.labels.describe(value) for value in absent)
         yield warning(
-            None, f"no label map holds {names}; the model cannot learn what it never sees"
+            None,
+            f"no label map holds {names}; the model cannot learn them without such cases",
         )
-    trained, validated = (
-        {value for case in labelled if case.split == split for value in case.voxels}
+    training_classes, validation_classes = (
+        {value for case in labeled if case.split == split for value in case.voxels}
         for split in SPLITS
     )
-    if trained and validated - trained:
-        values = sorted(validated - trained)
+    if training_classes and validation_classes - training_classes:
+        values = sorted(validation_classes - training_classes)
         names = ", ".join(expected.labels.describe(value) for value in values)
         yield warning(None, f"only validation holds {names}; move a case with it to training")
 

@@ -1,4 +1,4 @@
-"""An estimate of the memory that training takes, without running it.
+"""An estimate of the memory that training takes, computed without training.
 
 The networks are built on the meta device, which has shapes but no memory, and one forward pass is
 recorded: every tensor that autograd saves for the backward pass counts once. Weights, gradients and
@@ -23,7 +23,7 @@ from tubesynth.config.schema import (
     half_lives,
 )
 
-IN_FLIGHT = 4  # tensors of the largest size besides the saved ones: gradients, a recomputed one
+IN_FLIGHT = 4  # tensors of the largest size besides the saved ones, such as gradients
 AUTOCAST_SHARE = 0.6  # of the activations' bytes: norms and losses stay in 32 bits
 OVERHEAD = 1.3  # workspaces, fragmentation
 LOSS_VOLUMES = 12  # float images: differences, spectra, amplitudes and their gradients
@@ -41,7 +41,7 @@ class Estimate:
 
 
 def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Estimate:
-    """For one process. autoencoder: that of the latents, for stages 2 and 3."""
+    """The estimate for one process; autoencoder: of the latents, for stages 2 and 3."""
     saved: dict[int, tuple] = {}  # {storage: (storage, bytes)}
 
     def pack(tensor):
@@ -56,8 +56,8 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
     parameters = [p for module in modules for p in module.parameters()]
     weight_storages = {p.untyped_storage()._cdata for p in parameters}
     sizes = [size for key, (_, size) in saved.items() if key not in weight_storages]
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    frozen = sum(p.numel() for p in parameters) - trained
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trainable
     data = config.data
     volume = 4 * data.batch_size * math.prod(data.crop or data.resolution)
     activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
@@ -65,9 +65,9 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
         activations *= AUTOCAST_SHARE
     ema = 4 * len(half_lives(config.train.ema_half_life))
     losses = LOSS_VOLUMES * volume if isinstance(config, Stage1Config) else 0
-    weights = (16 + ema) * trained + 4 * frozen
+    weights = (16 + ema) * trainable + 4 * frozen
     total = PROGRAM + OVERHEAD * (activations + losses + weights)
-    return Estimate(int(total), (12 + ema) * trained + 4 * frozen, trained + frozen)
+    return Estimate(int(total), (12 + ema) * trainable + 4 * frozen, trainable + frozen)
 
 
 def _forward(

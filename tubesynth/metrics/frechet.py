@@ -113,7 +113,7 @@ def bootstrap(first: CaseMoments, second: CaseMoments, replicates: int = REPLICA
 
 
 def halvings(
-    real: CaseMoments, synthetic: CaseMoments | None, times: int, resample=False
+    real: CaseMoments, synthetic: CaseMoments | None, times: int, seed=0, resample=False
 ) -> np.ndarray:
     """(times, 2): distances of a random half of the real cases to the other half, and to as many
     synthetic cases (nan below two); (0, 2) below four real cases.
@@ -122,7 +122,7 @@ def halvings(
     has a label map of the first half. resample: cases are resampled within each half.
     """
     n, rows = len(real.cases), []
-    rng = np.random.default_rng([0, n, int(resample)])
+    rng = np.random.default_rng([seed, n, int(resample)])
     available = set(synthetic.cases) if synthetic else set()
     unpaired = sorted(available - set(real.cases))
     for _ in range(times if n >= 4 else 0):

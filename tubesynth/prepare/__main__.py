@@ -1,4 +1,4 @@
-"""ImageCAS, as it is distributed, into the training and validation folders that training reads.
+"""The command prepare: turns ImageCAS, as distributed, into training and validation folders.
 
     tubesynth prepare --input-dir ImageCAS --heart-dir heart --output-dir data/imagecas
 
@@ -24,6 +24,7 @@ from tubesynth.config.strict import to_plain
 from tubesynth.data import manifest
 from tubesynth.data.pool import check_workers, each
 from tubesynth.prepare.imagecas import (
+    MAX_LISTED_IDS,
     Source,
     crop,
     find_sources,
@@ -35,12 +36,11 @@ from tubesynth.prepare.imagecas import (
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.cases import natural_order
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
-from tubesynth.volume.files import SUFFIXES, source_files, write_volume
+from tubesynth.volume.files import file_suffix, source_files, write_volume
 
 DEFAULT_FRACTION = 0.1
 DEFAULT_MARGIN_MM = 40.0
 MAX_MARGIN_MM = 1000.0
-MAX_LISTED_IDS = 20
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def prepare(
     ordered = {case: records[case] for case in sorted(records, key=natural_order)}
     manifest.write(root, settings, ordered)
     if failures:
-        more = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
-        raise InputError(f"{failures[0]}{more}")
+        count = f" (and {len(failures) - 1} more cases failed)" if len(failures) > 1 else ""
+        raise InputError(f"{failures[0]}{count}")
     return ordered, len(missing)
 
 
@@ -146,10 +146,9 @@ def make_case(source: Source, split: str, options: Options) -> dict | str:
 
 
 def image_target(root: Path, source: Source, split: str, is_written: bool) -> Path:
-    """The path of a prepared image: a written one is NIfTI, a linked one keeps its suffix."""
-    name = source.image.name.lower()
-    suffix = max((s for s in SUFFIXES if name.endswith(s)), key=len)
-    return root / split / "images" / f"{source.id}.img{'.nii.gz' if is_written else suffix}"
+    """The path of a prepared image: .nii.gz if it is written, else with the source's suffix."""
+    suffix = ".nii.gz" if is_written else file_suffix(source.image)
+    return root / split / "images" / f"{source.id}.img{suffix}"
 
 
 def is_finished(root: Path, source: Source, split: str, record: dict | None) -> bool:
@@ -199,8 +198,9 @@ def read_ids(path: Path, sources: list[Source]) -> list[str]:
     ids = {word for line in lines for word in line.split("#")[0].replace(",", " ").split()}
     unknown = sorted(ids - {source.id for source in sources})
     if unknown:
-        listed = ", ".join(unknown[:MAX_LISTED_IDS])
-        raise InputError(f"{path}: ids that are no cases: {listed}; correct them")
+        raise InputError(
+            f"{path}: ids that are no cases: {', '.join(unknown[:MAX_LISTED_IDS])}; correct them"
+        )
     if not 0 < len(ids) < len(sources):
         raise InputError(f"{path}: {len(ids)} of {len(sources)} cases; both splits need one")
     return sorted(ids)
@@ -211,7 +211,7 @@ def summary(options: Options, records: list[dict], num_prepared: int) -> str:
     num_validation = sum(record["part"] == "validation" for record in records)
     lines = [
         f"{options.root}: {len(records) - num_validation} training and {num_validation} validation"
-        f" cases ({num_prepared} made, {len(records) - num_prepared} were there)"
+        f" cases ({num_prepared} prepared now, {len(records) - num_prepared} before)"
     ]
     copies = sum(record["made"] == "copy" for record in records)
     if copies and options.link == "hard":

@@ -1,4 +1,4 @@
-"""The files of ImageCAS and TotalSegmentator as label maps of a scheme on the grid of the image.
+"""Label maps from the files of ImageCAS and TotalSegmentator, on the grid of each image.
 
 ImageCAS (Zeng et al. 2023) comes as N.img.nii.gz and N.label.nii.gz in subfolders 1-200 to
 801-1000; its label maps are 0 and 1, the coronary arteries. TotalSegmentator's task
@@ -87,11 +87,12 @@ def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -
     if not images and not labels:
         raise InputError(f"{input_dir}: no N.img.nii.gz in it or its subfolders; check --input-dir")
     hearts = find_hearts(heart_dir, set(images), heart_structures(scheme)) if heart_dir else {}
-    lacking = [("label map", images.keys() - labels.keys())]
-    lacking.append(("image", labels.keys() - images.keys()))
-    if heart_dir:
-        lacking.append((f"heart structures in {heart_dir}", images.keys() - hearts.keys()))
-    missing = [f"no {kind} for {_id_list(ids)}" for kind, ids in lacking if ids]
+    missing_ids = {
+        "label map": images.keys() - labels.keys(),
+        "image": labels.keys() - images.keys(),
+        f"heart structures in {heart_dir}": images.keys() - hearts.keys() if heart_dir else set(),
+    }
+    missing = [f"no {kind} for {_id_list(ids)}" for kind, ids in missing_ids.items() if ids]
     if missing:
         raise InputError(f"{input_dir}: {'; '.join(missing)}; add these files or remove the cases")
     return [
@@ -198,8 +199,8 @@ def _on_grid(
 def heart_box(labels: Volume, margin_mm: float) -> Box | None:
     """The labels' bounding box with the same margin on both sides of an axis; None without labels.
 
-    Where the image ends within the margin, the margin of both sides is cut there, so the middle of
-    the box is the middle of the heart, and no label is cut off.
+    Where the image ends within the margin, the margin of both sides is reduced, so that the middle
+    of the box is the middle of the heart. No label is cut off.
     """
     bounds = bounding_box(labels.array > 0)
     if bounds is None:
@@ -253,5 +254,5 @@ def place(source: Path, target: Path, link: str) -> str:
 
 def _id_list(ids: Iterable[str]) -> str:
     ordered = sorted(ids, key=natural_order)
-    more = ", ..." if len(ordered) > MAX_LISTED_IDS else ""
-    return f"{len(ordered)}: {', '.join(ordered[:MAX_LISTED_IDS])}{more}"
+    ending = ", ..." if len(ordered) > MAX_LISTED_IDS else ""
+    return f"{len(ordered)}: {', '.join(ordered[:MAX_LISTED_IDS])}{ending}"
