@@ -1,1 +1,1 @@
-"""A procedural coronary CT angiogram with known truth: `tubesynth phantom`."""
+"""A procedural coronary CT angiogram with ground truth: `tubesynth phantom`."""

@@ -1,4 +1,4 @@
-"""Make a data set of procedural coronary CT angiograms with known truth; no data and no GPU needed.
+"""The command phantom: makes procedural coronary CT angiograms with ground truth, without a GPU.
 
     tubesynth phantom --output-dir data/phantoms --cases 40 --workers 4
 
@@ -158,7 +158,7 @@ def _check(args, settings: Settings) -> None:
     extent = [n * s for n, s in zip(settings.resolution, settings.spacing, strict=True)]
     if max(extent) > 500:
         raise InputError(
-            f"--resolution times --spacing: {max(extent):.0f} mm is over 500 mm; take fewer voxels"
+            f"--resolution times --spacing: {max(extent):.0f} mm is over 500 mm; give fewer voxels"
         )
     if Path(args.output_dir).is_file():
         raise InputError(f"--output-dir {args.output_dir}: is a file; give a folder")
@@ -167,7 +167,7 @@ def _check(args, settings: Settings) -> None:
 def _parse(argv) -> argparse.Namespace:
     parser = CommandParser(
         prog="tubesynth phantom",
-        description="Make a data set of procedural coronary CT angiograms with known truth.",
+        description="Make a data set of procedural coronary CT angiograms with ground truth.",
         example="tubesynth phantom --output-dir data/phantoms --cases 40 --workers 4",
     )
     add = parser.add_argument
@@ -194,8 +194,8 @@ def _parse(argv) -> argparse.Namespace:
         metavar="YAML",
         help="write label maps in the scheme of its section labels; default: the nine classes",
     )
-    add("--seed", type=int, default=0, help="of the data set")
-    add("--workers", type=int, default=1, help="processes; the result is the same")
+    add("--seed", type=int, default=0, help="seed of the data set")
+    add("--workers", type=int, default=1, help="processes; the files do not depend on it")
     add("--validation-fraction", type=float, default=0.2, help="share of validation cases")
     return parser.parse_args(argv)
 

@@ -1,9 +1,9 @@
-"""A procedural coronary CT angiogram with known truth: image, label map, centrelines.
+"""A procedural coronary CT angiogram with ground truth: image, label map, centrelines.
 
 `make_phantom(seed, case, resolution, spacing)` samples one anatomy in mm (the same at every
 resolution), paints it as a contrast-enhanced scan, and returns it in RAS+ order, centered on the
-world's origin. Read heart.py, thorax.py and coronaries.py for the anatomy, scanner.py for the
-physics, shapes.py for the geometry under them.
+world's origin. heart.py, thorax.py and coronaries.py contain the anatomy, scanner.py the physics,
+shapes.py the geometry.
 """
 
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def sample_anatomy(seed: int, case: int, extent_mm=(180.0, 180.0, 135.0)) -> Ana
 
 
 def _rng(seed: int, case: int, use: int) -> np.random.Generator:
-    """The generator of one purpose, so that a change of one leaves the others as they are."""
+    """The generator of one purpose; a change of one purpose leaves the others unchanged."""
     return np.random.default_rng([seed, case, use])
 
 
@@ -144,7 +144,7 @@ def _paint_chest(canvas: Canvas, s, vessels, phase, rng) -> None:
     canvas.paint(s["bronchus"] - 1.3, 30)
     blend(canvas.hu, share, phase["lung_vessels"])
     canvas.paint(s["azygos"], 130)
-    canvas.paint(s["oesophagus"], 45)
+    canvas.paint(s["esophagus"], 45)
     canvas.paint(s["gullet_air"], -500)
 
 

@@ -61,6 +61,7 @@ PULMONARY_ARTERIES = (
     [(-34, -26, 58, 7), (-46, -24, 63, 4)],
 )
 
+# Directions (mirrored for the left lung) of further lung vessels, see lung_stems.
 FAN = ((0.5, 0.9, 0.1), (0.6, 0.6, -0.7), (0.8, 0.1, -0.7), (0.9, 0.4, 0.4), (0.5, -0.5, -0.9))
 
 

@@ -16,7 +16,7 @@ SMALLEST_MM = 0.5  # radius at which a vessel ends
 
 @dataclass
 class Vessel:
-    """A named vessel before its radii are known: (N, 3) points and what leaves it."""
+    """A named vessel without radii: points (N, 3) and the vessels that branch off."""
 
     name: str
     points: np.ndarray

@@ -18,7 +18,7 @@ from tubesynth.volume.polyline import (
     squared_distance_to_segment,
 )
 
-REFERENCE_MM = (0.7, 0.7, 1.05)  # the voxels that a case's noise level refers to
+REFERENCE_MM = (0.7, 0.7, 1.05)  # voxel size at which the noise has a case's standard deviation
 
 
 class Canvas:
@@ -84,7 +84,7 @@ class Canvas:
         return out
 
     def paint(self, field: np.ndarray, hu, label: int | None = None, voxels=None) -> None:
-        """Cover what is painted so far with a shape: hu += share (value - hu), share in [0, 1].
+        """Paint a shape over the canvas: hu += share (value - hu), share in [0, 1].
 
         field: the shape, a lattice field in mm. hu: its value, a number or a lattice field; voxels:
         (X, Y, Z) HU, replaces it. label: the class of the voxels of which half or more is inside.
@@ -228,7 +228,7 @@ def blur(hu: np.ndarray, spacing, sigma_mm=(0.38, 0.38, 0.45)) -> np.ndarray:
 
 
 def noise_power(fx, fy, fz):
-    """Noise power at frequencies in cycles per mm, which broadcast; of no particular scale.
+    """Noise power at frequencies in cycles per mm, which broadcast; in arbitrary units.
 
     Filtered back projection has a ramp |f| in the plane (Riederer, Pelc and Chesler 1978,
     doi:10.1088/0031-9155/23/3/008), apodized by a Gaussian; along z acts the slice profile.

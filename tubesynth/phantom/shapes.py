@@ -20,8 +20,7 @@ class Lattice:
 
     def __init__(self, extent_mm):
         reach = [int(np.ceil(e / 2 / STEP_MM)) + 2 for e in extent_mm]
-        self.index = [np.arange(-n, n + 1) for n in reach]
-        self.axes = [(i * STEP_MM).astype(np.float32) for i in self.index]
+        self.axes = [(np.arange(-n, n + 1) * STEP_MM).astype(np.float32) for n in reach]
         self.origin = np.array([-n * STEP_MM for n in reach])
         self.shape = tuple(len(a) for a in self.axes)
 

@@ -144,7 +144,7 @@ def thorax_shapes(
     )
     flat = [(x - mid) * np.float32(0.7) + mid, y, z]
     gullet[:, 0] = (gullet[:, 0] - mid) * 0.7 + mid
-    s["oesophagus"] = tube(flat, gullet, np.full(len(gullet), 5.5), 8.0)
+    s["esophagus"] = tube(flat, gullet, np.full(len(gullet), 5.5), 8.0)
     s["gullet_air"] = tube(flat, gullet + [1.0, 0.5, 0], np.full(len(gullet), 1.6), 8.0)
     azygos = [(mid + 8, spine_y + 18, -130), (mid + 9, spine_y + 18, 130)]
     s["azygos"] = tube([x, y, z], azygos, [3.6, 4.2], 8.0)

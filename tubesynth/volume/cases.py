@@ -1,4 +1,4 @@
-"""Which files of a folder are one case: images and label maps paired by file name.
+"""The cases of a folder: images and label maps paired by file name.
 
 A case's id is its file name up to the first dot. Only the id pairs an image with its label map,
 never the order of a listing.
@@ -34,7 +34,7 @@ def find_cases(folder) -> dict[str, Path]:
     files: dict[str, list[Path]] = {}
     try:
         for path in sorted(folder.iterdir()):
-            is_volume = file_suffix(path) in SUFFIXES or is_dicom_folder(path)
+            is_volume = file_suffix(path) or is_dicom_folder(path)
             if is_volume and not path.name.startswith("."):
                 files.setdefault(case_id(path), []).append(path)
     except PermissionError as error:
@@ -67,7 +67,7 @@ def pair_cases(images_dir, labels_dir=None) -> list[Case]:
             problems.append(f"{folder} has no partner for {len(unpaired)}: {names}")
     if problems:
         raise InputError(
-            f"unpaired cases: {'; '.join(problems)}; add or remove files (id = name up to the dot)"
+            f"unpaired cases: {'; '.join(problems)}; add or remove files; id: name up to the dot"
         )
     return [Case(case, path, labels[case]) for case, path in images.items()]
 

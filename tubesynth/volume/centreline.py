@@ -26,13 +26,13 @@ from tubesynth.volume.polyline import (
 from tubesynth.volume.thinning import VoxelCloud
 from tubesynth.volume.vessel_tree import Vessel
 
-VOXEL_LIMIT = 60_000  # of a larger mask every second, third, ... voxel is used: precise enough
-WINDOW_MM = 1.0  # the least standard deviation of the means along a vessel
+VOXEL_LIMIT = 60_000  # of a larger mask only every second (third, fourth) voxel is used
+WINDOW_MM = 1.0  # smallest standard deviation of the Gaussian means along a vessel
 ROUNDS = 2
 
 
 def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
-    """The same vessels with dense points: smooth, centerd, as long as the mask, with their radius.
+    """The same vessels with dense points: smooth, centered, as long as the mask, with their radius.
 
     A piece that was thinned to a single voxel becomes a short line. It is dropped if the piece of
     the mask itself is a single voxel.
@@ -70,9 +70,9 @@ def refine(vessels: list[Vessel], cloud: VoxelCloud) -> list[Vessel]:
 def _expand_single_points(
     vessels: list[Vessel], voxels: np.ndarray, step_mm: float
 ) -> tuple[list[Vessel], np.ndarray]:
-    """Vessels of one point become short lines; those of one voxel go, and their voxels with them.
+    """Vessels of one point become short lines; vessels of one voxel are removed with their voxels.
 
-    Vessels of one point are whole components and stand last, so that no vessel's number changes.
+    Vessels of one point are whole components and come last, so that no vessel's number changes.
     """
     lines, single_voxels = [], []
     for vessel, (number, _) in zip(
@@ -129,10 +129,10 @@ def _smooth_staircase(vessel: Vessel, step_mm: float) -> Vessel:
 
 
 def _rows_inside_parent(vessel: Vessel, vessels: list[Vessel], margin: float) -> int:
-    """Number of first points that lie within the parent's radius plus `margin` of the own radius.
+    """Number of first points that lie within the parent's radius plus `margin` times their radius.
 
-    The first row k with |c_k - p| >= R + margin r_k, p being the parent's nearest point of radius
-    R; all rows if there is none.
+    This is the first row k with |c_k - p| >= R + margin r_k, where p is the parent's nearest point
+    and R its radius; all rows if there is none.
     """
     if vessel.parent is None:
         return 0
@@ -183,14 +183,14 @@ def _center(
     """
     points, size = vessel.points, len(vessel.points)
     sigma = _window_rows(vessel)
-    # Across the vessel, not across each kink of its staircase, or points would overtake others.
+    # The tangent of the smooth line: across each kink of the staircase, points could change order.
     tangent = tangents(smooth(points[:, :3], 2 * sigma))  # (K, 3)
     # mean offset of row k: sum_j G(k - j) (offsets of row j) / sum_j G(k - j) (voxels of row j)
     offset = members - points[row, :3]  # (M, 3)
     count = _windowed_sum(np.bincount(row, minlength=size).astype(float), sigma)  # (K,)
     offset_sum = np.column_stack([np.bincount(row, offset[:, axis], size) for axis in range(3)])
     shift = _windowed_sum(offset_sum, sigma) / np.maximum(count, 1e-6)[:, None]  # (K, 3)
-    # only its part across the vessel, s - (s.t) t, and at most one voxel long
+    # only the component across the vessel, s - (s.t) t, and at most one voxel long
     shift -= (shift * tangent).sum(axis=1, keepdims=True) * tangent
     limit = spacing.mean() / np.maximum(np.linalg.norm(shift, axis=1, keepdims=True), 1e-9)
     shift *= np.minimum(limit, 1)

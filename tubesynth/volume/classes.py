@@ -29,10 +29,9 @@ class LabelScheme:
         return len(self.names)
 
     def describe(self, value: int) -> str:
-        """'class 6 (aorta)', or 'class 6' where the class has no name of its own."""
-        number = f"class {value}"
-        named = value < self.num_classes and self.names[value] != number
-        return f"{number} ({self.names[value]})" if named else number
+        """'class 6 (aorta)', or 'class 6' where the scheme has no name for the class."""
+        number, name = f"class {value}", self.name(value)
+        return number if name == number else f"{number} ({name})"
 
     def name(self, value: int) -> str:
         """The name of a class; 'class 12' beyond the scheme."""
@@ -51,8 +50,8 @@ class LabelScheme:
         for name, structures in self.sources.items():
             if structure in structures:
                 return self.names.index(name)
-        of_nine = (name for name, items in NINE_CLASSES.sources.items() if structure in items)
-        name = next(of_nine, structure)
+        names = (name for name, items in NINE_CLASSES.sources.items() if structure in items)
+        name = next(names, structure)
         return self.names.index(name) if name in self.names else 0
 
     def from_nine_classes(self) -> np.ndarray:

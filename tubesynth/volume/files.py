@@ -92,7 +92,7 @@ def write_volume(path, volume: Volume, dtype) -> None:
 
     path, dtype, array = Path(path), np.dtype(dtype), volume.array
     num_bad = _count_not_finite(array)
-    if num_bad:  # cast to integers they could not be distinguished from valid voxels
+    if num_bad:  # as integers they would look like valid voxels
         raise InputError(
             f"{path}: not written, {num_bad} of its voxels are not finite; check the model or the"
             " program that made them"
@@ -120,13 +120,15 @@ def source_files(path) -> list[Path]:
         return sorted(file for file in path.iterdir() if file.is_file())
     if file_suffix(path) in (".mhd", ".nhdr"):
         header = path.read_bytes()[:65536].decode("latin-1")
-        named = re.search(r"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", header)
-        if named and (named[1].upper().startswith("LIST") or "%" in named[1]):
+        data_file = re.search(
+            r"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", header
+        )
+        if data_file and (data_file[1].upper().startswith("LIST") or "%" in data_file[1]):
             raise InputError(
                 f"{path}: its voxels are spread over many files; convert it to one .nii.gz file"
             )
-        if named and (path.parent / named[1]).is_file():
-            return [path, path.parent / named[1]]
+        if data_file and (path.parent / data_file[1]).is_file():
+            return [path, path.parent / data_file[1]]
     return [path]
 
 

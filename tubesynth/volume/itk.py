@@ -81,11 +81,11 @@ def _to_volume(image, path: Path, slice_step: np.ndarray | None = None) -> Volum
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     # the columns of the LPS affine are direction * spacing; RAS = diag(-1, -1, 1) LPS
-    used = min(dimension, 3)
+    num_axes = min(dimension, 3)
     lps = np.eye(4)
     directions = np.array(image.GetDirection()).reshape(dimension, dimension)
-    lps[:used, :used] = (directions * np.array(image.GetSpacing()))[:used, :used]
-    lps[:used, 3] = image.GetOrigin()[:used]
+    lps[:num_axes, :num_axes] = (directions * np.array(image.GetSpacing()))[:num_axes, :num_axes]
+    lps[:num_axes, 3] = image.GetOrigin()[:num_axes]
     if slice_step is not None:
         lps[:3, 2] = slice_step
     return to_ras(array, check_affine(_LPS_TO_RAS @ lps, path))
@@ -102,7 +102,7 @@ def _position(sitk, file: str) -> list[float]:
 def _simpleitk():
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # this file makes the checks that matter
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # this file checks what it needs
     return sitk
 
 

@@ -120,7 +120,7 @@ def check_affine(affine: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _is_usable(affine: np.ndarray) -> bool:
-    """Finite, voxels between a micrometre and a metre, axes that are not almost parallel."""
+    """Finite, voxels between a micrometer and a meter, axes that are not almost parallel."""
     columns = np.asarray(affine, dtype=np.float64)[:3, :3]
     if not np.isfinite(affine).all():
         return False

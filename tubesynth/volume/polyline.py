@@ -39,9 +39,7 @@ def resample(points: np.ndarray, num_points: int) -> np.ndarray:
 
 def resample_to_step(points: np.ndarray, step_mm: float) -> np.ndarray:
     """(K, C) -> (M, C) at equal steps of arc length, as near to step_mm as both ends allow."""
-    along = arc_length(points)
-    num_points = max(int(round(along[-1] / step_mm)), 1) + 1
-    return interpolate(points, np.linspace(0, along[-1], num_points), along)
+    return resample(points, max(int(round(arc_length(points)[-1] / step_mm)), 1) + 1)
 
 
 def densify(points: np.ndarray, step_mm: float) -> np.ndarray:

@@ -17,8 +17,8 @@ def vessel_fields(
 
     [0] is the signed distance to the nearest vessel surface, negative inside, clipped to +-max_mm;
     [1] is the radius of the vessel that this surface belongs to, 0 where none is within max_mm. A
-    vessel between the cells of a coarse latent grid still shows. shape, spacing: of that grid, (3,)
-    cells and mm.
+    vessel between the cells of a coarse latent grid is still represented. shape, spacing: of that
+    grid, (3,) cells and mm.
     """
     start, end, radii = _tubes(tokens)  # (S, 3), (S, 3), (S, 2)
     spacing, shape = np.asarray(spacing, np.float32), (int(shape[0]), int(shape[1]), int(shape[2]))

@@ -2,7 +2,7 @@
 
 Voxels with three or more of 26 neighbors are junctions, and touching ones form one node; the voxels
 between two nodes are an edge. Spurs shorter than the radius of the vessel they leave, and loops
-narrower than it, are artefacts of thinning and are removed. Points are rows (x, y, z, radius) in mm
+narrower than it, are artifacts of thinning and are removed. Points are rows (x, y, z, radius) in mm
 relative to the middle of the volume. The radius is a first estimate: the distance to the nearest
 voxel outside.
 """
@@ -118,7 +118,7 @@ def _simplify(graph: Graph) -> None:
             graph.remove(key)
         _dissolve(graph)
         for _, key in sorted(_short_spurs(graph)):
-            # The removal of an earlier spur may have made this one a part of a longer vessel.
+            # The removal of an earlier spur may have joined this one to a longer vessel.
             if key in graph.edges:
                 tip, junction = sorted(graph.edges[key][:2], key=lambda n: len(graph.at[n]))
                 if len(graph.at[tip]) == 1 and len(graph.at[junction]) >= 3:
@@ -140,7 +140,7 @@ def _short_spurs(graph: Graph) -> Iterator[tuple[float, int]]:
 
 
 def _narrow_loops(graph: Graph) -> list[int]:
-    """Edges that close a loop shorter than the circumference 2 pi r: pinholes of the mask."""
+    """Keys of edges that close a loop shorter than the circumference 2 pi r: holes in the mask."""
     loops: list[int] = []
     first_between: dict[tuple[int, int], int] = {}
     for key, (a, b, points) in graph.edges.items():

@@ -63,7 +63,7 @@ def longest_path(tokens: VesselTokens, step_mm: float = 0.5) -> VesselPath | Non
     if len(at) < 2:
         return None
     table = interpolate(table, at, along)  # (K, 4)
-    # planes across a kinked line would cross each other
+    # smoothed: planes across a kinked line would cross each other
     normal, binormal = frames(smooth(table[:, :3], sigma=2.0 / step_mm, truncate=4))
     return VesselPath(table[:, :3], table[:, 3], normal, binormal, at)
 

@@ -1,4 +1,4 @@
-"""A vessel mask thinned to lines of voxels, with lost pieces restored.
+"""Thinning of a vessel mask to lines of voxels; pieces that thinning loses are restored.
 
 scikit-image's three-dimensional thinning (Lee, Kashyap and Chu 1994, doi:10.1006/cgip.1994.1042)
 removes vessels whose width is an even number of voxels, from the tip inwards or whole: it looks for

@@ -3,8 +3,8 @@
 Every connected component gets its own root: the end nearest to given points, or the widest end.
 Distances from the root follow the shortest path (Dijkstra); a loop is cut where both ways round are
 equally long, so that the distance grows along every piece. At a junction the widest and straightest
-piece continues the vessel and the others begin vessels of their own: so a vessel is smoothed
-through its junctions instead of being pulled aside at each of them. Points are (K, 4): x, y, z,
+piece continues the vessel and the others begin new vessels: smoothing then passes through a
+junction and does not pull the vessel aside. Points are (K, 4): x, y, z,
 radius in mm.
 """
 
@@ -37,7 +37,7 @@ class Vessel:
 
 
 def rooted_vessels(graph: Graph, root_points: np.ndarray | None = None) -> list[Vessel]:
-    """Vessels of all components, the longest component first; a parent stands before its children.
+    """Vessels of all components, the longest component first; a parent comes before its children.
 
     root_points: (P, 3) mm, where the tree comes from (voxels of the aorta), or None.
     """
@@ -81,8 +81,8 @@ def _find_root(graph: Graph, nodes: list[int], root_points: np.ndarray | None) -
         return min(candidates, key=lambda n: (nearest[n], tuple(graph.center[n])))
 
     def width(node: int) -> float:
-        # The tip itself is narrowed by thinning and the far half may lie inside another vessel:
-        # the mean radius of the first 3 mm, or of half the edge if that is shorter.
+        # The mean radius of the first 3 mm, or of half a shorter edge: thinning narrows the tip,
+        # and the far half may lie inside another vessel.
         widths = [float(graph.center[node][3])]
         for key in graph.at[node]:
             points = graph.from_node(key, node)[1]
@@ -101,10 +101,10 @@ def _directed_pieces(graph: Graph, root: int) -> dict[int, list[Piece]]:
     queue: list[tuple[float, int, int, int | None]] = [(0.0, 0, root, None)]
     order = 0  # of equal distances the one that was queued first is taken
     while queue:
-        node_distance, _, node, by = heappop(queue)
+        node_distance, _, node, edge = heappop(queue)
         if node in distance:
             continue
-        distance[node], arrived_by[node] = node_distance, by
+        distance[node], arrived_by[node] = node_distance, edge
         for key in graph.at[node]:
             neighbor, points = graph.from_node(key, node)
             if neighbor not in distance:

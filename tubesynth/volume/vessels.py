@@ -61,10 +61,10 @@ def extract_tokens(
 
     affine: (4, 4), of which only the spacing counts. root_mask: (X, Y, Z), the organ that the
     vessels come from, such as the aorta: the end of each component that is nearest to it is the
-    root. Without one, each component's widest end is. An empty mask has no tokens, and neither has
-    a voxel without neighbors.
+    root. Without a root_mask, the widest end of each component is the root. An empty mask and a
+    voxel without neighbors have no tokens.
     """
-    # rounded, or the last digits of an oblique affine would break ties
+    # rounded, so that rounding errors of an oblique affine decide no tie
     spacing = np.round(spacing_of(affine), 6)
     cloud = thin(np.asarray(vessel_mask, dtype=bool), spacing)
     if cloud is None:
@@ -97,7 +97,7 @@ def place_tokens(tokens: VesselTokens, source: Volume, shape, affine) -> VesselT
 
 
 def in_box(position_mm: np.ndarray, radius_mm, sides_mm: np.ndarray) -> np.ndarray:
-    """(N,) bool: which points (N, 3), relative to a box's middle, lie in it or a radius off it."""
+    """(N,) bool: points (N, 3), in mm from a box's middle, at most a radius outside of the box."""
     limit = sides_mm / 2 + np.asarray(radius_mm)[:, None]  # (N, 3)
     return np.all(np.abs(position_mm) <= limit, axis=1)
 
@@ -157,7 +157,7 @@ def token_rows(
 
 
 def _pull_to_mask(points: np.ndarray, cloud: VoxelCloud) -> np.ndarray:
-    """(N, 3) mm: points that smoothing moved more than a voxel off the mask come back to a voxel.
+    """(N, 3) mm: points more than a voxel off the mask are moved back to a distance of one voxel.
 
     With the nearest voxel v of the mask at the distance g > 1 voxel, p becomes v + (p - v) / g.
     """
