@@ -148,6 +148,7 @@ def _adaptive_rank(rank: int, meeting: Path, workplace: Path, folder: Path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_adaptive_weight_of_one_rank_with_twice_the_batch(workplace, tmp_path):
     single_rank = adaptive_step(workplace, 2)
     mp.spawn(_adaptive_rank, (tmp_path / "meeting", workplace, tmp_path), nprocs=2)
@@ -272,6 +273,7 @@ def test_stage_2_on_a_decoder_with_a_mask_trains_and_synthesizes(all_on, workpla
     assert len(find_cases(out)) == 2
 
 
+@pytest.mark.slow
 def test_two_ranks_train_with_every_switch_and_one_validation_case(workplace, tmp_path):
     """With DDP and gradient checkpointing; one of the ranks has no validation case."""
     shutil.copytree(workplace / "data", tmp_path / "data")

@@ -63,6 +63,7 @@ def test_the_reference_quantizer_of_the_bench_updates_its_codes_as_ours_does():
     torch.testing.assert_close(ours.codebook, expected[2])
 
 
+@pytest.mark.slow
 def test_a_step_of_stage_1_and_its_convolutions_are_measured(capfd):
     narrow = ["autoencoder.channels=[4,4]", "autoencoder.residual_channels=[4,4]"]
     narrow += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
@@ -88,6 +89,7 @@ def test_every_convolution_of_a_step_is_recorded_with_its_gradients():
     assert [shape[0] for _, shape, *_ in calls] == [1] * 16 + [2] * 4
 
 
+@pytest.mark.slow
 def test_the_vessel_benches_time_both_variants(capfd):
     tiny = "--size 6 6 4 --tokens 20 --channels 32 --head-channels 32 --repeats 2".split()
     bench.main(["vessel_attention", *tiny])
@@ -183,6 +185,7 @@ def test_one_hot_equals_torchs_own():
         assert classes.dtype == dtype and torch.equal(classes, expected.to(dtype))
 
 
+@pytest.mark.slow
 def test_evaluation_is_timed_by_pairs(tmp_path, capfd):
     tiny = "--pairs 2 --resolution 24 24 20 --spacing 7 7 7 --repeats 1 --workers 1".split()
     bench.main(["evaluate", "--data-dir", str(tmp_path), *tiny])

@@ -205,6 +205,7 @@ def assert_equal_state(first: dict, second: dict):
         torch.testing.assert_close(value, second[name], atol=0, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_two_ranks_revive_the_same_codes_to_the_same_places(two_ranks):
     first, second = two_ranks[0, "revived"], two_ranks[1, "revived"]
     assert_equal_state(first, second)
@@ -213,6 +214,7 @@ def test_two_ranks_revive_the_same_codes_to_the_same_places(two_ranks):
     assert left_behind < 2 < first["codebook"].mean(1).min()
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_codebook_of_one_rank_with_both_halves(two_ranks):
     for kind, whole in (("plain", _trained(_batches(), 0, _codes())), ("fsq", _scaled(_batches()))):
         for rank in (0, 1):

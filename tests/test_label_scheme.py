@@ -112,6 +112,7 @@ def findings(workplace, capsys, config: str) -> list[dict]:
     return json.loads(capsys.readouterr().out)["findings"]
 
 
+@pytest.mark.slow
 def test_phantoms_have_the_scheme_of_the_config(workplace):
     nine = make_phantom(SEED, 2, RESOLUTION, SPACING).labels.array
     stored = read_labels(workplace.validation / "labels" / "2.label.nii.gz").array
@@ -119,6 +120,7 @@ def test_phantoms_have_the_scheme_of_the_config(workplace):
     assert np.array_equal(stored, expected) and set(np.unique(stored)) == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["labels.yml", "s1.yml"])
 def test_doctor_names_the_classes_of_the_scheme(workplace, capsys, config):
     matches = findings(workplace, capsys, config)
@@ -129,11 +131,13 @@ def test_doctor_names_the_classes_of_the_scheme(workplace, capsys, config):
     assert len(sizes) == 3 and all("class 1 (heart) has" in message for message in sizes)
 
 
+@pytest.mark.slow
 def test_legends_of_training_and_evaluation_have_the_names_of_the_scheme(workplace):
     assert len(workplace.legends) >= 3 and all(names <= NAMES for names in workplace.legends)
     assert {"vessels", "aorta"} <= set.union(*workplace.legends)
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_class_2(workplace):
     from tubesynth.config.loading import load_config
     from tubesynth.training.inputs import Volumes
@@ -148,11 +152,13 @@ def test_tokens_are_those_of_class_2(workplace):
     assert pipeline.config.labels == load_scheme(workplace.folder / "labels.yml")
 
 
+@pytest.mark.slow
 def test_the_decoder_takes_the_mask_of_class_2(workplace):
     pipeline = Pipeline.load(workplace.folder / "s1" / "checkpoints" / "last.ckpt", "cpu")
     assert pipeline._vessels(torch.arange(4)).tolist() == [False, False, True, False]
 
 
+@pytest.mark.slow
 def test_vessel_scores_are_those_of_class_2(workplace):
     result = workplace.metrics()
     provenance = result["provenance"]
@@ -163,11 +169,13 @@ def test_vessel_scores_are_those_of_class_2(workplace):
     assert "mae_hu_class4" not in result["reconstruction"]
 
 
+@pytest.mark.slow
 def test_samples_have_label_maps_of_the_scheme(workplace):
     labels = read_labels(workplace.folder / "syn" / "labels" / "2_s0.label.nii.gz")
     assert labels.array.max() == 3
 
 
+@pytest.mark.slow
 def test_the_run_stores_its_scheme_and_another_one_is_refused(workplace):
     from tubesynth.runtime.errors import InputError
     from tubesynth.train import main

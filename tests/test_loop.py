@@ -176,6 +176,7 @@ def _rank_of_two(rank, meeting, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_ranks_skip_a_step_that_was_not_finite_on_one_rank(tmp_path):
     """In fp16: a rank that began the next phase alone would wait for the others for ever."""
     with mp.Manager() as manager:
@@ -452,6 +453,7 @@ def _mean_of_two_ranks(rank, meeting, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_means_are_over_all_ranks(tmp_path):
     with mp.Manager() as manager:
         results = manager.dict()

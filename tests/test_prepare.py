@@ -286,6 +286,7 @@ def test_other_settings_in_an_existing_folder_are_refused(source, hearts, tmp_pa
         run(source, foreign)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_completed_by_the_same_command(source, tmp_path):
     out = tmp_path / "out"
     for case in range(11, 41):

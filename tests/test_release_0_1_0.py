@@ -56,6 +56,7 @@ def test_a_checkpoint_of_0_1_0_gives_the_same_voxels(
     assert_same_voxels(tmp_path / "out" / output, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_run_of_0_1_0_resumes(stage, workplace, tmp_path, monkeypatch):
     """The configs name data, cache and stage_1.ckpt relative to the working folder."""

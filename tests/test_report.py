@@ -152,6 +152,7 @@ def test_the_report_follows_a_dark_page_with_every_color():
             assert contrast >= (3.0 if re.match(r"--c\d", name) else 4.5), (name, contrast)
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_report_without_a_network(evaluation, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:

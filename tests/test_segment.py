@@ -75,6 +75,7 @@ def trained(config, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_scores_are_of_held_out_cases_over_cases_and_seeds(trained):
     result = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
     assert result["over_cases"]["dice"]["n"] == 2 and result["over_seeds"]["dice"]["n"] == 2
@@ -83,6 +84,7 @@ def test_scores_are_of_held_out_cases_over_cases_and_seeds(trained):
     assert len(rows) == 1 + 4 and "cldice" in rows[0]
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_scoring_and_the_same_command_resumes_it(config, tmp_path, monkeypatch):
     """The signal arrives with the first score; the second run scores the trained model."""
     scored, original = [], segmentation.centreline_overlap
@@ -104,6 +106,7 @@ def test_a_signal_stops_the_scoring_and_the_same_command_resumes_it(config, tmp_
     assert len(rows) == 1 + 2
 
 
+@pytest.mark.slow
 def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(trained, workplace, tmp_path):
     model = trained / "seed_0" / "checkpoints" / "last.ckpt"
     images = workplace / "data" / "validation" / "images"
@@ -116,6 +119,7 @@ def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(trained, workplace
         assert overlap > 0.5
 
 
+@pytest.mark.slow
 def test_masks_are_not_written_over_label_maps(trained, workplace):
     part = workplace / "data" / "validation"
     common = ["--model", trained / "seed_0" / "checkpoints" / "last.ckpt"]
@@ -125,6 +129,7 @@ def test_masks_are_not_written_over_label_maps(trained, workplace):
             run(segment, "apply", *common, *options)
 
 
+@pytest.mark.slow
 def test_evaluate_scores_the_masks_of_the_segmenter(trained, workplace, tmp_path):
     model = trained / "seed_0" / "checkpoints" / "last.ckpt"
     real = workplace / "data" / "validation"
@@ -145,6 +150,7 @@ def test_evaluate_scores_the_masks_of_the_segmenter(trained, workplace, tmp_path
         run(evaluate, *common[:4], "--segmenter", trained / "metrics.json", "--output-dir", mask)
 
 
+@pytest.mark.slow
 def test_synthetic_cases_are_added_to_the_training_cases(config, workplace, stage_2, tmp_path):
     labels = workplace / "data" / "training" / "labels"
     run(synthesize, "--model", stage_2, "--input-dir", labels, "--output-dir", tmp_path / "new")

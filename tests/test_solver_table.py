@@ -30,6 +30,7 @@ def bench():
     sys.path.remove(folder)
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_the_pipelines_own_samples(
     bench, stage_2, workplace, tmp_path, capsys
 ):

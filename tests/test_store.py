@@ -324,6 +324,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_build_leaves_no_entry_that_reads_wrongly(tmp_path):
     cases = [make_case(tmp_path / "data", str(i), seed=i) for i in range(24)]
     reference, store = Store(tmp_path / "reference"), Store(tmp_path / "cache")

@@ -142,6 +142,7 @@ def test_loader_workers_change_nothing(stage_1, workplace, tmp_path):
     assert_same_state(done["phases"], checkpoint_of(tmp_path)["phases"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace, tmp_path):
     config = workplace / f"s{stage}.yml"
@@ -167,6 +168,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
         assert_same_state(*weights, tolerance=2e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(workplace, stage_2, tmp_path):
     """A real kill -9 at a random step, then the same command again."""
     step = random.randrange(1, STEPS)
@@ -191,6 +193,7 @@ def test_a_killed_run_resumes_to_the_same_weights(workplace, stage_2, tmp_path):
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGUSR1, 2)]
 )
@@ -220,6 +223,7 @@ def test_a_signal_saves_and_ends_with_75(number, processes, workplace, stage_1, 
     assert checkpoint_of(tmp_path)["position"]["step"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_mixed_precision_checkpointing_clipping_and_accumulation_train(

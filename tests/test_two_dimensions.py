@@ -50,6 +50,7 @@ def losses(run_dir):
     return [row["loss"] for row in rows if row["split"] == "validation"]
 
 
+@pytest.mark.slow
 def test_pictures_train_both_stages_and_keep_their_world_position(tmp_path, capsys):
     write_discs(tmp_path)
     model = tmp_path / "s1" / "checkpoints" / "last.ckpt"

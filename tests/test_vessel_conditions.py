@@ -235,6 +235,7 @@ def trained(workplace, stage_1, tmp_path_factory):
     return run_dir / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_two_ranks_train_like_one_with_twice_the_batch(workplace, stage_1, tmp_path):
     """Each rank pads its own case, and one of the four cases has no vessels at all."""
     shutil.copytree(workplace / "data", tmp_path / "data")

@@ -56,7 +56,7 @@ def one_round(case: str, args) -> tuple[list[dict], list[dict]]:
     amount, data = (args.scans, "scans") if cold else (args.volumes, "phantoms")
     ours, peer = [], []
     for workers in args.workers:
-        if not cold or not ours:  # our build takes all cores whatever the loader's workers
+        if not cold or not ours:  # our build takes all cores for any number of workers
             scans = map(str, ["--scans", args.scans, "--scan-resolution", *args.scan_resolution])
             bench = [
                 sys.executable,
@@ -124,7 +124,7 @@ def middle(lines: list[dict]) -> float:
 
 
 def cpu(lines: list[dict]) -> float:
-    """Seconds of all cores together: less moved by what else the machine does."""
+    """Seconds of all cores together, which depend less on other work than the clock."""
     return round(statistics.median(line["cpu_seconds"] or 0.01 for line in lines), 3)
 
 

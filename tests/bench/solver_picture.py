@@ -52,7 +52,7 @@ def picture(lines: dict[str, list[tuple[float, float]]], x_label: str, y_label: 
             elements.append(f"<g>{title}{dot}</g>")
         ends.append((*places[-1][::-1], k, name))
     named: list[tuple[float, float]] = []
-    for y, x, k, name in sorted(ends):  # from the top down: a name in the way pushes the next one
+    for y, x, k, name in sorted(ends):  # a name moves below those it would cover
         while any(abs(x - a) < NAMES and abs(y - b) < NAME_HEIGHT for a, b in named):
             y += 1
         named.append((x, y))

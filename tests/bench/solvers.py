@@ -42,7 +42,7 @@ STEPS = {
     "ddpm": (20, 50, 100, 200),
 }
 STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
-SHIFTS, SHIFTED_EVALUATIONS = (2.0, 3.0), 10  # it is few evaluations that a shift is for
+SHIFTS, SHIFTED_EVALUATIONS = (2.0, 3.0), 10  # a shift helps with few evaluations
 RTOLS, ATOL_TO_RTOL = (1e-1, 1e-2, 1e-3), 1e-2
 YARDSTICKS = ("reference", "another noise", "autoencoder alone")
 COLUMNS = {
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.picture:
         lines: dict[str, list[tuple[float, float]]] = {}
         for name, way in ways.items():
-            if way.shift == 1 and way.solver != "ddpm":  # whose own noise leads elsewhere
+            if way.shift == 1 and way.solver != "ddpm":  # ddpm adds noise: its samples are others
                 point = (means[name]["evaluations"], means[name]["ct_rms_hu"])
                 lines.setdefault(way.solver, []).append(point)
         labels = "network evaluations a volume", "distance of the CT, HU (RMS)"

@@ -2,9 +2,9 @@
 
 Cases:
   step          generator and discriminator: forward, losses, backward, clipping, both optimizers
-  convolutions  every convolution of that step, forward and backward for what the step asks of it
-                (input, weights or both), and nothing between them
-The batch is random: the loader is not measured. --set takes what a config takes,
+  convolutions  every convolution of that step, alone, forward and backward for the same gradients
+                as in the step: input, weights or both
+The batch is random: the loader is not measured. --set takes the settings of a config,
 e.g. train.checkpointing=true losses.vessel_weight=10.
 """
 
@@ -88,7 +88,7 @@ def training_step(args):
 
 
 def recorded_convolutions(stage, step) -> list[tuple]:
-    """(layer, shape of its input, does that need a gradient?, do its weights?) for each call."""
+    """(layer, shape of its input, requires_grad of the input, and of the weights) of each call."""
     import torch
 
     calls, handles = [], []

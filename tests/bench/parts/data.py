@@ -7,8 +7,8 @@ networks take (window, intensity, one-hot included):
   one_hot  image as in whole, label as one-hot classes (B, C, X, Y, Z)
   stage2   what a stage-2 step takes: latents float32, normalized, and one-hot classes
   cold     preprocessing of ImageCAS-sized files (512 x 512 x 206) into an empty cache, all cores
-With --stored an epoch ends at what the loader hands over (int16, uint8, float16): what crosses to a
-GPU, where the rest takes about a millisecond.
+With --stored an epoch ends at the batches of the loader (int16, uint8, float16), as they are copied
+to a GPU, on which the conversion takes about a millisecond.
 """
 
 import os
@@ -32,7 +32,7 @@ VALIDATION_FRACTION = 0.01  # case 2 alone: of N + 1 phantoms N are for training
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    add("--data-dir", help="phantoms and cache are made here, or found; default: a temporary one")
+    add("--data-dir", help="folder of phantoms and cache, which are made if missing")
     add("--volumes", type=int, default=16, help="in an epoch")
     add("--resolution", type=int, default=(256, 256, 128), **GRID)
     add("--spacing", type=float, default=(0.7, 0.7, 1.05), **GRID)
@@ -155,7 +155,7 @@ def cold(args) -> dict:
 
 
 def make_phantoms(folder: Path, cases: int, resolution, spacing) -> None:
-    """What is missing of `cases` training phantoms and one for validation."""
+    """Writes those of `cases` training phantoms and one for validation that are missing."""
     from tubesynth.phantom import __main__ as phantom
 
     def numbers(values):

@@ -1,6 +1,6 @@
 """The evaluation: all image and vessel scores of pairs of CTs, without distributions and pictures.
 
-The real CTs are phantoms; beside each lies a copy with blur and noise, as a model would leave it.
+The real CTs are phantoms; beside each lies a blurred and noisy copy, in place of a model's output.
 Timed from files to scores, as `evaluate` works: a pair a core.
 """
 
@@ -18,7 +18,7 @@ BLUR_VOXELS, NOISE_HU = 0.6, 15.0
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    add("--data-dir", help="phantoms are made here, or found; default: a temporary folder")
+    add("--data-dir", help="folder of phantoms, which are made if missing")
     add("--pairs", type=int, default=20)
     add("--resolution", type=int, default=(256, 256, 128), **GRID)
     add("--spacing", type=float, default=(0.7, 0.7, 1.05), **GRID)

@@ -20,8 +20,8 @@ SAMPLE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each timed repeat, of the clock and of all cores together; the peak in MB (1e6
-    bytes). What only Linux tells is None elsewhere."""
+    """Seconds of each timed repeat, by the clock and of all cores together; the peak in MB (1e6
+    bytes). Values that only Linux has are None on other systems."""
 
     times: list[float]
     cpu_times: list[float]
@@ -33,7 +33,7 @@ class Measurement:
 
     @property
     def cpu_seconds(self) -> float | None:
-        """What the work costs, whoever else uses the machine."""
+        """Seconds of all cores for the work, without those of other programs."""
         return statistics.median(self.cpu_times) if any(self.cpu_times) else None
 
     @property
@@ -98,7 +98,7 @@ def _family(root: int) -> list[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        except (OSError, ValueError):  # it has just ended
+        except (OSError, ValueError):  # the process has just ended
             continue
         children.setdefault(parent, []).append(int(stat.parent.name))
     processes = [root]

@@ -1,6 +1,6 @@
 """Command-line options shared by several benches, and their checks.
 
-Without torch, like all that a bench imports first: a case's process holds what the case needs.
+Imports no torch: the process of a case imports only the packages that the case needs.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -24,7 +24,7 @@ def add_precision(parser: ArgumentParser) -> None:
 
 
 def check_options(args: Namespace, *counts: str) -> None:
-    """InputError for a count (a number, or some) below 1, or a device that is not there."""
+    """InputError for a count (a number or several) below 1, or for a missing device."""
     for name in counts:
         value = getattr(args, name)
         if min(value if isinstance(value, list | tuple) else [value]) < 1:

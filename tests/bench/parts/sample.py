@@ -1,11 +1,11 @@
-"""An evaluation of the latent generator, its conditions prepared once a sample or at every step.
+"""An evaluation of the latent generator with conditions cached once a sample or at every step.
 
 The network of a config with random weights, cases with labels, tokens and fields.
 Cases:
   conditional  a row for each case
   guided       three rows for each: both conditions, the label map alone, none
-seconds are those of an evaluation that finds its conditions prepared; the peer prepares them again,
-as a network without that seam must. seconds_per_case is what a larger --batch-size brings down.
+seconds are those of an evaluation with cached conditions; the peer computes them again, as a
+network without a cache must. seconds_per_case falls with a larger --batch-size.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from parts.options import add_device, add_precision, add_repeats, check_options
 from tubesynth.runtime.errors import InputError
 
 CASES = ("conditional", "guided")
-ROWS = {"conditional": [(1, 1)], "guided": [(1, 1), (1, 0), (0, 0)]}  # label, vessels kept
+ROWS = {"conditional": [(1, 1)], "guided": [(1, 1), (1, 0), (0, 0)]}  # keep_label, keep_vessels
 FACTOR, LATENT_CHANNELS = 4, 8  # of the published autoencoder
 
 

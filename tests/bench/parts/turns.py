@@ -15,7 +15,7 @@ from tubesynth.runtime.errors import InputError
 
 def device_of(name: str) -> torch.device:
     if name != "cpu" and (name != "cuda" or not torch.cuda.is_available()):
-        raise InputError(f"--device {name}: not there; take cpu")
+        raise InputError(f"--device {name}: torch finds no such device; use cpu")
     return torch.device(name)
 
 
@@ -69,7 +69,7 @@ def compared(
 ) -> dict:
     """The JSON object of one line; speedup is peer / ours, memory_ratio ours / peer.
 
-    The median of each turn's own ratio moves less than the ratio of medians.
+    The median of the ratios of the turns varies less than the ratio of the medians.
     """
     speedups = [b / a for a, b in zip(ours.times, peer.times, strict=True)]
     return {
