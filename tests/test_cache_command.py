@@ -130,7 +130,7 @@ def test_verify_removes_damaged_entries_and_exits_with_1(project, capsys):
 
 
 def test_files_that_are_not_entries_are_never_changed(project, capsys):
-    """With a wrong --cache-dir, neither data nor a run is mistaken for a damaged cache."""
+    """A wrong --cache-dir may hold data or a run; neither is a damaged cache."""
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     for folder in (project, project / "data"):
         run("verify", "--cache-dir", folder)

@@ -162,7 +162,7 @@ def test_ddpm_is_ho_et_als_posterior_on_the_visited_steps(schedule, prediction, 
 
 
 def test_ddim_of_gaussian_data_reaches_the_closed_form():
-    """Its ODE maps the standard normal onto the data's: noise z to MEAN + DEVIATION z."""
+    """The ODE of DDIM maps the standard normal onto the data's: noise z to MEAN + DEVIATION z."""
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     settings = dict(schedule="cosine", prediction="v", zero_terminal_snr=True)
     errors = []

@@ -37,7 +37,7 @@ def group_threads() -> set[str]:
     for task in Path("/proc/self/task").iterdir():
         try:
             name = (task / "comm").read_text()
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended
             continue
         if name.startswith(GROUP_THREADS):
             ids.add(task.name)
@@ -69,7 +69,7 @@ def test_a_run_that_ends_leaves_no_thread_of_its_group(raised, monkeypatch):
 
     def work():
         net = DistributedDataParallel(torch.nn.Linear(2, 2))
-        net.itself = net  # a model is full of such cycles
+        net.itself = net  # a reference cycle, as in most models
         net(torch.ones(1, 2)).sum().backward()
         assert wait_until(lambda: group_threads() - before)
         if raised:

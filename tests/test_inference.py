@@ -129,7 +129,7 @@ def test_a_missing_output_is_written_again(workplace, stage_2, tmp_path, capsys)
     run(synthesize, *common)
     assert "2 volumes" in capsys.readouterr().out.splitlines()[-1]
     assert first.read_bytes() == content
-    run(synthesize, *common, "--save-process")  # outputs of a new option are written now
+    run(synthesize, *common, "--save-process")  # the outputs of a new option are written
     assert len(list((tmp_path / "process").iterdir())) == 2
     with pytest.raises(InputError, match="--unconditional takes no label maps"):
         run(synthesize, *common, "--unconditional")

@@ -82,12 +82,12 @@ def test_another_autoencoder_or_spacing_is_a_miss_and_another_learning_rate_a_hi
 
 def test_a_second_run_encodes_nothing(workplace, stage_1, monkeypatch):
     encoded(workplace)
-    monkeypatch.setattr(LatentEncoder, "_encode_case", None)  # would fail if it were called
+    monkeypatch.setattr(LatentEncoder, "_encode_case", None)  # a call would fail
     assert len(encoded(workplace).training) == 4
 
 
 def test_variants_are_augmented_together_with_label_and_tokens(workplace, stage_1):
-    """With every axis flipped, latents of a variant are those of the flipped image."""
+    """Every axis is flipped: the latents of a variant are those of the flipped image."""
     overrides = ["data.token_step_mm=2.0", "data.augment.flip=1.0", "latents.variants=2"]
     latents = encoded(workplace, *overrides)
     plain, flipped = latents.training.sample(0, 0), latents.training.sample(0, 1)

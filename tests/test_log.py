@@ -65,7 +65,7 @@ def test_the_file_of_a_run_has_the_reason_of_its_end(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.5, 7.0, 45.0, 100.0])
 def test_a_long_loop_logs_a_line_at_least_once_a_minute(seconds, clock, capsys):
-    """Or a line an item, where an item takes longer."""
+    """Every item that takes longer than a minute has a line."""
     log.set_up()
     lines_at = [0.0]
     for _ in progress(range(300), "encode", 300):

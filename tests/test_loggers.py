@@ -113,7 +113,7 @@ def test_a_missing_wandb_is_refused_before_the_run_starts(workplace, tmp_path, m
 
 
 def test_wandb_offline_keeps_scalars_pictures_and_one_id(tmp_path, monkeypatch):
-    """The real package, where it is installed; no network, no account."""
+    """The installed package runs without a network and without an account."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

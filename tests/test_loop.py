@@ -178,7 +178,7 @@ def _rank_of_two(rank, meeting, results):
 
 @pytest.mark.slow
 def test_all_ranks_skip_a_step_that_was_not_finite_on_one_rank(tmp_path):
-    """In fp16: a rank that began the next phase alone would wait for the others for ever."""
+    """In fp16 a rank that began the next phase alone would wait for ever for the other rank."""
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(_rank_of_two, (tmp_path / "meeting", results), nprocs=2)
@@ -354,7 +354,7 @@ def test_channels_last_trains_the_same_weights_in_another_layout(
 def test_a_compiled_stage_trains_the_weights_of_the_plain_one(
     number, overrides, workplace, stage_1, monkeypatch
 ):
-    """Traced as torch.compile traces it, run op by op: the graphs alone change nothing."""
+    """The backend "eager" runs the traced graphs op by op, without built kernels."""
     compiled, compiler = [], torch.compile
 
     def traced(module):
@@ -384,7 +384,7 @@ def test_a_gradient_that_overflows_is_not_reported_as_a_loss(tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_phase_agrees_with_the_plain_one():
-    """With built kernels, where there is a compiler."""
+    """The kernels are built, which needs a compiler."""
     try:
         require_compiler(for_gpu=False)
     except InputError as missing:
@@ -431,7 +431,7 @@ def test_skipped_steps_are_counted_and_do_not_enter_the_means(tmp_path):
 
 
 def test_a_resumed_run_logs_the_means_of_the_uninterrupted_one(tmp_path):
-    """Where the checkpoint falls on a line of the log, no sum is lost."""
+    """No sum is lost if the checkpoint falls on a line of the log."""
     values, train = [float(2**n) for n in range(6)], replace(PLAIN, log_every=3)
     run(constant_stage(values), tmp_path / "whole", train=train)
     best, position = Best("loss", "min", 1.0, 0), Position(step=3, sample_index=3)
@@ -471,7 +471,7 @@ def test_a_phase_that_has_not_begun_is_no_step():
 
 
 def test_a_run_logs_a_dated_line_at_least_once_a_minute(tmp_path, capsys, monkeypatch):
-    """With steps of 25 seconds, without a terminal."""
+    """The steps take 25 seconds, and there is no terminal."""
     clock = types.SimpleNamespace(seconds=0.0)
     for name in ("monotonic", "perf_counter"):
         monkeypatch.setattr(f"tubesynth.training.loop.time.{name}", lambda: clock.seconds)

@@ -29,7 +29,7 @@ def alexnet():
 
 @pytest.fixture(scope="module")
 def heads():
-    """LPIPS's alex.pth: five 1 x 1 convolutions that are not negative."""
+    """LPIPS's alex.pth: five 1 x 1 convolutions with weights that are not negative."""
     torch.manual_seed(1)
     return {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(WIDTHS)}
 

@@ -82,7 +82,7 @@ def test_a_dry_run_names_the_quantizer(run, capsys):
 
 def test_stage_2_is_trained_on_the_latents_of_the_quantizer(run, workplace, tmp_path, monkeypatch):
     kind, folder, _ = run
-    monkeypatch.setattr(codebook, "nearest_code", None)  # would fail if it were called
+    monkeypatch.setattr(codebook, "nearest_code", None)  # a call would fail
     autoencoder = folder / "checkpoints" / "last.ckpt"
     overrides = [f"latents.autoencoder={autoencoder}", "train.epochs=1"]
     config = load_config(workplace / "s2.yml", overrides)

@@ -31,7 +31,7 @@ def oblique_affine(shape, spacing, degrees=(20, -35, 50)):
 
 
 def by_simpleitk(volume, shape, affine, interpolator, fill):
-    """An independent path: world coordinates, in LPS, through ITK's own image geometry."""
+    """The reference: world coordinates in LPS, through the image geometry of ITK."""
 
     def geometry(image, grid):
         lps = np.diag([-1, -1, 1, 1]) @ grid

@@ -71,8 +71,8 @@ def test_a_power_law_is_a_straight_line_in_the_picture(bench):
     first, second = root.iter("{http://www.w3.org/2000/svg}polyline")
     points = [tuple(map(float, p.split(","))) for p in first.get("points").split()]
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(points, points[1:], strict=False)]
-    assert slopes[0] > 0 and max(slopes) - min(slopes) < 0.01  # down the page is less
-    assert len(second.get("points").split()) == 1  # no logarithm of the zero
+    assert slopes[0] > 0 and max(slopes) - min(slopes) < 0.01  # y grows down the page
+    assert len(second.get("points").split()) == 1  # zero has no logarithm
     assert re.fullmatch(r"[\d.]+,[\d.]+", second.get("points"))
 
 

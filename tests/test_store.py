@@ -294,7 +294,7 @@ def test_three_jobs_that_build_the_same_set_all_finish_and_write_each_entry_once
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join()
+        job.join(timeout=600)
     assert [job.exitcode for job in jobs] == [0, 0, 0]
     assert sum(1 for _ in range(6) if queue.get(timeout=60)) == 6 and queue.empty()
     assert len(list(store.entries())) == 6 and list(damaged(store)) == []

@@ -125,7 +125,7 @@ def test_the_same_command_again_changes_nothing(stage_1, workplace, capsys):
 def test_a_run_killed_between_two_validations_resumes_from_its_newest_checkpoint(
     stage_2, workplace, tmp_path, capsys
 ):
-    """It had been validated at the start only, so there is no last.ckpt yet."""
+    """The run was validated at the start only, so there is no last.ckpt yet."""
     (tmp_path / "checkpoints").mkdir()
     shutil.copy2(stage_2.parent / "epoch_00001.ckpt", tmp_path / "checkpoints")
     command = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path)]
@@ -170,7 +170,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(workplace, stage_2, tmp_path):
-    """A real kill -9 at a random step, then the same command again."""
+    """A kill -9 at a random step is followed by the same command."""
     step = random.randrange(1, STEPS)
     print(f"killed at step {step}")  # pytest prints it if the test fails
     command = [sys.executable, "-m", "tubesynth.train", "--config", str(workplace / "s2.yml")]
@@ -261,7 +261,7 @@ def test_phase_two_restores_weights_and_restarts_its_schedule(stage_1, workplace
 
 
 def test_a_run_skips_non_finite_steps_and_then_stops_with_the_loss(workplace, stage_1, tmp_path):
-    """A learning rate that blows up stops the run, with the offending loss named."""
+    """The learning rate is far too high."""
     with pytest.raises(InputError, match=r"step \d+, autoencoder: .*not finite.*learning_rate"):
         main(
             ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "200"]
@@ -394,7 +394,7 @@ def test_every_score_that_may_choose_the_best_is_one_of_validation(stage, stage_
 
 
 def test_a_resumed_run_keeps_its_best_score(workplace, stage_1, tmp_path):
-    """Even where the score is not improved again."""
+    """The score does not improve after the resume."""
     config, options = workplace / "s1.yml", ["--run-dir", str(tmp_path), "train.best_score=psnr"]
     main(["--config", str(config), *options])
     checkpoints = tmp_path / "checkpoints"
@@ -436,7 +436,7 @@ def test_compiling_without_a_compiler_is_refused_in_one_line(workplace, tmp_path
 
 
 def test_the_log_of_a_run_has_a_head_dated_lines_and_an_end(stage_1):
-    """Without a terminal too; a resumed run appends to it."""
+    """There is no terminal; a resumed run appends to the file."""
     run_dir = stage_1.parent.parent
     log_lines = (run_dir / "train.log").read_text(encoding="utf-8").splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in log_lines)

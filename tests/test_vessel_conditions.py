@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def vessel_unet(dim=3, **changes):
-    """Attends to the vessels on both levels and takes their fields."""
+    """A U-Net that attends to the vessels on both levels and takes their fields."""
     vessels = dict(vessel_attention="distance", vessel_levels=(0, 1), vessel_channels=16)
     settings = dict(channels=(32, 32), head_channels=32, vessel_fields=True, **vessels)
     return small_unet(dim, **{**settings, **changes})
@@ -163,7 +163,7 @@ def test_a_voxel_attends_most_to_the_token_in_its_cell_at_every_level(size):
     coarse = tuple((n + 1) // 2 for n in size)
     for grid in (size, coarse):
         voxel = tuple(n - 1 for n in grid)
-        # the share of the extent that resizing between levels gives the voxel
+        # position of the voxel as a share of the extent, as resizing between levels has it
         share = torch.tensor([(i + 0.5) / n - 0.5 for i, n in zip(voxel, grid, strict=True)])
         tokens = pad_tokens([vars(line_of_tokens(1))])
         tokens["position_mm"][:] = share * extent_mm
@@ -200,7 +200,7 @@ def test_a_two_dimensional_unet_depends_on_the_vessels():
 
 
 def test_a_vessel_thinner_than_a_cell_shows_in_the_fields():
-    """0.5 mm through cells of 12 mm, off their middles: closeness as geometry has it."""
+    """A radius of 0.5 mm in cells of 12 mm; closeness is that of the cells' middles."""
     tokens = line_of_tokens(40)
     at = np.zeros((40, 3), np.float32)
     at[:, 0], at[:, 1] = np.arange(40) - 19.5, 2.0
