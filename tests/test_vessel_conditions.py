@@ -488,7 +488,7 @@ def test_guidance_terms_that_were_not_trained_are_refused(pipeline, labels, stag
     pipeline.config = replace(config, flow=replace(flow, label_dropout=0.0))
     with pytest.raises(InputError, match="flow.label_dropout"):
         pipeline.synthesize(None)
-    with pytest.raises(InputError, match="has them from a label map alone"):
+    with pytest.raises(InputError, match="its only condition is a label map"):
         Pipeline.load(stage_2).synthesize(None, vessels=line_of_tokens(5))
     with pytest.raises(InputError, match="leave guidance_vessel at 1"):
         Pipeline.load(stage_2).synthesize(labels, guidance_vessel=2.0)

@@ -1,1 +1,1 @@
-"""Label maps and vessels of a case as the conditions of a model, on the grid of the model."""
+"""Label maps and vessels of a case, converted to conditions on the grid of a model."""

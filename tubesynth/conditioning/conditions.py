@@ -1,7 +1,7 @@
-"""The conditions of one case as arrays, and of a batch as a network takes them.
+"""The conditions of a case as arrays, and those of a batch as the input of a network.
 
-Training and inference share every function of this file. The vessel condition is the tokens,
-for attention, and two fields on the grid of the latents, which are rendered from the tokens.
+Training and inference share every function of this file. The vessel condition has tokens, for
+attention, and two fields on the grid of the latents, which are rendered from the tokens.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def case_conditions(
     spacing: Sequence[float] | np.ndarray,
     factor: int,
 ) -> dict:
-    """A label map on the model's grid, and its tokens there, as a sample for `collate`.
+    """A label map and its tokens, both on the model's grid, as a sample for `collate`.
 
     label: (X, Y, Z) uint8, or (X, Y) of a picture; spacing: (3,) mm; factor: voxels per side of a
     latent cell. The sample has label and, unless tokens is None, tokens {name: (N, ...)} and fields
@@ -59,7 +59,7 @@ def latent_fields(
 
 
 def conditions_to_device(batch: dict, device: torch.device) -> dict:
-    """label, tokens and fields (as float32) of a collated batch, those that it has, on a device."""
+    """On a device: the label, and where the batch has them its tokens and its fields in float32."""
     on_device: dict = {"label": batch["label"].to(device, non_blocking=True)}
     if "tokens" in batch:
         on_device["tokens"] = {

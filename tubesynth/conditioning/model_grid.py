@@ -1,7 +1,7 @@
-"""Volumes on the grid of a model as the tensors it takes, and its images as volumes.
+"""Conversion of volumes to the grid and tensors of a model, and of its images to volumes.
 
 The grid has the spacing (mm) and resolution (voxels) of the config, or those of an argument. A
-picture is a volume of one slice; tensors of a two-dimensional model have no third axis.
+two-dimensional image is a volume of one slice; tensors of a 2D model have no third axis.
 """
 
 import math
@@ -23,8 +23,9 @@ from tubesynth.volume.intensity import unit_to_hu
 
 
 class ModelGrid:
-    """The grid of one model on one device; spacing and resolution are those of its config unless
-    a call has its own, (3,) or for a two-dimensional model (2,).
+    """The grid of a model on a device.
+
+    Spacing and resolution, (3,) or (2,) for a 2D model, are by default those of the config.
     """
 
     def __init__(self, config: Config, device: torch.device):
@@ -48,9 +49,9 @@ class ModelGrid:
         resolution: Sequence[int] | None = None,
         image: Volume | None = None,
     ) -> Volume:
-        """A label map on the model's grid; InputError for a value that is no class.
+        """A label map on the model's grid; InputError for a value that is not a class.
 
-        image: the CT of the label map on the model's grid, whose grid is taken as it is.
+        image: the CT of the label map, already on the model's grid, which the label map then gets.
         """
         preprocessing = self._preprocessing(spacing, resolution)
         check_labels(labels.array, preprocessing.num_classes, "label map")
@@ -62,7 +63,7 @@ class ModelGrid:
         spacing: Sequence[float] | None = None,
         resolution: Sequence[int] | None = None,
     ) -> Volume:
-        """A label map of background, centered on the origin of the world."""
+        """A label map of background, centered on the origin of world coordinates."""
         preprocessing = self._preprocessing(spacing, resolution)
         shape = preprocessing.resolution
         flat_axes = (1.0,) * (3 - len(preprocessing.spacing))
@@ -70,16 +71,16 @@ class ModelGrid:
         return Volume(np.zeros(shape, np.uint8), affine)
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """(X, Y, Z) -> the axes of the model on its device: (X, Y, Z), or (X, Y) of a picture."""
+        """An array (X, Y, Z) as a tensor on the device: (X, Y, Z), or (X, Y) for a 2D model."""
         array = array[..., 0] if self.config.dim == 2 else array
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def unit_image(self, image: Volume) -> Tensor:
-        """A CT on the model's grid -> (1, 1, X, ...) float32 in [0, 1]."""
+        """A CT on the model's grid as a tensor (1, 1, X, ...) float32 in [0, 1]."""
         return hu_to_unit_image(self.tensor(image.array)[None, None], self.config.data.hu_window)
 
     def volume(self, image: Tensor, affine: np.ndarray) -> Volume:
-        """The first of (B, 1, X, ...) in [0, 1] -> int16 HU (X, Y, Z)."""
+        """The first image of (B, 1, X, ...) in [0, 1] as a volume (X, Y, Z) in int16 HU."""
         unit = image[0, 0].float().clamp(0, 1).cpu().numpy()
         unit = unit[..., None] if self.config.dim == 2 else unit
         hu = unit_to_hu(unit, self.config.data.hu_window)
@@ -108,7 +109,7 @@ def hu_to_unit_image(
 
     intensity: (B, 2) scale and shift of the augmentation, applied to the [0, 1] values.
     """
-    image = hu.to(torch.float32, copy=True)  # from here in place: a new volume is the main cost
+    image = hu.to(torch.float32, copy=True)  # then in place: allocation is the main cost
     low, high = map(float, window)
     if intensity is None:
         intensity = torch.tensor([[1.0, 0.0]], device=image.device)

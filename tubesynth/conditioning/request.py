@@ -1,4 +1,4 @@
-"""Requests for samples: their conditions on the model's grid, and the guidance terms they need."""
+"""Requests for samples: their conditions on the model's grid, and their guidance terms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from tubesynth.volume.vessels import VesselTokens, place_tokens
 class SampleRequest:
     """One sample to synthesize, with its noise from a CPU generator.
 
-    labels: the label map, or None for a sample without one. vessels: positions in mm relative to
-    the middle of the label map; they replace the vessels of the label map. Without them, a model
-    with a vessel condition traces its vessel class in the label map, which may have no vessels.
+    labels: the label map, or None for a sample without a label map. vessels: tokens with positions
+    in mm relative to the center of the label map, which replace its vessels. Without them, a model
+    with a vessel condition traces the vessel class of the label map, which may have no vessels.
     """
 
     labels: Volume | None
@@ -51,8 +51,8 @@ def request_terms(
     takes_vessels = uses_vessels(config.unet)
     if not takes_vessels and (guidance_vessel != 1.0 or has_vessels and not has_label):
         raise InputError(
-            "this model was trained without vessels (unet.vessel_attention, vessel_fields): it has"
-            " them from a label map alone; leave guidance_vessel at 1"
+            "this model was trained without unet.vessel_attention and unet.vessel_fields: its only"
+            " condition is a label map: give labels, and leave guidance_vessel at 1"
         )
     has_vessels = has_vessels and takes_vessels
     terms = guidance_terms(
@@ -82,7 +82,7 @@ def conditions_on_grid(
 ) -> tuple[list[Volume], Conditions]:
     """The label map of each request on the model's grid, and the conditions of the batch.
 
-    factor: voxels per side of a latent cell; with_vessels: tokens and fields are among them.
+    factor: voxels per side of a latent cell. with_vessels: include vessel tokens and fields.
     """
     label_maps, samples = [], []
     for request in requests:
@@ -110,8 +110,11 @@ def conditions_on_grid(
 
 
 def trace(labels: Volume, config: Config) -> VesselTokens:
-    """The tokens of a label map on its own grid, as training has them."""
+    """The vessel tokens of a label map on the grid of its file, traced as for training."""
     step_mm = config.data.token_step_mm
     if step_mm is None:
-        raise InputError("data.token_step_mm: not set, but this model takes vessel tokens")
+        raise InputError(
+            "data.token_step_mm: not set in the config of this model, so it cannot trace vessels:"
+            " set it, e.g. to 1.0"
+        )
     return TokenSource(config.labels.vessel, step_mm).trace(labels)

@@ -1,4 +1,4 @@
-"""The arguments of the Python API: a hint for a wrong name, and their spelling as flags."""
+"""Errors of the Python API: they suggest argument names, and speak of flags in commands."""
 
 import difflib
 import inspect
@@ -15,9 +15,9 @@ R = TypeVar("R")
 
 
 def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
-    """The TypeError of a wrong keyword argument names the nearest right one.
+    """Decorator: the TypeError of an unknown keyword argument names the nearest valid one.
 
-    Python itself does so from 3.13 on.
+    Python does the same from version 3.13 on.
     """
     names = list(inspect.signature(function).parameters)
 
@@ -36,7 +36,7 @@ def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def arguments_as_flags() -> Iterator[None]:
-    """Errors of the API with its arguments spelled as the flags of the command line.
+    """Raise the errors of the API with its arguments written as flags of the command line.
 
     guidance_label -> --guidance-label, and a leading `resolution 4 4 4` -> `--resolution 4 4 4`.
     """

@@ -1,8 +1,8 @@
-"""A folder of volumes written case by case: shared by all ranks, resumable, no file half-written.
+"""Writes a folder of volumes case by case: shared by all ranks, resumable, each file atomic.
 
 Each volume has a JSON sidecar with its source, the SHA-256 of the source's bytes, the settings that
-decide its voxels, and its cost. A case whose sidecar equals its job is finished and skipped; a case
-with another source or other settings is written again.
+decide its voxels, and its cost. A job is skipped where source and settings of its sidecar are those
+of the job, and written again where they differ.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Job:
     name: str
     source: Path | None  # None: synthesized from noise alone
     settings: dict  # plain values that decide the voxels
-    other_outputs: tuple[Path, ...] = ()  # further paths without which the job is not finished
+    other_outputs: tuple[Path, ...] = ()  # further paths that a finished job has
 
 
 def sidecar(output_dir: Path, job: Job) -> Path:
@@ -107,7 +107,7 @@ def run_jobs(
 ) -> None:
     """Write the volumes of all jobs that are not finished, batch by batch; ranks share the jobs.
 
-    process: a batch of jobs -> for each the volume (HU) and further values for its sidecar.
+    process: returns, for each job of a batch, the volume (HU) and further values for its sidecar.
     """
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def batch_noise(
     size: tuple[int, ...],
     device: torch.device,
 ) -> Tensor:
-    """White noise (B, channels, *size) on a device, each case from its own CPU generator.
+    """White noise (B, channels, *size) on a device, from one CPU generator per case.
 
     A seed therefore gives the same noise on every device and in every batch.
     """
@@ -67,7 +67,7 @@ def guided_velocity(
 
 
 def fitting_tile(autoencoder: VQVAE, size: Sequence[int], device: torch.device) -> int | None:
-    """Side in voxels of the largest tiles that take half of the free memory; None: no tiles."""
+    """Side in voxels of the largest tiles that fit half of the free memory; None: no tiles."""
     factor = autoencoder.factor
     halo = max(autoencoder.encoder_halo, autoencoder.decoder_halo * factor)
     budget = free_bytes(device) / 2 / autoencoder.bytes_per_voxel
@@ -75,9 +75,9 @@ def fitting_tile(autoencoder: VQVAE, size: Sequence[int], device: torch.device) 
 
 
 def require_finite(latents: Tensor, source: str) -> Tensor:
-    """The latents; InputError if any is not finite, since a codebook would hide it in a valid CT.
+    """Returns the latents; InputError if any is not finite: a codebook would hide it in a valid CT.
 
-    source: the network that made them.
+    source: the network that computed them, for the message.
     """
     if not latents.isfinite().all():
         raise InputError(

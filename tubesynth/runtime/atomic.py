@@ -36,7 +36,7 @@ def replacing(path):
 
 @contextmanager
 def writing(path):
-    """Turn the errors of a write to `path` that a user can correct into an InputError."""
+    """Raise an InputError for an error of a write to `path` that a user can correct."""
     try:
         yield
     except OSError as error:

@@ -13,8 +13,9 @@ import traceback
 import torch
 import torch.distributed as dist
 
-# DistributedDataParallel imports this module, whose functions store the current process group as a
-# default argument for ever. Imported before there is a group, they store none.
+# The functions of this module have the process group of the time of its import as a default
+# argument. It is imported before a group exists, so that DistributedDataParallel, which imports it
+# too, keeps no group alive.
 import torch.distributed.nn.functional
 
 from tubesynth.runtime import log
@@ -58,7 +59,7 @@ def _from_slurm() -> None:
 
 
 def uses_gpu(device: str) -> bool:
-    """Whether --device (auto, cpu or cuda) means a GPU here; InputError where it has none."""
+    """Whether --device (auto, cpu or cuda) selects a GPU; InputError for cuda without a GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--device cuda: torch finds no GPU on this machine: check nvidia-smi and the installed"
@@ -68,9 +69,9 @@ def uses_gpu(device: str) -> bool:
 
 
 def start(device: str = "auto") -> torch.device:
-    """Join the process group where there is one, and return this process's device.
+    """Join the process group if a launcher has started one; returns this process's device.
 
-    device: auto, cpu or cuda. Sets up the log, in which rank 0 alone writes.
+    device: auto, cpu or cuda. Sets up the log, to which only rank 0 writes.
     """
     _from_slurm()
     log.set_up()
@@ -91,8 +92,8 @@ def start(device: str = "auto") -> torch.device:
 def stop() -> None:
     """Leave the process group.
 
-    Where a run ends on all ranks (done, or stopped by a signal), the ranks end together and the
-    group's threads with them.
+    A run that ends on all ranks (done, or stopped by a signal) ends together on all of them, and no
+    thread of the group is left.
     """
     if not dist.is_initialized():
         return
@@ -149,7 +150,7 @@ def gather_rows(rows: list[dict]) -> list[dict]:
 
 
 def any_rank(flag: bool) -> bool:
-    """True on every rank where it is true on one."""
+    """Whether the flag is true on any rank, on every rank."""
     return sum_over_ranks(float(flag))[0] > 0
 
 

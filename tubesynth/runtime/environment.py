@@ -1,4 +1,4 @@
-"""The versions, commit and device that a result depends on besides its config."""
+"""The versions, commit and device of this process, which results depend on besides the config."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ THIS_FOLDER = Path(__file__).resolve().parent
 def git_commit(folder: Path = THIS_FOLDER) -> str | None:
     """The commit of this checkout, with + where files differ from it; None outside a checkout.
 
-    A program installed below another repository, as in that repository's .venv, is no checkout.
+    A package that is installed inside another repository, as in its .venv, is not a checkout.
     """
 
     def git(*arguments: str) -> str | None:

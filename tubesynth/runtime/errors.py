@@ -21,11 +21,11 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command, started again, resumes the r
 
 
 class InputError(ValueError):
-    """Wrong input or set-up of the user; the message is one line with the place and the remedy."""
+    """Wrong input or set-up of the user; its one-line message has the file or key and the remedy."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; its state is saved."""
+    """A signal has ended the run; its state is saved."""
 
 
 # A setting of the config on the command line: section.key=value.
@@ -33,7 +33,7 @@ OVERRIDE = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)*=")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows an option's default, unless the help text states it or there is none."""
+    """Adds the default of an option to its help text, unless the text already states it."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32)
@@ -76,7 +76,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_overrides(parser: argparse.ArgumentParser, example: str = "train.epochs=10") -> None:
-    """The positional key=value items of a command that reads a config, for parse_with_overrides."""
+    """Add the positional key=value items of a command that reads a config."""
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help=f"change a setting, e.g. {example}"
     )
@@ -89,7 +89,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command's `main` and leave with its exit code; sets up the log and torch's memory."""
+    """Run a command's `main` and exit with its code; sets up the log and torch's memory pages."""
     # torch puts large CPU tensors on huge pages, as NumPy does: fresh memory is filled up to four
     # times faster. torch reads the variable at its first allocation, and importing allocates none.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -99,7 +99,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

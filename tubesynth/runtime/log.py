@@ -1,4 +1,4 @@
-"""The logger "tubesynth": its lines go to the terminal and to the log file of a run, with the date.
+"""The logger "tubesynth", which writes dated lines to the terminal and to the log file of a run.
 
 A command sets it up once; only rank 0 writes. Lines appear above a progress bar and never break it.
 Without a terminal, `Progress` still reports a long loop once a minute.
@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LINES = 60.0
 ABOVE_ALL_LEVELS = logging.CRITICAL + 1
 
 logger = logging.getLogger("tubesynth")
-# Lines from before a run's folder exists. They are written to its log file when that is opened.
+# Lines that are logged before a run's folder exists; log_file writes them to the run's file.
 early_lines = MemoryHandler(capacity=10_000, flushLevel=ABOVE_ALL_LEVELS)
 
 
@@ -67,7 +67,7 @@ def set_up() -> None:
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append the lines of this block, and those from before it, to a file; rank 0 only."""
+    """Append the early lines and those of this block to a file; rank 0 only."""
     if not logger.isEnabledFor(logging.INFO):
         yield
         return
@@ -150,7 +150,7 @@ class Progress:
 
 
 def line_is_due(since_last_line: float, seconds_per_item: float) -> bool:
-    """Whether a line must come now, or the next one would come later than a minute after the last.
+    """Whether waiting for one more item would make the gap between two lines longer than a minute.
 
     A loop can log only between two items. Both arguments are in seconds.
     """
@@ -160,7 +160,7 @@ def line_is_due(since_last_line: float, seconds_per_item: float) -> bool:
 def progress(
     items: Iterable[Item], title: str, total: int, unit: str = "case", bar: bool = True
 ) -> Iterator[Item]:
-    """The items of a loop, with a `Progress` that counts each one when the next is asked for."""
+    """Iterate over items; a `Progress` counts an item when the loop body has finished with it."""
     with Progress(title, total, unit, bar) as counter:
         for item in items:
             yield item

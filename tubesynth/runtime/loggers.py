@@ -1,7 +1,7 @@
 """Writers of scalars and pictures besides metrics.jsonl and panels/: TensorBoard and W&B.
 
-Both use the same names: <split>/<score> for a scalar, and the name of a panel. Rank 0 alone makes
-one.
+Both use the same names: <split>/<score> for a scalar, and the panel's name for a picture. Only rank
+0 has a writer.
 """
 
 import importlib.util
@@ -18,10 +18,10 @@ LOGGERS = ("tensorboard", "wandb", "none")
 
 
 def require_logger(name: str) -> None:
-    """InputError where the package of a logger is missing; to be called when a run starts."""
+    """InputError if the package of a logger is missing; called before a run starts."""
     if name == "wandb":
         package = importlib.util.find_spec("wandb")
-        if package is None or package.origin is None:  # a folder of that name is no package
+        if package is None or package.origin is None:  # a folder named wandb has no origin
             raise InputError(
                 "--logger wandb: the package wandb is not installed: pip install 'tubesynth[wandb]'"
                 " or pip install wandb, or use --logger tensorboard"
@@ -29,7 +29,7 @@ def require_logger(name: str) -> None:
 
 
 class TensorBoard:
-    """Event files in the run folder. Those after resume_step are hidden: the run repeats them."""
+    """Event files in the run folder; events after resume_step are hidden: the run repeats them."""
 
     def __init__(self, run_dir: Path, resume_step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -51,8 +51,8 @@ class WeightsAndBiases:
     """A W&B run, whose id stays in the run folder, so that a resumed run continues the same one.
 
     WANDB_MODE=offline works without network and account; WANDB_PROJECT names the project. The step
-    is a column of its own, because W&B's counter cannot go back: steps that a killed run repeats
-    are shown twice, at the same place and with the same values.
+    is logged as a separate value, because W&B's counter cannot decrease: steps that a killed run
+    repeats appear twice, with equal values.
     """
 
     def __init__(self, run_dir: Path, config_text: str):

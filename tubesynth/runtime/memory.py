@@ -8,9 +8,9 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """The free memory of the GPU, or the memory that the system has without swapping.
+    """The free memory of the GPU, or the memory that is available to the CPU without swapping.
 
-    On a CPU, the limits of a container or of a batch job count too.
+    On a CPU the limits of a container or of a batch job apply as well.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -22,10 +22,9 @@ def free_bytes(device: torch.device) -> int:
 def left_by_control_groups(
     groups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")
 ) -> list[int]:
-    """The bytes that each control group of this process, and each group above it, has left.
+    """The free bytes of each control group (version 1 or 2) of this process and of its parents.
 
-    For both versions of control groups. Cached files are counted as used by the kernel, which
-    frees them first when memory is short: they are counted as free.
+    The kernel counts cached files as used, but frees them first, so they are counted as free.
     """
     left = []
     for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else ():
@@ -60,11 +59,11 @@ def _from_meminfo() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    return 4 * 2**30  # unknown: any machine for this work has this much
+    return 4 * 2**30  # the size is unknown: assume a small machine
 
 
 def peak_mb(device: torch.device) -> float:
-    """The peak since the process started: allocated on the GPU, or resident on a CPU."""
+    """The peak since the process started: allocated GPU memory, or resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

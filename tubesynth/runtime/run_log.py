@@ -54,7 +54,7 @@ class RunLog:
                 if json.loads(line)["step"] <= step:
                     retained_lines.append(line + "\n")
             except ValueError:
-                continue  # half a line, left by a process that was killed while it wrote
+                continue  # an incomplete line of a process that was killed while it wrote
         write_text(self.metrics, "".join(retained_lines))
 
     def scalars(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:

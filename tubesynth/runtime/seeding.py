@@ -1,7 +1,7 @@
 """Seeds from keys: (seed, rank, step), (seed, sample index) or (seed, case).
 
-No generator's state is saved: a run that resumes at step s has the same random numbers at step s as
-an uninterrupted run.
+No generator state is saved: a run that resumes at step s has the random numbers of an uninterrupted
+run at step s.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end after saving: SIGTERM, SIGUSR1 and SIGINT (Ctrl-C)."""
+"""Signals after which a run saves and ends: SIGTERM, SIGUSR1 and SIGINT (Ctrl-C)."""
 
 import signal
 
@@ -7,7 +7,7 @@ from tubesynth.runtime.errors import Stopped
 
 
 class StopSignal:
-    """Remembers a signal, so that the run can end at a point where nothing is lost."""
+    """Stores the name of a received signal, so that the run can end after it has saved."""
 
     def __init__(self):
         self.name: str | None = None
@@ -20,10 +20,10 @@ class StopSignal:
         self.name = signal.Signals(number).name
 
     def on_any_rank(self) -> bool:
-        """Whether a signal has come to one of the ranks; every rank must ask."""
+        """Whether any rank has received a signal; every rank must call it."""
         return dist.any_rank(self.name is not None)
 
     def raise_if_set(self, message: str) -> None:
-        """Stopped on every rank where a signal has come to one; the message says what is saved."""
+        """Raise Stopped on every rank if any rank has received a signal."""
         if self.on_any_rank():
             raise Stopped(f"{message}; the same command resumes from there")
