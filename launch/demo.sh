@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The whole pipeline in small: phantoms, stage 1 in two phases, stage 2, reconstruction, synthesis, scores, pictures.
+# The whole pipeline on small data: phantoms, stage 1 in two phases, stage 2, reconstruction, synthesis, scores, pictures.
 #   bash launch/demo.sh            everything goes to demo/; a second run reuses the files in it
-# 4 to 9 minutes on 2 free CPU cores once .venv is made, faster on a GPU.
+# Takes 4 to 9 minutes on 2 free CPU cores after .venv exists; faster on a GPU.
 
-# Waiting threads spin for a while, which on a quiet machine makes a step a quarter faster. Beside other work they must
-# sleep at once: there spinning doubles a step. Quiet is where the cores (/proc/stat) are idle for half of a second or more.
+# OpenMP threads spin while they wait. On an idle machine this makes a training step a quarter faster; on a busy machine
+# it doubles the time of a step, so the threads must sleep. Busy: the cores (/proc/stat) are idle for less than half of
+# one second.
 idle_and_all() { awk '/^cpu / { print $5 + $6, $2 + $3 + $4 + $5 + $6 + $7 + $8 + $9; exit }' /proc/stat 2>/dev/null; }
 before=$(idle_and_all)
 sleep 1

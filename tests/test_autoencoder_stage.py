@@ -256,7 +256,7 @@ def test_reconstructing_with_a_vessel_mask_needs_the_label_maps(all_on, workplac
 def test_labels_for_a_model_that_takes_none_are_refused(stage_1, workplace, tmp_path):
     validation = workplace / "data" / "validation"
     options = ["--input-dir", str(validation / "images"), "--labels", str(validation / "labels")]
-    with pytest.raises(InputError, match="--labels .* takes none"):
+    with pytest.raises(InputError, match="--labels: .* takes no label maps"):
         reconstruct.main(["--model", str(stage_1), "--output-dir", str(tmp_path), *options])
 
 

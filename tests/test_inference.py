@@ -299,7 +299,7 @@ def test_a_guidance_weight_that_is_not_finite_is_refused(workplace, stage_2, tmp
     common = ["--input-dir", workplace / "data/validation/labels", "--output-dir", tmp_path / "out"]
     with pytest.raises(InputError, match=f"--guidance-{name} is nan: give a finite number"):
         run(synthesize, "--model", stage_2, *common, f"--guidance-{name}", "nan")
-    for pairs, message in (("1=9", "the classes are 0 to 8"), ("1=2 1=3", "1 has a class already")):
+    for pairs, message in (("1=9", "a class from 0 to 8"), ("1=2 1=3", "1 has two classes")):
         with pytest.raises(InputError, match=message):
             run(synthesize, "--model", stage_2, *common, "--label-map", *pairs.split())
 

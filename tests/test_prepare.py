@@ -445,6 +445,6 @@ def test_an_image_in_two_files_is_written_as_one(source, tmp_path):
 
 def test_a_second_prepare_is_refused_while_the_first_runs(source, tmp_path):
     out = tmp_path / "out"
-    with manifest.exclusive(out), pytest.raises(InputError, match="another prepare is at work"):
+    with manifest.exclusive(out), pytest.raises(InputError, match="another prepare is writing"):
         run(source, out)
     run(source, out)

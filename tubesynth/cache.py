@@ -5,9 +5,9 @@
     tubesynth cache list   --cache-dir cache
     tubesynth cache prune  --config configs/*.yml --dry-run
 
-build writes the entries that a training run with this config would write first: volumes for every
-stage, latents for stages 2 and 3 (with the GPU, and under torchrun with all GPUs). prune deletes
-every entry that no config refers to, so --config needs all configs that are still in use.
+build writes the entries that training with this config needs: volumes for every stage, latents for
+stages 2 and 3 (on the GPU, under torchrun on all GPUs). prune deletes every entry that no config
+refers to, so --config needs all configs that are still in use.
 """
 
 import argparse
@@ -63,8 +63,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "command",
         choices=["build", "verify", "list", "prune"],
-        help="build what training would build first; verify every checksum; list the entries;"
-        " prune those that no config refers to",
+        help="build the entries that training needs; verify all checksums; list the entries;"
+        " prune the entries that no config refers to",
     )
     parser.add_argument(
         "--config",
@@ -75,14 +75,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="files or packaged configs that use the cache",
     )
     parser.add_argument("--cache-dir", help="default: data.cache_dir of the configs, or cache")
-    parser.add_argument("--workers", type=int, help="build: processes; default: one a core")
-    parser.add_argument("--dry-run", action="store_true", help="prune: only say what would go")
+    parser.add_argument("--workers", type=int, help="build: processes; default: one per core")
+    parser.add_argument("--dry-run", action="store_true", help="prune: list entries, delete none")
     add_overrides(parser)
     return parser.parse_with_overrides(argv)
 
 
 def build(store: Store, config, workers: int | None) -> None:
-    """Build every entry that training with this config reads; all ranks share the work."""
+    """Build every entry that training with this config reads; ranks share the work."""
     from tubesynth.runtime import dist  # imports torch, which list and verify do not need
     from tubesynth.training.inputs import Volumes
 
@@ -113,7 +113,7 @@ def build(store: Store, config, workers: int | None) -> None:
 
 
 def verify(store: Store) -> None:
-    """Compare every array with its checksum; remove damaged entries, and then exit with code 1."""
+    """Compare every array with its checksum; remove damaged entries, with exit code 1."""
     folders, damaged = list(store.folders()), []
     with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
         problems = pool.map(store.problem, folders)
@@ -164,7 +164,7 @@ def description(entry: Entry) -> str:
 
 
 def prune(store: Store, configs: list, dry_run: bool) -> None:
-    """Delete the entries that no config refers to, and unfinished entries of dead builders."""
+    """Delete the entries that no config refers to, and unfinished entries of ended processes."""
     referenced = set().union(*(references(store, config) for config in configs))
     kinds = (VOLUMES, TOKENS, LATENTS)  # another kind belongs to another version of tubesynth
     unreferenced = [

@@ -1,9 +1,9 @@
-"""List the configs that come with tubesynth, or copy one to be edited.
+"""List the configs that come with tubesynth, or copy one to edit it.
 
     tubesynth configs
     tubesynth configs copy stage_1_3d_f4 my_stage_1.yml
 
-A name that is listed is also what --config takes, from any folder.
+--config of every command takes a listed name, from any folder.
 """
 
 import argparse
@@ -24,14 +24,14 @@ SLURM = "launch/slurm.sbatch"
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="tubesynth configs",
-        description="List the configs that come with tubesynth, or copy one to be edited.",
+        description="List the configs that come with tubesynth, or copy one to edit it.",
         example="tubesynth configs copy stage_1_3d_f4 my_stage_1.yml\n"
         "tubesynth train --config my_stage_1.yml",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("list", help="one line for each config (the default)")
-    copy = commands.add_parser("copy", help="write one to a file")
-    copy.add_argument("name", metavar="NAME", help="as listed")
+    copy = commands.add_parser("copy", help="copy a config to a file")
+    copy.add_argument("name", metavar="NAME", help="a listed name")
     copy.add_argument(
         "file", metavar="FILE", nargs="?", type=Path, help="default: the name, in this folder"
     )

@@ -4,9 +4,9 @@
         --reconstruction out/reconstruction --synthesis out/synthesis --output-dir out/evaluation
 
 Files are paired by case id (the name up to the first dot); samples of one case are <case>_s0,
-<case>_s1, ... Several syntheses are compared by --synthesis NAME=DIR, given once for each; the
-first one is the headline. Writes metrics.json (statistics and provenance), metrics.csv (one line an
-image), panels/<case>.png, panels/<case>_coronary.png and report.html (one file, opens from disk),
+<case>_s1 and so on. --synthesis NAME=DIR, repeated, compares several runs; the headline scores are
+those of the first. Writes metrics.json (statistics and provenance), metrics.csv (one line per
+image), panels/<case>.png, panels/<case>_coronary.png and report.html (one file without a server),
 and prints the tables. Every worker holds one case in memory.
 """
 
@@ -50,7 +50,7 @@ from tubesynth.volume.files import read_labels
 from tubesynth.volume.rasterize import rasterize_vessels
 
 MAX_LISTED_PICTURES = 10
-# Imported once and then forked: torch takes longer to import than a small case to score.
+# The fork server imports them once for all workers: importing torch takes longer than a small case.
 PRELOADED = ["tubesynth.metrics.case", "tubesynth.pictures.case_pictures"]
 
 
@@ -187,7 +187,7 @@ def evaluated_classes(args: argparse.Namespace) -> LabelScheme:
 
 @lru_cache(maxsize=1)
 def trained_segmenter(path: Path) -> VesselSegmenter:
-    """The segmenter of this process, loaded once for all its cases."""
+    """The segmenter, loaded once per process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return VesselSegmenter.load(path, device)
 
@@ -199,7 +199,7 @@ def evaluate_case(
     with_features: bool,
     segmenter: Path | None = None,
 ) -> CaseScores:
-    """Scores and pictures of one case, in one thread, so that --workers does not change a score.
+    """Score and render one case, in one thread, so that --workers does not change a score.
 
     with_features: also compute the slice features of the distribution scores; segmenter: the
     checkpoint of a vessel segmenter.
@@ -230,7 +230,7 @@ def evaluate_case(
 
 
 def add_distribution(result, args, cases, scores, runs, settings, workers) -> list[str]:
-    """Adds the distribution scores to the image scores; returns notes."""
+    """Add the distribution scores to `result`; returns notes for the user."""
     options = {"window": settings.hu_window}
     sets_of_cases = [s.sets for s in scores]
     if args.features is not None:  # these features are too large to be sent between processes

@@ -61,8 +61,8 @@ Solver = FlowSolver | DiffusionSampler
 class Sample:
     """A synthetic volume with its labels and its cost.
 
-    volume: int16 HU. labels: uint8, on the same grid. evaluations: of the network; all samples of a
-    batch share them. latents: (1, C, x, ...) normalized, at the end of the solver.
+    volume: int16 HU. labels: uint8, on the same grid. evaluations: the number of network
+    evaluations of the batch. latents: (1, C, x, ...) normalized, at the end of the solver.
     """
 
     volume: Volume
@@ -72,9 +72,9 @@ class Sample:
 
 
 class Pipeline:
-    """A trained model on a device: Volumes in and out.
+    """A trained model on a device, which takes and returns volumes.
 
-    config: of the model. digest: of its weights. grid: brings volumes to the model's grid.
+    config: that of the model. digest: the digest of its weights.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Pipeline:
         """A model from a checkpoint: stage 1 reconstructs, stages 2 and 3 synthesize as well.
 
         device: default: the GPU if there is one, else the CPU.
-        precision: of the networks, "32", "bf16-mixed" or "16-mixed".
+        precision: that of the networks, "32", "bf16-mixed" or "16-mixed".
         tile: side in voxels of the autoencoder's tiles; "auto" fits the free memory, None is the
             whole volume at once. The result is the same to rounding.
         ema: half-life in steps of the averaged weights to sample from; default: the first of
@@ -135,7 +135,7 @@ class Pipeline:
 
     @property
     def grid(self) -> ModelGrid:
-        """The model's grid, by the config's data.spacing and data.resolution."""
+        """The model's grid, with data.spacing and data.resolution of its config."""
         return ModelGrid(self.config, self.device)
 
     @suggests_names
@@ -193,11 +193,11 @@ class Pipeline:
         resolution: Sequence[int] | None = None,
         callback: Callable[[float, Volume], None] | None = None,
     ) -> Volume:
-        """A new CT (int16 HU) that obeys a label map, on the model's grid around the map's center.
+        """A new CT (int16 HU) conditioned on a label map, on the model's grid around its center.
 
         labels: class indices with any spacing and orientation; None samples without a label map,
             if the model was trained with label_dropout.
-        seed: of the noise. The same seed gives the same volume.
+        seed: seeds the noise. The same seed gives the same volume.
         vessels: centrelines in place of the vessels of the label map, from `trace` or from
             volume.centreline_file.user_centreline_tokens; mm relative to the center of the map.
         solver: "euler", "midpoint", "heun", "rk4" or "dopri5" for flow matching, "ddpm" or "ddim"
@@ -247,7 +247,7 @@ class Pipeline:
         resolution: Sequence[int] | None = None,
         callback: Callable[[float, Volume], None] | None = None,
     ) -> Sample:
-        """Like `synthesize`, with noise from a CPU generator; with labels, cost and latents too."""
+        """Like `synthesize`, with noise from a CPU generator; returns labels and latents too."""
 
         def of_case(index: int, t: float, volume: Volume) -> None:
             assert callback is not None and index == 0
@@ -285,8 +285,8 @@ class Pipeline:
         """Samples that go through the network together; options: those of `synthesize`.
 
         requests: label map, CPU generator and vessels of each sample; all are conditioned on the
-            same things. A sample equals the one that is made alone, to rounding, or to the
-            tolerance of dopri5, which adapts its steps to rounding.
+            same things. A sample equals that of a batch of one, to rounding, or to the tolerance
+            of dopri5, whose step sizes depend on rounding.
         callback: is called as callback(index, t, volume) after every solver step.
         """
         config, unet, scale = self._generator()
@@ -318,7 +318,7 @@ class Pipeline:
             return batch_noise(generators, net.embedding_dim, size, self.device)
 
         def decode(latents: Tensor, index: int) -> Volume:
-            """The CT of one case, decoded alone: it takes far more memory than its latents."""
+            """The CT of one case; decoding one at a time, since a CT needs much more memory."""
             label = labels[index : index + 1]
             image = net.decode(
                 scale.restore(latents[index : index + 1]),
@@ -352,7 +352,7 @@ class Pipeline:
             ]
 
     def trace(self, labels: Volume) -> VesselTokens:
-        """The vessels of a label map as tokens, to be edited and passed to `synthesize`."""
+        """The vessels of a label map as tokens, which can be edited and passed to `synthesize`."""
         return trace(labels, self.config)
 
     def _generator(self) -> tuple[Stage2Config, UNet | ControlledUNet, LatentScale]:

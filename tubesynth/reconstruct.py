@@ -3,8 +3,8 @@ r"""CT -> autoencoder -> CT: the upper limit of the image quality of all later s
     tubesynth reconstruct --input-dir CTS --output-dir OUT \
         --model runs/stage_1_3d_f4_full/checkpoints/last.ckpt
 
-A result is centered on its CT, on the model's grid (--resolution, --spacing). With --original-grid
-it is on the grid of the CT, and is air outside of the model's field of view.
+A result has the center of its CT and the model's grid (--resolution, --spacing). With
+--original-grid it has the grid of the CT, with air outside of the model's field of view.
 """
 
 import argparse
@@ -46,10 +46,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def find_label_maps(
     args: argparse.Namespace, pipeline: Pipeline, cases: dict[str, Path]
 ) -> dict[str, Path]:
-    """The label map of every case; {} for a model whose decoder takes none."""
+    """The label map of every case; {} for a model whose decoder takes no vessel mask."""
     if not pipeline.autoencoder.vessel_mask:
         if args.labels:
-            raise InputError(f"--labels {args.labels}: {args.model} takes none: leave it out")
+            raise InputError(f"--labels: {args.model} takes no label maps: leave it out")
         return {}
     if args.labels is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Train a vessel segmenter on real and synthetic CTs, to measure whether synthetic data helps.
+"""Train a vessel segmenter on real and synthetic CTs, or apply one to a folder of CTs.
 
     tubesynth segment train --config C.yml --run-dir runs/real --seeds 0 1 2
     tubesynth segment train --config C.yml --run-dir runs/both --seeds 0 1 2 --synthetic OUT
@@ -62,7 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="output folders of synthesize, with their labels/",
     )
     add("--without-real", action="store_true", help="train on synthetic data alone")
-    add("--seeds", type=int, nargs="+", help="one training for each; default: the config's seed")
+    add("--seeds", type=int, nargs="+", help="one training per seed; default: the config's seed")
     add("--device", choices=dist.DEVICES, default="auto", help="cpu or cuda; auto: a GPU if any")
     add("--logger", default="tensorboard", choices=LOGGERS, help="writer of the curves")
     add_overrides(train)
@@ -117,7 +117,7 @@ def train_seeds(args: argparse.Namespace) -> None:
 def train_one(
     config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str, stop: StopSignal
 ) -> list[dict]:
-    """One training; rows with the scores of every held-out case, the same on every rank."""
+    """Train with one seed; returns a row of scores per validation case, the same on every rank."""
     volumes = Volumes.find(config)
     folders = map(Path, config.synthetic)
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
@@ -140,7 +140,8 @@ def train_one(
 def report(rows: list[dict], run_dir: Path) -> None:
     """Write metrics.json and metrics.csv, and print a table.
 
-    Scores over cases are those of each case's mean over seeds, and the other way around.
+    over_cases: statistics of the cases' means over seeds; over_seeds: of the seeds' means over
+    cases.
     """
     result: dict = {"provenance": environment()}
     for key in ("case", "seed"):
@@ -163,7 +164,7 @@ def report(rows: list[dict], run_dir: Path) -> None:
 
 
 def group_means(groups: Iterable[list[dict]], metric: str) -> list[float]:
-    """The mean of a metric in each group; a group with an undefined score (NaN) has none."""
+    """The mean of a metric in each group; a group with an undefined score (NaN) is left out."""
     scores = [[row[metric] for row in group] for group in groups]
     return [sum(each) / len(each) for each in scores if not any(map(math.isnan, each))]
 

@@ -1,13 +1,13 @@
-r"""Label maps -> new CTs by a trained model.
+r"""Synthesize new CTs from label maps with a trained model.
 
     tubesynth synthesize --model runs/stage_2/checkpoints/last.ckpt --output-dir OUT
     tubesynth synthesize --model last.ckpt --output-dir OUT \
         --input-dir LABELS --num-samples 4 --seed 0
 
-Sample k of case C is C_s<k>.img.nii.gz. It depends on (seed, C, k) alone, so any sample can be made
-again by itself. Its label map, on the same grid, is labels/C_s<k>.label.nii.gz: together they are a
-new labelled case. --label-map translates other label values, e.g. 1=3 2=7 3=6; values that it does
-not name become 0. --centrelines is a folder with C.centreline.json of each case
+Sample k of case C is C_s<k>.img.nii.gz. It depends on (seed, C, k) alone, so any sample can be
+repeated without the others. Its label map, on the same grid, is labels/C_s<k>.label.nii.gz: both
+together are a new labeled case. --label-map translates other label values, e.g. 1=3 2=7 3=6; all
+values that it does not name become 0. --centrelines is a folder with C.centreline.json of each case
 (volume/centreline_file.py): user centrelines, which replace the vessels of the label map.
 """
 
@@ -67,16 +67,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--label-map", nargs="+", metavar="VALUE=CLASS", help="other label values, e.g. 1=3 2=7")
     add("--unconditional", action="store_true", help="no label maps: needs label_dropout")
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--seed", type=int, default=0, help="seed of the noise")
     add("--num-samples", type=int, default=1, help="volumes per label map")
-    add("--batch-size", type=int, default=1, help="volumes made together: faster, more memory")
-    add("--config", help="take the sections data and sampling from here; default: the model's")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="volumes per batch: more is faster, with more memory",
+    )
+    add("--config", help="config with other sections data and sampling than the model's")
     add("--latent-mode", metavar="MODE", help="flow or diffusion: must agree with the model")
     solvers = [*FLOW_SOLVERS, *DIFFUSION_SAMPLERS]
     add("--solver", choices=solvers, metavar="NAME", help=", ".join(solvers) + "; default: config")
     add("--steps", type=int, help="solver steps (ignored by dopri5); default: the config's")
     for condition in ("label", "vessel"):
-        text = f"weight of the {condition} condition: 1 as trained, above 1 stronger, 0 without"
+        text = f"weight of the {condition} condition: 1 as trained, above 1 stronger, 0 dropped"
         add(f"--guidance-{condition}", type=float, default=1.0, metavar="WEIGHT", help=text)
     add(
         "--control-scale",
@@ -108,9 +113,9 @@ def label_translation(pairs: list[str] | None, num_classes: int) -> np.ndarray |
         if not is_pair or max(int(value), int(label)) > 255:
             raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
         if value in values:
-            raise InputError(f"--label-map {pair}: {value} has a class already: give it one")
+            raise InputError(f"--label-map {pair}: {value} has two classes: give it one")
         if int(label) >= num_classes:
-            raise InputError(f"--label-map {pair}: the classes are 0 to {num_classes - 1}")
+            raise InputError(f"--label-map {pair}: choose a class from 0 to {num_classes - 1}")
         values.add(value)
         table[int(value)] = int(label)
     return table
@@ -137,7 +142,7 @@ def find_centrelines(args: argparse.Namespace, cases: Iterable[str]) -> dict[str
     if args.centrelines is None:
         return {}
     if args.unconditional:
-        raise InputError("--centrelines: --unconditional has no cases; leave one of them out")
+        raise InputError("--centrelines: --unconditional has no cases: leave one of the two out")
     centrelines = {case: args.centrelines / f"{case}{SUFFIX}" for case in cases}
     for path in centrelines.values():
         read_centreline(path)  # an unreadable file is an error before the first volume
@@ -160,7 +165,8 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
         config = replace_settings(config, args)
     if args.latent_mode not in (None, config.latent_mode):
         raise InputError(
-            f"--latent-mode {args.latent_mode}: {args.model} is of mode {config.latent_mode}"
+            f"--latent-mode {args.latent_mode}: {args.model} is of mode {config.latent_mode}:"
+            " leave the flag out"
         )
     sampling = replace(config.sampling, solver=args.solver or config.sampling.solver)
     if args.steps:
@@ -183,7 +189,10 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
         source = str(args.model)
         other = config_from_plain(apply_overrides(to_plain(config), args.overrides), source)
     if not isinstance(other, Stage2Config) or other.stage != config.stage:
-        raise InputError(f"{source}: for stage {other.stage}, the model is of stage {config.stage}")
+        raise InputError(
+            f"{source}: for stage {other.stage}, the model is of stage {config.stage}:"
+            " give a config of that stage"
+        )
     for key, value, trained in (
         ("number of classes", other.labels.num_classes, config.labels.num_classes),
         ("labels.vessel", other.labels.vessel, config.labels.vessel),
@@ -252,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("num_samples", "batch_size", "steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     device = dist.start()
     try:
         pipeline, config = load_model(args, device)

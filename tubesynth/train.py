@@ -1,12 +1,12 @@
-"""Train a stage.
+"""Train stage 1 (autoencoder), 2 (generator) or 3 (ControlNet).
 
     tubesynth train --config stage_1_3d_f4 --gpus 1 train.epochs=100
     torchrun --nproc-per-node 4 -m tubesynth.train --config stage_2_3d_f4_lfm_base
 
-The run goes to runs/<name of the config>/ (--run-dir): config.yml, metrics.jsonl, TensorBoard
-events (or W&B's, --logger wandb), train.log, panels/ and checkpoints/: last.ckpt, best.ckpt by
-train.best_score, epoch_*.ckpt. A run stopped by SIGTERM, SIGUSR1 or Ctrl-C saves first and ends
-with code 75.
+The run folder is runs/<name of the config> or --run-dir. It holds config.yml, metrics.jsonl, events
+of TensorBoard (or W&B, --logger wandb), train.log, panels/ and checkpoints/ with last.ckpt,
+best.ckpt (by train.best_score) and epoch_*.ckpt. After SIGTERM, SIGUSR1 or Ctrl-C a run saves and
+ends with code 75.
 """
 
 import argparse
@@ -16,11 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.build.base_models import (
-    BaseModels,
-    require_base_models,
-    require_same_autoencoder,
-)
+from tubesynth.build.base_models import BaseModels, require_base_models, require_same_autoencoder
 from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
@@ -49,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stage", type=int, help="1, 2 or 3; must agree with the config")
     parser.add_argument("--dim", type=int, help="2 or 3; must agree with the config")
     parser.add_argument("--seed", type=int, help="default: the config's")
-    parser.add_argument("--epochs", type=int, help="epochs in total, with those before a resume")
+    parser.add_argument("--epochs", type=int, help="total epochs, including those before a resume")
     parser.add_argument(
         "--gpus", type=int, help="number of processes on this machine, one for each GPU"
     )
@@ -74,7 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--preprocess", action="store_true", help="only build the disk cache, then stop"
     )
     parser.add_argument("--run-dir", type=Path, help="default: runs/<name of the config>")
-    parser.add_argument("--dry-run", action="store_true", help="show the plan, touch nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, write no file")
     add_overrides(parser)
     return parser.parse_with_overrides(argv)
 
@@ -95,7 +91,7 @@ def config_of(args: argparse.Namespace) -> Config:
     if config.stage == "segmenter":
         raise InputError(f"{args.config}: a segmenter config: use tubesynth segment train")
     if args.gpus is not None and args.gpus < 1:
-        raise InputError(f"--gpus {args.gpus}: at least 1 process")
+        raise InputError(f"--gpus {args.gpus}: must be at least 1")
     for name in ("stage", "dim"):
         option = getattr(args, name)
         if option is not None and option != getattr(config, name):
@@ -114,7 +110,7 @@ def make_stage(
     checkpoint: Checkpoint | None,
     device: torch.device,
 ) -> CheckpointedStage:
-    """The stage of a config; stages 2 and 3 encode first what the cache lacks.
+    """The stage of a config; for stages 2 and 3, missing latents are encoded first.
 
     models: the checkpoints that the config names; checkpoint: the one that the run resumes.
     """
@@ -150,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = find_checkpoint(args.resume, run_dir, config)
     if checkpoint and models.autoencoder:
         require_same_autoencoder(models.autoencoder, checkpoint)
-    # Finds bad input before any process starts, and before anything is encoded.
+    # Wrong input is an error before other processes start and before cases are encoded.
     volumes = Volumes.find(config)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
         dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)

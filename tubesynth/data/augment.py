@@ -1,10 +1,10 @@
 """Augmentation that moves image, label map and vessel tokens together.
 
-A Pose is a box of the volume, flips of its axes, and quarter turns in one plane. It is drawn once
-per sample from a generator keyed to (seed, sample index), and applied to voxels as a view (no copy)
-and to tokens by the same signs and permutation. Only quarter turns in a plane of equal extent and
-spacing are drawn, since all others would change the grid. Intensities are not changed in this file:
-scale and shift go to the device as two numbers.
+A Pose is a box of the volume, flips of its axes, and quarter turns in one plane. It is chosen at
+random once per sample, by a generator seeded with (seed, sample index). Voxels get it as a view
+(no copy), tokens by the same signs and permutation. Only planes of equal extent and spacing are
+turned, since other turns would change the grid. Intensity scale and shift are two numbers of the
+sample, which are applied on the device.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from tubesynth.volume.vessels import in_box
 class Augmentation:
     """Probabilities and ranges; the defaults change nothing."""
 
-    flip: float = 0.0  # of each axis independently
-    rotate90: float = 0.0  # of one to three quarter turns in one plane
-    intensity: float = 0.0  # of a scale and, independently, of a shift
-    intensity_scale: float = 0.1  # the factor is in [1 - this, 1 + this]
-    intensity_shift: float = 0.05  # the offset is in [-this, this], in units of the HU window
+    flip: float = 0.0  # for each axis independently
+    rotate90: float = 0.0  # for one to three quarter turns in one plane
+    intensity: float = 0.0  # for a scale and, independently, for a shift
+    intensity_scale: float = 0.1  # s: the factor is in [1 - s, 1 + s]
+    intensity_shift: float = 0.05  # s: the offset is in [-s, s], in units of the HU window
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def random_transform(
     crop: Sequence[int] | None = None,
     augmentation: Augmentation | None = None,
 ) -> Transform:
-    """A sample's crop and augmentation; shape, crop (3,) voxels, spacing (3,) mm.
+    """The crop and augmentation of a sample; shape, crop: (3,) voxels; spacing: (3,) mm.
 
-    Every random number is drawn whether or not it is used, so one setting never shifts the numbers
-    of another.
+    The generator gives the same number of values whether or not they are used, so one setting never
+    changes the random numbers of another.
     """
     a = augmentation or Augmentation()
     size = tuple(int(n) for n in (crop or shape))
@@ -65,7 +65,8 @@ def random_transform(
     corner, flips, turn, intensity = (rng.random(n) for n in (3, 3, 3, 4))
     start = tuple(int(n) for n in np.floor(corner * (room + 1)))
     planes = turnable_planes(size, spacing)
-    # turn: (whether, how many quarters, which plane); intensity: (whether, scale, whether, shift)
+    # Uniform numbers in [0, 1). turn: decides on a turn, its quarters and its plane. intensity:
+    # decides on a scale, gives the scale, decides on a shift, gives the shift.
     turns = 1 + int(3 * turn[1]) if planes and turn[0] < a.rotate90 else 0
     plane = planes[int(len(planes) * turn[2])] if planes else (0, 1)
     scale = (2 * intensity[1] - 1) * a.intensity_scale if intensity[0] < a.intensity else 0.0
@@ -87,7 +88,7 @@ def turnable_planes(
 
 
 def pose_array(array: np.ndarray, pose: Pose) -> np.ndarray:
-    """A view of voxels (..., X, Y, Z) in the pose."""
+    """Voxels (..., X, Y, Z) cropped, flipped and turned, as a view."""
     lead = array.ndim - 3
     box = [slice(s, s + n) for s, n in zip(pose.start, pose.size, strict=True)]
     view = array[(..., *box)]
@@ -100,10 +101,10 @@ def pose_array(array: np.ndarray, pose: Pose) -> np.ndarray:
 def pose_tokens(
     tokens: dict[str, np.ndarray], pose: Pose, shape: Sequence[int], spacing: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Tokens {name: (N, ...)} in the pose; tokens whose vessel lies outside the box are dropped.
+    """Tokens {name: (N, ...)} cropped, flipped and turned, without those outside of the box.
 
-    position_mm is relative to the center of the volume, and of the box in the result. tangent turns
-    with it; all other columns stay.
+    position_mm is relative to the center of the volume, and in the result to that of the box. Only
+    position_mm and tangent change.
     """
     size, start = np.array(pose.size), np.array(pose.start)
     spacing = np.asarray(spacing, dtype=np.float64)
@@ -121,7 +122,7 @@ def pose_tokens(
 
 
 def pose_matrix(pose: Pose) -> np.ndarray:
-    """(3, 3) of 0, 1 and -1: a direction in the box -> the same direction in the posed sample."""
+    """The matrix (3, 3) of 0, 1 and -1 that maps directions of the box to those of the sample."""
     signs = np.diag([-1.0 if flip else 1.0 for flip in pose.flips])
     i, j = pose.plane
     quarter = np.eye(3)

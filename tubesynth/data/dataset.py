@@ -3,8 +3,8 @@
 A sample is dict(case str, sample_index int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z),
 spacing float32 (3,) mm, intensity float32 (2,) scale and shift, and with a token source tokens
 {name: (N, ...)}). The HU window, intensity changes, one-hot labels and condition dropout are
-applied on the device, so a batch is as small as the stored arrays. Two-dimensional data loses its Z
-axis.
+applied on the device, so a batch is as small as the stored arrays. Samples of two-dimensional data
+have no Z axis.
 """
 
 from collections.abc import Sequence
@@ -29,16 +29,16 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.grid import spacing_of
 
-# A whole case: its voxels {"image", "label"}, its tokens {name: (N, ...)}, its affine (4, 4).
+# A whole case: voxels {"image", "label"}, tokens {name: (N, ...)} or None, affine (4, 4).
 StoredCase = tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None, np.ndarray]
-MODES = ("default", "cache", "persistent")  # resampled at each use, once in memory, once on disk
+MODES = ("default", "cache", "persistent")  # resample at each use, once to memory, or once to disk
 
 
 class VolumeDataset(torch.utils.data.Dataset):
     """Cases as samples; one sample index always gives the same sample, in any process and order.
 
-    store is needed for mode "persistent" only. crop (voxels) and augmentation are drawn from
-    (seed, sample_index); without them a sample is its whole case. dim=2 drops the Z axis.
+    store: needed for mode "persistent" only. crop (voxels) and augmentation: chosen at random by
+    (seed, sample_index); without them a sample is its whole case. dim: 2 removes the Z axis.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class VolumeDataset(torch.utils.data.Dataset):
             raise InputError("data.root: the data set has no cases; check the folder")
         self.keys: list[str] | None = None
         if self.store:
-            with ThreadPoolExecutor(8) as pool:  # hashing and disk latency leave Python free
+            with ThreadPoolExecutor(8) as pool:  # hashing and disk reads release Python's lock
                 self.keys = list(pool.map(self._key, self.cases))
         self.loaded_cases: list[StoredCase] | None = None
         if mode == "cache":
@@ -112,7 +112,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         return sample
 
     def load(self, case: int) -> StoredCase:
-        """A whole case as stored: from memory, from the store, or resampled now."""
+        """A whole case: from memory, from the store, or resampled."""
         if self.loaded_cases is not None:
             return self.loaded_cases[case]
         if self.store is None or self.keys is None:
@@ -166,9 +166,11 @@ def collate(samples: list[dict], pin_memory: bool = False) -> dict:
 
 
 def pad_tokens(tokens: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """[{name: (N_i, ...)}] -> {name: (B, N, ...)} zero-padded; mask (B, N): True is a token."""
+    """[{name: (N_i, ...)}] -> {name: (B, N, ...)} with zeros at the end, and the mask (B, N), which
+    is True for tokens.
+    """
     counts = [len(case["position_mm"]) for case in tokens]
-    longest = max(max(counts), 1)  # attention over no key at all is undefined
+    longest = max(max(counts), 1)  # attention needs at least one key
     padded = {}
     for name, first in tokens[0].items():
         values = np.zeros((len(tokens), longest, *first.shape[1:]), dtype=first.dtype)

@@ -1,8 +1,8 @@
-"""SHA-256 digests of source files, stored in a folder so that a second start reads no source.
+"""SHA-256 digests of source files, stored in a folder so that a second run reads no source file.
 
-A digest is stored with the size, times and inode of its file. A change of the file's bytes changes
-one of these, except within one tick of the clock: so digests of files that are younger than
-_SETTLED_SECONDS are not stored.
+A digest is stored with the size, times and inode of its file, one of which changes with the bytes
+of the file. Two changes within one tick of the clock could give equal times, so digests of files
+that are younger than _SETTLED_SECONDS are not stored.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def file_digest(file: Path) -> str:
 def source_digest(path: str | Path, folder: Path | None = None) -> str:
     """SHA-256 of a volume's file, or of all files of a DICOM folder or of a header with its data.
 
-    folder: of stored digests; without it, or where it cannot be written, no digest is stored.
+    folder: holds the stored digests; without it, or if it cannot be written, none is stored.
     """
     path = Path(path).absolute()
     files, signature = _signature(path)
@@ -60,7 +60,7 @@ def stored_digest(path: str | Path, folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The dictionary in a file; None for a missing, cut or other file."""
+    """The dictionary in a JSON file; None for a missing file or one without a whole dictionary."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict | None:
 
 
 def _signature(path: Path) -> tuple[list[Path], list[list[int]]]:
-    """The files of a source, and of each [size, mtime_ns, inode, ctime_ns]."""
+    """The files of a source, and for each file [size, mtime_ns, inode, ctime_ns]."""
     try:
         files = source_files(path)
         stats = [os.stat(file) for file in files]

@@ -15,9 +15,9 @@ from tubesynth.volume.vessels import VesselTokens
 
 
 class LatentDataset:
-    """Built latents, by sample index; keys[i]: the store's keys of case i, one per variant.
+    """Encoded cases by sample index; keys[i]: the store's keys of case i, one per variant.
 
-    A sample is dict(case str, sample_index int, latent float16 (C, x, y, z) as the encoder gave it,
+    A sample is dict(case str, sample_index int, latent float16 (C, x, y, z) before normalization,
     label uint8 (X, Y, Z), spacing float32 (3,) mm; and with vessel tokens: tokens {name: (N, ...)}
     and fields float16 (2, x, y, z) rendered from them).
     """
@@ -53,9 +53,7 @@ class LatentDataset:
         return sample
 
     def moments(self) -> tuple[float, torch.Tensor, torch.Tensor]:
-        """The number of cells, and per channel (C,) the sum and the sum of squares, over every
-        stored variant.
-        """
+        """The number of cells, the sums (C,) and the sums of squares (C,) over all variants."""
         total = 0  # (3, C): cells, sums, sums of squares
         for case, keys in enumerate(self.keys):
             for variant in range(len(keys)):

@@ -4,7 +4,7 @@
     ROOT/{images,labels}                          one set
     ROOT/N.img.nii.gz, ROOT/N.label.nii.gz        plain files, also in subfolders, as in ImageCAS
 
-Files that do not fit are returned as a list of problems, so that all of them can be reported.
+Unpaired and doubled files are returned as a list of problems, so that all can be reported.
 """
 
 from dataclasses import dataclass, field
@@ -25,12 +25,12 @@ class Split:
 
     name: str
     cases: list[Case] = field(default_factory=list)
-    labelled: bool = False  # the folder has label maps
+    has_labels: bool = False  # the folder has label maps
     problems: list[Problem] = field(default_factory=list)
 
 
 def find_splits(root: Path) -> list[Split]:
-    """The splits of a data folder; InputError where there is no such folder."""
+    """The splits of a data folder; InputError if the folder does not exist."""
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check data.root or --data")
@@ -47,7 +47,7 @@ def paired_folders(folder: Path, name: str) -> Split:
     images = _cases_or_problem(folder / "images", split)
     labels: dict[str, Path] = {}
     if (folder / "labels").is_dir():
-        split.labelled = True
+        split.has_labels = True
         labels = _cases_or_problem(folder / "labels", split)
         for case in images.keys() - labels.keys():
             split.problems.append((case, f"{images[case]} has no label map in {folder / 'labels'}"))
@@ -67,7 +67,7 @@ def plain_files(root: Path) -> Split:
     if not images and not labels:  # the subfolders may be DICOM series
         images = _cases_or_problem(root, split)
         return Split("", [Case(case, path) for case, path in images.items()], False, split.problems)
-    split.labelled = bool(labels)
+    split.has_labels = bool(labels)
     for case in sorted(labels.keys() - images.keys()):
         split.problems.append((case, f"{labels[case]} has no image"))
     if labels:

@@ -1,8 +1,8 @@
-"""Batches of a data set, loaded ahead of the training step by threads.
+"""Batches of a data set, loaded by threads ahead of the training step.
 
-A cached case needs one copy out of a memory-mapped file, and NumPy copies without holding Python's
-lock. So threads keep up where processes would spend most of their time passing 25 MB to each other,
-and they need neither shared memory nor a fork beside a CUDA context.
+A cached case needs one copy from a memory-mapped file, and NumPy copies without holding Python's
+lock, so threads are fast enough. Processes would spend most of their time on passing 25 MB per
+sample, and would need shared memory and a fork beside a CUDA context.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ from typing import Protocol
 from tubesynth.data.dataset import collate
 from tubesynth.data.sampler import RankBatchSampler
 
-BATCHES_AHEAD = 2  # per worker: enough to bridge one slow read
+BATCHES_AHEAD = 2  # per worker: enough during one slow read
 
 
 class SampleSource(Protocol):
@@ -25,8 +25,8 @@ class SampleSource(Protocol):
 class Loader:
     """Iterates over the batches of a sampler's indices.
 
-    num_workers threads load ahead; with 0 each batch is loaded when it is needed. The batches do
-    not depend on this number. pin_memory puts them where a GPU fetches them without another copy.
+    num_workers: threads that load ahead; 0 loads each batch when it is needed. The batches do not
+    depend on it. pin_memory: use pinned host memory, from which a GPU copies directly.
     """
 
     def __init__(
@@ -59,5 +59,4 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def load(self, sample_indices: Iterable[int]) -> dict:
-        """The batch of some sample indices."""
         return collate([self.dataset.view(i) for i in sample_indices], self.pin_memory)

@@ -2,8 +2,7 @@
 
 OUTPUT/manifest.json: {"format", "tubesynth", "settings", "cases": {id: record}}. While cases are
 prepared, each leaves its record in OUTPUT/.records/ID.json, written last: a case without a record
-is not finished. A file is recognised by its size and time, or by its SHA-256 where the time
-differs.
+is not finished. A file is unchanged if its size and time are, or its size and SHA-256.
 """
 
 import json
@@ -34,7 +33,9 @@ def exclusive(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{root}: another prepare is at work there; wait for it") from None
+            raise InputError(
+                f"{root}: another prepare is writing to it; wait for its end"
+            ) from None
         except OSError:  # a file system without locks
             pass
         try:
@@ -44,9 +45,9 @@ def exclusive(root: Path) -> Iterator[None]:
 
 
 def open_folder(root: Path, settings: dict) -> dict[str, dict]:
-    """The records of a folder that was prepared with these settings; a new folder is set up.
+    """The records of a folder that was prepared with these settings; {} for a new folder.
 
-    InputError where it was prepared with other settings, or holds other images.
+    InputError if it was prepared with other settings, or holds images but no manifest.
     """
     path = root / NAME
     stored = read_json(path)
@@ -79,7 +80,7 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
 
 
 def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
-    """Write the whole manifest, atomically; delete single records and the files of killed runs."""
+    """Write the whole manifest; delete the records of single cases and the files of killed runs."""
     import tubesynth
 
     content = {
@@ -96,7 +97,7 @@ def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
 
 
 def add(root: Path, case: str, record: dict) -> None:
-    """Record a finished case."""
+    """Write the record of a finished case."""
     _write_json(root / RECORDS / f"{case}.json", record)
 
 
@@ -109,7 +110,7 @@ def file_record(path: Path, root: Path | None = None) -> dict:
 
 
 def is_unchanged(path: Path, record: dict) -> bool:
-    """Whether a file has the bytes of its record; it is read only where its time differs."""
+    """Whether a file has the bytes of its record; the file is read only if its time differs."""
     try:
         stat = os.stat(path)
     except OSError:

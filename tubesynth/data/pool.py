@@ -1,7 +1,6 @@
-"""One function over many jobs, in processes of one thread each; results in the order of the jobs.
+"""Runs a function on many jobs in processes of one thread each; results are in the jobs' order.
 
-With one worker the jobs run in the calling process. The results do not depend on the number of
-workers.
+One worker is the calling process. The results do not depend on the number of workers.
 """
 
 import os
@@ -20,7 +19,7 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def cores() -> int:
-    """The cores that this process may use, which a batch system or a container limits."""
+    """The number of cores that this process may use on its node or in its container."""
     sched_getaffinity = getattr(os, "sched_getaffinity", None)
     return len(sched_getaffinity(0)) if sched_getaffinity else os.cpu_count() or 1
 
@@ -62,7 +61,7 @@ def each(
             raise InputError(
                 f"{title}: a worker process was killed, most likely for lack of memory; start again"
                 " with fewer workers (--workers, if the command has it) or on a machine with more"
-                " memory; finished cases are kept"
+                " memory; the results of finished cases are stored"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -35,7 +35,7 @@ class Preprocessing:
     num_classes: int = NINE_CLASSES.num_classes
 
     def __post_init__(self):
-        # One spelling of equal values, since they are hashed: 256 and 256.0 give one cache key.
+        # Equal values need equal types, since they are hashed: 256 and 256.0 give one cache key.
         set_field = object.__setattr__
         flat_axes = (1,) * (3 - len(self.resolution))
         set_field(self, "resolution", (*(int(n) for n in self.resolution), *flat_axes))
@@ -44,22 +44,23 @@ class Preprocessing:
 
 
 def image_on_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
-    """A CT in HU -> int16 HU (X, Y, Z) on the model's grid, clipped to the window and rounded."""
+    """A CT in HU on the model's grid: int16 HU (X, Y, Z), clipped to the window and rounded."""
     from tubesynth.volume.resample import resample_image, target_grid
 
     shape, affine = target_grid(image, preprocessing.spacing, preprocessing.resolution)
     low, high = preprocessing.hu_window
     hu = resample_image(image, shape, affine, fill=low).array
-    # Clip and round in the memory order of the resampler, then lay out z fastest.
+    # Clip and round in the memory order of the resampler, then make z the fastest axis.
     return Volume(np.ascontiguousarray(np.rint(hu.clip(low, high)).astype(np.int16)), affine)
 
 
 def labels_on_grid(
     labels: Volume, preprocessing: Preprocessing, image: Volume | None = None
 ) -> Volume:
-    """A label map -> uint8 (X, Y, Z) on the model's grid, by the nearest voxel, 0 outside.
+    """A label map on the model's grid: uint8 (X, Y, Z), by the nearest voxel, 0 outside.
 
-    image: the CT on the model's grid, which gives the grid; without it the label map does.
+    image: the CT already on the model's grid, which is used; by default the label map's own grid
+    determines it.
     """
     from tubesynth.volume.resample import resample_labels, target_grid
 
@@ -71,7 +72,7 @@ def labels_on_grid(
 
 
 def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume | None]:
-    """Image and label map as stored in their files; InputError unless both have one grid."""
+    """Image and label map as stored in their files; InputError if their grids differ."""
     image = read_volume(case.image)
     if len(preprocessing.spacing) == 2:
         check_one_slice(image, case.image)
@@ -97,5 +98,5 @@ def case_on_grid(
 def resample_case(
     case: Case, preprocessing: Preprocessing
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The files of a case as `case_on_grid` gives them."""
+    """Read the files of a case and apply `case_on_grid`."""
     return case_on_grid(*read_case(case, preprocessing), preprocessing)

@@ -1,4 +1,4 @@
-"""The order of training: a global sample index decides which case is seen when, and by which rank.
+"""The order of training: a global sample index determines the case, the step and the rank.
 
 Sample index i belongs to epoch i // n and takes case permutation(seed, epoch)[i % n]. At step s,
 rank r of W with a local batch of b takes the indices s W b + r b + [0, b). So the cases of a step

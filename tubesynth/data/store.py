@@ -1,10 +1,10 @@
-"""The disk cache: arrays under the hash of everything that decides their values.
+"""The disk cache: arrays stored under the hash of everything that decides their values.
 
 <root>/<kind>/<key>/ holds one .npy file per array and meta.json. The key contains the digests of
 the source files and every setting that decides the arrays, so a stale entry is never read and never
 has to be deleted by hand. An entry is written under a temporary name, synced, checksummed and
-renamed: a reader sees all of it or nothing. Builders of one key wait for each other on a file lock,
-so an entry is written once. Arrays are memory-mapped when they are read.
+renamed, so a reader never sees an incomplete entry. A file lock per key makes concurrent builders
+wait, so an entry is written once. Arrays are memory-mapped when they are read.
 """
 
 import hashlib
@@ -54,14 +54,14 @@ class Entry:
         """One array, read-only and memory-mapped."""
         header = self.meta["arrays"][name]
         shape, dtype = tuple(header["shape"]), np.dtype(header["dtype"])
-        # Not np.load: it parses the header of the file, which takes longer than reading a crop.
+        # np.load would parse the header of the file, which takes longer than reading a crop.
         with open(self.path / f"{name}.npy", "rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         offset = header["bytes"] - math.prod(shape) * dtype.itemsize
         return np.ndarray(shape, dtype, mapped, offset)
 
     def damage(self) -> str | None:
-        """The first array that differs from its checksum in meta.json, as a message, or None."""
+        """A message on the first array that differs from its checksum in meta.json, or None."""
         for name, expected in self.meta["arrays"].items():
             file = self.path / f"{name}.npy"
             if not file.is_file() or file_digest(file) != expected["sha256"]:
@@ -82,7 +82,7 @@ class Store:
         self.root = Path(root)
 
     def digest(self, path: str | Path) -> str:
-        """SHA-256 of a source (a file or a DICOM folder), which is read once; then it is stored."""
+        """SHA-256 of a source (a file or a DICOM folder), stored after the first read."""
         return source_digest(path, self.root / "digests")
 
     def stored_digest(self, path: str | Path) -> str | None:
@@ -132,14 +132,14 @@ class Store:
                 yield entry
 
     def problem(self, folder: Path) -> str | None:
-        """The damage of the entry in a folder, by its checksums, as a message, or None."""
+        """A message on the damage of the entry in a folder, by its checksums, or None."""
         entry = self.open(folder.parent.name, folder.name)
         return entry.damage() if entry else "a file is missing or has the wrong size"
 
     def folders(self, kind: str | None = None) -> Iterator[Path]:
         """The folders of all entries, whole or damaged, sorted by kind and key.
 
-        A folder whose name is no key is not part of the cache and never touched.
+        A folder with another name than a key is not part of the cache and is never changed.
         """
         for folder in sorted(self.root.glob(f"{kind or '*'}/*/")):
             if _KEY.fullmatch(folder.name):
@@ -155,7 +155,7 @@ class Store:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def leftovers(self) -> list[Path]:
-        """Unfinished folders of builders that no longer run."""
+        """The unfinished folders of processes that no longer run."""
         folders = []
         for path in self.root.glob(f"*/{_TEMPORARY}*"):
             key = path.name[len(_TEMPORARY) :].split("-")[0]
@@ -209,8 +209,8 @@ class Store:
     def _lock(self, kind: str, key: str, wait: bool = True):
         """An exclusive lock on a key; yields whether this process has it (always, if wait).
 
-        The kernel releases it when the process ends, also by kill -9. On a file system without
-        locks builders do not wait: the rename keeps entries whole, one may be built twice.
+        The kernel releases it when the process ends, also after kill -9. On a file system without
+        locks builders do not wait: the rename keeps entries whole, but one may be built twice.
         """
         from filelock import FileLock, Timeout
 
@@ -228,14 +228,14 @@ class Store:
         try:
             yield locked
         finally:
-            if locked:  # removed while locked: a waiter that opened it before opens a new one
+            if locked:  # removed before the release: a waiting process then opens a new lock file
                 with suppress(OSError):
                     path.unlink()
             lock.release()
 
     @contextmanager
     def _writing(self):
-        """A full disk or a folder that cannot be written becomes an InputError with the remedy."""
+        """Raise an InputError with the remedy for a full disk or a folder that is not writable."""
         try:
             yield
         except OSError as error:

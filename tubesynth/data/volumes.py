@@ -1,4 +1,4 @@
-"""Volumes and vessel tokens of cases as entries of the disk cache, built once.
+"""Builds the volumes and vessel tokens of cases as entries of the disk cache.
 
 A key holds exactly the values that decide the voxels: the digests of the source files, the
 preprocessing, and FORMAT. This file needs no torch.
@@ -54,7 +54,7 @@ class TokenSource:
 
 @dataclass
 class BuildReport:
-    """A build in numbers: entries built, entries that existed before, bytes of both, seconds."""
+    """The numbers of a build: entries built, entries that existed, bytes of both, seconds."""
 
     built: int = 0
     existing: int = 0
@@ -74,7 +74,7 @@ def volume_key(store: Store, case: Case, preprocessing: Preprocessing) -> str:
 
 
 def stored_volume_key(store: Store, case: Case, preprocessing: Preprocessing) -> str | None:
-    """The key of a case's volumes if that needs no reading of a source file, else None."""
+    """The key of a case's volumes if the digests of its files are stored, else None."""
     digests = {path: store.stored_digest(path) for path in _sources(case)}
     if None in digests.values():
         return None
@@ -92,7 +92,7 @@ def _volume_key(case: Case, preprocessing: Preprocessing, digest: Callable) -> s
 
 
 def token_key(volume: str, source: TokenSource) -> str:
-    """The key of a case's tokens on the grid of its volumes, by the key of these."""
+    """The key of a case's tokens on the grid of its volumes; volume: the key of the volumes."""
     return entry_key(volume=volume, tokens=source.settings)
 
 
@@ -131,13 +131,13 @@ def build_volumes(
     rank: int = 0,
     world: int = 1,
 ) -> BuildReport:
-    """Build every missing entry of this rank's cases, by default with all cores of its share.
+    """Build every missing entry of this rank's cases, by default with an equal share of the cores.
 
     A case that cannot be built does not stop the others; InputError names it at the end.
     """
     start, report = time.perf_counter(), BuildReport()
     missing = []
-    for case in cases[rank::world]:  # entries that exist need no process
+    for case in cases[rank::world]:  # only missing entries are sent to worker processes
         entries = _existing_entries(store, case, preprocessing, tokens)
         if entries is None:
             missing.append(case)
@@ -164,7 +164,7 @@ def build_volumes(
 def _existing_entries(
     store: Store, case: Case, preprocessing: Preprocessing, tokens: TokenSource | None
 ) -> list[Entry] | None:
-    """A case's entries if all exist and no source file must be read to know it, else None."""
+    """A case's entries if all exist and the digests of its files are stored, else None."""
     key = stored_volume_key(store, case, preprocessing)
     if key is None:
         return None

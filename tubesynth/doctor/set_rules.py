@@ -21,7 +21,7 @@ def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Result
     for split in splits:
         for case, problem in split.problems:
             yield error(case, problem)
-        if split.cases and not split.labelled and not split.name:
+        if split.cases and not split.has_labels and not split.name:
             yield warning(None, "images only: training needs a label map for each image")
 
 

@@ -21,7 +21,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command, started again, resumes the r
 
 
 class InputError(ValueError):
-    """Wrong input or set-up of the user; its one-line message has the file or key and the remedy."""
+    """Wrong input or set-up; its one-line message has the file or key and the remedy."""
 
 
 class Stopped(Exception):
