@@ -69,13 +69,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--unconditional", action="store_true", help="no label maps: needs label_dropout")
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--num-samples", type=int, default=1, help="volumes per label map")
-    add(
-        "--batch-size",
-        type=int,
-        default=1,
-        help="volumes per batch: more is faster, with more memory",
-    )
-    add("--config", help="config with other sections data and sampling than the model's")
+    add("--batch-size", type=int, default=1, help="volumes per batch: faster, more memory")
+    add("--config", help="config of the sections data and sampling; default: the model's")
     add("--latent-mode", metavar="MODE", help="flow or diffusion: must agree with the model")
     solvers = [*FLOW_SOLVERS, *DIFFUSION_SAMPLERS]
     add("--solver", choices=solvers, metavar="NAME", help=", ".join(solvers) + "; default: config")
