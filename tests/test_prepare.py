@@ -406,9 +406,9 @@ def test_wrong_options_end_in_one_line_and_exit_code_2(tmp_path):
     )
     assert job.returncode == 2 and job.stderr.count("\n") == 1 and "no such folder" in job.stderr
     for arguments, text in (
-        (["--margin-mm", 3], "only --crop-to-heart"),
-        (["--validation-fraction", 2], "from 0 to 1"),
-        (["--validation-fraction", 0.5, "--validation-ids", "x"], "give one of them"),
+        (["--margin-mm", 3], "without --crop-to-heart"),
+        (["--validation-fraction", 2], "between 0 and 1"),
+        (["--validation-fraction", 0.5, "--validation-ids", "x"], "give only one of them"),
         (["--workers", 0], "at least 1"),
     ):
         with pytest.raises(InputError, match=text):

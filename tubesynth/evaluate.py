@@ -15,6 +15,7 @@ import multiprocessing
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_ca
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.distribution import diversity_scores, negative_control, sample_diversity
 from tubesynth.metrics.features import load_features
-from tubesynth.metrics.pairing import collect_cases, cost_rows, files_of, runs_of
+from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
 from tubesynth.metrics.set_scores import (
     case_features,
     joined,
@@ -229,9 +230,17 @@ def evaluate_case(
     return scores
 
 
-def add_distribution(result, args, cases, scores, runs, settings, workers) -> list[str]:
-    """Add the distribution scores to `result`; returns notes for the user."""
-    options = {"window": settings.hu_window}
+def add_distribution(
+    result: dict[str, Any],
+    args: argparse.Namespace,
+    cases: list[EvaluationCase],
+    scores: list[CaseScores],
+    runs: list[Run],
+    settings: Settings,
+    workers: int,
+) -> list[str]:
+    """Add the distribution scores to `result`, the content of metrics.json; returns notes."""
+    options: dict[str, Any] = {"window": settings.hu_window}
     sets_of_cases = [s.sets for s in scores]
     if args.features is not None:  # these features are too large to be sent between processes
         device = "cuda" if torch.cuda.is_available() else "cpu"

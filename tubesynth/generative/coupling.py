@@ -8,7 +8,6 @@ and the assigned noise depends on the condition of a case, while the noise of a 
 """
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -18,6 +17,8 @@ def couple(noise: Tensor, data: Tensor) -> Tensor:
 
     The assignment is solved on the CPU: one sync point per batch.
     """
+    from scipy.optimize import linear_sum_assignment
+
     # |x - n|^2 = |x|^2 + |n|^2 - 2 x.n, and the norms sum to the same in every assignment.
     cost = -(data.flatten(1).double() @ noise.flatten(1).double().T)
     _, columns = linear_sum_assignment(cost.cpu().numpy())

@@ -88,13 +88,14 @@ def negative_control(real: Volumes, standardize: bool = True) -> dict[str, Stat]
         values[f"frechet_{plane}"] = halvings(moments, None, HALVINGS)[:, 0]
     values["frechet"] = np.mean([*values.values()], axis=0)
     sampled, scores = sampled_slices(real), []
+    scales = _scales(sampled, standardize)
     for k in range(CONTROL_HALVES):
         order = np.random.default_rng([0, 7, k]).permutation(cases)
         first, second = (
             {plane: {c: s[c] for c in sorted(half) if c in s} for plane, s in sampled.items()}
             for half in (order[:n], order[n:])
         )
-        scores.append(precision_and_recall(first, second, _scales(sampled, standardize)))
+        scores.append(precision_and_recall(first, second, scales))
     for metric in scores[0]:
         values[metric] = np.array([row[metric]["mean"] for row in scores])
     return {m: interval(float(v.mean()), v, n, lowest=-np.inf) for m, v in values.items()}
@@ -103,8 +104,9 @@ def negative_control(real: Volumes, standardize: bool = True) -> dict[str, Stat]
 def distribution_notes(real: Volumes, synthetic: Volumes = ()) -> list[str]:
     """Notes on sets with fewer cases than features, whose distances are biased."""
     notes = []
+    dim = next(iter(real[0].slices.values())).shape[1]
     for name, volumes in (("real", real), ("synthetic", synthetic)):
-        n, dim = len({v.case for v in volumes}), next(iter(real[0].slices.values())).shape[1]
+        n = len({v.case for v in volumes})
         if 0 < n < dim:
             notes.append(
                 f"{n} {name} cases for {dim} features: Frechet distances are biased "

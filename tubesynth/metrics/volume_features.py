@@ -122,8 +122,9 @@ def feature_scale(slices: Sequence[np.ndarray], standardize: bool) -> np.ndarray
 
 def planes_of(shape: Sequence[int]) -> list[str]:
     """The planes whose slices have enough pixels for features; axial alone for a 2D image."""
-    sizes = {plane: [n for i, n in enumerate(shape) if i != axis] for plane, axis in PLANES.items()}
-    return [plane for plane, pixels in sizes.items() if min(pixels) >= SMALLEST]
+    return [
+        p for p, a in PLANES.items() if min(n for i, n in enumerate(shape) if i != a) >= SMALLEST
+    ]
 
 
 def spread_indices(n: int, limit: int) -> np.ndarray:

@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     workers, scheme = check_workers(args.workers), load_scheme(args.config)
     sources = find_sources(args.input_dir, args.heart_dir, scheme)
     if len(sources) < 2:
-        raise InputError(f"{args.input_dir}: one case; training and validation need one each")
+        raise InputError(
+            f"{args.input_dir}: holds one case; training and validation each need one, add cases"
+        )
     validation_ids = read_ids(args.validation_ids, sources) if args.validation_ids else None
     margin_mm = args.margin_mm if args.crop_to_heart else None
     settings = {
@@ -277,16 +279,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="processes; default: the number of cores")
     args = parser.parse_args(argv)
     if args.validation_ids and args.validation_fraction is not None:
-        raise InputError("--validation-ids and --validation-fraction: give one of them")
+        raise InputError("--validation-ids and --validation-fraction: give only one of them")
     if args.validation_fraction is None:
         args.validation_fraction = DEFAULT_FRACTION
     if not 0 < args.validation_fraction < 1:
-        raise InputError(f"--validation-fraction {args.validation_fraction}: from 0 to 1")
+        raise InputError(
+            f"--validation-fraction {args.validation_fraction}: give a number between 0 and 1"
+        )
     if args.margin_mm is not None and not args.crop_to_heart:
-        raise InputError("--margin-mm: only --crop-to-heart has a margin")
+        raise InputError("--margin-mm: has no effect without --crop-to-heart; give both")
     args.margin_mm = DEFAULT_MARGIN_MM if args.margin_mm is None else args.margin_mm
     if not 0 <= args.margin_mm <= MAX_MARGIN_MM:
-        raise InputError(f"--margin-mm {args.margin_mm}: from 0 to {MAX_MARGIN_MM:g}")
+        raise InputError(f"--margin-mm {args.margin_mm}: give 0 to {MAX_MARGIN_MM:g}")
     return args
 
 
