@@ -162,14 +162,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="YAML",
         help="its section labels defines the label maps' classes (default: nine classes)",
     )
-    add("--vessel-class", type=int, help="vessel class, in place of the scheme's")
+    add("--vessel-class", type=int, help="vessel class; default: that of the scheme")
     add(
         "--heart-classes",
         type=int,
         nargs="+",
-        help="myocardium and chambers, in place of the scheme's",
+        help="myocardium and chambers; default: those of the scheme",
     )
-    add("--aorta-class", type=int, help="class of the aorta, in place of the scheme's")
+    add("--aorta-class", type=int, help="class of the aorta; default: that of the scheme")
     return result
 
 

@@ -30,7 +30,7 @@ Require = Callable[[bool, str], None]  # (condition, message): InputError if the
 
 
 def requirement(source: str) -> Require:
-    """A `require` whose messages begin with the source, such as the path of the config."""
+    """A `require` with the source, such as the path of the config, before each message."""
 
     def require(condition: bool, message: str) -> None:
         if not condition:

@@ -240,7 +240,7 @@ class Stage2Config(Config):
 
 @dataclass(frozen=True)
 class ControlConfig:
-    base: str | None = None  # stage-2 checkpoint, whose weights stay frozen
+    base: str | None = None  # stage-2 checkpoint with the frozen weights
     condition: Literal["label", "vessel"] = "label"  # the whole label map, or its vessels alone
 
 

@@ -166,7 +166,7 @@ def _convert(kind, value, source: str, key: str) -> Any:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise wrong("text")
         return str(value)
-    raise AssertionError(f"{key}: the schema uses a type that strict.py does not know: {kind}")
+    raise AssertionError(f"{key}: strict.py does not support the type {kind} of the schema")
 
 
 def _as_float(value) -> float | None:

@@ -78,7 +78,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         return len(self.cases)
 
     def __getitem__(self, sample_index: int) -> dict:
-        """The sample of an index as contiguous tensors of its own."""
+        """The sample of an index as contiguous tensors, which share no memory with the store."""
         return {name: _to_tensor(value) for name, value in self.view(sample_index).items()}
 
     def view(self, sample_index: int) -> dict:
@@ -88,7 +88,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         return {**self.sample(case, rng), "sample_index": sample_index}
 
     def sample(self, case: int, rng: np.random.Generator | None = None) -> dict:
-        """A case as views, cropped and augmented at random; whole and unchanged without rng."""
+        """A case as views, cropped and augmented at random; unchanged without rng."""
         arrays, tokens, affine = self.load(case)
         shape, spacing = arrays["image"].shape, spacing_of(affine)
         if rng is None:
@@ -182,7 +182,7 @@ def pad_tokens(tokens: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
 
 
 def _to_tensor(value):
-    """An array, or each array of a dictionary, as a contiguous tensor with memory of its own."""
+    """An array, or each array of a dictionary, copied to a contiguous tensor."""
     if isinstance(value, dict):
         return {name: _to_tensor(entry) for name, entry in value.items()}
     return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value

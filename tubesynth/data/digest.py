@@ -60,7 +60,7 @@ def stored_digest(path: str | Path, folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The dictionary in a JSON file; None for a missing file or one without a whole dictionary."""
+    """The dictionary in a JSON file; None for a missing or incomplete file."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

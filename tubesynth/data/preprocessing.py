@@ -25,8 +25,8 @@ from tubesynth.volume.grid import Volume
 class Preprocessing:
     """The grid, the HU window that images are clipped to, and the number of classes.
 
-    resolution and spacing (mm) have two or three entries; two describe one slice, whose thickness
-    is that of the file.
+    resolution and spacing (mm) have two or three entries; two describe one slice with the thickness
+    of the file.
     """
 
     resolution: tuple[int, ...]

@@ -125,7 +125,7 @@ class Store:
         return entry, True
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
-        """All whole entries, sorted by kind and key."""
+        """All undamaged entries, sorted by kind and key."""
         for folder in self.folders(kind):
             entry = self.open(folder.parent.name, folder.name)
             if entry:
@@ -137,7 +137,7 @@ class Store:
         return entry.damage() if entry else "a file is missing or has the wrong size"
 
     def folders(self, kind: str | None = None) -> Iterator[Path]:
-        """The folders of all entries, whole or damaged, sorted by kind and key.
+        """The folders of all entries, also damaged ones, sorted by kind and key.
 
         A folder with another name than a key is not part of the cache and is never changed.
         """
@@ -147,12 +147,12 @@ class Store:
 
     def remove(self, folder: Path) -> None:
         """Remove an entry in one step (a rename), then free its bytes."""
-        doomed = folder.with_name(_temporary_name(folder.name))
+        temporary = folder.with_name(_temporary_name(folder.name))
         try:
-            folder.rename(doomed)
-        except FileNotFoundError:  # another process was faster
+            folder.rename(temporary)
+        except FileNotFoundError:  # another process has removed it
             return
-        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
     def leftovers(self) -> list[Path]:
         """The unfinished folders of processes that no longer run."""
@@ -193,7 +193,7 @@ class Store:
                 _sync(stream)
             _sync_folder(temporary)
             if final.exists():
-                if self.open(kind, key):  # without file locks, another builder may have been first
+                if self.open(kind, key):  # without file locks: another process has built it
                     return
                 self.remove(final)  # damaged
             try:
@@ -210,7 +210,7 @@ class Store:
         """An exclusive lock on a key; yields whether this process has it (always, if wait).
 
         The kernel releases it when the process ends, also after kill -9. On a file system without
-        locks builders do not wait: the rename keeps entries whole, but one may be built twice.
+        locks builders do not wait: an entry is still complete, but may be built twice.
         """
         from filelock import FileLock, Timeout
 
@@ -248,9 +248,9 @@ class Store:
 
 
 def will_need(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> None:
-    """Tell the kernel which box of a memory-mapped array (X, Y, Z) is read next.
+    """Advise the kernel to load a box of a memory-mapped array (X, Y, Z).
 
-    Without this advice it reads ahead of every access and so reads the whole file for any crop.
+    Without this advice, read-ahead at every access loads the whole file for any crop.
     """
     mapped = array.base
     if not isinstance(mapped, mmap.mmap) or not hasattr(mapped, "madvise"):

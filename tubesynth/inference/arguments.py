@@ -1,4 +1,4 @@
-"""Errors of the Python API: they suggest argument names, and speak of flags in commands."""
+"""Errors of the Python API: suggestions for wrong argument names, and flags for commands."""
 
 import difflib
 import inspect

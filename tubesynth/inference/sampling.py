@@ -16,7 +16,7 @@ from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.memory import free_bytes
 
-# Side in voxels of the autoencoder's tiles; "auto" fits the free memory, None is the whole volume.
+# Side in voxels of the autoencoder's tiles; "auto" fits the free memory, None: no tiles.
 Tile = int | Literal["auto"] | None
 
 

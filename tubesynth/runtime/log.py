@@ -82,7 +82,7 @@ def log_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The command prints the error on the terminal; the file must also say why the run ended.
+        # The command prints the error on the terminal; the file needs the reason too.
         stopped = isinstance(error, Stopped)
         level = logging.INFO if stopped else logging.ERROR
         message = f"{'stopped' if stopped else type(error).__name__}: {error}"
@@ -109,7 +109,7 @@ class Progress:
                 progress.update()
 
     A short loop logs no line. bar=False shows no bar, for a loop inside one that has a bar.
-    Nothing is shown where the logger is silent: on other ranks, and outside commands.
+    Nothing is shown on ranks above 0 or outside of commands, where the logger is off.
     """
 
     def __init__(self, title: str, total: int, unit: str = "case", bar: bool = True):

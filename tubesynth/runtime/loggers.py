@@ -48,7 +48,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run, whose id stays in the run folder, so that a resumed run continues the same one.
+    """A W&B run; its id is stored in the run folder, so that a resumed run continues the W&B run.
 
     WANDB_MODE=offline works without network and account; WANDB_PROJECT names the project. The step
     is logged as a separate value, because W&B's counter cannot decrease: steps that a killed run

@@ -122,7 +122,7 @@ def fit(run: Run) -> dict[str, float]:
         for phase in stage.phases:
             result = training_step(phase, micro_batches, step, train)
             if result.updated:
-                reporter.add_phase(result.values)
+                reporter.means.add(result.values)
             else:
                 skipped = True
             if result.problem:
@@ -242,8 +242,8 @@ def training_step(
     else:
         losses = dict(zip(values, [value.item() for value in values.values()], strict=True))
         bad_losses = [name for name, value in losses.items() if not math.isfinite(value)]
-        # The scaler probes for the largest scale that does not overflow. That is no fault, if the
-        # losses are finite on all ranks: each rank has its own, and all must decide the same.
+        # The scaler probes for the largest scale that does not overflow. That is no fault if the
+        # losses are finite on all ranks: losses differ by rank, and all ranks must decide the same.
         probing = phase.scaler.is_enabled() and phase.scaler.get_scale() > SMALLEST_PROBING_SCALE
         if not probing or dist.any_rank(bool(bad_losses)):
             problem = f"loss {', '.join(bad_losses)}" if bad_losses else "the gradient"
@@ -276,7 +276,7 @@ class BadStepGuard:
 def validate(run: Run, total_steps: int) -> dict[str, float]:
     """The validation scores, logged; saves best.ckpt where they are the best so far."""
     step, best = run.position.step, run.best
-    # Plain numbers: checkpoints hold nothing else, and a metric may return NumPy's.
+    # Checkpoints hold plain numbers only, and a metric may return NumPy's.
     scores = {name: float(value) for name, value in run.stage.validate().items()}
     run.log.scalars(step, run.epoch, "validation", scores)
     is_best = best.improved(scores, step)

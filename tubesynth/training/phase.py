@@ -81,7 +81,7 @@ class Phase:
     def load(self, state: PhaseState, with_optimizer: bool) -> None:
         """Load weights and EMA copies, and by choice the optimizer with the gradient scaler.
 
-        An EMA copy whose half-life the checkpoint lacks starts from the weights.
+        An EMA copy with a half-life that the checkpoint lacks starts from the weights.
         """
         self.module.load_state_dict(state.module)
         for ema in self.averages:

@@ -4,7 +4,6 @@ import math
 import time
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from tubesynth.runtime import dist
@@ -32,7 +31,7 @@ class Reporter:
     ):
         self.log, self.device, self.progress_terms = log, device, progress_terms
         self.epochs, self.step, self.total_steps = epochs, first_step, total_steps
-        self.means = StepMeans()
+        self.means = StepMeans()  # the loop adds the values of each phase
         self.latest: dict[str, float] = {}  # values of the last line of metrics.jsonl
         self._start_interval()
         self.process_steps = 0  # since this process started, to estimate the remaining time
@@ -50,10 +49,6 @@ class Reporter:
         """Start counting for the next line of metrics.jsonl."""
         self.steps = self.skipped_steps = 0
         self.seconds = self.seconds_waited = 0.0
-
-    def add_phase(self, values: dict[str, Tensor]) -> None:
-        """The values of one phase in this step, scalars on the device."""
-        self.means.add(values)
 
     def end_step(self, seconds: float, seconds_waited: float, skipped: bool) -> None:
         """Count one step of all phases; seconds_waited: its time spent waiting for data."""

@@ -118,12 +118,12 @@ def restore(
 
 
 def _restarts(checkpoint: Checkpoint, config: Config) -> set[str]:
-    """train.restart; empty where the config is that of the checkpoint, whose run then resumes."""
+    """train.restart; empty if the config equals that of the checkpoint, as when a run resumes."""
     return set() if checkpoint.config == config else set(config.train.restart)
 
 
 def _is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
-    """Whether the checkpoint lies in the run's folder."""
+    """Whether the checkpoint is a file of the run's folder."""
     assert checkpoint.path is not None
     return run_dir.resolve() in checkpoint.path.resolve().parents
 
