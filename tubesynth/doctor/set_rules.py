@@ -187,7 +187,7 @@ def volume_outlier(splits: list[Split], facts: list[Facts], expected: Expected) 
                 )
 
 
-# The overview describes the set; the other rules find what is wrong with it.
+# The rules of the overview describe the set; the other rules find errors in it.
 OVERVIEW = [cases, geometry, intensities, vessels]
 SET_RULES = [
     *OVERVIEW,

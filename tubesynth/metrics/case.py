@@ -123,7 +123,7 @@ def score_case(
             result.notes.add(f"resampled for scoring: label map onto the grid of its {source}")
         condition = None
         if label_on_grid is not None:
-            # Tokens are relative to the label map's grid: another grid has tokens of its own.
+            # Tokens are relative to the label map's grid: on another grid they are extracted again.
             label_tokens = tokens if label_on_grid is label else None
             condition = condition_of(label_on_grid, settings.classes, label_tokens)
         grids.append(SharedGrid(grid, real_on_grid, label_on_grid, condition))

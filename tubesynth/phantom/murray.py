@@ -33,8 +33,8 @@ def assign_radii(branches: list[Branch], vessel: Vessel, radius: float, parent: 
     """
     last = len(vessel.points) - 1
     cuts, ends = _spaced(vessel.children, last)
-    # Flow goes with r^3: a child with the share f leaves the factor (1 - f)^(1/3) of the radius.
-    # The rest of the narrowing is an exponential taper r exp(-rate k) over the points k.
+    # Flow is proportional to r^3: a child with the share f leaves the factor (1 - f)^(1/3) of the
+    # radius. The rest of the narrowing is an exponential taper r exp(-rate k) over the points k.
     remaining = np.prod([(1 - share) ** (1 / 3) for _, share, _ in cuts])
     rate = max(np.log(radius * remaining / vessel.end_radius), 0.02) / last
     start = 0

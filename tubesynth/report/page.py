@@ -115,7 +115,7 @@ def quality_curves(result: dict[str, Any]) -> str:
 
 
 def ranked_cases(rows: list[dict[str, Any]]) -> tuple[str, str, list[tuple[str, float]]]:
-    """The ranking metric, the source it is of, and (case, mean over samples) from best to worst."""
+    """The ranking metric, its source, and (case, mean over samples) from best to worst."""
     sources = [row["source"] for row in rows]
     synthesis = next((s for s in sources if s.startswith("synthesis")), None)
     source = synthesis or next((s for s in ("reconstruction", "real") if s in sources), "")
@@ -163,7 +163,7 @@ def case_pictures(rows: list[dict[str, Any]], output_dir: Path) -> str:
 
 
 def embedded_picture(path: Path, alt: str) -> str:
-    """A PNG inside the page, in a box of its own that a narrow screen can scroll."""
+    """A PNG inside the page, in a box that scrolls on a narrow screen."""
     data = b64encode(path.read_bytes()).decode()
     return (
         f'<div class="wide" tabindex="0"><img alt="{alt}" src="data:image/png;base64,{data}"></div>'

@@ -29,7 +29,7 @@ def target_grid(
     stays the same, the grid is laid on the existing voxels (the center moves by half a voxel at
     most): data that is already at its spacing is cropped or padded, never blurred.
     """
-    # two-dimensional data is one slice, of its own thickness
+    # two-dimensional data is one slice and keeps its thickness
     x, y, z = (*(int(n) for n in resolution), *(1,) * (3 - len(resolution)))
     spacing = np.array([*spacing, *volume.spacing[len(spacing) :]], dtype=np.float64)
     directions = volume.affine[:3, :3] / volume.spacing  # (3, 3) unit columns
@@ -86,7 +86,7 @@ def resample_image(volume: Volume, shape, affine, fill: float = -1000.0) -> Volu
 
 
 def resample_labels(volume: Volume, shape, affine) -> Volume:
-    """The label map on another grid by the nearest voxel, of its own type; 0 outside."""
+    """The label map on another grid by the nearest voxel, of the same type; 0 outside."""
     affine = np.asarray(affine, dtype=np.float64)
     lines = _axis_positions(volume, shape, affine)
     if lines is None:
@@ -123,7 +123,7 @@ def _axis_positions(volume: Volume, shape, affine: np.ndarray) -> list[np.ndarra
     """
     relative = np.linalg.inv(volume.affine) @ affine
     matrix, offset = relative[:3, :3], relative[:3, 3]
-    # the error at the far corner from what is off the diagonal, at most a thousandth of a voxel
+    # the error of the off-diagonal elements at the far corner, at most a thousandth of a voxel
     off_axis = np.abs(matrix - np.diag(np.diag(matrix))) @ np.maximum(np.array(shape) - 1, 1)
     if off_axis.max() > 1e-3 or np.diag(matrix).min() <= 0:
         return None
