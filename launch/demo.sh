@@ -3,9 +3,8 @@
 #   bash launch/demo.sh            everything goes to demo/; a second run reuses the files in it
 # Takes 4 to 9 minutes on 2 free CPU cores after .venv exists; faster on a GPU.
 
-# OpenMP threads spin while they wait. On an idle machine this makes a training step a quarter faster; on a busy machine
-# it doubles the time of a step, so the threads must sleep. Busy: the cores (/proc/stat) are idle for less than half of
-# one second.
+# OpenMP threads spin while they wait: a training step is a quarter faster on an idle machine, but takes twice as long on
+# a busy machine, where they must sleep. Busy: the cores (/proc/stat) are idle for less than half of one second.
 idle_and_all() { awk '/^cpu / { print $5 + $6, $2 + $3 + $4 + $5 + $6 + $7 + $8 + $9; exit }' /proc/stat 2>/dev/null; }
 before=$(idle_and_all)
 sleep 1

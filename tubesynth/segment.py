@@ -140,8 +140,7 @@ def train_one(
 def report(rows: list[dict], run_dir: Path) -> None:
     """Write metrics.json and metrics.csv, and print a table.
 
-    over_cases: statistics of the cases' means over seeds; over_seeds: of the seeds' means over
-    cases.
+    over_cases: of the cases' means over seeds; over_seeds: of the seeds' means over cases.
     """
     result: dict = {"provenance": environment()}
     for key in ("case", "seed"):

@@ -166,9 +166,7 @@ def collate(samples: list[dict], pin_memory: bool = False) -> dict:
 
 
 def pad_tokens(tokens: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """[{name: (N_i, ...)}] -> {name: (B, N, ...)} with zeros at the end, and the mask (B, N), which
-    is True for tokens.
-    """
+    """[{name: (N_i, ...)}] -> zero-padded {name: (B, N, ...)}, and mask (B, N), True for tokens."""
     counts = [len(case["position_mm"]) for case in tokens]
     longest = max(max(counts), 1)  # attention needs at least one key
     padded = {}

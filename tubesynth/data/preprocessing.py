@@ -59,8 +59,7 @@ def labels_on_grid(
 ) -> Volume:
     """A label map on the model's grid: uint8 (X, Y, Z), by the nearest voxel, 0 outside.
 
-    image: the CT already on the model's grid, which is used; by default the label map's own grid
-    determines it.
+    image: the CT on the model's grid, which the label map gets; by default its own grid decides.
     """
     from tubesynth.volume.resample import resample_labels, target_grid
 

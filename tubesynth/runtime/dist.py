@@ -13,9 +13,8 @@ import traceback
 import torch
 import torch.distributed as dist
 
-# The functions of this module have the process group of the time of its import as a default
-# argument. It is imported before a group exists, so that DistributedDataParallel, which imports it
-# too, keeps no group alive.
+# At its import this module stores the current process group in default arguments. It is imported
+# before a group exists, or DistributedDataParallel would import it later and keep the group alive.
 import torch.distributed.nn.functional
 
 from tubesynth.runtime import log

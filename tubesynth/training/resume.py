@@ -83,9 +83,7 @@ def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Path) -> Position:
-    """The position at which a run starts: zero, or that of its checkpoint, where the counts that
-    train.restart names start at zero.
-    """
+    """Zero, or the position of the checkpoint with the counts of train.restart at zero."""
     if checkpoint is None:
         return Position()
     stored, restart = checkpoint.position, _restarts(checkpoint, config)
@@ -129,9 +127,7 @@ def _is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
 
 
 def _is_saved(best: Best, run_dir: Path) -> bool:
-    """Whether best.ckpt is of the best step; a run that resumes from an earlier step may have a
-    later best.ckpt.
-    """
+    """Whether best.ckpt is of the best step; it may be of a later step that the run repeats."""
     path = run_dir / "checkpoints" / "best.ckpt"
     return path.is_file() and Checkpoint.load(path).position.step == best.step
 
