@@ -145,7 +145,7 @@ def test_tokens_are_those_of_class_2(workplace):
     config = load_config(workplace.folder / "s2.yml", STAGE_2_OPTIONS)
     assert Volumes.find(config).tokens.settings["vessel_class"] == 2
     labels = read_labels(workplace.validation / "labels" / "2.label.nii.gz")
-    pipeline = Pipeline.load(workplace.folder / "s2" / "checkpoints" / "last.ckpt", "cpu")
+    pipeline = Pipeline.load(workplace.folder / "s2" / "checkpoints" / "last.ckpt", device="cpu")
     tokens = pipeline.trace(labels)
     expected = extract_tokens(labels.array == 2, labels.affine, 5.5)
     assert len(tokens) > 5 and np.array_equal(tokens.position_mm, expected.position_mm)
@@ -154,7 +154,7 @@ def test_tokens_are_those_of_class_2(workplace):
 
 @pytest.mark.slow
 def test_the_decoder_takes_the_mask_of_class_2(workplace):
-    pipeline = Pipeline.load(workplace.folder / "s1" / "checkpoints" / "last.ckpt", "cpu")
+    pipeline = Pipeline.load(workplace.folder / "s1" / "checkpoints" / "last.ckpt", device="cpu")
     assert pipeline._vessels(torch.arange(4)).tolist() == [False, False, True, False]
 
 
