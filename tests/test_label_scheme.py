@@ -155,7 +155,7 @@ def test_tokens_are_those_of_class_2(workplace):
 @pytest.mark.slow
 def test_the_decoder_takes_the_mask_of_class_2(workplace):
     pipeline = Pipeline.load(workplace.folder / "s1" / "checkpoints" / "last.ckpt", device="cpu")
-    assert pipeline._vessels(torch.arange(4)).tolist() == [False, False, True, False]
+    assert pipeline._vessel_mask(torch.arange(4)).tolist() == [False, False, True, False]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from tubesynth.pipeline import Pipeline
     from tubesynth.volume.grid import Volume
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Pipeline", "Volume", "__version__"]
 
 # Imported at their first use: `import tubesynth` alone loads neither torch nor NumPy.

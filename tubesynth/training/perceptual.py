@@ -9,7 +9,7 @@ from tubesynth.config.schema import AutoencoderLossConfig
 from tubesynth.data.digest import file_digest
 from tubesynth.losses.autoencoder import perceptual_loss
 from tubesynth.models.perceptual import load_perceptual
-from tubesynth.runtime import dist
+from tubesynth.runtime.log import logger
 from tubesynth.runtime.seeding import generator
 
 
@@ -23,9 +23,9 @@ class Perceptual:
     def __init__(self, losses: AutoencoderLossConfig, seed: int, device: torch.device):
         self.losses, self.seed = losses, seed
         self.network = load_perceptual(losses.perceptual_files).to(device)
-        if dist.is_main():
-            for path in losses.perceptual_files:
-                print(f"perceptual: {self.network.name}, {path}, sha256 {file_digest(Path(path))}")
+        for path in losses.perceptual_files:
+            digest = file_digest(Path(path))
+            logger.info(f"perceptual loss: {self.network.name}, {path}, sha256 {digest}")
 
     def __call__(self, image: Tensor, reference: Tensor, sample_indices: list[int]) -> Tensor:
         sizes = image.shape[2:]
