@@ -7,6 +7,7 @@ from networks import needs_torchvision, radimagenet_layout, random_resnet
 
 from tubesynth.config.schema import AutoencoderLossConfig
 from tubesynth.models.perceptual import alexnet_features, load_perceptual
+from tubesynth.runtime import log
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.perceptual import Perceptual
 
@@ -134,13 +135,14 @@ def slices_of(sample_indices, files, **changes):
 
 
 def test_slices_depend_on_the_sample_index_alone(lpips_files, capsys):
+    log.set_up()
     together = slices_of([7, 8], lpips_files, perceptual_slices=4)
     assert [tuple(axis.shape) for axis in together] == [(2, 4), (2, 4), (2, 3)]
     for axis, alone in zip(together, slices_of([8], lpips_files, perceptual_slices=4), strict=True):
         assert torch.equal(axis[1], alone[0])
         assert len(set(alone[0].tolist())) == alone.shape[1]  # none twice
     assert not torch.equal(together[0][0], together[0][1])
-    line = capsys.readouterr().out.splitlines()[0]
+    line = capsys.readouterr().err.splitlines()[0]
     assert "LPIPS (AlexNet)" in line and len(line.rpartition("sha256 ")[2]) == 64
 
 
