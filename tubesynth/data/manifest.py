@@ -15,6 +15,7 @@ from pathlib import Path
 from tubesynth.data.digest import file_digest, read_json
 from tubesynth.runtime.atomic import write_text, writing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.file_lock import file_lock
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"
@@ -23,25 +24,13 @@ MAX_SHOWN = 60  # characters of a setting in an error
 
 @contextmanager
 def exclusive(root: Path) -> Iterator[None]:
-    """Lock a folder for this process. The kernel frees the lock however the process ends."""
-    import fcntl
-
+    """Lock a folder for this process; InputError if another process has it."""
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        stream = (root / ".lock").open("a")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{root}: another prepare is writing to it; wait for its end"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            (root / ".lock").unlink(missing_ok=True)
+    with file_lock(root / ".lock", wait=False) as locked:
+        if locked is False:
+            raise InputError(f"{root}: another prepare is writing to it; wait for its end")
+        yield
 
 
 def open_folder(root: Path, settings: dict) -> dict[str, dict]:

@@ -16,7 +16,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import numpy as np
 from tubesynth.data.digest import file_digest, read_json, source_digest, stored_digest
 from tubesynth.runtime.atomic import FULL, NOT_WRITABLE
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.file_lock import file_lock
 
 _TEMPORARY = ".tmp-"
 _KEY = re.compile("[0-9a-f]{32}")  # the format of entry_key
@@ -206,32 +207,16 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @contextmanager
-    def _lock(self, kind: str, key: str, wait: bool = True):
+    def _lock(self, kind: str, key: str, wait: bool = True) -> Iterator[bool]:
         """An exclusive lock on a key; yields whether this process has it (always, if wait).
 
-        The kernel releases it when the process ends, also after kill -9. On a file system without
-        locks builders do not wait: an entry is still complete, but may be built twice.
+        On a file system without locks an entry is still complete, but may be built twice.
         """
-        from filelock import FileLock, Timeout
-
         path = self.root / "locks" / f"{kind}-{key}"
-        lock = FileLock(path, timeout=-1 if wait else 0)
-        try:
-            with self._writing():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-            locked = True
-        except Timeout:
-            locked = False
-        except (NotImplementedError, OSError):  # of the file system
-            locked = wait
-        try:
-            yield locked
-        finally:
-            if locked:  # removed before the release: a waiting process then opens a new lock file
-                with suppress(OSError):
-                    path.unlink()
-            lock.release()
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path, wait) as locked:
+            yield wait if locked is None else locked
 
     @contextmanager
     def _writing(self):

@@ -1,0 +1,31 @@
+"""An exclusive lock between processes, held by a file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool | None]:
+    """Lock a file in an existing folder; yields whether this process has the lock.
+
+    wait: wait for the other process. The kernel releases the lock when the process ends, also after
+    kill -9. None: the file system has no locks, so nobody waits.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+        locked: bool | None = True
+    except Timeout:
+        locked = False
+    except (NotImplementedError, OSError):  # of the file system
+        locked = None
+    try:
+        yield locked
+    finally:
+        if locked:  # removed before the release: a waiting process then opens a new lock file
+            with suppress(OSError):
+                path.unlink()
+        lock.release()
