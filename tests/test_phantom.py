@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from scipy.ndimage import binary_dilation, binary_erosion, label
 
 from tubesynth.phantom import __main__ as command
@@ -278,3 +281,11 @@ def test_bad_arguments_end_with_code_2_and_one_line(bad, tmp_path, capsys):
         run_command(lambda: command.main(args))
     assert stop.value.code == EXIT_INPUT and not (tmp_path / "d").exists()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_module_runs_with_worker_processes(tmp_path):
+    """Workers cannot import the functions of a room's `__main__`."""
+    options = "--cases 2 --resolution 16 16 16 --spacing 8 8 8 --workers 2".split()
+    arguments = [sys.executable, "-m", "tubesynth.phantom", "--output-dir", str(tmp_path)]
+    subprocess.run([*arguments, *options], cwd=REPOSITORY, check=True)
+    assert len(list(tmp_path.glob("*/images/*.img.nii.gz"))) == 2

@@ -448,3 +448,12 @@ def test_a_second_prepare_is_refused_while_the_first_runs(source, tmp_path):
     with manifest.exclusive(out), pytest.raises(InputError, match="another prepare is writing"):
         run(source, out)
     run(source, out)
+
+
+def test_the_module_runs_with_worker_processes(source, tmp_path):
+    """Workers cannot import the functions of a room's `__main__`."""
+    out = tmp_path / "out"
+    arguments = ["--input-dir", str(source), "--output-dir", str(out), "--workers", "2"]
+    command = [sys.executable, "-m", "tubesynth.prepare", *arguments]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+    assert len(list(out.glob("*/labels/*.label.nii.gz"))) == len(ALL)

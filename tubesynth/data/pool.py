@@ -34,7 +34,10 @@ def check_workers(workers: int | None) -> int:
 def each(
     function: Callable[..., Result], jobs: list[tuple], workers: int, title: str, unit: str = "case"
 ) -> list[Result]:
-    """[function(*job) for job in jobs], by several processes; raises the first exception."""
+    """[function(*job) for job in jobs], by several processes; raises the first exception.
+
+    function: of a module that workers can import, not of a package's `__main__`.
+    """
     with Progress(title, len(jobs), unit) as progress:
         if workers == 1 or len(jobs) < 2:
             results = []
