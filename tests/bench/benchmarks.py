@@ -99,7 +99,7 @@ SECTIONS = {
         "Evaluation",
         "Pairs of CTs of 256 x 256 x 128, from files to all image and vessel scores.",
         "bench.py evaluate",
-        "--pairs 8 --repeats 1",
+        "--pairs 4 --repeats 1",
         data=True,
     ),
 }
