@@ -35,3 +35,10 @@ def test_a_section_shows_its_lines_and_its_command(tmp_path, monkeypatch):
 def test_lines_of_two_commits_are_refused(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="abc.*def"):
         write(tmp_path, monkeypatch, [LINE, {**LINE, "commit": "def"}])
+
+
+def test_the_published_page_is_that_of_its_lines(tmp_path, monkeypatch, capsys):
+    published = benchmarks.PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(benchmarks, "PAGE", tmp_path / "page.md")
+    benchmarks.write()
+    assert benchmarks.PAGE.read_text(encoding="utf-8") == published

@@ -185,7 +185,7 @@ def table(rows: list[dict]) -> str:
     text = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
     for row in rows:
         text.append(f"| {' | '.join(cell(key, row.get(key)) for key in columns)} |")
-    return "\n".join(text) + ""
+    return "\n".join(text) + "\n"
 
 
 def cell(key: str, value) -> str:
