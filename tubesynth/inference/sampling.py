@@ -54,7 +54,8 @@ def guided_velocity(
     conditions = replace(conditions, keep_label=keep_label, keep_vessels=keep_vessels)
     spacing = spacing_mm.expand(num_rows, -1)  # (S B, dim)
     cached = unet.cache_conditions(conditions, size, spacing)
-    # The first term has all conditions: it is the velocity outside of the guidance interval.
+    # The first term has the most conditions (all but those of weight 0): it is the velocity outside
+    # of the guidance interval.
     cached_first = cached.rows(torch.arange(num_cases, device=spacing.device))
 
     def all_terms(x: Tensor, t: Tensor) -> Tensor:
