@@ -29,9 +29,9 @@ def published(section, *names: str) -> dict:
 
 def make_vqvae(dim=3, **changes) -> VQVAE:
     """The published autoencoder with changes."""
-    settings = {**vars(AutoencoderConfig()), "checkpointing": False, **changes}
-    mask = settings.pop("vessel_mask_in_decoder")
-    return VQVAE(dim, **{"vessel_mask": mask, **settings})
+    settings = {**vars(AutoencoderConfig()), "checkpointing": False, "num_classes": 9, **changes}
+    del settings["condition_dropout"]
+    return VQVAE(dim, **settings)
 
 
 def make_ema_quantizer(codes: int, channels: int, **changes) -> EmaQuantizer:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import join_two_ranks
-from networks import make_vqvae
+from networks import make_vqvae, randomize_zeros
 from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of, lines, run_command
 
@@ -17,7 +18,7 @@ from tubesynth import reconstruct, synthesize, train
 from tubesynth.build.checkpoint import Position
 from tubesynth.config.loading import load_config
 from tubesynth.data.digest import file_digest
-from tubesynth.models.vqvae import space_to_depth
+from tubesynth.models.decoder_condition import DecoderCondition, space_to_depth
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import log
 from tubesynth.runtime.errors import InputError
@@ -26,6 +27,7 @@ from tubesynth.training.inputs import Volumes
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume
 
+CPU = torch.device("cpu")
 SWITCHES = [
     "data.crop=[32,32,24]",
     "losses.l2=0.5",
@@ -34,7 +36,8 @@ SWITCHES = [
     "losses.adversarial_objective=hinge",
     "losses.adversarial_weighting=adaptive",
     "losses.feature_matching=0.1",
-    "autoencoder.vessel_mask_in_decoder=true",
+    "autoencoder.decoder_condition=labels",
+    "data.token_step_mm=5.5",
 ]
 
 
@@ -196,45 +199,102 @@ def test_a_collapsed_codebook_is_reported_once_with_a_remedy(workplace, capsys):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_decoder_gets_every_voxel_of_the_mask_as_a_channel(dim):
-    mask = torch.rand(2, *(8, 12, 4)[:dim]) < 0.3
-    cells = space_to_depth(mask, 4)
-    assert cells.shape == (2, 4**dim, *(2, 3, 1)[:dim])
+def test_the_voxels_of_a_cell_become_channels(dim):
+    image = torch.rand(2, 3, *(8, 12, 4)[:dim])
+    cells = space_to_depth(image, 4)
+    assert cells.shape == (2, 3 * 4**dim, *(2, 3, 1)[:dim])
     if dim == 2:
-        for channel in range(16):
-            x, y = divmod(channel, 4)
-            assert torch.equal(cells[:, channel], mask[:, x::4, y::4])
+        for channel in range(48):
+            feature, voxel = divmod(channel, 16)
+            x, y = divmod(voxel, 4)
+            assert torch.equal(cells[:, channel], image[:, feature, x::4, y::4])
     else:
-        assert torch.equal(cells[:, 16 * 3 + 4 * 1 + 2], mask[:, 3::4, 1::4, 2::4])
+        voxel = 64 * 2 + 16 * 3 + 4 * 1 + 2
+        assert torch.equal(cells[:, voxel], image[:, 2, 3::4, 1::4, 2::4])
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-def test_a_decoder_ignores_its_mask_at_initialization_and_decodes_tiles_as_the_whole(dim):
+def conditioned_decoder(dim: int, decoder_condition: str):
+    """An autoencoder whose condition has an effect, latents, and the anatomy of two images."""
     torch.manual_seed(0)
     sizes = dict(channels=(4, 8), residual_channels=(4, 8), num_residual_layers=1, codebook_size=16)
-    net = make_vqvae(dim, **sizes, vessel_mask=True).eval()
-    latents = torch.randn(1, 8, *(6, 5, 7)[:dim])
-    mask = torch.rand(1, *(4 * n for n in latents.shape[2:])) < 0.2
-    at_start = [net.decode(latents, vessels=m) for m in (mask, ~mask)]
-    assert torch.equal(*at_start)
-    with torch.no_grad():
-        net.decoder.blocks[0].weight.normal_(0, 0.1)
-    whole = net.decode(latents, vessels=mask)
-    assert not torch.allclose(whole, net.decode(latents, vessels=~mask), atol=1e-3)
-    tiled = net.decode(latents, tile=8, vessels=mask)
+    net = make_vqvae(dim, **sizes, decoder_condition=decoder_condition).eval()
+    latents = torch.randn(2, 8, *(6, 5, 7)[:dim])
+    shape = [4 * n for n in latents.shape[2:]]
+    fields, labels = torch.rand(2, 2, *shape), torch.randint(0, 9, (2, *shape), dtype=torch.uint8)
+    return net, latents, DecoderCondition(fields, labels)
+
+
+@pytest.mark.parametrize("decoder_condition", ["vessels", "labels"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_decoder_ignores_its_condition_at_initialization_and_decodes_tiles_as_the_whole(
+    dim, decoder_condition
+):
+    net, latents, condition = conditioned_decoder(dim, decoder_condition)
+    assert torch.equal(net.decode(latents, condition=condition), net.decode(latents))
+    randomize_zeros(net.decoder, 0.1)
+    whole = net.decode(latents, condition=condition)
+    assert not torch.allclose(whole, net.decode(latents), atol=1e-3)
+    tiled = net.decode(latents, tile=8, condition=condition)
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_reconstructing_with_a_vessel_mask_needs_the_label_maps(all_on, workplace, tmp_path):
+def test_a_dropped_condition_equals_an_absent_one_row_by_row():
+    net, latents, condition = conditioned_decoder(3, "labels")
+    randomize_zeros(net.decoder, 0.1)
+    keep = torch.tensor([1.0, 0.0])
+    both = net.decode(latents, condition=condition)
+    for dropped, absent in (
+        (replace(condition, keep_fields=keep), replace(condition, fields=None)),
+        (replace(condition, keep_labels=keep), replace(condition, labels=None)),
+        (replace(condition, keep_fields=keep, keep_labels=keep), None),
+    ):
+        result, without = (net.decode(latents, condition=c) for c in (dropped, absent))
+        torch.testing.assert_close(result[0], both[0])
+        torch.testing.assert_close(result[1], without[1])
+        assert not torch.allclose(result[1], both[1], atol=1e-3)
+
+
+def test_latents_and_unconditioned_decoders_do_not_depend_on_the_anatomy():
+    net, latents, condition = conditioned_decoder(3, "none")
+    randomize_zeros(net.decoder, 0.1)
+    assert torch.equal(net.decode(latents, condition=condition), net.decode(latents))
+    vessels, _, _ = conditioned_decoder(3, "vessels")
+    randomize_zeros(vessels.decoder, 0.1)
+    other_labels = replace(condition, labels=condition.labels.flip(1))
+    results = [vessels.decode(latents, condition=c) for c in (condition, other_labels)]
+    assert torch.equal(*results)
+
+
+def test_training_drops_fields_and_labels_independently_by_sample_index(workplace):
+    dropout = "autoencoder.condition_dropout=0.3"
+    stage = make_stage(workplace, *SWITCHES, dropout)
+    keep = stage._keep_condition(list(range(400)))
+    assert torch.equal(keep[7:9], stage._keep_condition([7, 8]))
+    assert keep.mean(0).tolist() == pytest.approx([0.7, 0.7], abs=0.07)
+    assert (keep[:, 0] * keep[:, 1]).mean().item() == pytest.approx(0.49, abs=0.07)
+
+
+def test_the_condition_of_a_reconstruction_is_that_of_training(workplace):
+    """The fields and labels that the decoder gets in a validation step and in Pipeline."""
+    stage = make_stage(workplace, *SWITCHES)
+    batch = stage.volumes.validation_batch(0, CPU)
+    case = stage.volumes.validation[0]
+    pipeline = Pipeline(stage.config, stage.autoencoder, None, None, "", CPU)
+    labels, image = read_labels(case.label), read_volume(case.image)
+    condition = pipeline._condition_of(labels, pipeline.grid.image(image), None, None)
+    torch.testing.assert_close(condition.fields, batch["image_fields"])
+    assert torch.equal(condition.labels, batch["label"])
+    assert (batch["image_fields"][:, 0] > 1).any()  # inside of a vessel
+
+
+def test_a_conditioned_decoder_reconstructs_with_and_without_label_maps(
+    all_on, workplace, tmp_path
+):
     validation = workplace / "data" / "validation"
     model = all_on / "checkpoints" / "last.ckpt"
     common = ["--model", str(model), "--input-dir", str(validation / "images")]
+    reconstruct.main([*common, "--output-dir", str(tmp_path / "without")])
     common += ["--output-dir", str(tmp_path / "out")]
-    with pytest.raises(InputError, match="--labels: missing"):
-        reconstruct.main(common)
-    with pytest.raises(InputError, match="vessel_mask_in_decoder"):
-        image = next(iter(find_cases(validation / "images").values()))
-        Pipeline.load(model).reconstruct(read_volume(image))
     (tmp_path / "few").mkdir()
     labels = find_cases(validation / "labels")
     name, path = next(iter(labels.items()))
@@ -249,6 +309,8 @@ def test_reconstructing_with_a_vessel_mask_needs_the_label_maps(all_on, workplac
     reconstruction = pipeline.reconstruct(image, labels=read_labels(path))
     written = read_volume(find_cases(tmp_path / "out")[name])
     assert np.abs(reconstruction.array.astype(int) - written.array).max() <= 1
+    without = read_volume(find_cases(tmp_path / "without")[name])
+    assert not np.array_equal(without.array, written.array)
     record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
     assert record["settings"]["label_sha256"] == file_digest(path)
 
@@ -256,16 +318,19 @@ def test_reconstructing_with_a_vessel_mask_needs_the_label_maps(all_on, workplac
 def test_labels_for_a_model_that_takes_none_are_refused(stage_1, workplace, tmp_path):
     validation = workplace / "data" / "validation"
     options = ["--input-dir", str(validation / "images"), "--labels", str(validation / "labels")]
-    with pytest.raises(InputError, match="--labels: .* takes no label maps"):
+    with pytest.raises(InputError, match="--labels: the decoder of .* is not conditioned"):
         reconstruct.main(["--model", str(stage_1), "--output-dir", str(tmp_path), *options])
 
 
-def test_stage_2_on_a_decoder_with_a_mask_trains_and_synthesizes(all_on, workplace, tmp_path):
+def test_stage_2_on_a_conditioned_decoder_trains_and_synthesizes(all_on, workplace, tmp_path):
     last = all_on / "checkpoints" / "last.ckpt"
     options = [f"latents.autoencoder={last}", "data.resolution=[32,32,32]", "train.epochs=1"]
     run_dir = tmp_path / "s2"
     options += ["train.panel_every=1"]
-    train.main(["--config", str(workplace / "s2.yml"), "--run-dir", str(run_dir), *options])
+    command = ["--config", str(workplace / "s2.yml"), "--run-dir", str(run_dir), *options]
+    with pytest.raises(InputError, match="data.token_step_mm 5.5, this config has None"):
+        train.main(command)
+    train.main([*command, "data.token_step_mm=5.5"])
     model, out = run_dir / "checkpoints" / "last.ckpt", tmp_path / "out"
     labels = workplace / "data" / "validation" / "labels"
     common = ["--model", str(model), "--output-dir", str(out)]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import STAGE_1, STAGE_2
 
@@ -28,7 +27,11 @@ LABELS = {
 }
 NAMES = {"heart", "vessels", "aorta"}
 SEED, RESOLUTION, SPACING = 7, (32, 32, 24), (5.5, 5.5, 5.5)
-STAGE_1_OPTIONS = ["autoencoder.vessel_mask_in_decoder=true", "train.panel_every=1"]
+STAGE_1_OPTIONS = [
+    "autoencoder.decoder_condition=labels",
+    "data.token_step_mm=5.5",
+    "train.panel_every=1",
+]
 STAGE_2_OPTIONS = [
     "unet.vessel_attention=distance",
     "unet.head_channels=16",
@@ -153,9 +156,13 @@ def test_tokens_are_those_of_class_2(workplace):
 
 
 @pytest.mark.slow
-def test_the_decoder_takes_the_mask_of_class_2(workplace):
+def test_the_decoder_has_an_embedding_of_four_classes_and_the_vessels_of_class_2(workplace):
     pipeline = Pipeline.load(workplace.folder / "s1" / "checkpoints" / "last.ckpt", device="cpu")
-    assert pipeline._vessel_mask(torch.arange(4)).tolist() == [False, False, True, False]
+    assert pipeline.autoencoder.condition.num_classes == 4
+    labels = read_labels(workplace.validation / "labels" / "2.label.nii.gz")
+    condition = pipeline._condition_of(labels, pipeline.grid.labels(labels), None, None)
+    closeness = condition.fields[0, 0].numpy()
+    assert closeness[labels.array == 2].min() > closeness[labels.array != 2].mean() + 0.5
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from test_train import assert_same_state, checkpoint_of, run_command
 from tubesynth import synthesize
 from tubesynth.build.base_models import require_base_models
 from tubesynth.build.networks import build_unet
-from tubesynth.conditioning.conditions import latent_fields
 from tubesynth.conditioning.request import SampleRequest
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import SamplingConfig
@@ -28,6 +27,7 @@ from tubesynth.train import main
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.rasterize import condition_fields
 from tubesynth.volume.vessels import VesselTokens
 
 SPACING = 3.0
@@ -61,7 +61,7 @@ def case_inputs(counts=(20, 9), size=8):
     random = torch.Generator().manual_seed(3)
     batch, vessels = len(counts), [line_of_tokens(n, i) for i, n in enumerate(counts)]
     shape = (4 * size,) * 3
-    fields = [latent_fields(v, shape, (SPACING,) * 3, 4) for v in vessels]
+    fields = [condition_fields(v, shape, (SPACING,) * 3, 4) for v in vessels]
     conditions = Conditions(
         torch.randint(0, 3, (batch, *shape), dtype=torch.uint8, generator=random),
         pad_tokens([vars(v) for v in vessels]),
@@ -189,7 +189,7 @@ def test_a_two_dimensional_unet_depends_on_the_vessels():
     net = vessel_unet(dim=2)
     x, spacing = torch.randn(1, 4, 8, 8), torch.full((1, 2), SPACING)
     vessels = line_of_tokens(12)
-    fields = latent_fields(vessels, (32, 32, 1), (SPACING, SPACING, 1.0), 4)
+    fields = condition_fields(vessels, (32, 32, 1), (SPACING, SPACING, 1.0), 4)
     assert fields.shape == (2, 8, 8, 1)
     conditions = Conditions(
         tokens=pad_tokens([vars(vessels)]), fields=torch.from_numpy(fields[..., 0])[None]
@@ -205,7 +205,7 @@ def test_a_vessel_thinner_than_a_cell_shows_in_the_fields():
     at = np.zeros((40, 3), np.float32)
     at[:, 0], at[:, 1] = np.arange(40) - 19.5, 2.0
     tokens = VesselTokens(at, np.full(40, 0.5, np.float32), *list(vars(tokens).values())[2:])
-    closeness, radius = latent_fields(tokens, (32, 32, 32), (3.0, 3.0, 3.0), 4)
+    closeness, radius = condition_fields(tokens, (32, 32, 32), (3.0, 3.0, 3.0), 4)
     assert closeness.shape == (8, 8, 8)
     # cells' middles lie at -6 and +6 mm: 4 and 8 mm from the vessel in y, 6 mm in z
     near, far = np.hypot(4, 6) - 0.5, np.hypot(8, 6) - 0.5
@@ -284,7 +284,7 @@ def test_batches_hold_tokens_and_the_fields_rendered_from_them(workplace, stage_
         count = int(batch["tokens"]["mask"][i].sum())
         names = ("position_mm", "radius_mm", "tangent", "branch", "root_distance_mm")
         tokens = VesselTokens(*(batch["tokens"][name][i, :count].numpy() for name in names))
-        exact = latent_fields(tokens, (32, 32, 24), (5.5, 5.5, 5.5), 4)
+        exact = condition_fields(tokens, (32, 32, 24), (5.5, 5.5, 5.5), 4)
         assert np.abs(batch["fields"][i].numpy() - exact).max() < 2e-3  # 16 bits
 
 

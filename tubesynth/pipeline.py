@@ -25,7 +25,15 @@ from tubesynth.build.checkpoint import Checkpoint, weights_digest
 from tubesynth.build.networks import build_network, restore_autoencoder
 from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
-from tubesynth.conditioning.request import SampleRequest, conditions_on_grid, request_terms, trace
+from tubesynth.conditioning.request import (
+    PlacedRequest,
+    SampleRequest,
+    conditions_on_grid,
+    decoder_condition,
+    place_request,
+    request_terms,
+    trace,
+)
 from tubesynth.config.checks import check_sampling
 from tubesynth.config.schema import (
     Config,
@@ -45,6 +53,7 @@ from tubesynth.inference.sampling import (
     require_finite,
 )
 from tubesynth.models.controlnet import ControlledUNet
+from tubesynth.models.decoder_condition import DecoderCondition
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
@@ -52,7 +61,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.vessels import VesselTokens
+from tubesynth.volume.vessels import VesselTokens, place_tokens
 
 Solver = FlowSolver | DiffusionSampler
 
@@ -151,7 +160,8 @@ class Pipeline:
         """CT -> autoencoder -> CT on the model's grid around the same center, int16 HU.
 
         volume: a CT in HU with any spacing and orientation.
-        labels: its label map, only for an autoencoder with the vessel mask in its decoder.
+        labels: its label map, for a decoder that is conditioned on the anatomy; others
+            ignore it. Without it, such a decoder works on the latents alone.
         spacing: (3,) mm of the result; default: data.spacing of the model's config.
         resolution: (3,) voxels of the result; default: data.resolution of the model's config.
 
@@ -160,20 +170,13 @@ class Pipeline:
         net = self.autoencoder
         image = self.grid.image(volume, spacing, resolution)
         padded, crop = pad_to_multiple(self.grid.unit_image(image), net.factor)
-        vessels = None
-        if net.vessel_mask:
-            if labels is None:
-                raise InputError(
-                    "labels is missing: this model has autoencoder.vessel_mask_in_decoder: give the"
-                    " label map of the CT"
-                )
-            on_grid = self.grid.labels(labels, spacing, resolution, image)
-            label = self.grid.tensor(on_grid.array)[None, None].float()
-            vessels = self._vessel_mask(pad_to_multiple(label, net.factor)[0][:, 0])
+        condition = None
+        if net.condition is not None and labels is not None:
+            condition = self._condition_of(labels, image, spacing, resolution)
         tile = self._tile_side(padded.shape[2:])
         with self._autocast():
             latents = require_finite(net.encode(padded, tile), "encoder")
-            decoded = net.decode(latents, tile=tile, vessels=vessels)
+            decoded = net.decode(latents, tile=tile, condition=condition)
         return self.grid.volume(decoded[crop], image.affine)
 
     @suggests_names
@@ -306,9 +309,13 @@ class Pipeline:
         terms = request_terms(list(requests), config, guidance_label, guidance_vessel)
         with_vessels = any(term.vessels for term in terms)
         net = self.autoencoder
-        label_maps, conditions = conditions_on_grid(
-            list(requests), self.grid, net.factor, with_vessels, spacing, resolution
-        )
+        with_tokens = with_vessels or net.condition is not None
+        placed = [
+            place_request(request, self.grid, net.factor, with_tokens, spacing, resolution)
+            for request in requests
+        ]
+        label_maps = [request.labels for request in placed]
+        conditions = conditions_on_grid(placed, self.grid, net.factor, with_vessels)
         assert conditions.labels is not None
         labels = conditions.labels  # (B, X, ...)
         size = tuple(n // net.factor for n in labels.shape[1:])
@@ -319,11 +326,10 @@ class Pipeline:
 
         def decode(latents: Tensor, index: int) -> Volume:
             """The CT of one case; decoding one at a time, since a CT needs much more memory."""
-            label = labels[index : index + 1]
             image = net.decode(
                 scale.restore(latents[index : index + 1]),
-                tile=self._tile_side(label.shape[1:]),
-                vessels=self._vessel_mask(label),
+                tile=self._tile_side(labels.shape[1:]),
+                condition=decoder_condition(placed[index], self.grid) if net.condition else None,
             )
             return self.grid.volume(image, label_maps[index].affine)
 
@@ -379,9 +385,16 @@ class Pipeline:
         dtype = AUTOCAST_DTYPE.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def _vessel_mask(self, label: Tensor) -> Tensor:
-        """Labels (B, X, ...) -> (B, X, ...) bool."""
-        return label == self.config.labels.vessel
+    def _condition_of(self, labels: Volume, image: Volume, spacing, resolution) -> DecoderCondition:
+        """The decoder's condition for a CT on the model's grid, padded to multiples of f."""
+        on_grid = self.grid.labels(labels, spacing, resolution, image)
+        tokens = place_tokens(self.trace(labels), labels, on_grid.shape, on_grid.affine)
+        condition = decoder_condition(PlacedRequest(on_grid, tokens, True), self.grid)
+        assert condition.fields is not None and condition.labels is not None
+        factor = self.autoencoder.factor
+        fields, _ = pad_to_multiple(condition.fields, factor)
+        label, _ = pad_to_multiple(condition.labels[None].float(), factor)
+        return DecoderCondition(fields, label[0].to(condition.labels.dtype))
 
     def _tile_side(self, size: Sequence[int]) -> int | None:
         if self.tile == "auto":

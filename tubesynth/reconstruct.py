@@ -36,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--labels",
         type=Path,
         metavar="DIR",
-        help="folder of the CTs' label maps, for a decoder that takes the vessel mask",
+        help="folder of the CTs' label maps, for a decoder conditioned on the anatomy",
     )
     add("--original-grid", action="store_true", help="write on the input's grid")
     add_model_options(parser)
@@ -46,15 +46,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def find_label_maps(
     args: argparse.Namespace, pipeline: Pipeline, cases: dict[str, Path]
 ) -> dict[str, Path]:
-    """The label map of every case; {} for a model whose decoder takes no vessel mask."""
-    if not pipeline.autoencoder.vessel_mask:
-        if args.labels:
-            raise InputError(f"--labels: {args.model} takes no label maps: leave it out")
-        return {}
+    """The label map of every case; {} without --labels."""
     if args.labels is None:
+        return {}
+    if pipeline.autoencoder.condition is None:
         raise InputError(
-            f"--labels: missing: the decoder of {args.model} takes the vessel mask: give the folder"
-            " of the CTs' label maps"
+            f"--labels: the decoder of {args.model} is not conditioned on label maps"
+            " (autoencoder.decoder_condition is none): leave it out"
         )
     labels = find_cases(args.labels)
     for case in cases:

@@ -36,6 +36,10 @@ OBJECTIVE_KEYS = {
 }
 
 
+# Settings that decide the condition of a stage-1 decoder.
+DECODER_CONDITION_KEYS = ("the number of classes", "labels.vessel", "data.token_step_mm")
+
+
 @dataclass
 class BaseModels:
     """The checkpoints that a config names.
@@ -105,13 +109,14 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
     stored, path, key = autoencoder.config, autoencoder.path, "latents.autoencoder"
     assert isinstance(stored, Stage1Config)
     yield from _data_misfits(config, autoencoder, key)
-    if stored.autoencoder.vessel_mask_in_decoder:
-        classes = stored.labels.vessel, config.labels.vessel
-        if classes[0] != classes[1]:
-            yield (
-                f"{key}: the decoder of {path} takes the mask of labels.vessel {classes[0]},"
-                f" this config has {classes[1]}: make them equal"
-            )
+    if stored.autoencoder.decoder_condition != "none":
+        for name in DECODER_CONDITION_KEYS:
+            settings = [_flat_settings(each)[name] for each in (stored, config)]
+            if settings[0] != settings[1]:
+                yield (
+                    f"{key}: the decoder of {path} is conditioned on the anatomy, with {name}"
+                    f" {settings[0]}, this config has {settings[1]}: make them equal"
+                )
     factor = stored.autoencoder.factor
     if any(n % factor for n in config.data.resolution):
         yield (

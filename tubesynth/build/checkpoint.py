@@ -237,7 +237,7 @@ def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
         return value
     assert isinstance(kind, type)
     if issubclass(kind, Config):
-        config = config_from_plain(value, f"{path}: {key}")
+        config = config_from_plain(_without_removed_keys(value, path), f"{path}: {key}")
         _require(isinstance(config, kind), path, key, f"is of stage {config.stage}")
         return config
     hints, arguments = typing.get_type_hints(kind), {}
@@ -250,6 +250,17 @@ def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
         else:
             _require(each.default is not MISSING, path, name, "is missing")
     return kind(**arguments)
+
+
+def _without_removed_keys(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A stored config without the keys of version 0.2.0 that no longer exist."""
+    section = dict(config.get("autoencoder") or {})
+    if section.pop("vessel_mask_in_decoder", False):
+        raise InputError(
+            f"{path}: trained with autoencoder.vessel_mask_in_decoder, which became"
+            " autoencoder.decoder_condition: train again, or use version 0.2.0"
+        )
+    return {**config, "autoencoder": section} if section else config
 
 
 def _require(condition: bool, path: Path, key: str, problem: str) -> None:

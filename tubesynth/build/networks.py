@@ -31,7 +31,8 @@ def build_autoencoder(config: Stage1Config) -> VQVAE:
         fsq_levels=tuple(model.fsq_levels),
         kl_weight=model.kl_weight,
         checkpointing=config.train.checkpointing,
-        vessel_mask=model.vessel_mask_in_decoder,
+        decoder_condition=model.decoder_condition,
+        num_classes=config.labels.num_classes,
     )
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from tubesynth.models.conditions import Conditions
-from tubesynth.volume.rasterize import vessel_fields
+from tubesynth.models.decoder_condition import DecoderCondition
+from tubesynth.volume.rasterize import condition_fields
 from tubesynth.volume.vessels import VesselTokens
-
-FIELD_REACH_CELLS = 3.0  # distance from a vessel's wall at which its fields end
 
 
 def case_conditions(
@@ -32,30 +31,10 @@ def case_conditions(
     sample: dict = {"label": np.ascontiguousarray(label)}
     if tokens is not None:
         shape = (*label.shape, 1)[:3]  # a picture is a volume of one slice
-        fields = latent_fields(tokens, shape, spacing, factor)
+        fields = condition_fields(tokens, shape, spacing, factor)
         sample["tokens"] = dict(vars(tokens))
         sample["fields"] = fields[..., 0] if label.ndim == 2 else fields
     return sample
-
-
-def latent_fields(
-    tokens: VesselTokens, shape: Sequence[int], spacing: Sequence[float] | np.ndarray, factor: int
-) -> np.ndarray:
-    """(2, x, y, z) float32 on the latent grid of a volume of shape (3,) voxels, spacing (3,) mm.
-
-    [0] is the closeness to the nearest vessel: 1 on its wall, more inside it, falling linearly to 0
-    at FIELD_REACH_CELLS. [1] is the radius of that vessel in cells (of the geometric mean of a
-    cell's sides). Both are 0 out of reach. factor: voxels per cell along each axis; an axis of one
-    voxel (two-dimensional data) stays one cell.
-    """
-    step = np.where(np.asarray(shape) > 1, factor, 1)
-    cell_sides_mm = np.asarray(spacing) * step
-    is_deep = step > 1
-    cell_mm = float(np.prod(cell_sides_mm[is_deep]) ** (1 / max(1, is_deep.sum())))
-    x, y, z = (int(n) for n in np.asarray(shape) // step)
-    reach_mm = FIELD_REACH_CELLS * cell_mm
-    distance_mm, radius_mm = vessel_fields(tokens, (x, y, z), cell_sides_mm, reach_mm)
-    return np.stack([1 - distance_mm / reach_mm, radius_mm / cell_mm])
 
 
 def conditions_to_device(batch: dict, device: torch.device) -> dict:
@@ -68,6 +47,12 @@ def conditions_to_device(batch: dict, device: torch.device) -> dict:
     if "fields" in batch:
         on_device["fields"] = batch["fields"].to(device, non_blocking=True).float()
     return on_device
+
+
+def decoder_condition_of(batch: dict, keep: Tensor | None = None) -> DecoderCondition:
+    """The condition of a stage-1 decoder; keep: (B, 2) of 0 or 1 for its fields and its labels."""
+    keep_fields, keep_labels = (None, None) if keep is None else keep.unbind(1)
+    return DecoderCondition(batch.get("image_fields"), batch["label"], keep_fields, keep_labels)
 
 
 def conditions_of(

@@ -12,9 +12,10 @@ from tubesynth.data.dataset import collate
 from tubesynth.data.volumes import TokenSource
 from tubesynth.generative.guidance import GuidanceTerm, guidance_terms
 from tubesynth.models.conditions import Conditions
+from tubesynth.models.decoder_condition import DecoderCondition
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.rasterize import rasterize_vessels
+from tubesynth.volume.rasterize import condition_fields, rasterize_vessels
 from tubesynth.volume.vessels import VesselTokens, place_tokens
 
 
@@ -72,41 +73,75 @@ def request_terms(
     return terms
 
 
-def conditions_on_grid(
-    requests: list[SampleRequest],
+@dataclass(frozen=True)
+class PlacedRequest:
+    """A request on the model's grid.
+
+    labels: with the user's vessels, if any; background for a sample without a label map. tokens:
+    relative to the center of `labels`; None if they were not asked for.
+    """
+
+    labels: Volume
+    tokens: VesselTokens | None
+    has_label_map: bool
+
+
+def place_request(
+    request: SampleRequest,
     grid: ModelGrid,
     factor: int,
-    with_vessels: bool,
+    with_tokens: bool,
     spacing: Sequence[float] | None = None,
     resolution: Sequence[int] | None = None,
-) -> tuple[list[Volume], Conditions]:
-    """The label map of each request on the model's grid, and the conditions of the batch.
+) -> PlacedRequest:
+    """A request on the model's grid.
 
-    factor: voxels per side of a latent cell. with_vessels: include vessel tokens and fields.
+    factor: voxels per side of a latent cell. with_tokens: trace the vessels of a label map.
     """
-    label_maps, samples = [], []
-    for request in requests:
-        source = request.labels
-        if source is None:
-            source = grid.blank_labels(spacing, resolution)
-        labels = grid.labels(source, spacing, resolution)
-        if any(n % factor for n in labels.shape[: grid.config.dim]):
-            raise InputError(
-                f"resolution {' '.join(map(str, labels.shape[: grid.config.dim]))}: every side must"
-                f" be a multiple of {factor}"
-            )
-        tokens = request.vessels
-        if tokens is not None:
-            tokens = place_tokens(tokens, source, labels.shape, labels.affine)
-            labels = rasterize_vessels(labels, tokens, grid.config.labels.vessel)
-        elif with_vessels:
-            tokens = place_tokens(trace(source, grid.config), source, labels.shape, labels.affine)
-        label = labels.array[..., 0] if grid.config.dim == 2 else labels.array
-        label_maps.append(labels)
-        samples.append(
-            case_conditions(label, tokens if with_vessels else None, labels.spacing, factor)
+    source = request.labels
+    if source is None:
+        source = grid.blank_labels(spacing, resolution)
+    labels = grid.labels(source, spacing, resolution)
+    if any(n % factor for n in labels.shape[: grid.config.dim]):
+        raise InputError(
+            f"resolution {' '.join(map(str, labels.shape[: grid.config.dim]))}: every side must"
+            f" be a multiple of {factor}"
         )
-    return label_maps, conditions_of(conditions_to_device(collate(samples), grid.device))
+    tokens = request.vessels
+    if tokens is not None:
+        tokens = place_tokens(tokens, source, labels.shape, labels.affine)
+        labels = rasterize_vessels(labels, tokens, grid.config.labels.vessel)
+    elif with_tokens:
+        tokens = place_tokens(trace(source, grid.config), source, labels.shape, labels.affine)
+    return PlacedRequest(labels, tokens, request.labels is not None)
+
+
+def conditions_on_grid(
+    requests: Sequence[PlacedRequest], grid: ModelGrid, factor: int, with_vessels: bool
+) -> Conditions:
+    """The conditions of a batch; with_vessels: include vessel tokens and fields."""
+    samples = []
+    for request in requests:
+        labels, tokens = request.labels, request.tokens if with_vessels else None
+        label = labels.array[..., 0] if grid.config.dim == 2 else labels.array
+        samples.append(case_conditions(label, tokens, labels.spacing, factor))
+    return conditions_of(conditions_to_device(collate(samples), grid.device))
+
+
+def decoder_condition(request: PlacedRequest, grid: ModelGrid) -> DecoderCondition:
+    """The condition of the decoder for one request with tokens, as a batch of one.
+
+    Empty for a sample that has neither a label map nor vessels.
+    """
+    labels, tokens = request.labels, request.tokens
+    assert tokens is not None
+    if not request.has_label_map and len(tokens) == 0:
+        return DecoderCondition()
+    fields = condition_fields(tokens, labels.shape, labels.spacing, factor=1)
+    return DecoderCondition(
+        torch.from_numpy(fields)[None].to(grid.device),
+        grid.tensor(labels.array)[None] if request.has_label_map else None,
+    )
 
 
 def trace(labels: Volume, config: Config) -> VesselTokens:

@@ -53,6 +53,7 @@ def check(config: Config, source: str) -> None:
             "train.ema_half_life: stage 1 keeps no averaged weights: leave it out",
         )
         check_autoencoder(config.autoencoder, require)
+        check_decoder_condition(config, require)
         check_losses(config, require)
         check_multiples(config.data, config.autoencoder.factor, "the f of the autoencoder", require)
     if isinstance(config, SegmenterConfig):
@@ -165,6 +166,19 @@ def check_train(config: Config, require: Require) -> None:
         require(
             item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"
         )
+
+
+def check_decoder_condition(config: Stage1Config, require: Require) -> None:
+    model = config.autoencoder
+    require(
+        model.decoder_condition == "none" or config.data.token_step_mm is not None,
+        f"data.token_step_mm: not set, but autoencoder.decoder_condition {model.decoder_condition}"
+        " needs vessel tokens: give the length between two of them in mm, e.g. 1.0",
+    )
+    require(
+        0 <= model.condition_dropout < 1,
+        f"autoencoder.condition_dropout: expected 0 to below 1, got {model.condition_dropout}",
+    )
 
 
 def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:

@@ -84,7 +84,12 @@ class AutoencoderConfig:
     revive_after: int = 20  # a code unused for this number of steps is replaced; 0: never
     fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # per channel, for fsq
     kl_weight: float = 1e-6  # for kl: weight of the KL divergence in nats per latent cell
-    vessel_mask_in_decoder: bool = False  # reconstruction then needs the label map too
+    # The anatomy at image resolution as input of the decoder: vessels as closeness and radius, or
+    # these and the label map. Needs data.token_step_mm.
+    decoder_condition: Literal["none", "vessels", "labels"] = "none"
+    # Probabilities that a training image is decoded without its vessels and, independently,
+    # without its label map; such an image can then be reconstructed without its anatomy.
+    condition_dropout: float = 0.1
 
     @property
     def factor(self) -> int:

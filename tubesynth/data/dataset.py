@@ -2,9 +2,9 @@
 
 A sample is dict(case str, sample_index int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z),
 spacing float32 (3,) mm, intensity float32 (2,) scale and shift, and with a token source tokens
-{name: (N, ...)}). The HU window, intensity changes, one-hot labels and condition dropout are
-applied on the device, so a batch is as small as the stored arrays. Samples of two-dimensional data
-have no Z axis.
+{name: (N, ...)} and image_fields float32 (2, X, Y, Z) rendered from them). The HU window, intensity
+changes, one-hot labels and condition dropout are applied on the device, so a batch is as small as
+the stored arrays. Samples of two-dimensional data have no Z axis.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,8 @@ from tubesynth.data.volumes import VOLUMES, TokenSource, ensure_tokens, ensure_v
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.grid import spacing_of
+from tubesynth.volume.rasterize import condition_fields
+from tubesynth.volume.vessels import VesselTokens
 
 # A whole case: voxels {"image", "label"}, tokens {name: (N, ...)} or None, affine (4, 4).
 StoredCase = tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None, np.ndarray]
@@ -109,6 +111,9 @@ class VolumeDataset(torch.utils.data.Dataset):
             sample["label"] = self._without_flat_axis(pose_array(arrays["label"], pose))
         if tokens is not None:
             sample["tokens"] = pose_tokens(tokens, pose, shape, spacing)
+            vessels = VesselTokens(**sample["tokens"])
+            fields = condition_fields(vessels, pose.size, spacing, factor=1)
+            sample["image_fields"] = self._without_flat_axis(fields)
         return sample
 
     def load(self, case: int) -> StoredCase:

@@ -78,14 +78,16 @@ def _forward(
     batch, shape = data.batch_size, data.crop or data.resolution
     if isinstance(config, Stage1Config):
         from tubesynth.build.networks import build_autoencoder, build_discriminator
+        from tubesynth.models.decoder_condition import DecoderCondition
 
         autoencoder, discriminator = build_autoencoder(config), build_discriminator(config)
         image = torch.empty(batch, 1, *shape)
-        vessels = torch.empty(batch, *shape, dtype=torch.bool)
+        labels = torch.empty(batch, *shape, dtype=torch.uint8)
+        condition = DecoderCondition(torch.empty(batch, 2, *shape), labels)
 
         def run():  # the quantizer adds little, and a codebook's statistics need values
             latents = autoencoder.encode(image)
-            discriminator(autoencoder.decode(latents, quantize=False, vessels=vessels))
+            discriminator(autoencoder.decode(latents, quantize=False, condition=condition))
 
         return [autoencoder, discriminator], run
     if isinstance(config, SegmenterConfig):

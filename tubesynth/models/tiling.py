@@ -15,12 +15,19 @@ from torch import Tensor
 
 
 def run_tiled(
-    function: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction
+    function: Callable[..., Tensor],
+    x: Tensor,
+    tile: int,
+    halo: int,
+    scale: Fraction,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """function(x) for x (B, C, X, ...), evaluated in tiles of at most `tile` input voxels a side.
 
     scale: output voxels per input voxel along each axis. tile and halo (input voxels) must be
-    multiples of its denominator, so that every cut lies between two output voxels.
+    multiples of its denominator, so that every cut lies between two output voxels. condition:
+    (B, K, scale * X, ...), cut at the same places: the function is then called as
+    function(x, condition).
     """
     assert tile % scale.denominator == 0 and halo % scale.denominator == 0
     sizes, out = x.shape[2:], None
@@ -30,7 +37,11 @@ def run_tiled(
         first = [max(0, c - halo) for c in corner]
         last = [min(n, e + halo) for e, n in zip(ends, sizes, strict=True)]
         box = (..., *[slice(a, b) for a, b in zip(first, last, strict=True)])
-        result = function(x[box])
+        inputs = [x[box]]
+        if condition is not None:
+            bounds = [(int(a * scale), int(b * scale)) for a, b in zip(first, last, strict=True)]
+            inputs.append(condition[(..., *[slice(a, b) for a, b in bounds])])
+        result = function(*inputs)
         if out is None:
             shape = [int(n * scale) for n in sizes]
             out = torch.empty((*result.shape[:2], *shape), dtype=result.dtype, device=x.device)

@@ -10,10 +10,14 @@ import math
 from fractions import Fraction
 from typing import Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, he_init, run_block
+from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, he_init, run_block, zero_init
+from tubesynth.models.decoder_condition import (
+    ConditionEncoder,
+    ConditionLayer,
+    DecoderCondition,
+)
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
 from tubesynth.models.quantizers.gaussian import GaussianPosterior
@@ -55,9 +59,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, embedding_dim + mask_channels, x, ...) -> (B, out_channels, f x, ...).
+    """(B, embedding_dim, x, ...) -> (B, out_channels, f x, ...).
 
-    mask_channels: f ** dim for a decoder conditioned on the vessel mask, otherwise 0.
+    condition_channels: of the condition at image resolution; 0: the decoder has none.
     """
 
     def __init__(
@@ -68,22 +72,26 @@ class Decoder(nn.Module):
         residual_channels,
         num_residual,
         embedding_dim,
-        mask_channels=0,
+        condition_channels=0,
     ):
         super().__init__()
-        blocks: list[nn.Module] = [conv(dim, embedding_dim + mask_channels, channels[-1])]
+        blocks: list[nn.Module] = [conv(dim, embedding_dim, channels[-1])]
         widths = [out_channels, *channels]
         for level in reversed(range(len(channels))):
             width, hidden = channels[level], residual_channels[level]
+            if condition_channels:
+                blocks.append(ConditionLayer(dim, condition_channels, 2 ** (level + 1), width))
             blocks += [ResidualUnit(dim, width, hidden) for _ in range(num_residual)]
             up = CONV_TRANSPOSE[dim](width, widths[level], kernel_size=4, stride=2, padding=1)
             blocks.append(up if level == 0 else nn.Sequential(up, nn.ReLU()))
         self.blocks = nn.ModuleList(blocks)
         self.checkpointing = False
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """condition: (B, condition_channels, f x, ...); None where the decoder has none."""
         for block in self.blocks:
-            z = run_block(block, z, checkpointing=self.checkpointing)
+            inputs = (z, condition) if isinstance(block, ConditionLayer) else (z,)
+            z = run_block(block, *inputs, checkpointing=self.checkpointing)
         return z
 
 
@@ -96,15 +104,8 @@ def _initialize(module: nn.Module) -> None:
     he_init(module)
     if isinstance(module, ResidualUnit):
         nn.init.zeros_(module.conv_out.weight)
-
-
-def space_to_depth(mask: Tensor, factor: int) -> Tensor:
-    """(B, X, ...) -> (B, f ** dim, X / f, ...): the f ** dim voxels of each cell as channels."""
-    dim = mask.ndim - 1
-    blocks = [side for n in mask.shape[1:] for side in (n // factor, factor)]
-    split = mask.reshape(len(mask), *blocks)  # (B, X / f, f, Y / f, f, ...)
-    cells, voxels = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)  # axes of `split`
-    return split.permute(0, *voxels, *cells).flatten(1, dim)
+    elif isinstance(module, ConditionLayer):
+        zero_init(module)
 
 
 class Quantizer(Protocol):
@@ -140,9 +141,9 @@ class VQVAE(nn.Module):
 
     quantizer: ema_vq (codebook_size, commitment, codebook_decay, revive_after), fsq (fsq_levels, as
     many as embedding_dim) or kl (kl_weight).
-    vessel_mask: the decoder is conditioned on the vessel mask (B, X, ...) bool of the image. The
-    f ** dim voxels of each latent cell become channels beside its latent, so no voxel of a thin
-    vessel is lost and no layer is added at full resolution.
+    decoder_condition: none, vessels, or labels (which includes vessels): the decoder gets the
+    anatomy at image resolution, so the latents need only carry what the anatomy does not tell. The
+    encoder never gets it: latents are a property of the image. num_classes: of the label map.
     """
 
     def __init__(
@@ -161,10 +162,15 @@ class VQVAE(nn.Module):
         fsq_levels: tuple[int, ...],
         kl_weight: float,
         checkpointing: bool,
-        vessel_mask: bool,
+        decoder_condition: str,
+        num_classes: int,
     ):
         super().__init__()
-        self.vessel_mask = vessel_mask
+        self.condition = None
+        if decoder_condition != "none":
+            self.condition = ConditionEncoder(
+                dim, num_classes if decoder_condition == "labels" else None
+            )
         self.levels, self.num_residual = len(channels), num_residual_layers
         # Without gradients, encoding or decoding holds about four feature maps of the widest level.
         widest = max(width / 2 ** (dim * (i + 1)) for i, width in enumerate(channels))
@@ -187,19 +193,14 @@ class VQVAE(nn.Module):
             )
         sizes = (channels, residual_channels, num_residual_layers)
         self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)
-        mask_channels = self.factor**dim if vessel_mask else 0
-        self.decoder = Decoder(dim, 1, *sizes, embedding_dim, mask_channels)
+        condition_channels = self.condition.channels if self.condition else 0
+        self.decoder = Decoder(dim, 1, *sizes, embedding_dim, condition_channels)
         self.encoder.checkpointing = self.decoder.checkpointing = checkpointing
         self.apply(_initialize)
         last = self.last_layer
         nn.init.normal_(last.weight, std=0.01)  # start from a constant gray image, not from noise
         assert last.bias is not None
         nn.init.constant_(last.bias, 0.35)
-        if vessel_mask:  # at initialization the mask has no effect
-            first = cast(nn.Conv3d, self.decoder.blocks[0]).weight
-            with torch.no_grad():
-                first.mul_(math.sqrt(first.shape[1] / embedding_dim))
-                first[:, embedding_dim:] = 0
 
     def encode(self, image: Tensor, tile: int | None = None) -> Tensor:
         """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...), before any code is looked up.
@@ -218,27 +219,32 @@ class VQVAE(nn.Module):
         latents: Tensor,
         quantize: bool = True,
         tile: int | None = None,
-        vessels: Tensor | None = None,
+        condition: DecoderCondition | None = None,
     ) -> Tensor:
         """Latents (B, D, x, ...) -> image (B, 1, f x, ...), by default quantized first.
 
-        tile: as in encode. vessels: (B, f x, ...) bool, the mask for a decoder with vessel_mask;
-        other decoders ignore it.
+        tile: as in encode. condition: ignored by a decoder without one; None drops it.
         """
         if quantize:
             latents = self.quantizer.quantize(latents)
-        latents = self._with_vessels(latents, vessels)
         if tile is None:
-            return self.decoder(latents)
-        cells = max(1, tile // self.factor)
-        return run_tiled(self.decoder, latents, cells, self.decoder_halo, Fraction(self.factor))
+            return self._decode(latents, condition)
+        cells, features = max(1, tile // self.factor), self._condition_features(latents, condition)
+        scale = Fraction(self.factor)
+        return run_tiled(self.decoder, latents, cells, self.decoder_halo, scale, features)
 
-    def _with_vessels(self, latents: Tensor, vessels: Tensor | None) -> Tensor:
-        """(B, D, x, ...) -> (B, D + f ** dim, x, ...) if the decoder is conditioned on the mask."""
-        if not self.vessel_mask:
-            return latents
-        assert vessels is not None, "this decoder is conditioned on a vessel mask"
-        return torch.cat([latents, space_to_depth(vessels, self.factor).to(latents.dtype)], 1)
+    def _decode(self, latents: Tensor, condition: DecoderCondition | None) -> Tensor:
+        return self.decoder(latents, self._condition_features(latents, condition))
+
+    def _condition_features(
+        self, latents: Tensor, condition: DecoderCondition | None
+    ) -> Tensor | None:
+        """(B, channels, f x, ...) for latents (B, D, x, ...); None for an unconditioned decoder."""
+        if self.condition is None:
+            return None
+        size = [n * self.factor for n in latents.shape[2:]]
+        absent = latents.new_zeros(len(latents), self.condition.channels, *size)
+        return self.condition(condition or DecoderCondition(), absent)
 
     @property
     def last_layer(self) -> nn.ConvTranspose2d | nn.ConvTranspose3d:
@@ -270,10 +276,10 @@ class VQVAE(nn.Module):
         return radius + 1
 
     def forward(
-        self, image: Tensor, vessels: Tensor | None = None
+        self, image: Tensor, condition: DecoderCondition | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """One training step: image (and vessel mask, see decode) -> reconstruction, the quantizer's
+        """One training step: image and the decoder's condition -> reconstruction, the quantizer's
         loss terms, and code indices or None.
         """
         quantized, terms, indices = self.quantizer(self.encoder(image))
-        return self.decoder(self._with_vessels(quantized, vessels)), terms, indices
+        return self._decode(quantized, condition), terms, indices

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tubesynth.build.checkpoint import Position
 from tubesynth.build.networks import build_autoencoder, build_discriminator
+from tubesynth.conditioning.conditions import decoder_condition_of
 from tubesynth.config.schema import Stage1Config
 from tubesynth.losses.autoencoder import (
     DISCRIMINATOR_LOSS,
@@ -30,6 +31,7 @@ from tubesynth.metrics.dilation import dilated
 from tubesynth.metrics.image import psnr, ssim
 from tubesynth.metrics.vessel_fidelity import VesselSurroundings, mean_fidelity, vessel_fidelity
 from tubesynth.runtime import dist
+from tubesynth.runtime.seeding import generator
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.perceptual import Perceptual
@@ -85,7 +87,8 @@ class AutoencoderStage:
         """The weighted terms of the autoencoder; stores batch["reconstruction"], detached."""
         weights = self.config.losses
         image = batch["image"]
-        reconstruction, quantizer_terms, indices = forward(image, self.vessels(batch))
+        condition = decoder_condition_of(batch, self._keep_condition(batch["sample_index"]))
+        reconstruction, quantizer_terms, indices = forward(image, condition)
         if self.usage:
             self.usage.add(indices)
         batch["reconstruction"] = reconstruction.detach()
@@ -96,6 +99,13 @@ class AutoencoderStage:
         if self._adversarial():
             terms |= self.adversarial_terms(reconstruction, image, terms)
         return {**terms, **quantizer_terms}
+
+    def _keep_condition(self, sample_indices: list[int]) -> Tensor:
+        """(B, 2) of 0 or 1, keyed by sample index: fields and labels, dropped independently."""
+        seed, dropout = self.config.seed, self.config.autoencoder.condition_dropout
+        randoms = [generator(self.device, seed, "condition", index) for index in sample_indices]
+        values = [torch.rand(2, generator=random, device=self.device) for random in randoms]
+        return (torch.stack(values) >= dropout).float()
 
     def vessels(self, batch: dict) -> Tensor:
         """The vessel mask of a batch, (B, X, ...) bool."""
@@ -195,7 +205,7 @@ class AutoencoderStage:
         for batch in self.volumes.validation_batches(self.device):
             image = batch["image"]
             cases += 1
-            reconstruction, _, indices = self.autoencoder(image, self.vessels(batch))
+            reconstruction, _, indices = self.autoencoder(image, decoder_condition_of(batch))
             for name, term in self.reconstruction_terms(reconstruction, batch).items():
                 sums[name] += term.item()
                 sums["loss"] += term.item()
@@ -235,7 +245,7 @@ class AutoencoderStage:
     def _panel(self, index: int) -> np.ndarray:
         batch = self.volumes.validation_batch(index, self.device)
         self.autoencoder.eval()
-        reconstruction = self.autoencoder(batch["image"], self.vessels(batch))[0]
+        reconstruction = self.autoencoder(batch["image"], decoder_condition_of(batch))[0]
         self.autoencoder.train()
         pictures = {"real": batch["image"], "reconstruction": reconstruction}
         return self.volumes.panel(batch, pictures)

@@ -39,7 +39,8 @@ def split_cases(data: DataConfig, split: str) -> list[Case]:
 
 def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
     """A batch of a loader on the device: image float32 (B, 1, X, ...) in [0, 1], label uint8
-    (B, X, ...), spacing (B, 3) in mm, case ids and, for training samples, sample indices.
+    (B, X, ...), spacing (B, 3) in mm, case ids; for cases with vessel tokens image_fields
+    (B, 2, X, ...), and for training samples sample indices.
     """
     hu = batch["image"].to(device, non_blocking=True)  # int16 over the bus
     intensity = batch["intensity"].to(device, non_blocking=True)
@@ -49,6 +50,8 @@ def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
         "label": batch["label"].to(device, non_blocking=True),
         "spacing": batch["spacing"].to(device, non_blocking=True),
     }
+    if "image_fields" in batch:
+        on_device["image_fields"] = batch["image_fields"].to(device, non_blocking=True)
     if "sample_index" in batch:
         on_device["sample_index"] = batch["sample_index"].tolist()
     return on_device

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tubesynth.build.networks import build_unet
 from tubesynth.build.objective import build_objective
-from tubesynth.conditioning.conditions import conditions_of
+from tubesynth.conditioning.conditions import conditions_of, decoder_condition_of
 from tubesynth.config.schema import Stage2Config
 from tubesynth.generative.objective import Network, vessel_weight
 from tubesynth.models.controlnet import ControlledUNet
@@ -152,9 +152,9 @@ class LatentStage:
         network = self._conditioned(net, batch)
         latents, _ = self.objective.sample(network, normal(), self.config.sampling, normal)
         net.train(training)
-        vessels = batch["label"] == self.config.labels.vessel
-        autoencoder = self.latents.autoencoder
-        synthesis = autoencoder.decode(self.latents.scale.restore(latents), vessels=vessels)
         real = self.volumes.validation_batch(index, self.device)
+        synthesis = self.latents.autoencoder.decode(
+            self.latents.scale.restore(latents), condition=decoder_condition_of(real)
+        )
         pictures = {"real": real["image"], "synthesis": synthesis}
         return self.volumes.panel(real, pictures)

@@ -4,10 +4,14 @@ The tokens of a branch are a chain of tubes with round ends whose radius changes
 to token. Arrays are (X, Y, Z); positions are mm relative to the middle of the grid.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
+
+FIELD_REACH_CELLS = 3.0  # distance from a vessel's wall at which condition_fields end
 
 
 def vessel_fields(
@@ -57,6 +61,28 @@ def vessel_fields(
         nearest = (cell_distance == distance[cell]) & (cell_distance < max_mm)
         radius[cell[nearest]] = cell_radius[nearest]
     return np.stack([distance.clip(-max_mm), radius]).reshape(2, *shape)
+
+
+def condition_fields(
+    tokens: VesselTokens, shape: Sequence[int], spacing: Sequence[float] | np.ndarray, factor: int
+) -> np.ndarray:
+    """(2, x, y, z) float32 for networks, on a grid of cells of `factor` voxels a side.
+
+    shape: (3,) voxels; spacing: (3,) mm. factor 1 is the grid of the image, for the decoder of
+    stage 1; the factor of the autoencoder is the grid of its latents, for stage 2.
+    [0] is the closeness to the nearest vessel: 1 on its wall, more inside it, falling linearly to 0
+    at FIELD_REACH_CELLS. [1] is the radius of that vessel in cells (of the geometric mean of a
+    cell's sides). Both are 0 out of reach. An axis of one voxel (two-dimensional data)
+    stays one cell.
+    """
+    step = np.where(np.asarray(shape) > 1, factor, 1)
+    cell_sides_mm = np.asarray(spacing) * step
+    is_deep = step > 1
+    cell_mm = float(np.prod(cell_sides_mm[is_deep]) ** (1 / max(1, is_deep.sum())))
+    x, y, z = (int(n) for n in np.asarray(shape) // step)
+    reach_mm = FIELD_REACH_CELLS * cell_mm
+    distance_mm, radius_mm = vessel_fields(tokens, (x, y, z), cell_sides_mm, reach_mm)
+    return np.stack([1 - distance_mm / reach_mm, radius_mm / cell_mm])
 
 
 def rasterize_vessels(labels: Volume, tokens: VesselTokens, vessel_class: int) -> Volume:
