@@ -62,11 +62,11 @@ def workplace(tmp_path_factory) -> Workplace:
     from tubesynth.pictures import panel
 
     folder = tmp_path_factory.mktemp("four")
-    result, legend = Workplace(folder, []), panel._legend
+    result, legend = Workplace(folder, []), panel.class_legend
 
     def recorded(*arguments):
         entries = legend(*arguments)
-        result.legends.append({name for _, name in entries})
+        result.legends.append({entry.name for entry in entries})
         return entries
 
     def call(command, *arguments):
@@ -82,7 +82,7 @@ def workplace(tmp_path_factory) -> Workplace:
     grid = ["--resolution", *RESOLUTION, "--spacing", *SPACING, "--seed", SEED]
     scheme = ["--config", folder / "labels.yml"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(panel, "_legend", recorded)
+        patch.setattr(panel, "class_legend", recorded)
         phantoms = ["--output-dir", folder / "data", "--cases", 3, "--validation-fraction", 0.34]
         call(phantom, *phantoms, *grid, *scheme)
         for stage, options in (("s1", STAGE_1_OPTIONS), ("s2", STAGE_2_OPTIONS)):

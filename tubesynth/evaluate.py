@@ -6,8 +6,8 @@
 Files are paired by case id (the name up to the first dot); samples of one case are <case>_s0,
 <case>_s1 and so on. --synthesis NAME=DIR, repeated, compares several runs; the headline scores are
 those of the first. Writes metrics.json (statistics and provenance), metrics.csv (one line per
-image), panels/<case>.png, panels/<case>_coronary.png and report.html (one file without a server),
-and prints the tables. Every worker holds one case in memory.
+image), panels/<case>.png and report.html (one file without a server), and prints the tables. Every
+worker holds one case in memory.
 """
 
 import argparse
@@ -39,11 +39,11 @@ from tubesynth.metrics.set_scores import (
 from tubesynth.metrics.summary import write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
-from tubesynth.pictures.case_pictures import panel_path, save_case_pictures
+from tubesynth.pictures.case_pictures import case_panel, panel_path
 from tubesynth.report.content import Rows, ceiling_notes, provenance, statistics_by_source
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
-from tubesynth.runtime.atomic import write_text
+from tubesynth.runtime.atomic import save_png, write_text
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.classes import LabelScheme, numbered_classes
@@ -211,12 +211,14 @@ def evaluate_case(
         volumes = read_case(case)
         label = None if case.label is None else read_labels(case.label)
         tokens = None if label is None else tokens_of(label, settings.classes)
+        original = None  # tokens that user centrelines have replaced
         if case.centreline is not None and label is not None:
-            tokens = user_centreline_tokens(case.centreline, label)
+            original, tokens = tokens, user_centreline_tokens(case.centreline, label)
             label = rasterize_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
         scores = score_case(case, volumes, label, tokens, settings, segment)
-        save_case_pictures(case, volumes, label, tokens, settings.classes, output_dir)
+        panel = case_panel(case, volumes, label, tokens, settings.classes, original)
+        save_png(panel_path(output_dir, case.id), panel)
         if with_features:
             window = settings.hu_window
             first = next((s for s, *_ in case.images if s.startswith("synthesis")), "")

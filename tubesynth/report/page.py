@@ -10,7 +10,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from tubesynth.pictures.case_pictures import panel_path, straightened_path
+from tubesynth.pictures.case_pictures import panel_path
 from tubesynth.report.charts import Stats, curve, dots
 from tubesynth.report.score_tables import runs_with, score_tables
 from tubesynth.report.style import STYLE
@@ -142,23 +142,17 @@ def case_pictures(rows: list[dict[str, Any]], output_dir: Path) -> str:
     titles = {last // 2: "Median case", last: "Worst case", 0: "Best case" if last else "The case"}
     sections = [
         "<h2>Best, median and worst case</h2><p class='note'>Ranked by "
-        f"<code>{metric}</code> of the {html.escape(source)}, samples of a case averaged. Below "
-        "the planes: the longest coronary of the label map, straightened, root on the left, with "
-        "the label map’s radius as its outline, and planes across it.</p>"
+        f"<code>{metric}</code> of the {html.escape(source)}, samples of a case averaged. Planes "
+        "through the widest coronary, a projection of a thin slab, and the main coronaries of the "
+        "label map, straightened. What lies outside a CT is hatched.</p>"
     ]
     for place in sorted(titles):
         case, mean = order[place]
         name = html.escape(case)
         heading = f"<h3>{titles[place]}: {name} <small>{metric} {mean:.3f}</small></h3>"
-        pictures = "".join(
-            embedded_picture(path, alt)
-            for path, alt in (
-                (panel_path(output_dir, case), f"planes of case {name}"),
-                (straightened_path(output_dir, case), f"straightened coronary of case {name}"),
-            )
-            if path.is_file()
-        )
-        sections.append(f"<section class='case'>{heading}{pictures}</section>")
+        path = panel_path(output_dir, case)
+        picture = embedded_picture(path, f"panel of case {name}") if path.is_file() else ""
+        sections.append(f"<section class='case'>{heading}{picture}</section>")
     return "".join(sections)
 
 

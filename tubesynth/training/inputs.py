@@ -21,7 +21,7 @@ from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import BuildReport, TokenSource, build_volumes
-from tubesynth.pictures.panel import render_panel
+from tubesynth.pictures.panel import render_panel, without_padding
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import progress
@@ -134,13 +134,14 @@ class Volumes:
         return {f"validation_{case.id}": render(index) for index, case in enumerate(cases)}
 
     def panel(self, batch: dict, units: dict[str, Tensor]) -> np.ndarray:
-        """A picture (H, W, 3) of a one-case batch: three planes of its label map and of each image
-        (1, 1, X, ...) in [0, 1].
+        """A panel (H, W, 3) of a one-case batch: its label map and each image (1, 1, X, ...) in
+        [0, 1]; "real" is the CT, of which the padding is hatched.
         """
         images = {
             name: unit_to_hu(unit[0, 0].float().clamp(0, 1).cpu().numpy(), self.data.hu_window)
             for name, unit in units.items()
         }
+        images["real"] = without_padding(images["real"])
         label = batch["label"][0].cpu().numpy()
         if self.dim == 2:
             images = {name: image[..., None] for name, image in images.items()}

@@ -1,4 +1,4 @@
-"""A straightened vessel: the longest path from a root to a tip, and planes across it.
+"""Straightened vessels: the main paths from a root to a tip, and planes along and across them.
 
 The frames along the path rotate as little as possible (double reflection, Wang et al. 2008,
 doi:10.1145/1330511.1330513), so that the straightened picture does not twist.
@@ -11,6 +11,10 @@ import numpy as np
 from tubesynth.volume.polyline import arc_length, interpolate, smooth, tangents, without_repeats
 from tubesynth.volume.vessels import VesselTokens
 
+CENTER_MM = 1.5  # standard deviation of the Gaussian that smooths a path, and again its frames
+LEAST_MM = 5.0  # of a path beyond those before it
+JUNCTION_MM = 1.5  # between the start of a branch and its parent's token, along and across
+
 
 @dataclass(frozen=True)
 class VesselPath:
@@ -21,6 +25,7 @@ class VesselPath:
     normal: np.ndarray  # (K, 3) unit, across the vessel
     binormal: np.ndarray  # (K, 3) unit, across both
     along_mm: np.ndarray  # (K,) from the root
+    branch: int  # of the tokens, at the tip
 
     def strip(self, half_width_mm: float, step_mm: float) -> np.ndarray:
         """(W, K, 3) mm: positions across the vessel in the direction of the normal."""
@@ -34,38 +39,55 @@ class VesselPath:
         return self.position_mm[row] + up + right
 
 
-def longest_path(tokens: VesselTokens, step_mm: float = 0.5) -> VesselPath | None:
-    """The path from the root to the tip that is farthest from it; None without two tokens."""
+def main_paths(tokens: VesselTokens, count: int = 3, step_mm: float = 0.5) -> list[VesselPath]:
+    """At most `count` paths from a root to a tip, each the one that adds most to those before it.
+
+    The first is the longest. A path that adds less than LEAST_MM is left out.
+    """
     if len(tokens) < 2:
-        return None
+        return []
     position, distance = np.asarray(tokens.position_mm), np.asarray(tokens.root_distance_mm)
     # rows at which each branch begins and ends
     first = np.flatnonzero(np.diff(tokens.branch, prepend=-1))
     last = np.append(first[1:], len(tokens)) - 1
-    # from the farthest tip branch by branch back to the root
-    row = int(distance.argmax())
+    length = np.diff(distance, prepend=0)  # (T,) mm from the token before
+    length[first] = 0
+    candidates = [_rows_from_root(position, distance, first, row) for row in last]
+    covered = np.zeros(len(tokens), dtype=bool)
+    paths = []
+    for _ in range(count):
+        added = [length[rows][~covered[rows]].sum() for rows in candidates]
+        rows = candidates[int(np.argmax(added))]
+        if max(added) < LEAST_MM:
+            break
+        covered[rows] = True
+        table = np.column_stack([position[rows], np.asarray(tokens.radius_mm)[rows]])
+        table = without_repeats(table, tolerance_mm=1e-3)  # (T, 4)
+        along = arc_length(table)
+        at = np.arange(0, along[-1] + 1e-6, step_mm)  # (K,)
+        table = interpolate(table, at, along)  # (K, 4)
+        # smoothed: planes across a kinked line would cross each other
+        center = smooth(table[:, :3], sigma=CENTER_MM / step_mm)
+        normal, binormal = frames(smooth(center, sigma=CENTER_MM / step_mm))
+        branch = int(tokens.branch[rows[-1]])
+        paths.append(VesselPath(center, table[:, 3], normal, binormal, at, branch))
+    return paths
+
+
+def _rows_from_root(
+    position: np.ndarray, distance: np.ndarray, first: np.ndarray, row: int
+) -> np.ndarray:
+    """The tokens from the root to a row; first: (B,) the rows at which branches begin."""
     pieces = []
     while True:
         start = int(first[first <= row][-1])
         pieces.append(np.arange(start, row + 1))
-        # A branch begins at the position where its parent ends, at the same root distance.
-        mismatch = np.linalg.norm(position[last] - position[start], axis=1)
-        mismatch += np.abs(distance[last] - distance[start])
-        before = last < start
-        if distance[start] < 1e-3 or not before.any() or mismatch[before].min() > 1.0:
-            break
-        row = int(last[before][mismatch[before].argmin()])
-    rows = np.concatenate(pieces[::-1])
-    table = np.column_stack([position[rows], np.asarray(tokens.radius_mm)[rows]])
-    table = without_repeats(table, tolerance_mm=1e-3)  # (T, 4)
-    along = arc_length(table)
-    at = np.arange(0, along[-1] + 1e-6, step_mm)  # (K,)
-    if len(at) < 2:
-        return None
-    table = interpolate(table, at, along)  # (K, 4)
-    # smoothed: planes across a kinked line would cross each other
-    normal, binormal = frames(smooth(table[:, :3], sigma=2.0 / step_mm, truncate=4))
-    return VesselPath(table[:, :3], table[:, 3], normal, binormal, at)
+        # A branch begins near a token of its parent, at about the same root distance.
+        mismatch = np.linalg.norm(position[:start] - position[start], axis=1)
+        mismatch += np.abs(distance[:start] - distance[start])
+        if distance[start] < 1e-3 or mismatch.min(initial=np.inf) > JUNCTION_MM:
+            return np.concatenate(pieces[::-1])
+        row = int(mismatch.argmin())
 
 
 def frames(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
