@@ -51,9 +51,9 @@ def test_packaged_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatc
     expected = (REPOSITORY / "configs" / "stage_1_3d_f4.yml").read_bytes()
     for name in ("stage_1_3d_f4", "stage_1_3d_f4.yml", "config/stage_1_3d_f4.yml"):
         assert find_config(name).read_bytes() == expected
-    assert load_config("demo/stage_2_flow").stage == 2
-    with pytest.raises(InputError, match="did you mean demo/stage_2_flow"):
-        load_config("demo/stage_2_flaw")
+    assert load_config("demo/stage_2").stage == 2
+    with pytest.raises(InputError, match="did you mean demo/stage_2"):
+        load_config("demo/stage_22")
 
 
 def test_a_file_that_exists_wins_over_a_packaged_config(tmp_path, monkeypatch):
@@ -68,7 +68,7 @@ def test_every_config_is_listed_with_its_description_and_can_be_copied(tmp_path,
     lines = {name.strip(): text.strip() for name, text in lines.items()}
     for name, path in packaged_configs().items():
         assert lines[name] == description_of(path) and 20 < len(lines[name]) < 120
-        target = tmp_path / f"{path.stem}.yml"
+        target = tmp_path / f"{name.replace('/', '_')}.yml"
         configs.main(["copy", name, str(target)])
         assert target.read_bytes() == path.read_bytes()
     with pytest.raises(InputError, match="exists already"):
@@ -129,6 +129,6 @@ def test_a_wheel_runs_every_command_from_another_folder(tmp_path):
     program = site / "bin" / "tubesynth"
     listed = run(program, "configs")
     assert all(name in listed for name in [*packaged_configs(), "launch/slurm.sbatch"])
-    plan = run(program, "train", "--dry-run", "--config", "demo/stage_1_crops")
+    plan = run(program, "train", "--dry-run", "--config", "demo/stage_1")
     assert "autoencoder parameters:     403,111" in plan
     assert (site / "tubesynth" / "py.typed").is_file()

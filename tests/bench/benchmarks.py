@@ -90,8 +90,8 @@ SECTIONS = {
     ),
     "sample": Section(
         "Sampling: cached conditions",
-        "One network evaluation of configs/demo/stage_2_crossattn.yml with 500 tokens. Peer: the"
-        " conditions computed again at every step.",
+        "One evaluation of a U-Net of 32 and 64 channels with 500 tokens. Peer: the conditions"
+        " computed again at every step.",
         "bench.py sample",
         "--repeats 7",
     ),

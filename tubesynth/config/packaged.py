@@ -2,7 +2,7 @@
 
 They are the files of configs/: beside the package in a checkout, inside it in an installed wheel
 (setup.py). A name is a path below that folder, with or without .yml: stage_1_3d_f4,
-demo/stage_2_flow.
+demo/stage_2.
 """
 
 import difflib
