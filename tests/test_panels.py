@@ -1,6 +1,7 @@
 """Panels: orientation, proportions, gray values, scale bars, outlines, hatching, projections."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 from scipy.ndimage import find_objects, grey_dilation
 from scipy.ndimage import label as connected
 
-from tubesynth.pictures.case_pictures import path_names
+from tubesynth.metrics.case import EvaluationCase
+from tubesynth.pictures.case_pictures import named_branches, path_names
 from tubesynth.pictures.panel import (
     CENTRELINE,
     MAX_COLUMNS,
@@ -42,7 +44,7 @@ from tubesynth.pictures.tiles import (
 )
 from tubesynth.pictures.views import ORGAN_HU, View, choose_views, other_organs
 from tubesynth.runtime.atomic import save_png
-from tubesynth.volume.centreline_file import Branch
+from tubesynth.volume.centreline_file import Branch, write_centreline
 from tubesynth.volume.classes import NINE_CLASSES
 from tubesynth.volume.grid import Volume, centered_affine
 from tubesynth.volume.straighten import main_paths
@@ -317,3 +319,23 @@ def test_a_shifted_vessel_is_straightened_before_longer_ones():
     lengths = [path.along_mm[-1] for path in shifted_first(paths, shifted_lines(tokens, original))]
     assert lengths == sorted(lengths) and len(lengths) == 2
     assert shifted_first(paths, shifted_lines(original, original)) == paths
+
+
+def test_vessels_that_a_user_adds_or_erases_are_rendered():
+    label = vessel_map()
+    hu, tokens = volume(label.shape), tube_tokens(label)
+    none = tube_tokens(0 * label)
+    for pair, color in (((tokens, none), CENTRELINE), ((none, tokens), ORIGINAL)):
+        picture = render_panel({"real": hu}, UNIT, label, tokens=pair[0], original=pair[1])
+        assert (picture[TOP : TOP + COLUMN, : EDGE + COLUMN] == color).all(-1).sum() > 50
+
+
+def test_names_of_branches_come_from_the_user_centreline_or_from_beside_the_label_maps(tmp_path):
+    label, user = tmp_path / "labels" / "2.label.nii.gz", tmp_path / "user.centreline.json"
+    case = EvaluationCase("2", label, [("real", 0, Path())])
+    assert named_branches(case) == []
+    points = np.array([[0.0, 0, 0, 1], [9, 0, 0, 1]])
+    write_centreline(tmp_path / "centrelines" / "2.centreline.json", [Branch("RCA", None, points)])
+    write_centreline(user, [Branch("LAD", None, points)])
+    assert [branch.name for branch in named_branches(case)] == ["RCA"]
+    assert [branch.name for branch in named_branches(replace(case, centreline=user))] == ["LAD"]

@@ -6,8 +6,9 @@
 Files are paired by case id (the name up to the first dot); samples of one case are <case>_s0,
 <case>_s1 and so on. --synthesis NAME=DIR, repeated, compares several runs; the headline scores are
 those of the first. Writes metrics.json (statistics and provenance), metrics.csv (one line per
-image), panels/<case>.png and report.html (one file without a server), and prints the tables. Every
-worker holds one case in memory.
+image), panels/<case>.png and report.html (one file without a server), and prints the tables. The
+coronaries in a panel have the names of the user centreline, or of centrelines/ beside the folder of
+label maps. Every worker holds one case in memory.
 """
 
 import argparse

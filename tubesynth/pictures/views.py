@@ -36,13 +36,13 @@ class View:
         return "A" if self.axis == 0 else "R"
 
     def caption(self, shape: Sequence[int], spacing: np.ndarray) -> str:
-        """For example "axial, z 33 of 72"."""
+        """For example "axial, z 33 of 72"; MIP: maximum intensity projection."""
         letter, count = "xyz"[self.axis], shape[self.axis]
         if not self.is_slab:
             return f"{NAMES[self.axis]}, {letter} {self.first + 1} of {count}"
         thick_mm = (self.last - self.first + 1) * spacing[self.axis]
         return (
-            f"{NAMES[self.axis]} maximum intensity projection, {thick_mm:.0f} mm,"
+            f"{NAMES[self.axis]} MIP, {thick_mm:.3g} mm,"
             f" {letter} {self.first + 1} to {self.last + 1} of {count}"
         )
 
