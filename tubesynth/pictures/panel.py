@@ -36,7 +36,7 @@ CTA_WINDOW = (200.0, 800.0)  # center and width in HU: fat nearly black, contras
 MAX_COLUMNS = 5  # side by side; more of them continue below
 MAX_PATHS = 12  # of which the first ones are straightened
 SHIFTED_MM = 2.0  # where two centrelines are farther apart, both are rendered
-CENTRELINE, ORIGINAL = (255, 170, 40), (60, 220, 255)
+CENTRELINE, ORIGINAL = (255, 170, 40), (255, 60, 220)
 
 
 def render_panel(
