@@ -1,14 +1,24 @@
 """Fixtures that tests share: small phantoms, configs, trained checkpoints, real CT."""
 
+import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy: threads slow small matrices down
+# Before NumPy and torch, and for the processes that tests start: the operations are small, threads
+# cost more than they give, and the tests themselves are shared out among the cores.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+# They pay from the second built kernel on, and the tests build one.
+os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
 
 import pytest
 import torch
+from filelock import FileLock
 
-torch.set_num_threads(1)  # many small operations: threads cost more than they give
+torch.set_num_threads(1)
+# Processes that tests start by a fork server: each would import for seconds what it has already.
+PRELOADED = ["tubesynth.train", "tubesynth.evaluate", "torch._dynamo"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_CT = Path(os.environ.get("TUBESYNTH_REAL_CT", REPOSITORY.parent / "shared" / "real"))
@@ -75,13 +85,6 @@ train:
 """
 
 
-def join_two_ranks(rank: int, meeting: Path) -> None:
-    """Joins a group of two processes that meet in a new file: no port can be taken meanwhile."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
-    )
-
-
 @pytest.fixture(scope="session")
 def real_ct() -> Path:
     """The folder of real CT volumes (images/, labels/); tests that need it skip without it."""
@@ -91,15 +94,26 @@ def real_ct() -> Path:
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory) -> Path:
-    """A folder with data/ (four training, two validation phantoms), and s1.yml and s2.yml on it."""
+def phantoms(tmp_path_factory) -> Path:
+    """Four training and two validation phantoms; all processes of a test run share the folder."""
     from tubesynth.phantom.__main__ import main
 
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    command = "--cases 6 --seed 7 --resolution 32 32 24 --spacing 5.5 5.5 5.5"
+    command += " --validation-fraction 0.34 --output-dir"
+    with FileLock(folder / "phantoms.lock"):  # the second process finds all cases written
+        main([*command.split(), str(folder / "phantoms")])
+    return folder / "phantoms"
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory, phantoms) -> Path:
+    """A folder with data/ (the phantoms), and s1.yml and s2.yml on it."""
     folder = tmp_path_factory.mktemp("workplace")
-    grid = "--resolution 32 32 24 --spacing 5.5 5.5 5.5".split()
     data = folder / "data"
-    split = ["--validation-fraction", "0.34"]
-    main(["--output-dir", str(data), "--cases", "6", "--seed", "7", *grid, *split])
+    shutil.copytree(phantoms, data)
     last = folder / "s1" / "checkpoints" / "last.ckpt"
     paths = dict(data=data, cache=folder / "cache", autoencoder=last)
     (folder / "s1.yml").write_text(STAGE_1.format(**paths))

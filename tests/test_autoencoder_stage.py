@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from conftest import join_two_ranks
 from networks import make_vqvae, randomize_zeros
+from ranks import on_two_ranks, train_on_two_ranks
 from test_perceptual import CONVOLUTIONS, WIDTHS
-from test_train import assert_same_state, checkpoint_of, lines, run_command
+from test_train import assert_same_state, checkpoint_of, lines
 
 from tubesynth import reconstruct, synthesize, train
 from tubesynth.build.checkpoint import Position
@@ -145,17 +144,13 @@ def adaptive_step(workplace, batch_size: int) -> dict[str, torch.Tensor]:
     return {"weight": weight, "gradient": torch.cat(gradients)}
 
 
-def _adaptive_rank(rank: int, meeting: Path, workplace: Path, folder: Path):
-    join_two_ranks(rank, meeting)
-    torch.save(adaptive_step(workplace, 1), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+def _adaptive_rank(rank: int, workplace: Path) -> dict:
+    return adaptive_step(workplace, 1)
 
 
-@pytest.mark.slow
 def test_two_ranks_have_the_adaptive_weight_of_one_rank_with_twice_the_batch(workplace, tmp_path):
     single_rank = adaptive_step(workplace, 2)
-    mp.spawn(_adaptive_rank, (tmp_path / "meeting", workplace, tmp_path), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    ranks = on_two_ranks(tmp_path, _adaptive_rank, workplace)
     torch.testing.assert_close(ranks[0]["weight"], ranks[1]["weight"], rtol=1e-6, atol=0)
     torch.testing.assert_close(ranks[0]["weight"], single_rank["weight"], rtol=1e-4, atol=0)
     difference = ranks[0]["gradient"] - single_rank["gradient"]
@@ -338,7 +333,6 @@ def test_stage_2_on_a_conditioned_decoder_trains_and_synthesizes(all_on, workpla
     assert len(find_cases(out)) == 2
 
 
-@pytest.mark.slow
 def test_two_ranks_train_with_every_switch_and_one_validation_case(workplace, tmp_path):
     """With DDP and gradient checkpointing; one of the ranks has no validation case."""
     shutil.copytree(workplace / "data", tmp_path / "data")
@@ -347,8 +341,7 @@ def test_two_ranks_train_with_every_switch_and_one_validation_case(workplace, tm
         path.unlink()
     options = [f"data.root={tmp_path / 'data'}", "train.epochs=1"]
     run_dir = tmp_path / "run"
-    result = run_command("tubesynth.train", *arguments(workplace, run_dir, *options), processes=2)
-    assert result.returncode == 0, result.stderr[-2000:]
+    train_on_two_ranks(tmp_path, *arguments(workplace, run_dir, *options))
     assert np.isfinite(lines(run_dir, "training")[-1]["generator"])
     validation = lines(run_dir, "validation")
     assert validation[-1]["loss"] < validation[0]["loss"]

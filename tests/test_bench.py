@@ -3,6 +3,7 @@
 import json
 import math
 import mmap
+import multiprocessing
 import time
 
 import bench
@@ -24,8 +25,14 @@ TINY = (
 ).split()
 
 
-@pytest.mark.slow
-def test_every_line_is_a_json_object_with_the_promised_keys(tmp_path, capfd):
+@pytest.fixture
+def forked(monkeypatch):
+    """Cases run in processes that are forked from one with torch, not in new interpreters."""
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(bench, "get_context", lambda method: context)
+
+
+def test_every_line_is_a_json_object_with_the_promised_keys(tmp_path, capfd, forked):
     bench.main(["data", "--data-dir", str(tmp_path), "--case", "stage2", "cold", *TINY])
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == ["stage2", "cold"]
@@ -63,8 +70,7 @@ def test_the_reference_quantizer_of_the_bench_updates_its_codes_as_ours_does():
     torch.testing.assert_close(ours.codebook, expected[2])
 
 
-@pytest.mark.slow
-def test_a_step_of_stage_1_and_its_convolutions_are_measured(capfd):
+def test_a_step_of_stage_1_and_its_convolutions_are_measured(capfd, forked):
     narrow = ["autoencoder.channels=[4,4]", "autoencoder.residual_channels=[4,4]"]
     narrow += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
     sizes = ["--crop", "16", "16", "16", "--repeats", "1"]
@@ -89,8 +95,7 @@ def test_every_convolution_of_a_step_is_recorded_with_its_gradients():
     assert [shape[0] for _, shape, *_ in calls] == [1] * 16 + [2] * 4
 
 
-@pytest.mark.slow
-def test_the_vessel_benches_time_both_variants(capfd):
+def test_the_vessel_benches_time_both_variants(capfd, forked):
     tiny = "--size 6 6 4 --tokens 20 --channels 32 --head-channels 32 --repeats 2".split()
     bench.main(["vessel_attention", *tiny])
     config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2.yml")]
@@ -185,8 +190,7 @@ def test_one_hot_equals_torchs_own():
         assert classes.dtype == dtype and torch.equal(classes, expected.to(dtype))
 
 
-@pytest.mark.slow
-def test_evaluation_is_timed_by_pairs(tmp_path, capfd):
+def test_evaluation_is_timed_by_pairs(tmp_path, capfd, forked):
     tiny = "--pairs 2 --resolution 24 24 20 --spacing 7 7 7 --repeats 1 --workers 1".split()
     bench.main(["evaluate", "--data-dir", str(tmp_path), *tiny])
     line = json.loads(capfd.readouterr().out)

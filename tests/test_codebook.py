@@ -4,10 +4,9 @@ import time
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from conftest import join_two_ranks
 from networks import make_ema_quantizer, make_vqvae
 from parts.measure import PeakMemory
+from ranks import on_two_ranks
 from torch import Tensor
 
 from tubesynth.models.quantizers import codebook, search
@@ -181,23 +180,19 @@ def _codes():
     return torch.randn(16, 4, generator=torch.Generator().manual_seed(2)) * 4
 
 
-def _rank(rank, meeting, results):
-    join_two_ranks(rank, meeting)
+def _states(rank):
     batches = [batch[rank : rank + 1] for batch in _batches()]
     torch.manual_seed(rank)  # the ranks' random numbers differ, and the codebooks must agree
-    results[rank, "revived"] = _trained(batches, revive_after=2, start=None)
-    results[rank, "plain"] = _trained(batches, revive_after=0, start=_codes())
-    results[rank, "fsq"] = _scaled(batches)
-    torch.distributed.destroy_process_group()
+    return {
+        "revived": _trained(batches, revive_after=2, start=None),
+        "plain": _trained(batches, revive_after=0, start=_codes()),
+        "fsq": _scaled(batches),
+    }
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_rank, (meeting, results), nprocs=2)
-        return dict(results)
+    return on_two_ranks(tmp_path_factory.mktemp("ranks"), _states)
 
 
 def assert_equal_state(first: dict, second: dict):
@@ -205,18 +200,16 @@ def assert_equal_state(first: dict, second: dict):
         torch.testing.assert_close(value, second[name], atol=0, rtol=0, msg=name)
 
 
-@pytest.mark.slow
 def test_two_ranks_revive_the_same_codes_to_the_same_places(two_ranks):
-    first, second = two_ranks[0, "revived"], two_ranks[1, "revived"]
+    first, second = (states["revived"] for states in two_ranks)
     assert_equal_state(first, second)
     # Without revival, codes that the drifting data left behind would lie near 0.
     left_behind = _trained(_batches(), 0, None)["codebook"].mean(1).min()
     assert left_behind < 2 < first["codebook"].mean(1).min()
 
 
-@pytest.mark.slow
 def test_two_ranks_train_the_codebook_of_one_rank_with_both_halves(two_ranks):
     for kind, whole in (("plain", _trained(_batches(), 0, _codes())), ("fsq", _scaled(_batches()))):
         for rank in (0, 1):
-            for name, value in two_ranks[rank, kind].items():
+            for name, value in two_ranks[rank][kind].items():
                 torch.testing.assert_close(value, whole[name], msg=name)

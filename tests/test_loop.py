@@ -8,8 +8,7 @@ from itertools import pairwise, repeat
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from conftest import join_two_ranks
+from ranks import on_two_ranks
 from torch import nn
 
 from tubesynth.build.base_models import require_base_models
@@ -162,27 +161,20 @@ def test_an_overflow_at_the_smallest_scale_is_a_fault():
     assert not any(result.updated for result in results)
 
 
-def _rank_of_two(rank, meeting, results):
-    """Steps of a phase whose loss is not finite on rank 0 alone."""
-    join_two_ranks(rank, meeting)
+def _problem(rank):
+    """That of a step of a phase whose loss is not finite on rank 0 alone."""
     train = replace(PLAIN, precision="16-mixed")
 
     def loss(forward, batch):
         factor = math.nan if rank == 0 else 1.0
         return {"square": factor * forward(batch["x"]).float().square().mean()}
 
-    result = training_step(linear_phase("net", loss, train), [batch_of(rank)], 0, train)
-    results[rank] = result.problem
-    torch.distributed.destroy_process_group()
+    return training_step(linear_phase("net", loss, train), [batch_of(rank)], 0, train).problem
 
 
-@pytest.mark.slow
 def test_all_ranks_skip_a_step_that_was_not_finite_on_one_rank(tmp_path):
     """In fp16 a rank that began the next phase alone would wait for ever for the other rank."""
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_rank_of_two, (tmp_path / "meeting", results), nprocs=2)
-        assert dict(results) == {0: "loss square", 1: "the gradient"}
+    assert on_two_ranks(tmp_path, _problem) == ["loss square", "the gradient"]
 
 
 def test_each_optimizer_has_a_scaler_of_its_own():
@@ -443,22 +435,16 @@ def test_a_resumed_run_logs_the_means_of_the_uninterrupted_one(tmp_path):
     assert loss_curve(tmp_path / "whole" / "metrics.jsonl") == [(n, 1.0) for n in range(7)]
 
 
-def _mean_of_two_ranks(rank, meeting, results):
-    join_two_ranks(rank, meeting)
+def _means(rank):
     means = StepMeans()
     for step in range(3):
         means.add({"term": torch.tensor(10.0 * rank + step)})
     means.add({"term": torch.tensor(9.0), "later": torch.tensor(4.0 * rank)})
-    results[rank] = (means.of_this_rank(), means.read(), means.read())
-    torch.distributed.destroy_process_group()
+    return means.of_this_rank(), means.read(), means.read()
 
 
-@pytest.mark.slow
 def test_the_means_are_over_all_ranks(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_mean_of_two_ranks, (tmp_path / "meeting", results), nprocs=2)
-        results = dict(results)
+    results = on_two_ranks(tmp_path, _means)
     # Rank 0 adds 0, 1, 2, 9 and rank 1 adds 10, 11, 12, 9; `later` begins with the fourth step.
     everywhere = {"term": 54 / 8, "later": 2.0}
     assert results[0] == ({"term": 3.0, "later": 0.0}, everywhere, {})

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import train_on_two_ranks
 
 from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Checkpoint, Position
@@ -63,19 +64,12 @@ def assert_same_state(first: dict, second: dict, tolerance: float = 0.0):
             assert value == second[key], key
 
 
-def run_command(*arguments, processes: int = 1, **kwargs) -> subprocess.CompletedProcess:
+def run_command(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=1800,
-        **kwargs,
-    )
+    command += map(str, arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -145,18 +139,18 @@ def test_loader_workers_change_nothing(stage_1, workplace, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace, tmp_path):
-    config = workplace / f"s{stage}.yml"
+    """The ranks of stage 2 are started by torchrun."""
+    config = ["--config", workplace / f"s{stage}.yml", "--run-dir"]
     options = ["train.epochs=2", "train.validate_every=2"]
     if stage == 1:
         # One spectrum and one set of codes a batch: means over two halves are means over the whole.
         options += ["losses.adversarial=0", "autoencoder.revive_after=0", "data.crop=[16,16,16]"]
-    main(
-        ["--config", str(config), "--run-dir", str(tmp_path / "one"), "data.batch_size=2", *options]
-    )
-    result = run_command(
-        "tubesynth.train", "--config", config, "--run-dir", tmp_path / "two", *options, processes=2
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    main([str(item) for item in (*config, tmp_path / "one", "data.batch_size=2", *options)])
+    if stage == 1:
+        train_on_two_ranks(tmp_path, *config, tmp_path / "two", *options)
+    else:
+        result = run_command("tubesynth.train", *config, tmp_path / "two", *options, processes=2)
+        assert result.returncode == 0, result.stderr[-2000:]
     single, double = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
     assert single["position"] == double["position"]
     name = "autoencoder" if stage == 1 else "unet"
@@ -173,10 +167,9 @@ def test_a_killed_run_resumes_to_the_same_weights(workplace, stage_2, tmp_path):
     """A kill -9 at a random step is followed by the same command."""
     step = random.randrange(1, STEPS)
     print(f"killed at step {step}")  # pytest prints it if the test fails
-    command = [sys.executable, "-m", "tubesynth.train", "--config", str(workplace / "s2.yml")]
-    command += ["--run-dir", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    command = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path)]
+    program = [sys.executable, "-m", "tubesynth.train"]
+    process = subprocess.Popen([*program, *command], stderr=subprocess.DEVNULL)
     reached = f'{{"step": {step}, '
     metrics = tmp_path / "metrics.jsonl"
     while process.poll() is None:
@@ -186,8 +179,7 @@ def test_a_killed_run_resumes_to_the_same_weights(workplace, stage_2, tmp_path):
     process.kill()
     process.wait()
     assert reached in metrics.read_text(encoding="utf-8")
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    main(command)
     assert_same_state(checkpoint_of(stage_2.parent.parent), checkpoint_of(tmp_path))
     steps = [row["step"] for row in lines(tmp_path, "training")]
     assert steps == list(range(1, STEPS + 1))
@@ -202,7 +194,6 @@ def test_a_signal_saves_and_ends_with_75(number, processes, workplace, stage_1, 
     command += ["--run-dir", str(tmp_path), "train.epochs=10000", "train.validate_every=10000"]
     process = subprocess.Popen(
         [*command, "--gpus", str(processes)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -230,6 +221,7 @@ def test_mixed_precision_checkpointing_clipping_and_accumulation_train(
     stage, precision, stage_1, workplace, tmp_path
 ):
     switches = ["train.checkpointing=true", "train.accumulate=2", "train.epochs=6"]
+    switches += ["train.validate_every=6", "train.panel_every=6", "train.save_every=6"]
     if stage == 1:  # whole volumes, as they are validated
         switches.append("data.crop=null")
     main(

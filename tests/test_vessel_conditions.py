@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from networks import small_unet
-from test_train import assert_same_state, checkpoint_of, run_command
+from ranks import train_on_two_ranks
+from test_train import assert_same_state, checkpoint_of
 
 from tubesynth import synthesize
 from tubesynth.build.base_models import require_base_models
@@ -235,7 +236,6 @@ def trained(workplace, stage_1, tmp_path_factory):
     return run_dir / "checkpoints" / "last.ckpt"
 
 
-@pytest.mark.slow
 def test_two_ranks_train_like_one_with_twice_the_batch(workplace, stage_1, tmp_path):
     """Each rank pads its own case, and one of the four cases has no vessels at all."""
     shutil.copytree(workplace / "data", tmp_path / "data")
@@ -247,8 +247,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(workplace, stage_1, tmp_p
     options += ["flow.label_dropout=0.3", "flow.vessel_dropout=0.3"]
     config = ["--config", str(workplace / "s2.yml"), "--run-dir"]
     main([*config, str(tmp_path / "one"), *options, "data.batch_size=2"])
-    result = run_command("tubesynth.train", *config, tmp_path / "two", *options, processes=2)
-    assert result.returncode == 0, result.stderr[-2000:]
+    train_on_two_ranks(tmp_path, *config, tmp_path / "two", *options)
     single, double = (
         checkpoint_of(tmp_path / run)["phases"]["unet"]["module"] for run in ("one", "two")
     )
