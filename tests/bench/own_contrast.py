@@ -1,0 +1,55 @@
+"""Whether vessels have the contrast of their own image's aorta, or a painted constant.
+
+    python tests/bench/own_contrast.py --labels LABELS \\
+        --images real=CTS reconstruction=REC synthesis=SYN
+
+Prints a JSON line per folder: the HU of the aorta and of the coronaries' lumen (points of at least
+1 mm of radius) over the cases, mean and standard deviation, and their correlation. A decoder that
+paints vessels by their mask alone has a correlation of 0.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import binary_erosion
+
+from tubesynth.metrics.vessel import centreline_in_world, sample_hu
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.classes import NINE_CLASSES
+from tubesynth.volume.files import read_labels, read_volume
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.vessels import extract_tokens
+
+MIN_RADIUS_MM = 1.0
+
+
+def mean_hu(labels: Volume, ct: Volume) -> tuple[float, float]:
+    """The mean HU of the aorta without its rim, and of the lumen of the wider coronaries."""
+    assert NINE_CLASSES.aorta is not None and labels.shape == ct.shape
+    aorta = binary_erosion(labels.array == NINE_CLASSES.aorta, iterations=2)
+    tokens = extract_tokens(labels.array == NINE_CLASSES.vessel, labels.affine)
+    position, _ = centreline_in_world(tokens, labels)
+    lumen = sample_hu(ct, position[tokens.radius_mm >= MIN_RADIUS_MM])
+    return float(ct.array[aorta].mean()), float(np.nanmean(lumen))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--labels", type=Path, required=True)
+    parser.add_argument("--images", nargs="+", required=True, metavar="NAME=DIR")
+    args = parser.parse_args()
+    labels = {case: read_labels(path) for case, path in find_cases(args.labels).items()}
+    for name, folder in (item.split("=", 1) for item in args.images):
+        images = {case.removesuffix("_s0"): p for case, p in find_cases(Path(folder)).items()}
+        pairs = [mean_hu(labels[case], read_volume(path)) for case, path in images.items()]
+        aorta, lumen = np.array(pairs).T
+        row = {"images": name, "cases": len(pairs)}
+        for key, values in (("aorta_hu", aorta), ("lumen_hu", lumen)):
+            row |= {key: round(values.mean(), 1), f"{key}_sd": round(values.std(ddof=1), 1)}
+        print(json.dumps({**row, "correlation": round(np.corrcoef(aorta, lumen)[0, 1], 3)}))
+
+
+if __name__ == "__main__":
+    main()
