@@ -20,7 +20,7 @@ from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import STAGES
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import InputError, run_command
 from tubesynth.train import main, make_stage
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.run import remove_older
@@ -62,14 +62,6 @@ def assert_same_state(first: dict, second: dict, tolerance: float = 0.0):
             assert torch.equal(value, second[key]), key
         else:
             assert value == second[key], key
-
-
-def run_command(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command += map(str, arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=1800)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -149,7 +141,10 @@ def test_two_ranks_train_like_one_with_twice_the_batch(stage, stage_1, workplace
     if stage == 1:
         train_on_two_ranks(tmp_path, *config, tmp_path / "two", *options)
     else:
-        result = run_command("tubesynth.train", *config, tmp_path / "two", *options, processes=2)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*torchrun, "--nproc-per-node=2", "-m", "tubesynth.train"]
+        command += map(str, (*config, tmp_path / "two", *options))
+        result = subprocess.run(command, capture_output=True, text=True, timeout=1800)
         assert result.returncode == 0, result.stderr[-2000:]
     single, double = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
     assert single["position"] == double["position"]
@@ -358,11 +353,12 @@ def test_bad_data_is_refused_by_name(workplace, tmp_path):
     assert "grid" in broken(shift)
 
 
-def test_a_refusal_is_one_line_and_code_2(workplace, tmp_path):
-    command = ["tubesynth.train", "--config", workplace / "s1.yml", "--run-dir", tmp_path / "run"]
-    result = run_command(*command, "data.root=nowhere")
-    assert result.returncode == 2
-    (line,) = result.stderr.strip().splitlines()
+def test_a_refusal_is_one_line_and_code_2(workplace, tmp_path, capsys):
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: main([*command, "data.root=nowhere"]))
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: data.root: nowhere does not exist")
 
 
