@@ -1,6 +1,7 @@
 """The evaluate command on small phantoms: promised keys, known scores, samples, grids, errors."""
 
 import csv
+import html
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tubesynth.evaluate import main
+from tubesynth.metrics.features import RADIOMIC
 from tubesynth.metrics.summary import json_safe, statistics, summarize, table
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.runtime.errors import InputError
@@ -266,3 +268,43 @@ def test_tables_align_and_have_a_dash_for_a_missing_score():
     assert lines[1].startswith("psnr  30.50 [24.15, 36.85]")
     assert len(lines[1]) == len(lines[2]) == len(lines[0])
     assert lines[2].endswith("-")
+
+
+def test_training_cts_are_compared_although_the_first_case_has_no_synthesis(folders):
+    for sample in (0, 1):
+        (folders / "synthesis" / f"1_s{sample}.img.nii.gz").unlink()
+    options = ["--training", folders / "real"]
+    result = evaluate(folders, "real", "labels", "reconstruction", "synthesis", extra=options)
+    assert result["synthesis"]["copied"]["mean"] == pytest.approx(0.5)  # s0 is the real CT
+    result = evaluate(folders, "real", "labels", "reconstruction", extra=options)
+    assert "no case has a synthesis" in " ".join(result["provenance"]["notes"])
+
+
+def test_features_of_a_network_leave_the_diversity_of_samples(folders, monkeypatch):
+    monkeypatch.setattr("tubesynth.evaluate.load_features", lambda path: RADIOMIC)
+    options = ["--features", folders / "weights.pt"]
+    names = ("real", "labels", "synthesis")
+    radiomic = evaluate(folders, *names)["synthesis"]["diversity_ms_ssim"]
+    assert evaluate(folders, *names, extra=options)["synthesis"]["diversity_ms_ssim"] == radiomic
+
+
+def test_the_verdict_is_the_headline_score_and_stands_first(folders, capsys):
+    result = evaluate(folders, "real", "labels", "reconstruction", "synthesis")
+    whole = result["vessels"]["synthesis"]["vessel_match"]["mean"]
+    assert whole == pytest.approx(0.5, abs=0.02)  # one of two samples has the vessel
+    assert result["vessels"]["real"]["vessel_match"]["mean"] == 1
+    assert result["vessels"]["floor"]["vessel_match"]["mean"] > 0.9  # the vessels have one place
+    sentence = f"Coronaries in the synthesis: {whole:.2f} of the real CT's ({whole:.2f} from 3 to 6"
+    assert result["verdict"][1].startswith(sentence)
+    text = capsys.readouterr().out
+    assert text.index(sentence) < text.index("3 cases")
+    page = (folders / "out" / "report.html").read_text(encoding="utf-8")
+    assert html.escape(sentence) in page.partition("<h2>")[0]
+
+
+def test_without_the_real_ct_the_headline_score_is_absent_and_a_line_says_so(folders):
+    result = evaluate(folders, "labels", "synthesis")
+    assert "vessel_match" not in result["vessels"]["synthesis"]
+    assert result["verdict"] == ["Coronaries are not compared with the real CT's: give --real."]
+    result = evaluate(folders, "real", "reconstruction")
+    assert result["verdict"] == ["Coronaries are not scored: give --labels."]

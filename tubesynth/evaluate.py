@@ -44,6 +44,7 @@ from tubesynth.pictures.case_pictures import case_panel, panel_path
 from tubesynth.report.content import Rows, ceiling_notes, provenance, statistics_by_source
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
+from tubesynth.report.verdict import verdict
 from tubesynth.runtime.atomic import save_png, write_text
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.volume.centreline_file import user_centreline_tokens
@@ -74,10 +75,12 @@ def main(argv: list[str] | None = None) -> None:
     losses = validation_losses(args.training_log)
     classes = evaluated_classes(args)
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
-    with_features = not args.no_distribution and args.features is None
+    with_sets = not args.no_distribution
+    with_features = with_sets and args.features is None
     if args.segmenter is not None:
         trained_segmenter(args.segmenter)  # a wrong file ends the command before any case is scored
-    jobs = [(case, settings, args.output_dir, with_features, args.segmenter) for case in cases]
+    options = (settings, args.output_dir, with_sets, with_features, args.segmenter)
+    jobs = [(case, *options) for case in cases]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     scores = pool.each(evaluate_case, jobs, workers, "evaluate")
 
@@ -95,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     folders |= {run.source: run.folder for run in runs}
     folders = {name: str(folder) for name, folder in folders.items() if folder is not None}
     result["provenance"] = provenance(settings, len(cases), folders, args.segmenter, notes)
+    result["verdict"] = verdict(result)
     write_csv(args.output_dir / "metrics.csv", rows.merged())
     write_json(args.output_dir / "metrics.json", result)
     page = report_page(result, rows.merged(), args.output_dir)
@@ -198,13 +202,14 @@ def evaluate_case(
     case: EvaluationCase,
     settings: Settings,
     output_dir: Path,
+    with_diversity: bool,
     with_features: bool,
     segmenter: Path | None = None,
 ) -> CaseScores:
     """Score and render one case, in one thread, so that --workers does not change a score.
 
-    with_features: also compute the slice features of the distribution scores; segmenter: the
-    checkpoint of a vessel segmenter.
+    with_diversity, with_features: also compute the diversity of the samples, and the slice
+    features of the distribution scores; segmenter: the checkpoint of a vessel segmenter.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -220,14 +225,14 @@ def evaluate_case(
         scores = score_case(case, volumes, label, tokens, settings, segment)
         panel = case_panel(case, volumes, label, tokens, settings.classes, original)
         save_png(panel_path(output_dir, case.id), panel)
-        if with_features:
-            window = settings.hu_window
+        window = settings.hu_window
+        if with_diversity:
             first = next((s for s, *_ in case.images if s.startswith("synthesis")), "")
             images = zip(case.images, volumes, strict=True)
             samples = [volume.array for (source, *_), volume in images if source == first]
             scores.diversity = sample_diversity(samples, window)
-            if case.images[0][0] == "real" and len(volumes) > 1:
-                scores.sets = case_features(case, volumes, window=window)
+        if with_features and case.images[0][0] == "real" and len(volumes) > 1:
+            scores.sets = case_features(case, volumes, window=window)
     finally:
         torch.set_num_threads(threads)
     return scores
@@ -256,8 +261,11 @@ def add_distribution(
         ]
     sets, notes = joined(sets_of_cases)
     training = []
-    if args.training is not None and cases[0].images[-1][0].startswith("synthesis"):
-        grid = read_case(cases[0])[-1]
+    synthesized = [case for case in cases if case.images[-1][0].startswith("synthesis")]
+    if args.training is not None and not synthesized:
+        notes.append("no copies of --training were searched for: no case has a synthesis")
+    elif args.training is not None:
+        grid = read_case(synthesized[0])[-1]
         files = files_of(args.training, "--training").items()
         jobs = [(case, path, grid.shape, grid.affine, options) for case, path in files]
         training = pool.each(training_features, jobs, workers, "training")

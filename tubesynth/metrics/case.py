@@ -21,6 +21,7 @@ from tubesynth.metrics.condition import (
 )
 from tubesynth.metrics.image import image_scores
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU, centreline_scores
+from tubesynth.metrics.vessel_match import vessel_match
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import read_volume
@@ -139,7 +140,9 @@ def score_case(
             scores = pair_scores(common.real, image, common.label, settings.hu_window)
             result.images.append({**key, **scores})
         if label is not None and tokens is not None:
-            scores = score_vessels(image, tokens, label, common.condition, settings, segment)
+            scores = score_vessels(
+                image, common.real, tokens, label, common.condition, settings, segment
+            )
             result.vessels.append({**key, **scores})
             if common.condition is not None and common.condition.region is None:
                 result.notes.add(
@@ -152,7 +155,8 @@ def score_case(
         scores = pair_scores(real_on_grid, control, None, settings.hu_window)
         result.images.append({**key, **scores})
         if label is not None and tokens is not None:
-            scores = centreline_scores(control, tokens, label, settings.lumen_range)
+            scores = vessel_match(control, real_on_grid, tokens, label)
+            scores |= centreline_scores(control, tokens, label, settings.lumen_range)
             result.vessels.append({**key, **scores})
     return result
 
@@ -172,6 +176,7 @@ def pair_scores(
 
 def score_vessels(
     ct: Volume,
+    real: Volume | None,
     tokens: VesselTokens,
     label: Volume,
     condition: Condition | None,
@@ -180,9 +185,11 @@ def score_vessels(
 ) -> dict[str, float]:
     """Scores along the centreline of the label map, and of the vessels detected in the CT alone.
 
-    condition: of the label map on the grid of the CT; None where it has no vessels.
+    real: the real CT on the grid of the CT; without it there is no vessel_match. condition: of the
+    label map on that grid; None where it has no vessels.
     """
-    scores = centreline_scores(ct, tokens, label, settings.lumen_range)
+    scores = {} if real is None else vessel_match(ct, real, tokens, label)
+    scores |= centreline_scores(ct, tokens, label, settings.lumen_range)
     if condition is None:
         return scores
     scores |= vessel_scores(ct.array, condition)

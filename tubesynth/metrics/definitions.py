@@ -7,6 +7,11 @@ DEFINITIONS = {
     "ms_ssim": "MS-SSIM (Wang 2003) of the images of psnr; 5 scales above 160 voxels per axis",
     "mae_hu": "mean absolute error in HU of images clipped to hu_window",
     "_classK": "suffix: the metric inside class K of the label map",
+    "vessel_match": "agreement of the profile across each centreline point (contrast to the "
+    "surroundings, radius) with the real CT's, half of it the lowest of the points nearby on the "
+    "branch; 1: the real CT, 0: another patient, noise, a constant, blur, vessels erased",
+    "vessel_match_left_out": "share of the centreline points without a vessel_match: the real CT "
+    "has less than 30 HU of contrast there",
     "centreline_in_range": "share of the condition's centreline points with HU in lumen_range",
     "centreline_covered": "share of the condition's centreline points that lie inside the CT",
     "lumen_hu": "mean HU of the centreline points",

@@ -31,7 +31,7 @@ class Stat(TypedDict):
 
 KEYS = ("case", "sample", "source")
 BOUNDS = {
-    "centreline_": (0.0, 1.0),
+    **dict.fromkeys(("vessel_match", "centreline_"), (0.0, 1.0)),
     "ms_ssim": (0.0, 1.0),
     "ssim": (-1.0, 1.0),
     "psnr": (-math.inf, 100.0),

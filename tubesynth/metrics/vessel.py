@@ -82,6 +82,17 @@ def sample_hu(ct: Volume, world_mm: np.ndarray) -> np.ndarray:
     return np.where(inside, values, np.nan)
 
 
+def circles(tangent: np.ndarray) -> np.ndarray:
+    """(N, 3) unit tangents -> (RING_ANGLES, N, 3) unit vectors across them, at even angles."""
+    # Two unit vectors (N, 3) across the tangent, from the coordinate axis least aligned with it.
+    axis = np.eye(3)[np.abs(tangent).argmin(1)]
+    normal = np.cross(tangent, axis)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    binormal = np.cross(tangent, normal)
+    angle = np.linspace(0, 2 * np.pi, RING_ANGLES, endpoint=False)[:, None, None]
+    return np.cos(angle) * normal + np.sin(angle) * binormal
+
+
 def shell_hu(
     ct: Volume, position_mm: np.ndarray, tangent: np.ndarray, radius_mm: np.ndarray
 ) -> np.ndarray:
@@ -91,17 +102,10 @@ def shell_hu(
     a thin vessel; rings, unlike balls, exclude the vessel's continuation. nan where all rings lie
     outside the CT.
     """
-    # Two unit vectors (N, 3) across the tangent, from the coordinate axis least aligned with it.
-    axis = np.eye(3)[np.abs(tangent).argmin(1)]
-    normal = np.cross(tangent, axis)
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    binormal = np.cross(tangent, normal)
-    # circle: (A, N, 3) unit vectors; distance: (S, N) mm; rings: (S, A, N, 3) world mm.
-    angle = np.linspace(0, 2 * np.pi, RING_ANGLES, endpoint=False)[:, None, None]
-    circle = np.cos(angle) * normal + np.sin(angle) * binormal
+    # distance: (S, N) mm; rings: (S, A, N, 3) world mm.
     steps = np.linspace(1.5, 3.0, RING_STEPS)[:, None]
     distance = steps * radius_mm + ct.spacing.max()
-    rings = position_mm + distance[:, None, :, None] * circle
+    rings = position_mm + distance[:, None, :, None] * circles(tangent)
     values = sample_hu(ct, rings).reshape(-1, len(position_mm))
     median = np.full(len(position_mm), np.nan)
     covered = np.isfinite(values).any(0)

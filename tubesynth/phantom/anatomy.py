@@ -50,8 +50,16 @@ def make_phantom(
 
     The anatomy depends on seed and case alone, so another grid shows the same patient.
     """
+    extent_mm = np.multiply(spacing, resolution)
+    anatomy = sample_anatomy(seed, case, extent_mm)
+    return scan(anatomy, seed, case, resolution, spacing, scheme)
+
+
+def scan(
+    anatomy: Anatomy, seed: int, case: int, resolution, spacing, scheme: LabelScheme = NINE_CLASSES
+) -> Phantom:
+    """The anatomy, or one with other branches, under the contrast and noise of seed and case."""
     shape, spacing = tuple(int(n) for n in resolution), np.asarray(spacing, np.float64)
-    anatomy = sample_anatomy(seed, case, spacing * shape)
     phase_rng, texture_rng, noise_rng = (_rng(seed, case, k) for k in (4, 5, 6))
     phase = _sample_contrast(phase_rng)
     canvas = Canvas(shape, spacing, anatomy.lattice)

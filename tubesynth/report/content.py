@@ -16,11 +16,13 @@ from tubesynth.metrics.case import Settings
 from tubesynth.metrics.definitions import DEFINITIONS
 from tubesynth.metrics.pairing import Run
 from tubesynth.metrics.summary import summarize
+from tubesynth.metrics.vessel_match import MIN_CONTRAST_HU
 from tubesynth.report.charts import Stats
 from tubesynth.runtime.environment import environment
 
 # Below this mean of the real CTs a metric of detected vessels says little about a synthesis.
-LOW_CEILINGS = {"centreline_in_range": 0.5, "cldice": 0.5}
+LOW_CEILINGS = {"centreline_in_range": 0.5, "cldice": 0.5, "segmenter_cldice": 0.9}
+MAX_LEFT_OUT = 0.1  # share of the centreline points without a vessel_match
 
 
 @dataclass
@@ -71,14 +73,20 @@ def statistics_by_source(rows: Rows, runs: Sequence[Run], losses: dict[str, Any]
 
 
 def ceiling_notes(result: dict[str, Any]) -> list[str]:
-    """Notes on metrics for which the real CTs themselves score low."""
+    """Notes on metrics for which the real CTs themselves score low, or have too little contrast."""
     notes = []
+    left_out = result["vessels"]["real"].get("vessel_match_left_out", {"mean": None})["mean"]
+    if left_out is not None and left_out > MAX_LEFT_OUT:
+        notes.append(
+            f"vessel_match leaves out {left_out:.0%} of the centreline points: the real CTs have "
+            f"less than {MIN_CONTRAST_HU:g} HU of contrast there"
+        )
     for metric, threshold in LOW_CEILINGS.items():
         mean = result["vessels"]["real"].get(metric, {"mean": None})["mean"]
         if mean is not None and mean < threshold:
             notes.append(
-                f"{metric} of the real CTs is {mean:.2f}: a synthesis cannot exceed that at this "
-                "voxel size and contrast"
+                f"{metric} of the real CTs is {mean:.2f}: it says little at this voxel size and "
+                "contrast, and an image that has more is not better for it"
             )
     return notes
 

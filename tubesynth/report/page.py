@@ -18,20 +18,20 @@ from tubesynth.report.style import STYLE
 CALIBRES = {"_lt1.5mm": "< 1.5 mm", "_1.5to3mm": "1.5 to 3 mm", "_gt3mm": "> 3 mm"}
 # Metric, label of the axis, and the axis' upper end where it has one.
 CALIBRE_CHARTS = (
-    ("centreline_in_range", "share with lumen HU", 1.0),
+    ("vessel_match", "match with the real CT", 1.0),
     ("centreline_recall", "centreline recall", 1.0),
     ("radius_error_mm", "radius error, mm", None),
 )
 MOST_CURVES = 4
 # Metric, its section in a run, and the label of the axis; the first MOST_CURVES are shown.
 CURVES = (
+    ("vessel_match", "vessels", "match of the vessels"),
     ("cldice", "vessels", "clDice"),
-    ("centreline_in_range", "vessels", "share with lumen HU"),
     ("centreline_recall", "vessels", "centreline recall"),
     ("ssim", "synthesis", "SSIM"),
     ("psnr", "synthesis", "PSNR, dB"),
 )
-RANKING_METRICS = ("cldice", "centreline_in_range", "ssim", "psnr")  # the first available one
+RANKING_METRICS = ("vessel_match", "cldice", "ssim", "psnr")  # the first available one
 
 
 def report_page(result: dict[str, Any], rows: list[dict[str, Any]], output_dir: Path) -> str:
@@ -48,6 +48,7 @@ def report_page(result: dict[str, Any], rows: list[dict[str, Any]], output_dir: 
         f'<p class="lead">{count} case{"s" * (count != 1)}, {date}, tubesynth {version}. '
         "Scores are means over cases with the 95 % "
         "interval of the mean.</p>",
+        *(f'<p class="verdict">{html.escape(line)}</p>' for line in result["verdict"]),
         score_tables(result),
         calibre_charts(result),
         quality_curves(result),

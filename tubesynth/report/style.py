@@ -40,8 +40,9 @@ th.first, td.first { padding-left: 2rem; }
 tbody tr { border-top: 1px solid var(--line); }
 tbody th b { color: var(--faint); }
 td small { display: block; color: var(--faint); font-size: .76rem; line-height: 1.25; }
-td.synthesis { font-weight: 600; }
-td.synthesis small { font-weight: normal; }
+.headline td.synthesis { font-weight: 600; }
+.headline td.synthesis small { font-weight: normal; }
+.verdict { font-size: 1.1rem; }
 code { font: .76rem ui-monospace, Menlo, Consolas, "Liberation Mono", monospace;
   color: var(--faint); }
 tbody th code { display: block; line-height: 1.25; overflow-wrap: anywhere; }

@@ -1,23 +1,25 @@
-"""The tables that evaluate prints: the headline scores of every source side by side."""
+"""What evaluate prints: the verdict, and the headline scores of every source side by side."""
 
 from typing import Any
 
 from tubesynth.metrics.summary import table
 from tubesynth.report.charts import Stats
+from tubesynth.report.verdict import HEADLINE
 
 SET_METRICS = ("frechet", "frechet_excess", "precision", "recall", "diversity_ms_ssim", "copied")
 # Metrics by the beginning of their name that are in metrics.json and in metrics.csv only.
 ONLY_IN_FILES = (
     *("lumen_hu_", "contrast_hu_", "radius_bias", "radius_ratio", "vesselness_shell"),
-    *("segmenter_betti", "segmenter_radius"),
+    *("segmenter_betti", "segmenter_radius", "vessel_match_left_out_"),
 )
 CONTROL = "negative control"  # the column of result["floor"]
 
 
 def tables(result: dict[str, Any], vessel_class: int) -> str:
-    """The tables for the terminal: mean and 95 % interval over cases."""
+    """The verdict and the tables: mean and 95 % interval over cases."""
     count = result["provenance"]["n_cases"]
-    lines = [f"\n{count} case{'s' * (count != 1)}, mean [95 % interval of the mean]"]
+    lines = ["", *result["verdict"]]
+    lines += [f"\n{count} case{'s' * (count != 1)}, mean [95 % interval of the mean]"]
     images = columns(result, result, "synthesis")
     if images:
         metrics = ["psnr", "ssim", "ms_ssim", "mae_hu", f"mae_hu_class{vessel_class}", *SET_METRICS]
@@ -27,6 +29,7 @@ def tables(result: dict[str, Any], vessel_class: int) -> str:
     if vessels:
         metrics = list(dict.fromkeys(m for stats in vessels.values() for m in stats))
         metrics = [m for m in metrics if not m.startswith(ONLY_IN_FILES)]
+        metrics.sort(key=lambda metric: not metric.startswith(HEADLINE))
         lines += ["", table(vessels, metrics)]
     elif "labels" in result["provenance"]["folders"]:
         lines += ["", f"no vessel scores: no label map contains class {vessel_class}"]
