@@ -16,8 +16,10 @@ from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.pairing import runs_of
 from tubesynth.pictures.case_pictures import case_panel
 from tubesynth.report.charts import NUM_COLORS, TICK_ROOM, curve, dots, grid, height_of
+from tubesynth.report.content import ceiling_notes
 from tubesynth.report.score_tables import score_tables
 from tubesynth.report.style import STYLE
+from tubesynth.report.verdict import verdict
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES
 from tubesynth.volume.files import write_volume
@@ -271,3 +273,43 @@ def test_charts_place_values_and_name_them():
     two = curve({"b": (16, stat), "a": (4, stat)}, "evaluations", "cldice", [("real CT", 0.9)])
     assert two.count("<circle") == 2 and "dashed" in two and "real CT" in two
     assert curve({"a": (4, stat | {"mean": None})}, "evaluations", "cldice") == ""
+
+
+def verdict_result(real, synthesis):
+    """The content of metrics.json that the verdict and the notes read; scores are means."""
+
+    def stats(means):
+        return {k: {"mean": v, "std": None, "ci95": [None, None], "n": 1} for k, v in means.items()}
+
+    return {
+        "vessels": {"real": stats(real), "reconstruction": {}},
+        "runs": {"synthesis": {"vessels": stats(synthesis)}},
+        "provenance": {"folders": {"real": "images", "labels": "labels"}},
+    }
+
+
+def test_the_verdict_names_calibres_by_diameter_and_the_segmenter_beside_its_ceiling():
+    match = {"vessel_match": 0.5, "vessel_match_1.5to3mm": 0.84, "vessel_match_lt1.5mm": 0.41}
+    segmented = {"segmenter_cldice": 0.47, "segmenter_centreline_recall": 0.6}
+    ceiling = {"segmenter_cldice": 0.92, "segmenter_centreline_recall": 0.95}
+    result = verdict_result(ceiling, match | segmented)
+    assert verdict(result) == [
+        "Coronaries in the synthesis: 0.50 of the real CT's (0.84 from 3 to 6 mm in diameter, 0.41 "
+        "below 3 mm in diameter); 0 is another patient's CT or noise.",
+        "Segmented in the synthesis: clDice 0.47, centreline recall 0.60; in the real CT clDice "
+        "0.92, centreline recall 0.95.",
+    ]
+    assert verdict(verdict_result({}, match))[1:] == []
+    no_contrast = verdict(verdict_result({}, {"centreline_in_range": 0.2}))
+    assert no_contrast == [
+        "Coronaries in the synthesis have no score: the real CT's have less than 30 HU of contrast."
+    ]
+
+
+def test_notes_on_low_ceilings_are_true_where_a_synthesis_has_more_than_the_real_ct():
+    real = {"centreline_in_range": 0.08, "cldice": 0.7, "vessel_match_left_out": 0.21}
+    result = verdict_result(real, {"centreline_in_range": 0.218})
+    left_out, in_range = ceiling_notes(result)
+    assert left_out.startswith("vessel_match leaves out 21% of the centreline points")
+    assert in_range.startswith("centreline_in_range of the real CTs is 0.08: it says little")
+    assert "cannot" not in in_range

@@ -27,7 +27,7 @@ MEAN_REACH, BREAK_REACH = 2, 7  # neighbors on either side on a branch, which ar
 # hides them, and relative to little contrast the score would be that of noise. Noise of 25 HU in
 # voxels of 0.7 mm has a standard deviation of 13 HU in a profile, 7 HU at 1.25, 4 HU at 2.1 mm.
 MIN_CONTRAST_HU = 30.0
-MIN_POINTS = 5  # of a calibre with a score: about 5 mm
+MIN_POINTS = 10  # of a calibre with a score: in 5 mm another patient's vessels match by chance
 
 
 def vessel_match(
