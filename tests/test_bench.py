@@ -98,7 +98,7 @@ def test_every_convolution_of_a_step_is_recorded_with_its_gradients():
 def test_the_vessel_benches_time_both_variants(capfd, forked):
     tiny = "--size 6 6 4 --tokens 20 --channels 32 --head-channels 32 --repeats 2".split()
     bench.main(["vessel_attention", *tiny])
-    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2.yml")]
+    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
     tiny = "--resolution 16 16 16 --tokens 20 --repeats 2 --case guided --batch-size 2".split()
     bench.main(["sample", *config, *tiny])
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
@@ -134,7 +134,7 @@ def test_wrong_arguments_are_refused_with_their_flag(tmp_path):
         bench.main("codebook --latent 0 8 8".split())
     with pytest.raises(InputError, match="--device"):
         bench.main("vessel_attention --device gpu".split())
-    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2.yml")]
+    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
     with pytest.raises(InputError, match="--resolution"):
         bench.main(["sample", *config, "--resolution", "30", "32", "32"])
 

@@ -397,7 +397,7 @@ def test_vessels_hidden_from_the_label_map_act_by_tokens_and_fields_alone():
     assert not torch.allclose(out, net(x, t, spacing, other), atol=1e-4)
     seeing = vessel_unet()
     assert not torch.equal(seeing(x, t, spacing, full), seeing(x, t, spacing, bare))
-    path = REPOSITORY / "configs" / "demo" / "stage_2.yml"
+    path = REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml"
     for key, hidden in (("true", None), ("false", 8)):
         config = load_config(path, [f"unet.label_map_vessels={key}"])
         assert build_unet(config, 4, 4).hidden_class == hidden
@@ -509,7 +509,7 @@ def test_wrong_values_are_named(workplace, change, named):
         load_config(workplace / "s2.yml", [*VESSELS, change])
 
 
-@pytest.mark.parametrize("name", ["stage_2_3d_f4_lfm_crossattn.yml", "demo/stage_2.yml"])
+@pytest.mark.parametrize("name", ["stage_2_3d_f4_lfm_crossattn.yml", "demo/stage_2_crossattn.yml"])
 def test_the_configs_with_vessels_can_be_planned(name, capsys):
     main(["--config", str(REPOSITORY / "configs" / name), "--dry-run"])
     assert "vessel_attention: distance" in capsys.readouterr().out

@@ -21,7 +21,7 @@ FACTOR, LATENT_CHANNELS = 4, 8  # of the published autoencoder
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
-    add("--config", type=Path, default=Path("configs/demo/stage_2.yml"), help="stage 2")
+    add("--config", type=Path, default=Path("configs/demo/stage_2_crossattn.yml"), help="stage 2")
     add("--resolution", type=int, nargs="+", help="voxels; default: the config's")
     add("--tokens", type=int, default=500)
     add("--batch-size", type=int, default=1, help="cases that go through the network together")
