@@ -97,7 +97,7 @@ def test_a_wheel_runs_every_command_from_another_folder(tmp_path):
     pytest.importorskip("setuptools", minversion="70.1", reason=reason)
     pytest.importorskip("pip", reason="building a wheel needs pip")
     source, site, folder = (tmp_path / name for name in ("source", "site", "folder"))
-    for name in ("tubesynth", "configs", "launch"):
+    for name in ("tubesynth", "configs", "launch", "models"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
     for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
@@ -132,3 +132,6 @@ def test_a_wheel_runs_every_command_from_another_folder(tmp_path):
     plan = run(program, "train", "--dry-run", "--config", "demo/stage_1")
     assert "autoencoder parameters:     403,111" in plan
     assert (site / "tubesynth" / "py.typed").is_file()
+    models = site / "tubesynth" / "packaged" / "models", REPOSITORY / "models"
+    installed, source = ({path.name for path in folder.iterdir()} for folder in models)
+    assert installed == source

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train stage 1 (autoencoder), 2 (generator) or 3 (ControlNet)",
     "synthesize": "make new CTs from label maps with a trained model",
     "reconstruct": "pass CTs through a trained autoencoder",
+    "export": "write the weights of a checkpoint as one file for inference",
     "evaluate": "score reconstructions and syntheses; write metrics.json and report.html",
     "segment": "train a vessel segmenter on real and synthetic data, or apply it",
     "doctor": "check data, config, disk and device before a run",

@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from tubesynth.config.loading import load_config
 from tubesynth.data.pool import check_workers
@@ -204,12 +203,10 @@ def references(store: Store, config) -> set[tuple[str, str]]:
     path = config.latents.autoencoder if config.stage in (2, 3) else None
     if path is None:
         return referenced
-    if not Path(path).is_file():
-        raise InputError(
-            f"latents.autoencoder: {path} does not exist, so its latents cannot be recognized;"
-            " correct the path"
-        )
-    digest = Checkpoint.load(path, stage=1).trained_autoencoder.digest
+    try:
+        digest = Checkpoint.load(path, stage=1).trained_autoencoder.digest
+    except InputError as error:
+        raise InputError(f"latents.autoencoder: {error}") from error
     for split, variants in ((volumes.training, config.latents.variants), (volumes.validation, 1)):
         for case in split:
             for variant in range(variants):

@@ -149,7 +149,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--workers", type=int, help="processes, one case each (default: one per core)")
     add("--training", type=Path, help="folder of training CTs, to detect copies of them")
-    add("--segmenter", type=Path, help="checkpoint of segment train; its vessel masks are scored")
+    add(
+        "--segmenter",
+        type=Path,
+        metavar="CKPT|NAME",
+        help="checkpoint of segment train, or the name of a packaged model; its vessel masks are"
+        " scored",
+    )
     add("--features", type=Path, help="RadImageNet weights for the distribution scores")
     add("--no-distribution", action="store_true", help="skip the distribution scores")
     add(

@@ -118,6 +118,8 @@ class Pipeline:
     ) -> Pipeline:
         """A model from a checkpoint: stage 1 reconstructs, stages 2 and 3 synthesize as well.
 
+        path: a .ckpt of training, a .safetensors of tubesynth export, or the name of a packaged
+            model: "heart-phantom".
         device: default: the GPU if there is one, else the CPU.
         precision: that of the networks, "32", "bf16-mixed" or "16-mixed".
         tile: side in voxels of the autoencoder's tiles; "auto" fits the free memory, None is the

@@ -31,7 +31,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--input-dir", type=Path, required=True, metavar="DIR", help="folder of CT volumes")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the results")
-    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint of any stage")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="CKPT|NAME",
+        help="checkpoint of any stage, or the name of a packaged model",
+    )
     add(
         "--labels",
         type=Path,

@@ -74,7 +74,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         " --model runs/segment_vessels/seed_0/checkpoints/last.ckpt",
     )
     add = apply.add_argument
-    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint of segment train")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="CKPT|NAME",
+        help="checkpoint of segment train, or the name of a packaged model",
+    )
     add("--input-dir", type=Path, required=True, metavar="DIR", help="folder of CT volumes")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the masks")
     return parser.parse_with_overrides(argv)

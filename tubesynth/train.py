@@ -61,8 +61,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--resume",
-        metavar="CKPT|auto",
-        help="start from this checkpoint; auto: resume the run's own last checkpoint, if any",
+        metavar="CKPT|NAME|auto",
+        help="start from this checkpoint or packaged model; auto: resume the run's own last"
+        " checkpoint, if any",
     )
     parser.add_argument("--latent-mode", help="flow or diffusion")
     parser.add_argument("--gradient-clip", type=float, nargs="?", const=1.0, help="default 1.0")

@@ -6,9 +6,9 @@ the messages are the same.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import (
     AutoencoderConfig,
     Config,
@@ -92,16 +92,17 @@ def latent_sizes(config: Config, models: BaseModels) -> AutoencoderConfig:
 def _open(models: BaseModels, key: str, path: str | None) -> Checkpoint | None:
     stage = STAGE_OF[key]
     if path is None:
-        models.missing.append(f"{key}: not set: give the path of a stage-{stage} checkpoint")
-    elif not Path(path).is_file():
-        models.missing.append(
-            f"{key}: {path} does not exist: train stage {stage} first, or correct the path"
-        )
-    else:
-        try:
-            return Checkpoint.load(path, stage)
-        except InputError as error:
-            models.misfits.append(f"{key}: {error}")
+        models.missing.append(f"{key}: not set: give a stage-{stage} checkpoint, by path or name")
+        return None
+    try:
+        find_model(path, stage)
+    except InputError as error:
+        models.missing.append(f"{key}: {error}")
+        return None
+    try:
+        return Checkpoint.load(path, stage)
+    except InputError as error:
+        models.misfits.append(f"{key}: {error}")
     return None
 
 
@@ -170,7 +171,16 @@ def _flat_settings(config: Config) -> dict:
 
 
 def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> None:
-    """InputError if a checkpoint of stage 2 or 3 has latents of another autoencoder."""
+    """InputError if a checkpoint of stage 2 or 3 has latents of another autoencoder.
+
+    Weights alone may start on the latents of their autoencoder after further training: only the
+    settings must be equal.
+    """
+    settings, stored = (
+        each.trained_autoencoder.config.autoencoder for each in (autoencoder, checkpoint)
+    )
+    if checkpoint.position is None and settings == stored:
+        return
     for misfit in _other_autoencoder(autoencoder, checkpoint):
         raise InputError(misfit)
 

@@ -1,18 +1,15 @@
-"""A training run's checkpoint: typed contents, saved to and loaded from a file.
+"""A checkpoint: typed contents of a training run, or its weights alone, saved and loaded.
 
-The file is a dictionary of tensors and plain values whose keys are the field names of the
-dataclasses below. It is written under a temporary name and renamed, and read with weights_only=True
-onto the CPU. Files of version 0.1.0, which named two keys differently, are read too.
+The file (checkpoint_file.py) is a dictionary of tensors and plain values whose keys are the field
+names of the dataclasses below. Files of version 0.1.0, which named two keys differently, are read
+too. A checkpoint of stage 2 or 3 is read as one of stage 1, that of its autoencoder, where one of
+stage 1 is needed.
 """
 
-import hashlib
 import math
-import os
-import pickle
 import types
 import typing
-import zipfile
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,17 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tubesynth.build.checkpoint_file import read_contents, tensors_sha256, write_contents
 from tubesynth.config.loading import config_from_plain
+from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import Config, Stage1Config
 from tubesynth.config.strict import to_plain
 from tubesynth.models.scale import LatentScale
-from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
 
 StateDict = dict[str, Tensor]
 
-# The format of each stage's files. It rises when a weight changes its meaning or a key its name. Files
-# of the formats before the last change, which renamed the keys of OLD_KEYS, are still read.
+# The format of each stage's files. It rises when a weight changes its meaning or a key its name.
+# Files of the formats before the last change, which renamed the keys of OLD_KEYS, are still read.
 FORMATS = {1: 5, 2: 6, 3: 6, "segmenter": 5}
 FORMATS_0_1_0 = {1: 4, 2: 5, 3: 5, "segmenter": 4}
 OLD_KEYS = {"sample_index": "draw", "optimizer": "optimiser"}  # {key: its name in version 0.1.0}
@@ -86,7 +84,7 @@ class PhaseState:
     """One trained module: its weights, optimizer, gradient scaler and averaged weights."""
 
     module: StateDict
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Any] | None  # None: the weights alone
     scaler: dict[str, Any]  # gradient scaler of 16-mixed; empty otherwise
     ema: dict[float, StateDict]  # averaged weights by half-life in optimizer steps
 
@@ -116,14 +114,15 @@ class AutoencoderState:
 
 @dataclass
 class Checkpoint:
-    """Everything that sampling and an exact resume need.
+    """Everything that sampling and an exact resume need, or the weights that sampling needs.
 
+    position, best: None for weights alone, whose only phase is the first of the stage.
     latent_scale, autoencoder: those of the latents of stages 2 and 3; None for other stages.
     """
 
     config: Config
-    position: Position
-    best: Best
+    position: Position | None
+    best: Best | None
     phases: dict[str, PhaseState]
     latent_scale: LatentScale | None = None
     autoencoder: AutoencoderState | None = None
@@ -150,33 +149,38 @@ class Checkpoint:
                 " is needed"
             )
 
+    def weights_alone(
+        self, half_life: float | None = None, dtype: torch.dtype = torch.float32
+    ) -> "Checkpoint":
+        """The weights that sampling needs, without optimizer, discriminator and position.
+
+        half_life: as in PhaseState.weights. dtype: float16 rounds the weights of layers, and with
+        them the digest of the autoencoder; biases and codebooks stay float32.
+        """
+        name = PHASES[self.config.stage][0]
+        phase = PhaseState(_rounded(self.weights(half_life), dtype), None, {}, {})
+        autoencoder = self.autoencoder
+        if autoencoder is not None:
+            module = _rounded(autoencoder.module, dtype)
+            autoencoder = AutoencoderState(autoencoder.config, weights_digest(module), module)
+        return replace(
+            self, position=None, best=None, phases={name: phase}, autoencoder=autoencoder
+        )
+
     def save(self, path: Path) -> None:
-        """Write under a temporary name, onto the disk, and rename."""
+        """Write the file, in the format of its suffix (checkpoint_file.py)."""
         contents = {"format": FORMATS[self.config.stage], **_to_plain(self)}
         del contents["path"]
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            try:
-                torch.save(contents, file)
-            except RuntimeError as error:
-                # torch's message has the position of its writer, the system's has the reason.
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
-            file.flush()
-            os.fsync(file.fileno())
+        write_contents(path, contents)
 
     @classmethod
-    def load(cls, path: str | Path, stage: int | str | None = None) -> "Checkpoint":
-        """Read a file; InputError if it is not a complete checkpoint, or is of another stage."""
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: no such checkpoint: give the path of a .ckpt file")
-        try:
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile) as e:
-            raise InputError(
-                f"{path}: not a readable tubesynth checkpoint (damaged, or made by another program)"
-            ) from e
+    def load(cls, name: str | Path, stage: int | str | None = None) -> "Checkpoint":
+        """Read a file, or the packaged model of this name (config/packaged.py).
+
+        InputError if it is not a complete checkpoint, or is of another stage.
+        """
+        path = Path(name)
+        contents = read_contents(find_model(path, stage))
         config = contents.get("config") if isinstance(contents, dict) else None
         if not isinstance(config, dict) or "stage" not in config or "format" not in contents:
             raise InputError(f"{path}: not a tubesynth checkpoint (no format or config in it)")
@@ -190,24 +194,36 @@ class Checkpoint:
             )
         checkpoint = _from_plain(cls, contents, path, "")
         checkpoint.path = path
-        for name in PHASES[file_stage]:
-            _require(name in checkpoint.phases, path, f"phases.{name}", "is missing")
+        for phase in PHASES[file_stage][: 1 if checkpoint.position is None else None]:
+            _require(phase in checkpoint.phases, path, f"phases.{phase}", "is missing")
         if file_stage in (2, 3):
-            for name in ("latent_scale", "autoencoder"):
-                _require(getattr(checkpoint, name) is not None, path, name, "is missing")
+            for key in ("latent_scale", "autoencoder"):
+                _require(getattr(checkpoint, key) is not None, path, key, "is missing")
+        if stage == 1 and checkpoint.autoencoder is not None:
+            return checkpoint._autoencoder_alone()
         if stage is not None:
             checkpoint.require_stage(stage)
         return checkpoint
 
+    def _autoencoder_alone(self) -> "Checkpoint":
+        """The stage-1 checkpoint of the weights of this checkpoint's autoencoder."""
+        assert self.autoencoder is not None
+        phases = {PHASES[1][0]: PhaseState(self.autoencoder.module, None, {}, {})}
+        return Checkpoint(self.autoencoder.config, None, None, phases, path=self.path)
+
 
 def weights_digest(weights: StateDict) -> str:
-    """The first 16 hex digits of the SHA-256 of a module's tensors: names, types, shapes, bytes."""
-    sha = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
+    """The first 16 hex digits of the SHA-256 of a module's weights, in float32."""
+    return tensors_sha256({name: _as_float32(w) for name, w in weights.items()})[:16]
+
+
+def _rounded(weights: StateDict, dtype: torch.dtype) -> StateDict:
+    """The weights of layers in a dtype. The others are few, and counts may exceed float16."""
+    return {n: w.to(dtype) if n.endswith("weight") else w for n, w in weights.items()}
+
+
+def _as_float32(weight: Tensor) -> Tensor:
+    return weight.float() if weight.dtype == torch.float16 else weight
 
 
 def _to_plain(value: Any) -> Any:
@@ -232,7 +248,8 @@ def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
     _require(isinstance(value, expected), path, key, f"is {type(value).__name__}, not {expected}")
     if typing.get_origin(kind) is dict:
         items = {n: _from_plain(options[1], item, path, f"{key}.{n}") for n, item in value.items()}
-        return items if is_dataclass(options[1]) else value  # a state dict has an attribute _metadata
+        # A state dict is returned itself: it has an attribute _metadata.
+        return items if is_dataclass(options[1]) else value
     if not is_dataclass(kind):
         return value
     assert isinstance(kind, type)

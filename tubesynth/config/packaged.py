@@ -1,8 +1,9 @@
-"""The configs that come with tubesynth, found by name from any folder.
+"""The configs and trained models that come with tubesynth, found by name from any folder.
 
-They are the files of configs/: beside the package in a checkout, inside it in an installed wheel
-(setup.py). A name is a path below that folder, with or without .yml: stage_1_3d_f4,
-demo/stage_2.
+They are the files of configs/ and models/: beside the package in a checkout, inside it in an
+installed wheel (setup.py). The name of a config is a path below that folder, with or without .yml:
+stage_1_3d_f4, demo/stage_2. The model NAME is NAME.safetensors, which contains its
+autoencoder; its vessel segmenter is NAME-segmenter.safetensors.
 """
 
 import difflib
@@ -14,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def packaged_folder(name: str) -> Path:
-    """The folder configs or launch: installed with the package, or that of the checkout."""
+    """The folder configs, launch or models: installed with the package, or that of the checkout."""
     installed = PACKAGE / "packaged" / name
     return installed if installed.is_dir() else PACKAGE.parent / name
 
@@ -44,6 +45,31 @@ def find_config(name: str | Path) -> Path:
     near = difflib.get_close_matches(key, configs, n=1)
     remedy = f"did you mean {near[0]}?" if near else "`tubesynth configs` lists those by name"
     raise InputError(f"{name}: no such config file, nor a packaged config of that name: {remedy}")
+
+
+def packaged_models(stage: int | str | None = None) -> dict[str, Path]:
+    """{name: file} of every packaged model, or of the vessel segmenters for stage "segmenter"."""
+    suffix = "-segmenter" if stage == "segmenter" else ""
+    files = sorted(packaged_folder("models").glob(f"*{suffix}.safetensors"))
+    names = {path.stem.removesuffix(suffix): path for path in files}
+    return {n: path for n, path in names.items() if not n.endswith("-segmenter")}
+
+
+def find_model(name: str | Path, stage: int | str | None = None) -> Path:
+    """An existing path unchanged; else the packaged model of that name."""
+    if Path(name).is_file():
+        return Path(name)
+    models = packaged_models(stage)
+    if str(name) in models:
+        return models[str(name)]
+    near = difflib.get_close_matches(str(name), models, n=1)
+    kind = {None: "a model", "segmenter": "a segmenter"}.get(stage, f"stage {stage}")
+    remedy = f"train {kind} first, or correct the path"
+    if models:
+        remedy += f"; the models by name are {', '.join(models)}"
+    if near:
+        remedy = f"did you mean {near[0]}?"
+    raise InputError(f"{name} does not exist, nor a packaged model of that name: {remedy}")
 
 
 def description_of(path: Path) -> str:

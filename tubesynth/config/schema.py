@@ -128,7 +128,7 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True)
 class LatentConfig:
-    autoencoder: str | None = None  # stage-1 checkpoint
+    autoencoder: str | None = None  # file or name of a model of stage 1, or of one with its latents
     variants: int = 1  # stored variants per case; the first has no augmentation
 
 
@@ -245,7 +245,7 @@ class Stage2Config(Config):
 
 @dataclass(frozen=True)
 class ControlConfig:
-    base: str | None = None  # stage-2 checkpoint with the frozen weights
+    base: str | None = None  # file or name of a stage-2 model with the frozen weights
     condition: Literal["label", "vessel"] = "label"  # the whole label map, or its vessels alone
 
 

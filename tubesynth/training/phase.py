@@ -87,6 +87,7 @@ class Phase:
         for ema in self.averages:
             ema.module.load_state_dict(state.ema.get(ema.half_life, state.module))
         if with_optimizer:
+            assert state.optimizer is not None
             self.optimizer.load_state_dict(state.optimizer)
             if state.scaler and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state.scaler)

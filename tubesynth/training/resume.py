@@ -1,4 +1,7 @@
-"""Resuming a run: the choice of its checkpoint, and the state that is restored or restarts."""
+"""Resuming a run: the choice of its checkpoint, and the state that is restored or restarts.
+
+A file of tubesynth export has weights alone: a run that starts from it restarts everything else.
+"""
 
 from pathlib import Path
 
@@ -24,15 +27,16 @@ MODEL_SECTIONS = (
 def find_checkpoint(requested: str | None, run_dir: Path, config: Config) -> Checkpoint | None:
     """The checkpoint that a run resumes, checked to fit its config; None for a new run.
 
-    requested: a path, "auto" (the newest checkpoint of the run's folder, if any) or None. A folder
-    that holds a run is resumed by the command of that run; any other command is refused.
+    requested: a path, the name of a packaged model, "auto" (the newest checkpoint of the run's
+    folder, if any) or None. A folder that holds a run is resumed by the command of that run; any
+    other command is refused.
     """
     newest_path = newest(run_dir / "checkpoints")
     requested_path = None if requested in (None, "auto") else Path(requested)
     if requested_path and (
         newest_path is None or run_dir.resolve() in requested_path.resolve().parents
     ):
-        checkpoint = Checkpoint.load(requested_path)
+        checkpoint = Checkpoint.load(requested_path, config.stage)
     elif newest_path is None:
         return None
     else:
@@ -58,6 +62,7 @@ def _require_same_run(
 ) -> None:
     settings, stored = (flatten(to_plain(each)) for each in (config, checkpoint.config))
     settings["--resume"] = str(started_from) if started_from else None
+    assert checkpoint.position  # a run's own checkpoints have one
     stored["--resume"] = checkpoint.position.started_from
     different = [key for key in {**settings, **stored} if settings.get(key) != stored.get(key)]
     if different:
@@ -70,8 +75,11 @@ def _require_same_run(
 
 
 def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
+    sections = list(MODEL_SECTIONS)
+    if "discriminator" not in checkpoint.phases:  # weights alone: the run makes a new one
+        sections.remove("discriminator")
     settings, stored = (
-        flatten({name: plain[name] for name in MODEL_SECTIONS if name in plain})
+        flatten({name: plain[name] for name in sections if name in plain})
         for plain in (to_plain(config), to_plain(checkpoint.config))
     )
     for key, value in settings.items():
@@ -86,6 +94,8 @@ def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Pa
     """Zero, or the position of the checkpoint with the counts of train.restart at zero."""
     if checkpoint is None:
         return Position()
+    if checkpoint.position is None:
+        return Position(started_from=str(checkpoint.path))
     stored, restart = checkpoint.position, _restarts(checkpoint, config)
     return Position(
         step=stored.step,
@@ -107,16 +117,23 @@ def restore(
     """
     restart = _restarts(checkpoint, config)
     for phase in stage.phases:
-        phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
+        if phase.name in checkpoint.phases:
+            phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
     stored = checkpoint.best
-    if _is_in_run(checkpoint, run_dir) and stored.name == best.name and _is_saved(stored, run_dir):
+    is_of_run = _is_in_run(checkpoint, run_dir)
+    if stored and is_of_run and stored.name == best.name and _is_saved(stored, run_dir):
         best = stored
     logger.info(_report(checkpoint, stage, best, config, restart))
     return best
 
 
 def _restarts(checkpoint: Checkpoint, config: Config) -> set[str]:
-    """train.restart; empty if the config equals that of the checkpoint, as when a run resumes."""
+    """train.restart; empty if the config equals that of the checkpoint, as when a run resumes.
+
+    Everything if the checkpoint has weights alone.
+    """
+    if checkpoint.position is None:
+        return set(RESTARTS)
     return set() if checkpoint.config == config else set(config.train.restart)
 
 
@@ -129,7 +146,10 @@ def _is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
 def _is_saved(best: Best, run_dir: Path) -> bool:
     """Whether best.ckpt is of the best step; it may be of a later step that the run repeats."""
     path = run_dir / "checkpoints" / "best.ckpt"
-    return path.is_file() and Checkpoint.load(path).position.step == best.step
+    if not path.is_file():
+        return False
+    position = Checkpoint.load(path).position
+    return position is not None and position.step == best.step
 
 
 def _report(
@@ -138,6 +158,9 @@ def _report(
     """One line that lists what is restored and what restarts."""
     train, restored, restarted = config.train, ["weights"], []
     for phase in stage.phases:
+        if phase.name not in checkpoint.phases:
+            restarted.append(phase.name)
+            continue
         for ema in phase.averages:
             stored = ema.half_life in checkpoint.phases[phase.name].ema
             (restored if stored else restarted).append(f"average over {ema.half_life:g} steps")
@@ -149,6 +172,8 @@ def _report(
         restarted.append("best checkpoint")
     else:
         restored.append(f"best {best.name} {best.value:.4g} of step {best.step}")
-    text = f"resumed {checkpoint.path} at step {checkpoint.position.step}: restored"
-    text += f" {', '.join(restored)}"
+    start = f"started from {checkpoint.path}, which has weights alone"
+    if checkpoint.position:
+        start = f"resumed {checkpoint.path} at step {checkpoint.position.step}"
+    text = f"{start}: restored {', '.join(restored)}"
     return text + (f"; restarted {', '.join(restarted)}" if restarted else "")

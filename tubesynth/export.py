@@ -1,0 +1,59 @@
+"""Write the weights of a checkpoint as one file for inference: .safetensors, without pickle.
+
+    tubesynth export runs/stage_2/checkpoints/last.ckpt --output my_model.safetensors
+
+The file has the averaged weights, the autoencoder of the latents, the base model of stage 3, the
+latent scale and the config, and is read wherever a .ckpt is: --model, --segmenter, --resume,
+latents.autoencoder, control.base. It has no optimizer and no discriminator: training that starts
+from it restarts them.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.build.checkpoint_file import SAFETENSORS
+from tubesynth.runtime.errors import CommandParser, InputError, run_command
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = CommandParser(
+        prog="tubesynth export",
+        description="Write the weights of a checkpoint as one .safetensors file for inference.",
+        example="tubesynth export runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt"
+        " --output my_model.safetensors",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="checkpoint of any stage or of segment train")
+    add("--output", type=Path, required=True, metavar="FILE", help="the .safetensors file")
+    add(
+        "--ema",
+        type=float,
+        metavar="STEPS",
+        help="half-life of the averaged weights; default: the first of train.ema_half_life",
+    )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="float16 halves the file and rounds the weights of layers to 11 bits",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.output.suffix != SAFETENSORS:
+        raise InputError(f"--output {args.output}: give a name that ends with {SAFETENSORS}")
+    checkpoint = Checkpoint.load(args.checkpoint)
+    checkpoint.weights_alone(args.ema, DTYPES[args.dtype]).save(args.output)
+    size_mb = args.output.stat().st_size / 1e6
+    print(f"{args.output}: stage {checkpoint.config.stage}, {args.dtype}, {size_mb:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_command(main)
