@@ -209,8 +209,9 @@ def test_both_stages_train_on_from_a_named_model(models, workplace, tmp_path):
     """Weights are those of the file; step, schedule, optimizers and discriminator restart."""
     restart = ["train.epochs=1", "train.restart=[schedule,epochs,optimizers]"]
     resume = ["--resume", "heart-phantom", *restart]
+    resume += [f"data.root={workplace / 'data'}", f"data.cache_dir={tmp_path / 'cache'}"]
     first = tmp_path / "s1"
-    command = ["--config", workplace / "s1.yml", "--run-dir", first, *resume]
+    command = ["--config", FIXTURES / "s1.yml", "--run-dir", first, *resume]
     command.append("discriminator.channels=8")
     run(train, *command)
     start = dict(schedule_start=0, started_from="heart-phantom")
@@ -225,6 +226,6 @@ def test_both_stages_train_on_from_a_named_model(models, workplace, tmp_path):
 
     # stage 2 on the latents of the model's autoencoder, and of the one that was trained on
     for name, autoencoder in (("a", "heart-phantom"), ("b", first / "checkpoints" / "last.ckpt")):
-        options = ["--config", workplace / "s2.yml", "--run-dir", tmp_path / name]
+        options = ["--config", FIXTURES / "s2.yml", "--run-dir", tmp_path / name]
         run(train, *options, *resume, f"latents.autoencoder={autoencoder}")
         assert last_position(tmp_path / name)["step"] == 4

@@ -1,5 +1,6 @@
 r"""Synthesize new CTs from label maps with a trained model.
 
+    tubesynth synthesize --model heart-phantom --output-dir OUT
     tubesynth synthesize --model runs/stage_2/checkpoints/last.ckpt --output-dir OUT
     tubesynth synthesize --model last.ckpt --output-dir OUT \
         --input-dir LABELS --num-samples 4 --seed 0
@@ -9,36 +10,43 @@ repeated without the others. Its label map, on the same grid, is labels/C_s<k>.l
 together are a new labeled case. --label-map translates other label values, e.g. 1=3 2=7 3=6; all
 values that it does not name become 0. --centrelines is a folder with C.centreline.json of each case
 (volume/centreline_file.py): user centrelines, which replace the vessels of the label map.
+
+--cases N makes the label maps itself, of N new patients of the phantom generator; their centrelines
+and pictures are written to centrelines/ and panels/. It is the default of packaged and exported
+models, which have no data folder.
 """
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from tubesynth.build.checkpoint_file import SAFETENSORS
 from tubesynth.conditioning.request import SampleRequest
-from tubesynth.config.loading import config_from_plain, load_config
-from tubesynth.config.schema import (
-    DIFFUSION_SAMPLERS,
-    FLOW_SOLVERS,
-    Config,
-    Stage2Config,
-    uses_vessels,
-)
-from tubesynth.config.strict import apply_overrides, to_plain
+from tubesynth.config.packaged import find_model
+from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, Stage2Config
 from tubesynth.data.digest import file_digest
-from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.arguments import arguments_as_flags
-from tubesynth.inference.jobs import Job, add_model_options, run_jobs, tile_option
-from tubesynth.pipeline import Pipeline
+from tubesynth.inference.jobs import Job, add_model_options, image_path, run_jobs, tile_option
+from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_translation
+from tubesynth.inference.settings import common_settings, replace_settings
+from tubesynth.metrics.case import EvaluationCase
+from tubesynth.phantom.anatomy import make_phantom
+from tubesynth.pictures.case_pictures import case_panel, panel_path
+from tubesynth.pipeline import Pipeline, Sample
 from tubesynth.runtime import dist
+from tubesynth.runtime.atomic import save_png
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
-from tubesynth.runtime.seeding import generator
-from tubesynth.volume.cases import find_cases
-from tubesynth.volume.centreline_file import SUFFIX, read_centreline, user_centreline_tokens
+from tubesynth.runtime.seeding import derive, generator
+from tubesynth.volume.centreline_file import (
+    SUFFIX,
+    read_centreline,
+    tokens_of_branches,
+    user_centreline_tokens,
+    write_centreline,
+)
+from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.files import check_labels, read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
@@ -47,18 +55,27 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="tubesynth synthesize",
         description="Make new CTs from label maps with a trained model.",
-        example="tubesynth synthesize --model runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt"
+        example="tubesynth synthesize --model heart-phantom --output-dir OUT\n"
+        "tubesynth synthesize --model runs/stage_2_3d_f4_lfm_base/checkpoints/last.ckpt"
         " \\\n    --input-dir LABELS --output-dir OUT --num-samples 4 --seed 0",
     )
     add = parser.add_argument
     add("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the results")
-    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint of stage 2 or 3")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="CKPT|NAME",
+        help="checkpoint of stage 2 or 3, or the name of a packaged model",
+    )
     add(
         "--input-dir",
         type=Path,
         metavar="DIR",
-        help="folder of label maps; default: validation/labels in data.root",
+        help="folder of label maps; default: validation/labels in data.root, or for a packaged or"
+        " exported model --cases 1",
     )
+    add("--cases", type=int, metavar="N", help="label maps of N new phantoms, with pictures")
     add(
         "--centrelines",
         type=Path,
@@ -97,51 +114,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_with_overrides(argv)
 
 
-def label_translation(pairs: list[str] | None, num_classes: int) -> np.ndarray | None:
-    """(256,) uint8: the class of each stored value; None without --label-map."""
-    if pairs is None:
-        return None
-    table, values = np.zeros(256, dtype=np.uint8), set()
-    for pair in pairs:
-        value, equals, label = pair.partition("=")
-        is_pair = equals and value.isdigit() and label.isdigit()
-        if not is_pair or max(int(value), int(label)) > 255:
-            raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
-        if value in values:
-            raise InputError(f"--label-map {pair}: {value} has two classes: give it one")
-        if int(label) >= num_classes:
-            raise InputError(f"--label-map {pair}: choose a class from 0 to {num_classes - 1}")
-        values.add(value)
-        table[int(value)] = int(label)
-    return table
-
-
-def find_label_maps(args: argparse.Namespace, config: Config) -> dict[str, Path | None]:
-    """{case: label map}; with --unconditional one case without a label map."""
+def find_sources(args: argparse.Namespace, config: Stage2Config) -> dict[str, Path | None]:
+    """{case: label map}; None for new phantoms and for the case of --unconditional."""
+    sources = {"--unconditional": args.unconditional, "--input-dir": args.input_dir}
+    sources |= {"--cases": args.cases, "--centrelines": args.centrelines}
+    used = [flag for flag, value in sources.items() if value]
+    if len(used) > 1 and used != ["--input-dir", "--centrelines"]:
+        raise InputError(f"{' and '.join(used)}: give only one source of label maps")
     if args.unconditional:
-        if args.input_dir:
-            raise InputError("--input-dir: --unconditional takes no label maps: leave one out")
         return {"unconditional": None}
+    is_exported = find_model(args.model).suffix == SAFETENSORS
+    if args.cases or is_exported and not used:
+        if config.dim == 2:
+            raise InputError("--cases: phantoms are volumes, but this model is 2D: --input-dir")
+        if args.label_map:
+            raise InputError("--label-map: phantoms have the classes of the model: leave it out")
+        return {f"phantom_{number}": None for number in range(1, (args.cases or 1) + 1)}
     input_dir = args.input_dir or Path(config.data.root) / "validation" / "labels"
-    for folder in (args.output_dir, args.output_dir / "labels"):
-        if folder.resolve() == input_dir.resolve():
-            raise InputError(
-                f"--output-dir {args.output_dir}: {folder} is the folder of the label maps:"
-                " choose another"
-            )
-    return dict(find_cases(input_dir))
-
-
-def find_centrelines(args: argparse.Namespace, cases: Iterable[str]) -> dict[str, Path]:
-    """The centreline file of every case; empty without --centrelines."""
-    if args.centrelines is None:
-        return {}
-    if args.unconditional:
-        raise InputError("--centrelines: --unconditional has no cases: leave one of the two out")
-    centrelines = {case: args.centrelines / f"{case}{SUFFIX}" for case in cases}
-    for path in centrelines.values():
-        read_centreline(path)  # an unreadable file is an error before the first volume
-    return centrelines
+    return {**find_label_maps(input_dir, args.output_dir)}
 
 
 def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline, Stage2Config]:
@@ -171,58 +161,12 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
     return pipeline, config
 
 
-def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Config:
-    """The model's config with the sections data and sampling of --config and key=value items."""
-    for item in args.overrides:
-        if item.partition(".")[0] not in ("data", "sampling"):
-            raise InputError(
-                f"override '{item}': a trained model takes data.KEY=value and sampling.KEY=value"
-            )
-    if args.config:
-        other, source = load_config(args.config, args.overrides), args.config
-    else:
-        source = str(args.model)
-        other = config_from_plain(apply_overrides(to_plain(config), args.overrides), source)
-    if not isinstance(other, Stage2Config) or other.stage != config.stage:
-        raise InputError(
-            f"{source}: for stage {other.stage}, the model is of stage {config.stage}:"
-            " give a config of that stage"
-        )
-    for key, value, trained in (
-        ("number of classes", other.labels.num_classes, config.labels.num_classes),
-        ("labels.vessel", other.labels.vessel, config.labels.vessel),
-        ("data.hu_window", other.data.hu_window, config.data.hu_window),
-    ):
-        if value != trained:
-            raise InputError(
-                f"{source}: {key}: {value}, the model was trained with {trained}: make them equal"
-            )
-    return replace(config, data=other.data, sampling=other.sampling)
-
-
-def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str) -> dict:
-    """The settings that decide the voxels of all samples; digest: of the model's weights."""
-    data = config.data
-    settings = {
-        "model_digest": digest,
-        "seed": args.seed,
-        "sampling": vars(config.sampling).copy(),
-        "guidance_label": args.guidance_label,
-        "guidance_vessel": args.guidance_vessel,
-        "resolution": list(args.resolution or data.resolution),
-        "spacing": list(args.spacing or data.spacing),
-        "precision": args.precision,
-        "label_map": args.label_map,
-    }
-    if uses_vessels(config.unet):
-        settings["vessels"] = {"token_step_mm": data.token_step_mm, "format": TOKEN_FORMAT}
-    if config.stage == 3 or args.control_scale != 1.0:
-        settings["control_scale"] = args.control_scale
-    return settings
-
-
 def label_path(output_dir: Path, name: str) -> Path:
     return output_dir / "labels" / f"{name}.label.nii.gz"
+
+
+def centreline_path(output_dir: Path, name: str) -> Path:
+    return output_dir / "centrelines" / f"{name}{SUFFIX}"
 
 
 def process_folder(output_dir: Path, name: str) -> Path:
@@ -243,17 +187,40 @@ def sample_jobs(
             case_settings["centreline_sha256"] = file_digest(centrelines[case])
         for index in range(args.num_samples):
             name, outputs = f"{case}_s{index}", []
-            if path is not None:
+            if not args.unconditional:
                 outputs.append(label_path(args.output_dir, name))
+            if path is None and not args.unconditional:
+                outputs.append(centreline_path(args.output_dir, name))
+                outputs.append(panel_path(args.output_dir, name))
             if args.save_process:
                 outputs.append(process_folder(args.output_dir, name))
             jobs.append(Job(name, path, {**case_settings, "sample": index}, tuple(outputs)))
     return jobs
 
 
+def new_phantom(job: Job, output_dir: Path, scheme: LabelScheme) -> Volume:
+    """The label map of a new patient on the grid of a job; its centrelines are written."""
+    settings = job.settings
+    # tubesynth phantom has other keys: these patients are in no training data of phantoms.
+    seed = derive(settings["seed"], "synthesize", settings["case"])
+    phantom = make_phantom(seed, 1, settings["resolution"], settings["spacing"], scheme)
+    write_centreline(centreline_path(output_dir, job.name), phantom.branches)
+    return phantom.labels
+
+
+def save_panel(job: Job, output_dir: Path, sample: Sample, scheme: LabelScheme) -> None:
+    """The panel of a sample of a new patient, with the names of its coronaries."""
+    path, centreline = panel_path(output_dir, job.name), centreline_path(output_dir, job.name)
+    images = [("synthesis", 0, image_path(output_dir, job))]
+    case = EvaluationCase(job.name, None, images, centreline=centreline)
+    tokens = tokens_of_branches(read_centreline(centreline), sample.labels)
+    save_png(path, case_panel(case, [sample.volume], sample.labels, tokens, scheme))
+    print(f"picture   {path}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    for name in ("num_samples", "batch_size", "steps"):
+    for name in ("num_samples", "batch_size", "steps", "cases"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -263,8 +230,8 @@ def main(argv: list[str] | None = None) -> None:
         settings = common_settings(args, config, pipeline.digest)
         num_classes = config.labels.num_classes
         translation = label_translation(args.label_map, num_classes)
-        cases = find_label_maps(args, config)
-        centrelines = find_centrelines(args, cases)
+        cases = find_sources(args, config)
+        centrelines = find_centrelines(args.centrelines, cases)
 
         def request_of(job: Job) -> SampleRequest:
             labels, vessels = None, None
@@ -278,6 +245,8 @@ def main(argv: list[str] | None = None) -> None:
                 if case in centrelines:
                     step_mm = config.data.token_step_mm or 1.0
                     vessels = user_centreline_tokens(centrelines[case], labels, step_mm)
+            elif not args.unconditional:
+                labels = new_phantom(job, args.output_dir, config.labels)
             random = generator(torch.device("cpu"), args.seed, "sample", case, index)
             return SampleRequest(labels, random, vessels)
 
@@ -298,8 +267,10 @@ def main(argv: list[str] | None = None) -> None:
                     callback=write_step if args.save_process else None,
                 )
             for job, sample in zip(batch, samples, strict=True):
-                if job.source is not None:
+                if not args.unconditional:
                     write_volume(label_path(args.output_dir, job.name), sample.labels, "uint8")
+                    if job.source is None:
+                        save_panel(job, args.output_dir, sample, config.labels)
             values = {"model": str(args.model), "batch": len(batch)}
             return [(each.volume, {**values, "evaluations": each.evaluations}) for each in samples]
 
