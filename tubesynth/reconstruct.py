@@ -10,6 +10,7 @@ A result has the center of its CT and the model's grid (--resolution, --spacing)
 import argparse
 from pathlib import Path
 
+from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.jobs import Job, add_model_options, digest_of, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
@@ -87,8 +88,10 @@ def main(argv: list[str] | None = None) -> None:
         }
         jobs = []
         for case, path in cases.items():
-            label = {"label_sha256": digest_of(labels[case])} if labels else {}
-            jobs.append(Job(case, path, {**settings, **label}))
+            condition = {}
+            if labels:
+                condition = {"label_sha256": digest_of(labels[case]), "token_format": TOKEN_FORMAT}
+            jobs.append(Job(case, path, {**settings, **condition}))
 
         def reconstruct(batch: list[Job]) -> list[tuple[Volume, dict]]:
             (job,) = batch

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from tubesynth.config.loading import config_from_plain, load_config
-from tubesynth.config.schema import Stage2Config, uses_vessels
+from tubesynth.config.schema import Stage2Config
 from tubesynth.config.strict import apply_overrides, to_plain
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.runtime.errors import InputError
@@ -53,7 +53,7 @@ def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str)
         "precision": args.precision,
         "label_map": args.label_map,
     }
-    if uses_vessels(config.unet):
+    if data.token_step_mm is not None:  # for the U-Net, the decoder or both
         settings["vessels"] = {"token_step_mm": data.token_step_mm, "format": TOKEN_FORMAT}
     if config.stage == 3 or args.control_scale != 1.0:
         settings["control_scale"] = args.control_scale
