@@ -2,7 +2,7 @@
 # Makes the packaged model heart-phantom again from nothing: phantoms, stage 1, stage 2, vessel segmenter, export, scores.
 #   bash launch/train_heart_phantom.sh
 # Everything goes to heart_phantom/; a stopped script goes on where it was when it is started again. Takes about three
-# hours on one CPU core, and needs 2 GB of memory and 2 GB of disk. docs/heart_phantom.md is the model card.
+# hours of one CPU core, 2 GB of memory and 2 GB of disk. docs/heart_phantom.md is the model card.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 step() { printf '\n== %s\n' "$*"; }
@@ -15,8 +15,9 @@ step "1/5  Phantoms"
 tubesynth phantom --output-dir $folder/data --cases 600 --validation-fraction 0.04 --seed 2026 \
     --resolution 96 96 72 --spacing 1.25 1.25 1.25 --workers "$(python -c 'import os; print(os.cpu_count())')"
 
-step "2/5  Stage 1, stage 2 and the vessel segmenter"
+step "2/5  Stage 1 in two phases, stage 2 and the vessel segmenter"
 tubesynth train --config $configs/stage_1.yml --run-dir $folder/runs/stage_1
+tubesynth train --config $configs/stage_1_contrast.yml --run-dir $folder/runs/stage_1_contrast --resume "$(last stage_1)"
 tubesynth train --config $configs/stage_2.yml --run-dir $folder/runs/stage_2
 tubesynth segment train --config $configs/segmenter.yml --run-dir $folder/runs/segmenter
 
