@@ -21,7 +21,7 @@ from tubesynth.report.charts import Stats
 from tubesynth.runtime.environment import environment
 
 # Below this mean of the real CTs a metric of detected vessels says little about a synthesis.
-LOW_CEILINGS = {"centreline_in_range": 0.5, "cldice": 0.5, "segmenter_cldice": 0.9}
+LOW_CEILINGS = {"centreline_in_range": 0.5, "cldice": 0.5, "segmenter_cldice": 0.7}
 MAX_LEFT_OUT = 0.1  # share of the centreline points without a vessel_match
 
 
