@@ -210,8 +210,8 @@ class Pipeline:
         steps: solver steps (ignored by dopri5); default: those of `sampling`.
         sampling: all settings of the solver; default: config.sampling of the model.
         guidance_label, guidance_vessel: weights of the two conditions: 1 is the conditional model,
-            above 1 follows the condition more closely, 0 drops it. Other weights than 1 need a
-            model that was trained with dropout of that condition.
+            above 1 follows the condition more closely, 0 drops it, in the decoder too. Other
+            weights than 1 need a model that was trained with dropout of that condition.
         control_scale: factor of the residuals of a stage-3 model's ControlNet; 0: the base model.
         spacing: (3,) mm of the result; default: data.spacing of the model's config.
         resolution: (3,) voxels of the result, multiples of the autoencoder's factor; default:
@@ -328,10 +328,14 @@ class Pipeline:
 
         def decode(latents: Tensor, index: int) -> Volume:
             """The CT of one case; decoding one at a time, since a CT needs much more memory."""
+            condition = None
+            if net.condition:  # what a weight of 0 drops, the decoder does not get either
+                with_labels, with_fields = guidance_label != 0, guidance_vessel != 0
+                condition = decoder_condition(placed[index], self.grid, with_labels, with_fields)
             image = net.decode(
                 scale.restore(latents[index : index + 1]),
                 tile=self._tile_side(labels.shape[1:]),
-                condition=decoder_condition(placed[index], self.grid) if net.condition else None,
+                condition=condition,
             )
             return self.grid.volume(image, label_maps[index].affine)
 

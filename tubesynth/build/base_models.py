@@ -35,9 +35,13 @@ OBJECTIVE_KEYS = {
     ),
 }
 
-
-# Settings that decide the condition of a stage-1 decoder.
-DECODER_CONDITION_KEYS = ("the number of classes", "labels.vessel", "data.token_step_mm")
+# Settings that decide what a stage-1 decoder is conditioned on, by autoencoder.decoder_condition.
+VESSEL_KEYS = ("labels.vessel", "data.token_step_mm")
+DECODER_CONDITION_KEYS = {
+    "none": (),
+    "vessels": VESSEL_KEYS,
+    "labels": ("the number of classes", *VESSEL_KEYS),
+}
 
 
 @dataclass
@@ -110,14 +114,13 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
     stored, path, key = autoencoder.config, autoencoder.path, "latents.autoencoder"
     assert isinstance(stored, Stage1Config)
     yield from _data_misfits(config, autoencoder, key)
-    if stored.autoencoder.decoder_condition != "none":
-        for name in DECODER_CONDITION_KEYS:
-            settings = [_flat_settings(each)[name] for each in (stored, config)]
-            if settings[0] != settings[1]:
-                yield (
-                    f"{key}: the decoder of {path} is conditioned on the anatomy, with {name}"
-                    f" {settings[0]}, this config has {settings[1]}: make them equal"
-                )
+    for name in DECODER_CONDITION_KEYS[stored.autoencoder.decoder_condition]:
+        settings = [_flat_settings(each)[name] for each in (stored, config)]
+        if settings[0] != settings[1]:
+            yield (
+                f"{key}: the decoder of {path} is conditioned on the anatomy, with {name}"
+                f" {settings[0]}, this config has {settings[1]}: make them equal"
+            )
     factor = stored.autoencoder.factor
     if any(n % factor for n in config.data.resolution):
         yield (
@@ -173,13 +176,13 @@ def _flat_settings(config: Config) -> dict:
 def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> None:
     """InputError if a checkpoint of stage 2 or 3 has latents of another autoencoder.
 
-    Weights alone may start on the latents of their autoencoder after further training: only the
-    settings must be equal.
+    Weights alone of stage 2 may start on the latents of their autoencoder after further training:
+    only the settings must be equal. Those of stage 3 contain their base model, which is frozen.
     """
     settings, stored = (
         each.trained_autoencoder.config.autoencoder for each in (autoencoder, checkpoint)
     )
-    if checkpoint.position is None and settings == stored:
+    if checkpoint.config.stage == 2 and checkpoint.position is None and settings == stored:
         return
     for misfit in _other_autoencoder(autoencoder, checkpoint):
         raise InputError(misfit)

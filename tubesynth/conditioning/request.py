@@ -128,20 +128,21 @@ def conditions_on_grid(
     return conditions_of(conditions_to_device(collate(samples), grid.device))
 
 
-def decoder_condition(request: PlacedRequest, grid: ModelGrid) -> DecoderCondition:
+def decoder_condition(
+    request: PlacedRequest, grid: ModelGrid, with_labels: bool = True, with_vessels: bool = True
+) -> DecoderCondition:
     """The condition of the decoder for one request with tokens, as a batch of one.
 
-    Empty for a sample that has neither a label map nor vessels.
+    with_labels, with_vessels: False drops that condition. Without a label map there are no labels,
+    and no vessels but those of the user.
     """
-    labels, tokens = request.labels, request.tokens
+    labels, tokens, fields = request.labels, request.tokens, None
     assert tokens is not None
-    if not request.has_label_map and len(tokens) == 0:
-        return DecoderCondition()
-    fields = condition_fields(tokens, labels.shape, labels.spacing, factor=1)
-    return DecoderCondition(
-        torch.from_numpy(fields)[None].to(grid.device),
-        grid.tensor(labels.array)[None] if request.has_label_map else None,
-    )
+    if with_vessels and (request.has_label_map or len(tokens) > 0):
+        fields = condition_fields(tokens, labels.shape, labels.spacing, factor=1)
+        fields = torch.from_numpy(fields)[None].to(grid.device)
+    has_labels = with_labels and request.has_label_map
+    return DecoderCondition(fields, grid.tensor(labels.array)[None] if has_labels else None)
 
 
 def trace(labels: Volume, config: Config) -> VesselTokens:

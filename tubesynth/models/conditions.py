@@ -18,7 +18,7 @@ class Conditions:
     """Conditions of B cases at image resolution (labels) and latent resolution (fields).
 
     labels: (B, fX, ...) uint8 class indices. tokens: padded, with their mask. fields:
-    (B, 2, X, ...) closeness and radius of the vessels (conditioning/conditions.py).
+    (B, 2, X, ...) closeness and radius of the vessels (volume/rasterize.py).
     keep_label, keep_vessels: (R,) of 0 or 1, one per row of the network's batch; 0 drops that
     condition, None keeps all. R = B, or S * B when S guidance terms are evaluated together.
     """

@@ -1,7 +1,7 @@
 """The condition of the decoder of stage 1: vessel fields and class labels at image resolution.
 
-The anatomy is known in a synthesis, and in a reconstruction of a labelled CT. A decoder that gets
-it can draw a vessel thinner than a latent cell; the latents need only carry the vessel's contrast.
+The anatomy is known in a synthesis, and in a reconstruction of a labeled CT. A decoder conditioned
+on it can render a vessel thinner than a latent cell; the latents need only carry its contrast.
 """
 
 from dataclasses import dataclass

@@ -142,7 +142,7 @@ class VQVAE(nn.Module):
     quantizer: ema_vq (codebook_size, commitment, codebook_decay, revive_after), fsq (fsq_levels, as
     many as embedding_dim) or kl (kl_weight).
     decoder_condition: none, vessels, or labels (which includes vessels): the decoder gets the
-    anatomy at image resolution, so the latents need only carry what the anatomy does not tell. The
+    anatomy at image resolution, so the latents need only carry what it does not determine. The
     encoder never gets it: latents are a property of the image. num_classes: of the label map.
     """
 
@@ -172,9 +172,11 @@ class VQVAE(nn.Module):
                 dim, num_classes if decoder_condition == "labels" else None
             )
         self.levels, self.num_residual = len(channels), num_residual_layers
-        # Without gradients, encoding or decoding holds about four feature maps of the widest level.
+        # Without gradients, encoding or decoding holds about four feature maps of the widest level;
+        # the decoder's condition is held three times while it is encoded.
         widest = max(width / 2 ** (dim * (i + 1)) for i, width in enumerate(channels))
-        self.bytes_per_voxel = math.ceil(4 * (4 * widest + 2))
+        condition_channels = self.condition.channels if self.condition else 0
+        self.bytes_per_voxel = math.ceil(4 * (4 * widest + 2 + 3 * condition_channels))
         self.factor = 2**self.levels
         self.embedding_dim = embedding_dim
         if quantizer == "fsq":
@@ -193,7 +195,6 @@ class VQVAE(nn.Module):
             )
         sizes = (channels, residual_channels, num_residual_layers)
         self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)
-        condition_channels = self.condition.channels if self.condition else 0
         self.decoder = Decoder(dim, 1, *sizes, embedding_dim, condition_channels)
         self.encoder.checkpointing = self.decoder.checkpointing = checkpointing
         self.apply(_initialize)

@@ -72,12 +72,13 @@ def condition_fields(
     stage 1; the factor of the autoencoder is the grid of its latents, for stage 2.
     [0] is the closeness to the nearest vessel: 1 on its wall, more inside it, falling linearly to 0
     at FIELD_REACH_CELLS. [1] is the radius of that vessel in cells (of the geometric mean of a
-    cell's sides). Both are 0 out of reach. An axis of one voxel (two-dimensional data)
-    stays one cell.
+    cell's sides); factor 1 measures both in mm, whatever the spacing. Both are 0 out of reach. An
+    axis of one voxel (two-dimensional data) stays one cell.
     """
     step = np.where(np.asarray(shape) > 1, factor, 1)
     cell_sides_mm = np.asarray(spacing) * step
     is_deep = step > 1
+    # 1 mm where no axis is deep: decoders of stage 1 are trained on fields in mm.
     cell_mm = float(np.prod(cell_sides_mm[is_deep]) ** (1 / max(1, is_deep.sum())))
     x, y, z = (int(n) for n in np.asarray(shape) // step)
     reach_mm = FIELD_REACH_CELLS * cell_mm
