@@ -74,8 +74,9 @@ def test_seed_and_case_decide_the_phantom(tmp_path):
         (["--cases", "2", "--centrelines", "c"], "--cases and --centrelines: give only one"),
         (["--cases", "1", "--label-map", "1=2"], "--label-map: phantoms have the classes"),
         (["--cases", "0"], "--cases 0: must be at least 1"),
+        (["--cases", "1", "--resolution", "32", "32"], "resolution 32 32: expected 3 positive"),
     ],
 )
-def test_a_second_source_of_label_maps_is_refused(options, message, tmp_path):
+def test_a_second_source_of_label_maps_and_a_wrong_grid_are_refused(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         run("--model", STAGE_2, "--output-dir", tmp_path, *options)

@@ -198,12 +198,12 @@ def sample_jobs(
     return jobs
 
 
-def new_phantom(job: Job, output_dir: Path, scheme: LabelScheme) -> Volume:
-    """The label map of a new patient on the grid of a job; its centrelines are written."""
+def new_phantom(job: Job, output_dir: Path, grid: Volume, scheme: LabelScheme) -> Volume:
+    """The label map of a new patient, on a grid centered on the world; its centrelines are written."""
     settings = job.settings
     # tubesynth phantom has other keys: these patients are in no training data of phantoms.
     seed = derive(settings["seed"], "synthesize", settings["case"])
-    phantom = make_phantom(seed, 1, settings["resolution"], settings["spacing"], scheme)
+    phantom = make_phantom(seed, 1, grid.shape, grid.spacing, scheme)
     write_centreline(centreline_path(output_dir, job.name), phantom.branches)
     return phantom.labels
 
@@ -246,7 +246,8 @@ def main(argv: list[str] | None = None) -> None:
                     step_mm = config.data.token_step_mm or 1.0
                     vessels = user_centreline_tokens(centrelines[case], labels, step_mm)
             elif not args.unconditional:
-                labels = new_phantom(job, args.output_dir, config.labels)
+                grid = pipeline.grid.blank_labels(args.spacing, args.resolution)
+                labels = new_phantom(job, args.output_dir, grid, config.labels)
             random = generator(torch.device("cpu"), args.seed, "sample", case, index)
             return SampleRequest(labels, random, vessels)
 
