@@ -302,7 +302,12 @@ def test_the_verdict_names_calibres_by_diameter_and_the_segmenter_beside_its_cei
     assert verdict(verdict_result({}, match))[1:] == []
     no_contrast = verdict(verdict_result({}, {"centreline_in_range": 0.2}))
     assert no_contrast == [
-        "Coronaries in the synthesis have no score: the real CT's have less than 30 HU of contrast."
+        "Coronaries in the synthesis have no score: fewer than 10 of their points have 30 HU of "
+        "contrast in the real CT."
+    ]
+    few_of_each_calibre = verdict(verdict_result({}, {"vessel_match": 0.5}))
+    assert few_of_each_calibre == [
+        "Coronaries in the synthesis: 0.50 of the real CT's; 0 is another patient's CT or noise."
     ]
 
 

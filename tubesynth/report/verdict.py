@@ -3,7 +3,7 @@
 from typing import Any
 
 from tubesynth.metrics.summary import Stat
-from tubesynth.metrics.vessel_match import MIN_CONTRAST_HU
+from tubesynth.metrics.vessel_match import MIN_CONTRAST_HU, MIN_POINTS
 from tubesynth.report.charts import Stats
 
 # Calibres are classes of the radius; sentences speak of the diameter, as clinicians do.
@@ -33,16 +33,16 @@ def verdict(result: dict[str, Any]) -> list[str]:
             for suffix, diameter in DIAMETERS.items()
             if (number := mean(stats.get(f"vessel_match{suffix}"))) is not None
         ]
-        if shares:
-            whole = mean(stats.get("vessel_match")) or 0.0
+        if (whole := mean(stats.get("vessel_match"))) is not None:
+            by_calibre = f" ({', '.join(shares)})" if shares else ""
             sentences.append(
-                f"Coronaries in the {name}: {whole:.2f} of the real CT's ({', '.join(shares)}); "
+                f"Coronaries in the {name}: {whole:.2f} of the real CT's{by_calibre}; "
                 "0 is another patient's CT or noise."
             )
         elif "real" in folders:
             sentences.append(
-                f"Coronaries in the {name} have no score: the real CT's have less than "
-                f"{MIN_CONTRAST_HU:g} HU of contrast."
+                f"Coronaries in the {name} have no score: fewer than {MIN_POINTS} of their points "
+                f"have {MIN_CONTRAST_HU:g} HU of contrast in the real CT."
             )
         if (text := segmenter_text(stats)) is not None:
             ceiling = segmenter_text(real)
