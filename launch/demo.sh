@@ -2,7 +2,7 @@
 # The whole pipeline on small data: phantoms, a first synthesis, both stages trained on from the packaged model
 # heart-phantom, reconstruction, synthesis, scores, pictures.
 #   bash launch/demo.sh                   everything goes to demo/; a second run reuses the files in it
-#   bash launch/demo.sh --from-scratch    both stages start from nothing; in the same time they get less far
+#   bash launch/demo.sh --from-scratch    both stages start from nothing; as short a training is worse then
 # Takes TIME minutes on 2 free CPU cores after .venv exists; faster on a GPU.
 
 # OpenMP threads spin while they wait: a training step is a quarter faster on an idle machine, but takes twice as long on

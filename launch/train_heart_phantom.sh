@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the packaged model heart-phantom again from nothing: phantoms, stage 1, stage 2, vessel segmenter, export, scores.
 #   bash launch/train_heart_phantom.sh
-# Everything goes to heart_phantom/; a stopped script goes on where it was when it is started again. Takes about three
-# hours of one CPU core, 2 GB of memory and 2 GB of disk. docs/heart_phantom.md is the model card.
+# Everything goes to heart_phantom/; a stopped script resumes when it is started again. Takes about three hours
+# of one CPU core, 2 GB of memory and 2 GB of disk. docs/heart_phantom.md is the model card.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 step() { printf '\n== %s\n' "$*"; }

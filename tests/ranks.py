@@ -1,6 +1,6 @@
 """Functions and trainings on two ranks: processes that are forked from a server with torch loaded.
 
-A process that imports torch and its compiler anew takes five seconds of a core before it begins.
+A process that imports torch and its compiler takes five seconds of a core before it begins.
 """
 
 from pathlib import Path

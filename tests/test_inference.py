@@ -200,8 +200,10 @@ def test_the_example_of_the_readme_runs(workplace, stage_2, tmp_path, monkeypatc
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     labels = next(iter(find_cases(workplace / "data/validation/labels").values()))
-    example = example.replace("demo/runs/stage_2_flow/checkpoints/last.ckpt", str(stage_2))
-    example = example.replace("demo/data/validation/labels/2.label.nii.gz", str(labels))
+    # its model and its label map, by those of the tests
+    example, num_models = re.subn(r'load\("[^"]+"', f'load("{stage_2}"', example)
+    example, num_maps = re.subn(r'from_file\("[^"]+"', f'from_file("{labels}"', example)
+    assert num_models == num_maps == 1
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
     written = read_volume(tmp_path / "new.img.nii.gz")
