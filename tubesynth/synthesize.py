@@ -199,7 +199,7 @@ def sample_jobs(
 
 
 def new_phantom(job: Job, output_dir: Path, grid: Volume, scheme: LabelScheme) -> Volume:
-    """The label map of a new patient, on a grid centered on the world; its centrelines are written."""
+    """The label map of a new patient, on a grid about the origin; its centrelines are written."""
     settings = job.settings
     # tubesynth phantom has other keys: these patients are in no training data of phantoms.
     seed = derive(settings["seed"], "synthesize", settings["case"])
