@@ -1,4 +1,4 @@
-"""The packaged model heart-phantom: its files, and coronaries in the CT of a patient it has not seen."""
+"""The packaged model heart-phantom: its files, and the coronaries of a patient it has not seen."""
 
 import pytest
 import torch
