@@ -132,14 +132,16 @@ def test_only_a_decoder_conditioned_on_labels_fixes_the_number_of_classes(tmp_pa
     assert open_base_models(other).problems == []
 
 
-def test_weights_alone_of_stage_3_need_the_autoencoder_of_their_frozen_base(tmp_path):
+def test_weights_alone_of_stage_3_need_the_autoencoder_of_their_frozen_base(tmp_path, caplog):
     """Those of stage 2 may start on another one of the same settings; no run resumes on it."""
     config = stage_1("vessels")
     trained_on, first = (saved(config, tmp_path / f"{n}.safetensors") for n in "ab")
     module = {n: w + 1 for n, w in first.trained_autoencoder.module.items()}
     state = AutoencoderState(config, "other", module)
     weights = Checkpoint(stage_2(), None, None, {}, autoencoder=state)
-    require_same_autoencoder(trained_on, weights)
+    with caplog.at_level("WARNING", logger="tubesynth"):
+        require_same_autoencoder(trained_on, weights)
+    assert "only if that was trained on from its autoencoder" in caplog.text
     for refused in (
         replace(weights, config=stage_2(stage=3)),
         replace(weights, position=Position()),

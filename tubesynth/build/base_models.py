@@ -19,6 +19,7 @@ from tubesynth.config.schema import (
 )
 from tubesynth.config.strict import flatten, to_plain
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import logger
 
 STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # config keys of checkpoints
 
@@ -182,10 +183,14 @@ def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) ->
     settings, stored = (
         each.trained_autoencoder.config.autoencoder for each in (autoencoder, checkpoint)
     )
-    if checkpoint.config.stage == 2 and checkpoint.position is None and settings == stored:
-        return
+    starts_from_weights = checkpoint.config.stage == 2 and checkpoint.position is None
     for misfit in _other_autoencoder(autoencoder, checkpoint):
-        raise InputError(misfit)
+        if not (starts_from_weights and settings == stored):
+            raise InputError(misfit)
+        logger.warning(
+            f"{checkpoint.path}: its weights are of the latents of another autoencoder than"
+            f" {autoencoder.path}: this is right only if that was trained on from its autoencoder"
+        )
 
 
 def _other_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:
