@@ -3,6 +3,7 @@
 A process that imports torch and its compiler takes five seconds of a core before it begins.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from tubesynth.train import main
 
 def _rank(rank: int, folder: Path, function, arguments: tuple) -> None:
     """The ranks meet in a new file: no port can be taken meanwhile."""
+    # As a launcher sets it: the logger of every rank but 0 writes nothing.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     method = f"file://{folder / 'meeting'}"
     distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
     torch.save(function(rank, *arguments), folder / f"rank_{rank}.pt")

@@ -345,7 +345,7 @@ def test_user_centrelines_replace_the_vessels_of_the_label_map(trained, workplac
     edited.unlink()
     with pytest.raises(InputError, match=f"{case}.centreline.json: no readable centreline"):
         synthesize.main(with_centrelines)
-    with pytest.raises(InputError, match="--unconditional has no cases"):
+    with pytest.raises(InputError, match="--unconditional and --centrelines: give only one source"):
         alone = ["--model", str(trained), "--output-dir", str(out), "--unconditional"]
         synthesize.main([*alone, "--centrelines", str(centrelines)])
 
