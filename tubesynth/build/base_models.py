@@ -187,9 +187,9 @@ def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) ->
     for misfit in _other_autoencoder(autoencoder, checkpoint):
         if not (starts_from_weights and settings == stored):
             raise InputError(misfit)
-        logger.warning(
-            f"{checkpoint.path}: its weights are of the latents of another autoencoder than"
-            f" {autoencoder.path}: this is right only if that was trained on from its autoencoder"
+        logger.info(
+            f"{checkpoint.path}: trained on latents of its own autoencoder; {autoencoder.path} has"
+            " the same settings, and its latents are like those if it was trained on from that one"
         )
 
 

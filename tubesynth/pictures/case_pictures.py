@@ -14,13 +14,13 @@ from tubesynth.pictures.panel import render_panel, without_padding
 from tubesynth.volume.centreline_file import SUFFIX, Branch, read_centreline
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.grid import Volume, same_grid
-from tubesynth.volume.polyline import point_tree
+from tubesynth.volume.polyline import arc_length, point_tree
 from tubesynth.volume.resample import labels_on_grid, resample_image
 from tubesynth.volume.straighten import VesselPath
 from tubesynth.volume.vessels import VesselTokens, place_tokens
 
 MAX_SAMPLES = 3  # of each source
-NEAR_MM, FOLLOWED_MM = 3.0, 4.0  # from a named branch; along it
+NEAR_MM, FOLLOWED_MM = 3.0, 10.0  # from a named branch; along it
 
 
 def panel_path(output_dir: Path, case: str) -> Path:
@@ -95,13 +95,20 @@ def path_names(branches: Sequence[Branch], grid: Volume) -> Callable[[VesselPath
             index = grid.to_index(branch.points[:, :3])
             points.setdefault(branch.name, []).append((index - middle) * grid.spacing)
     names, trees = list(points), [point_tree(np.concatenate(p)) for p in points.values()]
+    # A path follows a branch for FOLLOWED_MM, or for half of a shorter branch: where a side branch
+    # begins it lies within NEAR_MM too.
+    needed_mm = {
+        name: min(FOLLOWED_MM, sum(arc_length(piece)[-1] for piece in pieces) / 2)
+        for name, pieces in points.items()
+    }
 
     def name_of(path: VesselPath) -> str:
         followed: Counter[str] = Counter()  # number of points, in the order along the path
         if trees:
             distance = np.stack([tree.query(path.position_mm)[0] for tree in trees])  # (B, K)
             followed.update(names[b] for b in distance.argmin(0)[distance.min(0) < NEAR_MM])
-        long_enough = [name for name, n in followed.items() if n * path.along_mm[1] >= FOLLOWED_MM]
+        step_mm = path.along_mm[1]
+        long_enough = [name for name, n in followed.items() if n * step_mm >= needed_mm[name]]
         return "-".join(long_enough) or f"branch {path.branch}"
 
     return name_of

@@ -35,6 +35,8 @@ def tables(result: dict[str, Any], vessel_class: int) -> str:
         lines += ["", f"no vessel scores: no label map contains class {vessel_class}"]
     if result["floor"]:
         lines += ["", f"{CONTROL}: the real CT of another patient in place of the image"]
+        if any(metric in result["floor"] for metric in SET_METRICS):
+            lines += [f"of {', '.join(SET_METRICS)}: one half of the real CTs against the other"]
     for run, losses in result["training"].items():
         first, last = losses["first_loss"], losses["last_loss"]
         lines += ["", f"validation loss of {run}: first {first:.4g}, last {last:.4g}"]
