@@ -114,6 +114,21 @@ def test_the_vessel_benches_time_both_variants(capfd, forked):
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["stage_1", "stage_2_crossattn", "stage_3_controlnet", "segmenter"]
+)
+def test_the_step_bench_runs_every_stage_and_counts_its_flops(name, capfd, forked):
+    folder = "heart_phantom" if name == "segmenter" else "demo"
+    config = str(REPOSITORY / "configs" / folder / f"{name}.yml")
+    size = "data.crop" if name in ("stage_1", "segmenter") else "data.resolution"
+    arguments = ["step", "--config", config, "--set", f"{size}=[16, 16, 16]", "--repeats", "1"]
+    bench.main([*arguments, "--tokens", "20"])
+    (line,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert line["size"] == "2 x 16x16x16" and line["flops"] > 1e8
+    rate = line["flops"] / line["seconds"] / 1e12
+    assert math.isclose(line["tflops_per_second"], rate, rel_tol=2e-3)
+
+
 def test_short_times_keep_their_digits():
     assert [significant(x) for x in (0.0000123456, 0.5, 12.34567, 123456.0)] == [
         1.235e-05,

@@ -5,17 +5,18 @@
     python tests/bench/bench.py autoencoder --crop 64 64 64
     python tests/bench/bench.py codebook
     python tests/bench/bench.py vessel_attention
+    python tests/bench/bench.py step --config configs/stage_1_3d_f4_full.yml --device cuda
     python tests/bench/bench.py sample --device cuda \\
         --config configs/stage_2_3d_f4_lfm_crossattn.yml
 
 data: the loader, from a warm cache of phantoms (made in the folder or in a temporary one) to the
-tensors of a training step; and the building of that cache. evaluate: the
-scores of pairs of CTs. autoencoder: a training step of stage 1, and its convolutions alone.
-codebook: the quantizer of one volume's latents, beside the usual one. vessel_attention: the cost
-of the distance bias. sample: the time that cached conditions save. Each case runs in a process of
-its own, so that its peak memory is measured alone. Where there is a peer, speedup is its time over
-ours, and memory_ratio our peak over its. docs/benchmarks.md has the results; the
-other files of this folder compare with other libraries.
+tensors of a training step; and the building of that cache. evaluate: the scores of pairs of CTs.
+autoencoder: a training step of stage 1, and its convolutions alone. codebook: the quantizer of one
+volume's latents, beside the usual one. vessel_attention: the cost of the distance bias. step: a
+training step of any config. sample: the time that cached conditions save. Each case runs in a
+process of its own, so that its peak memory is measured alone. Where there is a peer, speedup is its
+time over ours, and memory_ratio our peak over its. docs/benchmarks.md has the results; the other
+files of this folder compare with other libraries.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from parts import autoencoder, codebook, data, evaluate, sample, vessel_attention
+from parts import autoencoder, codebook, data, evaluate, sample, step, vessel_attention
 from parts.measure import show
 
 from tubesynth.runtime.errors import CommandParser, run_command
@@ -51,6 +52,7 @@ BENCHES = {
     "autoencoder": Bench(autoencoder),
     "codebook": Bench(codebook),
     "vessel_attention": Bench(vessel_attention),
+    "step": Bench(step),
     "sample": Bench(sample),
 }
 

@@ -96,12 +96,12 @@ def _rng(seed: int, case: int, use: int) -> np.random.Generator:
 
 def _sample_contrast(rng: np.random.Generator) -> dict[str, float]:
     """Contrast timing and dose: HU of each blood pool and tissue."""
-    aorta, right = rng.uniform(345, 435), rng.uniform(125, 235)
+    aorta, right = rng.uniform(290, 530), rng.uniform(125, 235)
     return {
         "aorta": aorta,
-        "lv": np.clip(aorta - rng.uniform(0, 18), 315, 445),
-        "la": np.clip(aorta + rng.uniform(-10, 25), 315, 445),
-        "coronary": np.clip(aorta - rng.uniform(0, 15), 315, 445),
+        "lv": aorta - rng.uniform(0, 18),
+        "la": aorta + rng.uniform(-10, 25),
+        "coronary": aorta - rng.uniform(0, 15),
         "rv": right,
         "ra": np.clip(right + rng.uniform(-20, 20), 120, 250),
         "pa": np.clip(right + rng.uniform(0, 60), 130, 290),
