@@ -101,6 +101,37 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert lines(tmp_path, "validation")[-1]["loss"] == lines(done, "validation")[-1]["loss"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(ranks, workplace, tmp_path):
+    """Killed between two lines of the log, and after a later best.ckpt: the same bytes."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = ["train.log_every=3", "data.batch_size=1", "autoencoder.revive_after=2"]
+
+    def run(folder):
+        command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(folder), *options]
+        main(command) if ranks == 1 else train_on_two_ranks(tmp_path, *command)
+
+    run(whole)
+    shutil.copytree(whole, resumed)
+    checkpoints = resumed / "checkpoints"
+    for name in ("last", "epoch_00002"):
+        (checkpoints / f"{name}.ckpt").unlink()
+    with open(resumed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "ep')
+    run(resumed)
+    for name in ("last", "best"):
+        assert_same_state(*(checkpoint_of(f, name) for f in (whole, resumed)))
+    texts = [(folder / "metrics.jsonl").read_bytes() for folder in (whole, resumed)]
+    assert texts[0] == texts[1] and texts[0].count(b"codebook_perplexity") > 3
+    assert len((resumed / "timing.jsonl").read_text().splitlines()) == len(lines(whole, "training"))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_its_log_again(workplace, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "epoch": 0, "split": "validation"}\n')
+    main(["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "train.epochs=1"])
+    assert [row["step"] for row in lines(tmp_path, "validation")] == [0, 4]
+
+
 def test_the_same_command_again_changes_nothing(stage_1, workplace, capsys):
     before = stage_1.read_bytes()
     main(["--config", str(workplace / "s1.yml"), "--run-dir", str(workplace / "s1")])

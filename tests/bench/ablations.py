@@ -134,10 +134,12 @@ def train(args, folder: Path, config: str, overrides: list[str]) -> dict:
     places = [f"data.root={args.data}", f"data.cache_dir={args.output_dir / 'cache'}"]
     options = ["--config", BENCH_FOLDER / config, "--run-dir", folder, "--logger", "none"]
     peak = command("train", *options, *places, *overrides)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    last = [row for row in rows if row["split"] == "validation"][-1]
-    seconds = [row["seconds_per_step"] for row in rows if row["split"] == "training"]
+    metrics, timing = (
+        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("metrics.jsonl", "timing.jsonl")
+    )
+    last = [row for row in metrics if row["split"] == "validation"][-1]
+    seconds = [row["seconds_per_step"] for row in timing]
     return {**last, "seconds_per_step": statistics.median(seconds), "peak_mb": peak}
 
 

@@ -80,6 +80,20 @@ class Best:
 
 
 @dataclass
+class IntervalState:
+    """The training steps since the last line of metrics.jsonl (training/means.py).
+
+    sums: by rank, {"name,name": float64 (1 + names,)}, number of steps and sums of values.
+    counts: by phase, over all ranks: how often each code was chosen.
+    """
+
+    steps: int
+    skipped_steps: int
+    sums: dict[int, StateDict]
+    counts: StateDict
+
+
+@dataclass
 class PhaseState:
     """One trained module: its weights, optimizer, gradient scaler and averaged weights."""
 
@@ -126,6 +140,7 @@ class Checkpoint:
     phases: dict[str, PhaseState]
     latent_scale: LatentScale | None = None
     autoencoder: AutoencoderState | None = None
+    interval: IntervalState | None = None  # None in files of weights alone and of version 0.2.0
     path: Path | None = field(default=None, compare=False)  # the file it was loaded from
 
     def weights(self, half_life: float | None = None) -> StateDict:
@@ -164,7 +179,12 @@ class Checkpoint:
             module = _rounded(autoencoder.module, dtype)
             autoencoder = AutoencoderState(autoencoder.config, weights_digest(module), module)
         return replace(
-            self, position=None, best=None, phases={name: phase}, autoencoder=autoencoder
+            self,
+            position=None,
+            best=None,
+            phases={name: phase},
+            autoencoder=autoencoder,
+            interval=None,
         )
 
     def save(self, path: Path) -> None:

@@ -130,6 +130,14 @@ def _reduced(values: tuple[float, ...], operation) -> list[float]:
     return packed.tolist()
 
 
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU of the tensor's sum over all ranks, on every rank."""
+    tensor = tensor.clone()
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor.cpu()
+
+
 def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's mean over all ranks, on every rank."""
     if not dist.is_initialized():

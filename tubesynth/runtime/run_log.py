@@ -1,7 +1,8 @@
-"""The files of a run: config.yml, environment.json, metrics.jsonl, train.log and panels/.
+"""The files of a run: config, environment, metrics.jsonl, timing.jsonl, train.log and panels.
 
 metrics.jsonl holds one JSON object a line: {"step", "epoch", "split", names...}; a value that is
-not finite is null. Scalars and panels also go to TensorBoard or W&B. Only rank 0 writes.
+not finite is null. It is the same for a run that was resumed and one that was not; seconds and
+memory are in timing.jsonl. Scalars and panels also go to TensorBoard or W&B. Only rank 0 writes.
 """
 
 import json
@@ -28,6 +29,7 @@ class RunLog:
         resume_step: int,
         device: torch.device | None = None,
     ):
+        """resume_step: that of the run's own checkpoint; -1 for a new run, which keeps none."""
         self.active = dist.is_main()
         self.logger = None
         if not self.active:
@@ -37,30 +39,22 @@ class RunLog:
             (run_dir / "panels").mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yml", config_text)
         write_text(run_dir / "environment.json", json.dumps(environment(device), indent=2) + "\n")
-        self.metrics = run_dir / "metrics.jsonl"
-        self._drop_lines_after(resume_step)
+        for path in (self._file("training"), self._file("timing")):
+            _drop_lines_after(path, resume_step)
         if logger == "tensorboard":
             self.logger = TensorBoard(run_dir, resume_step)
         elif logger == "wandb":
             self.logger = WeightsAndBiases(run_dir, config_text)
 
-    def _drop_lines_after(self, step: int) -> None:
-        """Drop the lines of steps after the checkpoint: the resumed run repeats them."""
-        if not self.metrics.exists():
-            return
-        retained_lines = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    retained_lines.append(line + "\n")
-            except ValueError:
-                continue  # an incomplete line of a process that was killed while it wrote
-        write_text(self.metrics, "".join(retained_lines))
+    def _file(self, split: str) -> Path:
+        return self.run_dir / ("timing.jsonl" if split == "timing" else "metrics.jsonl")
 
     def scalars(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
+        """split: training, validation or timing."""
         if not self.active:
             return
-        with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
+        path = self._file(split)
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
             line = {"step": step, "epoch": epoch, "split": split, **finite}
             file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -78,3 +72,17 @@ class RunLog:
     def close(self) -> None:
         if self.logger:
             self.logger.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of steps after the checkpoint: the resumed run repeats them."""
+    if not path.exists():
+        return
+    retained_lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                retained_lines.append(line + "\n")
+        except ValueError:
+            continue  # an incomplete line of a process that was killed while it wrote
+    write_text(path, "".join(retained_lines))

@@ -67,6 +67,7 @@ class AutoencoderStage:
                 self.generator_loss,
                 rate,
                 statistics=self.codebook_scores if self.usage else dict,
+                counts=self.usage.counts if self.usage else None,
             ),
             Phase(
                 "discriminator",

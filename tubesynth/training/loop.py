@@ -28,6 +28,7 @@ from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import derive
 from tubesynth.runtime.stop_signal import StopSignal
+from tubesynth.training.means import Interval
 from tubesynth.training.phase import Phase
 from tubesynth.training.reporter import Reporter
 
@@ -79,6 +80,7 @@ class Run:
     log: RunLog
     save: Callable[[str], None]  # writes checkpoints/NAME.ckpt
     stop: StopSignal
+    interval: Interval  # what save writes besides the state of the stage
 
     @property
     def epoch(self) -> int:
@@ -103,7 +105,13 @@ def fit(run: Run) -> dict[str, float]:
     if run.best.step is None and position.step < total_steps:
         scores = validate(run, total_steps)
     reporter = Reporter(
-        run.log, run.device, stage.progress_terms, train.epochs, position.step, total_steps
+        run.log,
+        run.interval,
+        run.device,
+        stage.progress_terms,
+        train.epochs,
+        position.step,
+        total_steps,
     )
 
     while position.step < total_steps:
@@ -122,7 +130,7 @@ def fit(run: Run) -> dict[str, float]:
         for phase in stage.phases:
             result = training_step(phase, micro_batches, step, train)
             if result.updated:
-                reporter.means.add(result.values)
+                run.interval.means.add(result.values)
             else:
                 skipped = True
             if result.problem:

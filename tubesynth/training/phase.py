@@ -36,6 +36,7 @@ class Phase:
     # Further values for the log, over the steps since the last call. Every rank calls it and gets
     # the same values.
     statistics: Callable[[], dict[str, float]] = dict
+    counts: Tensor | None = None  # counted by `statistics`; saved, for the next line of the log
 
     forward: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)

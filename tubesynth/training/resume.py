@@ -102,7 +102,7 @@ def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Pa
         sample_index=0 if "epochs" in restart else stored.sample_index,
         schedule_start=stored.step if "schedule" in restart else stored.schedule_start,
         started_from=(
-            stored.started_from if _is_in_run(checkpoint, run_dir) else str(checkpoint.path)
+            stored.started_from if is_in_run(checkpoint, run_dir) else str(checkpoint.path)
         ),
     )
 
@@ -120,7 +120,7 @@ def restore(
         if phase.name in checkpoint.phases:
             phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
     stored = checkpoint.best
-    is_of_run = _is_in_run(checkpoint, run_dir)
+    is_of_run = is_in_run(checkpoint, run_dir)
     if stored and is_of_run and stored.name == best.name and _is_saved(stored, run_dir):
         best = stored
     logger.info(_report(checkpoint, stage, best, config, restart))
@@ -137,19 +137,19 @@ def _restarts(checkpoint: Checkpoint, config: Config) -> set[str]:
     return set() if checkpoint.config == config else set(config.train.restart)
 
 
-def _is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
+def is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
     """Whether the checkpoint is a file of the run's folder."""
     assert checkpoint.path is not None
     return run_dir.resolve() in checkpoint.path.resolve().parents
 
 
 def _is_saved(best: Best, run_dir: Path) -> bool:
-    """Whether best.ckpt is of the best step; it may be of a later step that the run repeats."""
+    """Whether best.ckpt is of the best step, or of a later one: the run repeats that step."""
     path = run_dir / "checkpoints" / "best.ckpt"
-    if not path.is_file():
+    if best.step is None or not path.is_file():
         return False
     position = Checkpoint.load(path).position
-    return position is not None and position.step == best.step
+    return position is not None and position.step >= best.step
 
 
 def _report(

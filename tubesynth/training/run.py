@@ -18,7 +18,8 @@ from tubesynth.training.head import LOG_FILE, samples_per_step
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.loop import Run, Stage, fit
-from tubesynth.training.resume import restore
+from tubesynth.training.means import Interval
+from tubesynth.training.resume import is_in_run, restore
 
 
 class CheckpointedStage(Stage, Protocol):
@@ -56,13 +57,19 @@ def run_stage(
     checkpoint: that of a resumed run, else None; position: the one at which the run starts.
     """
     score = config.train.best_score
-    best = Best(score, config.BEST_SCORES[score])
+    best, interval = Best(score, config.BEST_SCORES[score]), Interval()
+    logged_step = -1  # the lines of a run are those up to the checkpoint that it resumes
     if checkpoint:
         best = restore(checkpoint, stage, best, config, run_dir)
+        if is_in_run(checkpoint, run_dir):
+            logged_step = position.step
+            if checkpoint.interval:
+                interval.load(checkpoint.interval, stage.phases, device)
     checkpoints = run_dir / "checkpoints"
-    log = RunLog(run_dir, dump(config), logger_name, position.step, device)
+    log = RunLog(run_dir, dump(config), logger_name, logged_step, device)
 
     def save(name: str) -> None:
+        interval_state = interval.state(stage.phases)
         if not dist.is_main():
             return
         latents = stage.latents
@@ -73,6 +80,7 @@ def run_stage(
             {phase.name: phase.state() for phase in stage.phases},
             latents.scale if latents else None,
             latents.autoencoder_state if latents else None,
+            interval_state,
         ).save(checkpoints / f"{name}.ckpt")
         remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
         logger.info(f"step {position.step}: saved {name}.ckpt")
@@ -89,6 +97,7 @@ def run_stage(
         log=log,
         save=save,
         stop=stop,
+        interval=interval,
     )
     with log_file(run_dir / LOG_FILE):
         try:
