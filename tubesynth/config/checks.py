@@ -6,6 +6,7 @@ strict.py has already checked keys and types. Each function checks one section a
 from collections.abc import Callable
 
 from tubesynth.config.labels import check_scheme
+from tubesynth.config.limits import check_limits
 from tubesynth.config.schema import (
     DIFFUSION_SAMPLERS,
     FLOW_SOLVERS,
@@ -44,6 +45,7 @@ def check(config: Config, source: str) -> None:
     require = requirement(source)
     require(config.dim in (2, 3), f"dim: expected 2 or 3, got {config.dim}")
     check_seed(config.seed, "seed", require)
+    check_limits(config, require)
     check_scheme(config.labels, source)
     check_data(config.data, config.dim, require)
     check_train(config, require)

@@ -1,7 +1,7 @@
 """A config from a YAML file or a checkpoint: built by the schema, then checked.
 
-`section.key=value` items of a command line replace values of the file. strict.py refuses unknown
-keys and wrong types; checks.py refuses values that contradict each other.
+`section.key=value` items of a command line replace values of the file (overrides.py). strict.py
+refuses unknown keys and wrong types; checks.py refuses values that contradict each other.
 
     config = load_config("configs/stage_1_3d_f4.yml", ["train.epochs=10"])
 """
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tubesynth.config.checks import check
 from tubesynth.config.labels import with_label_section
+from tubesynth.config.overrides import apply_overrides, naming_overrides
 from tubesynth.config.packaged import find_config
 from tubesynth.config.schema import STAGES, Config
-from tubesynth.config.strict import apply_overrides, build, read_yaml
-from tubesynth.runtime.errors import InputError
+from tubesynth.config.strict import build, read_yaml
+from tubesynth.runtime.errors import InputError, short
 
 RENAMED_RESTARTS = {"optimisers": "optimizers"}  # the spelling of version 0.1.0 is still read
 
@@ -26,15 +27,18 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     path: a file, or the name of a packaged config (config/packaged.py).
     """
     file = find_config(path)
-    content = apply_overrides(read_yaml(file), list(overrides))
-    return config_from_plain(content, str(file))
+    overrides = list(overrides)
+    content = apply_overrides(read_yaml(file), overrides)
+    with naming_overrides(str(file), overrides):
+        return config_from_plain(content, str(file))
 
 
 def config_from_plain(content: dict, source: str) -> Config:
     """A checked config from nested plain values; source: the file that errors name."""
     stage = content.get("stage")
     if stage not in list(STAGES):  # not a lookup: a list in the file is unhashable
-        raise InputError(f"{source}: stage: expected one of {list(STAGES)}, got {stage!r}")
+        expected = ", ".join(map(str, STAGES))
+        raise InputError(f"{source}: stage: expected one of {expected}, got {short(stage)}")
     config = build(STAGES[stage], with_label_section(content, source), source)
     restart = [RENAMED_RESTARTS.get(item, item) for item in config.train.restart]
     config = replace(config, train=replace(config.train, restart=restart))

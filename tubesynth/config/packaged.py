@@ -33,7 +33,7 @@ def find_config(name: str | Path) -> Path:
     config/NAME.yml and configs/NAME.yml, the spellings of a checkout, find the packaged config too.
     """
     path = Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # a folder may have the name of a packaged config
         return path
     if path.suffix in (".yml", ".yaml"):
         path = path.with_suffix("")
@@ -44,7 +44,8 @@ def find_config(name: str | Path) -> Path:
         return configs[key]
     near = difflib.get_close_matches(key, configs, n=1)
     remedy = f"did you mean {near[0]}?" if near else "`tubesynth configs` lists those by name"
-    raise InputError(f"{name}: no such config file, nor a packaged config of that name: {remedy}")
+    problem = "a folder, no config file" if Path(name).is_dir() else "no such config file"
+    raise InputError(f"{name}: {problem}, nor a packaged config of that name: {remedy}")
 
 
 def packaged_models(stage: int | str | None = None) -> dict[str, Path]:

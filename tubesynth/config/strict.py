@@ -1,12 +1,12 @@
-"""YAML into typed dataclasses: an unknown, repeated or mistyped key is an error that names it.
+"""YAML into typed dataclasses: an unknown or mistyped key is an error that names it.
 
-PyYAML alone reads `1e-4` as text, uses the last of two equal keys and has no schema. This reader
-accepts `1e-4` for a number, refuses a repeated key with its line, and suggests the nearest key for
-an unknown one.
+YAML 1.1 has no schema, and `1e-4` is text in it. Here `1e-4` is a number where one is expected, and
+the error of an unknown key suggests the nearest key.
 """
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -14,76 +14,16 @@ from typing import Any
 
 import yaml
 
-from tubesynth.runtime.errors import InputError
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key; PyYAML would use its last value."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise InputError(f"{self.name}, line {line}: key '{key}' is repeated: keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+from tubesynth.config.plain_yaml import MOST_BYTES, parse_yaml
+from tubesynth.runtime.errors import InputError, short
+from tubesynth.runtime.reading import read_text
 
 
 def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file; InputError where the file is missing or holds no mapping."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this config ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file (expected UTF-8 YAML)") from error
-    loader = _UniqueKeyLoader(text)
-    loader.name = str(path)
-    try:
-        content = loader.get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise InputError(f"{path}{line}: not valid YAML ({problem})") from error
-    finally:
-        loader.dispose()
+    content = parse_yaml(read_text(path, "give a config: a YAML file", MOST_BYTES), str(path))
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys and values at the top level")
-    return content
-
-
-def apply_overrides(content: dict, overrides: list[str]) -> dict:
-    """A copy of the mapping with the `section.key=value` items set; values are read as YAML."""
-    content = _deep_copy(content)
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals or not key:
-            raise InputError(
-                f"override '{item}': expected key=value, e.g. train.learning_rate=1e-4"
-            )
-        try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise InputError(f"override '{item}': the value is not valid YAML") from error
-        *sections, leaf = key.split(".")
-        target = content
-        for name in sections:
-            if target.get(name) is None:
-                target[name] = {}
-            target = target[name]
-            if not isinstance(target, dict):
-                raise InputError(f"override '{item}': '{name}' is a value, not a section")
-        target[leaf] = value
-    return content
-
-
-def _deep_copy(content):
-    if isinstance(content, dict):
-        return {key: _deep_copy(value) for key, value in content.items()}
+        raise InputError(f"{path}: expected keys and values at the top level: add stage: 1")
     return content
 
 
@@ -99,7 +39,8 @@ def build(schema: type, content: dict, source: str, prefix: str = ""):
                 if near
                 else f"the keys of this section are {', '.join(sorted(fields))}"
             )
-            raise InputError(f"{source}: unknown key '{prefix}{key}': {remedy}")
+            name = short(f"{prefix}{key}")
+            raise InputError(f"{source}: unknown key {name}: {remedy}")
     values = {}
     for name, field in fields.items():
         if name in content:
@@ -111,7 +52,7 @@ def build(schema: type, content: dict, source: str, prefix: str = ""):
 
 def _convert(kind, value, source: str, key: str) -> Any:
     def wrong(expected: str):
-        return InputError(f"{source}: {key}: expected {expected}, got {value!r}")
+        return InputError(f"{source}: {key}: expected {expected}, got {short(value)}")
 
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if value is None:
@@ -160,7 +101,7 @@ def _convert(kind, value, source: str, key: str) -> Any:
     if kind is float:
         number = _as_float(value)
         if number is None:
-            raise wrong("a number")
+            raise wrong("a finite number")
         return number
     if kind is str:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
@@ -173,9 +114,10 @@ def _as_float(value) -> float | None:
     if isinstance(value, bool):
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def to_plain(config) -> dict:

@@ -49,7 +49,7 @@ def tile_option(text: str) -> Tile:
         return "auto"
     if text == "none":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--tile {text}: expected auto, none, or a number of voxels")
     return int(text)
 

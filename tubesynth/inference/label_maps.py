@@ -17,7 +17,7 @@ def label_translation(pairs: list[str] | None, num_classes: int) -> np.ndarray |
     table, values = np.zeros(256, dtype=np.uint8), set()
     for pair in pairs:
         value, equals, label = pair.partition("=")
-        is_pair = equals and value.isdigit() and label.isdigit()
+        is_pair = equals and value.isdecimal() and label.isdecimal()
         if not is_pair or max(int(value), int(label)) > 255:
             raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
         if value in values:

@@ -4,8 +4,9 @@ import argparse
 from dataclasses import replace
 
 from tubesynth.config.loading import config_from_plain, load_config
+from tubesynth.config.overrides import apply_overrides, naming_overrides
 from tubesynth.config.schema import Stage2Config
-from tubesynth.config.strict import apply_overrides, to_plain
+from tubesynth.config.strict import to_plain
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.runtime.errors import InputError
 
@@ -15,13 +16,16 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
     for item in args.overrides:
         if item.partition(".")[0] not in ("data", "sampling"):
             raise InputError(
-                f"override '{item}': a trained model takes data.KEY=value and sampling.KEY=value"
+                f"command line, '{item}': a trained model takes data.KEY=value and"
+                " sampling.KEY=value"
             )
     if args.config:
         other, source = load_config(args.config, args.overrides), args.config
     else:
         source = str(args.model)
-        other = config_from_plain(apply_overrides(to_plain(config), args.overrides), source)
+        content = apply_overrides(to_plain(config), args.overrides)
+        with naming_overrides(source, args.overrides):
+            other = config_from_plain(content, source)
     if not isinstance(other, Stage2Config) or other.stage != config.stage:
         raise InputError(
             f"{source}: for stage {other.stage}, the model is of stage {config.stage}:"

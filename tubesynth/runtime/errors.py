@@ -5,6 +5,7 @@ line with the file or key and the remedy. Any other error is a bug and keeps its
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -26,6 +27,27 @@ class InputError(ValueError):
 
 class Stopped(Exception):
     """A signal has ended the run; its state is saved."""
+
+
+# The errors of a named file or folder that its user can correct.
+OF_A_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+)
+MOST_CHARACTERS = 2000  # of an error's line
+
+
+def short(value: object, most: int = 60) -> str:
+    """The repr of a value, its middle left out where it is longer than `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 12]} ... {text[-7:]}"
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error in one line that a terminal shows as it is."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 # A setting of the config on the command line: section.key=value.
@@ -58,12 +80,22 @@ class CommandParser(argparse.ArgumentParser):
             options["epilog"] = "example:\n" + textwrap.indent(example, "  ")
         super().__init__(**options)
 
+        # An option given twice is an error: argparse would use its last value.
+        for action in (None, "store"):
+            self.register("action", action, _StoreOnce)
+        self.stored: set[str] = set()
+
+    def parse_known_args(self, args=None, namespace=None):  # also of parse_args and subcommands
+        self.stored.clear()
+        items = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(_require_utf_8(items), namespace)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
 
     def parse_with_overrides(self, argv: list[str] | None = None) -> argparse.Namespace:
         """The options, and in `overrides` the key=value items, which may stand anywhere."""
-        items = sys.argv[1:] if argv is None else argv
+        items = _require_utf_8(sys.argv[1:] if argv is None else argv)
         overrides = [item for item in items if OVERRIDE.match(item)]
         args, extra = self.parse_known_args([item for item in items if not OVERRIDE.match(item)])
         takes_overrides = "overrides" in args
@@ -73,6 +105,25 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         args.overrides = overrides
         return args
+
+
+def _require_utf_8(items: list[str]) -> list[str]:
+    """The items; InputError for a name with other bytes, which no text file could name."""
+    for item in items:
+        if any("\ud800" <= c <= "\udfff" for c in item):
+            raise InputError(f"{item}: the name is no UTF-8: rename the file or folder")
+    return items
+
+
+class _StoreOnce(argparse.Action):
+    """Stores the value of an option; an error where it has one already."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        assert isinstance(parser, CommandParser)
+        if option_string and self.dest in parser.stored:
+            parser.error(f"{option_string}: is there twice: keep one")
+        parser.stored.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def add_overrides(parser: argparse.ArgumentParser, example: str = "train.epochs=10") -> None:
@@ -102,7 +153,14 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    except OSError as error:
+        if error.filename is None or error.errno not in OF_A_PATH:
+            raise
+        path = os.fsdecode(error.filename)
+        reason = f"{path}: {error.strerror}; check the path, its permissions and its disk"
+        print(f"error: {one_line(InputError(reason))}", file=sys.stderr)
         sys.exit(EXIT_INPUT)
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
@@ -110,7 +168,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"error: {OUT_OF_MEMORY} ({' '.join(str(error).split())})", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY} ({one_line(error)})", file=sys.stderr)
         sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

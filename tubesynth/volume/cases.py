@@ -74,4 +74,4 @@ def pair_cases(images_dir, labels_dir=None) -> list[Case]:
 
 def natural_order(text: str) -> list:
     """A sort key with the numbers in a text as numbers: 2 before 10."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]

@@ -32,7 +32,7 @@ def check(args) -> None:
 def config_of(args):
     """Published sizes and losses that need no weights, with --set on top."""
     from tubesynth.config.loading import config_from_plain
-    from tubesynth.config.strict import apply_overrides
+    from tubesynth.config.overrides import apply_overrides
 
     data = {"crop": list(args.crop)}
     if len(args.crop) == 2:

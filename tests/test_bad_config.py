@@ -1,0 +1,201 @@
+"""Any text is a config or an error of one line: odd ends of YAML, aliases, pipes, overrides."""
+
+import os
+import time
+import tracemalloc
+
+import pytest
+from config_fuzzer import faults
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tubesynth.config.limits import MOST
+from tubesynth.config.loading import load_config
+from tubesynth.config.plain_yaml import DEEPEST, parse_yaml
+from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
+from tubesynth.train import main
+
+BOMB = "a: &a {x: 1, y: 2}\n" + "".join(
+    f"{b}: &{b} {{" + ", ".join(f"k{i}: *{a}" for i in range(9)) + "}\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+def refusal(path, *overrides):
+    with pytest.raises(InputError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stage: 1\nseed: !!int abc\n", "line 2: not valid YAML ('abc' is no int)"),
+        ("stage: 1\nseed: !!int ''\n", "line 2: not valid YAML ('' is no int)"),
+        ("stage: 1\nseed: 0x_\n", "line 2: not valid YAML ('0x_' is no int)"),
+        ("stage: 1\nseed: !!bool abc\n", "line 2: not valid YAML ('abc' is no bool)"),
+        ("stage: 1\nseed: " + "1" * 5000, "line 2: not valid YAML ('1111"),
+        ("stage: 1\nseed: 0x" + "1" * 5000, "too many digits"),
+        ("stage: 1\nseed: !!python/object:os.system x\n", "values have no type"),
+        ("stage: 1\nseed: !!set {a}\n", "values have no type"),
+        ("stage: 1\nseed: 2001-99-99\n", "seed: expected a whole number, got '2001-99-99'"),
+        ("stage: 1\nseed: =\n", "seed: expected a whole number, got '='"),
+        ("stage: 1\n? [a, b]\n: 1\n", "line 2: not valid YAML (a key is a list or a section"),
+        ("stage: 1\n<<: {seed: 1}\n", "unknown key '<<'"),
+        ("stage: 1\nyes: 1\nyes: 1\n", "line 3: key 'yes' is repeated"),
+        ("stage: 1\nseed: 1\0\n", "line 2: not valid YAML (character U+0000)"),
+        ('stage: 1\ndata: {root: "a\\0"}\n', "line 2: not valid YAML (text with a character"),
+        ('stage: 1\ndata: {root: "\\udce9"}\n', "line 2: not valid YAML (text with a character"),
+        (b"stage: 1\nseed: \xe9\n", "byte 15 is no UTF-8 text"),
+        ("stage: &s [*s]\n", "an anchor holds its own alias"),
+        ("train: &t {self: *t, again: *t}\n", "an anchor holds its own alias"),
+        ("seed: " + "[" * 3000 + "]" * 3000, f"nested over {DEEPEST} deep"),
+        ("stage: 1\ntrain: {learning_rate: .inf}\n", "expected a finite number, got inf"),
+        ("stage: 1\ntrain: {learning_rate: 1e999}\n", "expected a finite number, got '1e999'"),
+        ("stage: 1\ndata: {hu_window: [.nan, 3]}\n", "data.hu_window[0]: expected a finite number"),
+        ("stage: 1\n#" + "x" * 600_000, "over 524,288 bytes"),
+    ],
+)
+def test_odd_ends_of_yaml_are_named_by_line_or_key(tmp_path, text, words):
+    message = refusal(write(tmp_path, text))
+    assert words in message and "c.yml" in message
+
+
+def test_a_byte_order_mark_is_left_out(tmp_path):
+    assert load_config(write(tmp_path, "\ufeffstage: 1\nseed: 5\n")).seed == 5
+
+
+def test_aliases_are_read_and_a_bomb_of_aliases_is_refused_at_once(tmp_path):
+    text = "stage: 1\ndata: {resolution: &r [64, 64, 64], crop: *r}\n"
+    assert load_config(write(tmp_path, text)).data.crop == [64, 64, 64]
+    path, start = write(tmp_path, BOMB), time.process_time()
+    assert "too many values" in refusal(path)
+    assert time.process_time() - start < 1
+    tracemalloc.start()
+    refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 3e7
+    tracemalloc.stop()
+    assert "too many values" in refusal(write(tmp_path, f"s: &s {'x' * 50_000}\nt: [{'*s,' * 99}]"))
+
+
+def test_a_config_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yml")
+    (tmp_path / "folder.yml").mkdir()
+    assert "pipe or a device" in refusal(tmp_path / "pipe.yml")
+    assert "pipe or a device" in refusal("/dev/zero")
+    assert "a folder, no config file" in refusal(tmp_path / "folder.yml")
+
+
+@pytest.mark.parametrize(
+    ("items", "start", "words"),
+    [
+        (["train.epochs=abc"], "command line, 'train.epochs=abc': ", "train.epochs: expected a wh"),
+        (["train.epochs=0"], "command line, 'train.epochs=0': ", "must be at least 1"),
+        (["train={epochs: 0}"], "command line, 'train={epochs: 0}': ", "train.epochs: must be"),
+        (["train.epoch=1"], "command line, 'train.epoch=1': ", "did you mean 'train.epochs'?"),
+        (["data.crop=[8, x, 8]"], "command line, 'data.crop=[8, x, 8]': ", "data.crop[1]: expect"),
+        (["seed=2001-99-99"], "command line, 'seed=2001-99-99': ", "expected a whole number"),
+        (["seed=[1"], "command line, 'seed=[1', line 1: ", "not valid YAML"),
+        (["seed=\x07"], "command line, 'seed=\\x07', line 1: ", "not valid YAML"),
+        (["train.epochs"], "command line, 'train.epochs': ", "expected key=value"),
+        (["seed.x=1"], "command line, 'seed.x=1': ", "'seed' is a value, not a section"),
+        (["seed=1", "seed=2"], "command line, 'seed=2': ", "'seed=1' sets it too"),
+        (["train={}", "train.keep=1"], "command line, 'train.keep=1': ", "'train={}' sets it too"),
+        (["train.keep=1", "train={}"], "command line, 'train={}': ", "'train.keep=1' sets it too"),
+        (["labels.vessel=99"], "command line, 'labels.vessel=99': ", "labels.vessel: 99"),
+        (["stage=7"], "command line, 'stage=7': ", "stage: expected one of"),
+    ],
+)
+def test_an_error_of_an_item_of_the_command_line_names_it(tmp_path, items, start, words):
+    names = "labels: {names: [a, b], vessel: 1}\n"
+    message = refusal(write(tmp_path, "stage: 1\nseed: 1\n" + names), *items)
+    assert message.startswith(start) and words in message
+
+
+def test_an_error_of_the_file_names_the_file_and_a_contradiction_names_both(tmp_path):
+    path = write(tmp_path, "stage: 1\ndata: {crop: [64, 64, 64]}\ntrain: {epochs: 0}\n")
+    assert refusal(path, "seed=1").startswith(f"{path}: train.epochs: ")
+    both = refusal(path, "data.resolution=[32, 32, 32]")
+    assert both.startswith(f"{path}, command line, 'data.resolution=[32, 32, 32]': data.crop: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--seed", "1", "--seed", "2"], "--seed: is there twice: keep one"),
+        (["--epochs", "3", "train.epochs=4"], "'train.epochs=4' sets it too"),
+        (["data.root=caf\udce9"], "the name is no UTF-8"),
+    ],
+)
+def test_a_flag_that_is_there_twice_is_refused(tmp_path, capsys, flags, words):
+    path = write(tmp_path, "stage: 1\n")
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: main(["--config", str(path), "--dry-run", *flags]))
+    captured = capsys.readouterr()
+    assert end.value.code == EXIT_INPUT and captured.err.count("\n") == 1
+    assert words in captured.err or words.replace("4' sets", "3' sets") in captured.err
+
+
+@pytest.mark.parametrize("key", MOST)
+def test_sizes_that_no_machine_has_are_refused(tmp_path, key):
+    stage = next(s for s in (1, 2, "segmenter") if _has(tmp_path, s, key))
+    section, name = key.split(".")
+    for value in (10**12, f"[{', '.join(['10000000'] * 3)}]", f"[{', '.join(['64'] * 2000)}]"):
+        text = f"stage: {stage}\n{section}: {{{name}: {value}}}\n"
+        assert key in refusal(write(tmp_path, text))
+
+
+def _has(tmp_path, stage, key):
+    return hasattr(load_config(write(tmp_path, f"stage: {stage}\n")), key.split(".")[0])
+
+
+def test_mutated_configs_end_with_a_plan_or_one_line(tmp_path):
+    assert faults(100, 1, tmp_path) == {}
+
+
+# Characters that YAML reads as syntax, some text, and any character at all.
+yaml_text = st.text(st.sampled_from("[]{}:,&*!|>%'\"#-?=<~ \n\tab01._xe") | st.characters())
+
+
+@few
+@given(yaml_text | st.lists(yaml_text, max_size=5).map("\n".join))
+def test_any_text_is_plain_values_or_an_input_error(text):
+    try:
+        value = parse_yaml(text, "c.yml")
+    except InputError as error:
+        assert str(error).startswith("c.yml")
+    else:
+        assert_plain(value)
+
+
+def assert_plain(value):
+    if isinstance(value, dict):
+        assert all(isinstance(key, str) for key in value)
+        for item in value.values():
+            assert_plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            assert_plain(item)
+    else:
+        assert value is None or type(value) in (bool, int, float, str)
+
+
+@settings(few, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["seed", "train", "train.epochs", "data.root", "data.crop", "x.y", "stage"]),
+    yaml_text,
+)
+def test_any_value_of_an_item_is_taken_or_refused_by_its_name(tmp_path, key, text):
+    try:
+        load_config(write(tmp_path, "stage: 1\n"), [f"{key}={text}"])
+    except InputError as error:
+        assert "command line, " in str(error)
