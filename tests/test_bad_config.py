@@ -131,18 +131,24 @@ def test_an_error_of_the_file_names_the_file_and_a_contradiction_names_both(tmp_
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--seed", "1", "--seed", "2"], "--seed: is there twice: keep one"),
         (["--epochs", "3", "train.epochs=4"], "'train.epochs=4' sets it too"),
         (["data.root=caf\udce9"], "the name is no UTF-8"),
     ],
 )
-def test_a_flag_that_is_there_twice_is_refused(tmp_path, capsys, flags, words):
+def test_flags_and_items_that_contradict_each_other_are_refused(tmp_path, capsys, flags, words):
     path = write(tmp_path, "stage: 1\n")
     with pytest.raises(SystemExit) as end:
         run_command(lambda: main(["--config", str(path), "--dry-run", *flags]))
     captured = capsys.readouterr()
     assert end.value.code == EXIT_INPUT and captured.err.count("\n") == 1
     assert words in captured.err or words.replace("4' sets", "3' sets") in captured.err
+
+
+def test_of_a_flag_that_is_there_twice_the_last_counts_and_a_note_says_so(tmp_path, capsys):
+    path = write(tmp_path, "stage: 1\n")
+    main(["--config", str(path), "--dry-run", "--seed", "1", "--seed", "2"])
+    captured = capsys.readouterr()
+    assert captured.err == "note: --seed is there twice: 2 counts\n" and "seed: 2\n" in captured.out
 
 
 @pytest.mark.parametrize("key", MOST)

@@ -80,7 +80,7 @@ def test_the_phantoms_centreline_file_gives_the_tokens_of_its_label_map():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "no readable centreline"),
+        ("{", "no readable JSON .*; give the JSON file of a centreline"),
         ("[]", "branches: expected a list"),
         ('{"units": "cm", "branches": []}', "units: 'cm', expected 'mm'"),
         ('{"frame": "LPS", "branches": []}', "frame: 'LPS', expected 'RAS world'"),

@@ -277,7 +277,8 @@ def test_more_cases_do_not_change_the_split():
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(bad, tmp_path, capsys):
-    args = ["--output-dir", str(tmp_path / "d"), "--cases", "1", *bad]
+    cases = [] if "--cases" in bad else ["--cases", "1"]
+    args = ["--output-dir", str(tmp_path / "d"), *cases, *bad]
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: command.main(args))
     assert stop.value.code == EXIT_INPUT and not (tmp_path / "d").exists()

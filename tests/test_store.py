@@ -1,14 +1,17 @@
 """The cache: hits and misses of its keys, concurrent and killed builders, damaged entries."""
 
 import errno
+import json
 import mmap
 import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 
@@ -16,6 +19,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.data.store import Store, entry_key
@@ -358,20 +364,21 @@ def test_killed_at_any_moment_a_build_leaves_no_entry_that_reads_wrongly(tmp_pat
 DYING = """
 import os, signal, sys
 import numpy as np
+from tubesynth.data import store
 from tubesynth.data.store import Store
-left, sync, save = [int(sys.argv[2])], os.fsync, np.save
+left, sync, write = [int(sys.argv[2])], os.fsync, store._write_array
 def dying_sync(handle):
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(handle)
-def dying_save(stream, array, **options):
+def dying_write(stream, array):
     if sys.argv[2] == "0":  # half of a file
         stream.write(b"\\x93NUMPY" + bytes(50))
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    save(stream, array, **options)
-os.fsync, np.save = dying_sync, dying_save
+    write(stream, array)
+os.fsync, store._write_array = dying_sync, dying_write
 KEY = "0" * 32
 Store(sys.argv[1]).ensure("things", KEY, lambda: ({"a": np.arange(9), "b": np.ones(3)}, {}), {})
 """
@@ -387,6 +394,72 @@ def test_killed_at_each_step_of_writing_an_entry_is_whole_or_absent(store, momen
     arrays = arrays_of(store, "things", KEY, lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
     assert np.array_equal(arrays["a"], np.arange(9))
     assert list(damaged(store)) == []
+
+
+def test_a_disk_that_is_full_within_an_array_is_one_line_and_leaves_no_entry(store):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="not written .*; free space or set data.cache_dir"):
+            store.ensure("things", KEY, lambda: ({"a": np.zeros(100_000)}, {}), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert store.open("things", KEY) is None and store.leftovers() == []
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    arrays(
+        st.sampled_from(["<i2", "|u1", "<f4", "<f8", "|b1", ">i4"]),
+        array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
+    ),
+    st.dictionaries(st.text(max_size=5), st.floats() | st.text(max_size=5), max_size=3),
+)
+def test_any_array_and_any_meta_are_read_back_as_they_were_written(array, meta):
+    with tempfile.TemporaryDirectory() as folder:
+        meta = {f"meta {name}": value for name, value in meta.items()}
+        entry, _ = Store(folder).ensure("things", KEY, lambda: ({"a": array}, {}), meta)
+        stored = entry.array("a")
+        assert (stored.dtype, stored.shape) == (array.dtype, array.shape)
+        assert stored.tobytes() == np.ascontiguousarray(array).tobytes()
+        assert repr(entry.meta | meta) == repr(entry.meta)
+        loaded = np.load(entry.path / "a.npy")
+        assert loaded.tobytes() == np.ascontiguousarray(array).tobytes() and entry.damage() is None
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_a_changed_byte_of_meta_json_is_an_entry_that_is_missing_or_the_same(data):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        meta = {"case": "1", "affine": [[1.5, 0.0], [0.0, 2.5]]}
+        entry, _ = store.ensure("things", KEY, lambda: (numbers(), {}), meta)
+        raw = bytearray((entry.path / "meta.json").read_bytes())
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        (entry.path / "meta.json").write_bytes(raw)
+        again = store.open("things", KEY)
+        assert again is None or again.meta | entry.meta == again.meta
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(None, 3, [], {"dtype": "<i2"}, {"shape": None}, {"shape": [-2, -12]}, {"shape": [1e9]}),
+        *({"dtype": "|O"}, {"dtype": "nonsense"}, {"bytes": -1}, {"bytes": "1"}, {"sha256": None}),
+        {"shape": [10**30]},
+    ],
+)
+def test_meta_json_of_another_form_is_a_missing_entry(store, header):
+    entry, _ = store.ensure("things", KEY, lambda: (numbers(), {}), {})
+    meta = json.loads((entry.path / "meta.json").read_text())
+    del meta["sha256"]  # as written by version 0.2.0
+    (entry.path / "meta.json").write_text(json.dumps(meta))
+    assert store.open("things", KEY) is not None
+    full = isinstance(header, dict) and header != {"dtype": "<i2"}
+    meta["arrays"]["a"] = meta["arrays"]["a"] | header if full else header
+    (entry.path / "meta.json").write_text(json.dumps(meta))
+    assert store.open("things", KEY) is None
+    assert store.ensure("things", KEY, lambda: (numbers(), {}), {})[1]  # built again
 
 
 def test_sweeping_removes_folders_of_dead_builders_and_no_folder_of_a_living_one(store):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import stored_json
 from tubesynth.volume.files import source_files
 
 _SETTLED_SECONDS = 2
@@ -59,15 +60,6 @@ def stored_digest(path: str | Path, folder: Path) -> str | None:
     return _stored(folder, path, _signature(path)[1])
 
 
-def read_json(path: Path) -> dict | None:
-    """The dictionary in a JSON file; None for a missing or incomplete file."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _signature(path: Path) -> tuple[list[Path], list[list[int]]]:
     """The files of a source, and for each file [size, mtime_ns, inode, ctime_ns]."""
     try:
@@ -79,12 +71,12 @@ def _signature(path: Path) -> tuple[list[Path], list[list[int]]]:
 
 
 def _stored(folder: Path, path: Path, signature: list[list[int]]) -> str | None:
-    record = read_json(_record_path(folder, path))
-    return record["sha256"] if record and record.get("signature") == signature else None
+    record = stored_json(_record_path(folder, path))
+    return record.get("sha256") if record.get("signature") == signature else None
 
 
 def _record_path(folder: Path, path: Path) -> Path:
-    return folder / f"{_text_digest(str(path))[:32]}.json"
+    return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
 
 
 def _text_digest(text: str) -> str:

@@ -12,13 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tubesynth.data.digest import file_digest, read_json
+from tubesynth.data.digest import file_digest
+from tubesynth.data.layout import SPLITS
 from tubesynth.runtime.atomic import write_text, writing
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
+from tubesynth.runtime.reading import fits, read_json, stored_json
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"
+_FILE = {"path": str, "bytes": int, "time_ns": int, "sha256": str}
+_RECORD = {"part": str, "image": _FILE, "label": _FILE, "made": str, "sources": [_FILE]}
+_RECORD |= {"notes": [str]}
 MAX_SHOWN = 60  # characters of a setting in an error
 
 
@@ -39,10 +44,7 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
     InputError if it was prepared with other settings, or holds images but no manifest.
     """
     path = root / NAME
-    stored = read_json(path)
-    if stored is None:
-        if path.exists():
-            raise InputError(f"{path}: damaged; delete it, or choose another --output-dir")
+    if not os.path.lexists(path):
         images = sorted(root.glob("*/images/*"))
         if images:
             raise InputError(
@@ -51,10 +53,13 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
             )
         write(root, settings, {})
         return {}
-    if stored.get("format") != FORMAT:
+    stored = read_json(path, "delete it, or choose another --output-dir")
+    if not fits(stored, {"format": int, "settings": dict, "cases": dict}):
+        raise InputError(f"{path}: no manifest; delete it, or choose another --output-dir")
+    if stored["format"] != FORMAT:
         raise InputError(f"{path}: of another version; choose another --output-dir")
     for key, value in settings.items():
-        stored_value = stored.get("settings", {}).get(key)
+        stored_value = stored["settings"].get(key)
         if stored_value != value:
             raise InputError(
                 f"{path}: was prepared with {key} {_short(stored_value)}, this command has"
@@ -62,10 +67,9 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
             )
     records = dict(stored["cases"])
     for file in sorted((root / RECORDS).glob("*.json")):
-        record = read_json(file)
-        if record:
-            records[file.name[: -len(".json")]] = record
-    return records
+        records[file.name[: -len(".json")]] = stored_json(file)
+    # a case whose record is damaged is prepared again
+    return {case: r for case, r in records.items() if fits(r, _RECORD) and r["part"] in SPLITS}
 
 
 def write(root: Path, settings: dict, records: dict[str, dict]) -> None:

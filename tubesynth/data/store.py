@@ -19,16 +19,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from tubesynth.data.digest import file_digest, read_json, source_digest, stored_digest
+from tubesynth.data.digest import file_digest, source_digest, stored_digest
 from tubesynth.runtime.atomic import FULL, NOT_WRITABLE
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
+from tubesynth.runtime.reading import fits, stored_json
 
 _TEMPORARY = ".tmp-"
 _KEY = re.compile("[0-9a-f]{32}")  # the format of entry_key
+_DTYPE = re.compile("[<>|][biuf][1248]")  # of numbers, as in dtype.str
 # The arrays of an entry by name, and further values for its meta.json.
 Build = Callable[[], tuple[dict[str, np.ndarray], dict]]
 
@@ -93,8 +96,8 @@ class Store:
     def open(self, kind: str, key: str) -> Entry | None:
         """The entry, or None if it is missing or one of its files has the wrong size."""
         path = self.root / kind / key
-        meta = read_json(path / "meta.json")
-        if not meta or "arrays" not in meta:
+        meta = stored_json(path / "meta.json")
+        if not _is_complete(meta):
             return None
         try:
             for name, expected in meta["arrays"].items():
@@ -181,7 +184,7 @@ class Store:
             for name, array in arrays.items():
                 file = temporary / f"{name}.npy"
                 with file.open("wb") as stream:
-                    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+                    _write_array(stream, np.ascontiguousarray(array))
                     _sync(stream)
                 array_meta[name] = {
                     "dtype": array.dtype.str,
@@ -189,8 +192,10 @@ class Store:
                     "bytes": file.stat().st_size,
                     "sha256": file_digest(file),
                 }
+            content = json.loads(json.dumps({**meta, "arrays": array_meta}, default=_plain))
+            content["sha256"] = _meta_sha256(content)
             with (temporary / "meta.json").open("w") as stream:
-                json.dump({**meta, "arrays": array_meta}, stream, indent=1, default=_plain)
+                json.dump(content, stream, indent=1)
                 _sync(stream)
             _sync_folder(temporary)
             if final.exists():
@@ -257,6 +262,34 @@ def _temporary_name(key: str) -> str:
 def _plain(value):
     """A NumPy number or array, or a path, as a value of JSON."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _meta_sha256(meta: dict) -> str:
+    """Of everything in meta.json but this checksum itself."""
+    plain = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _is_complete(meta: dict) -> bool:
+    """Whether meta.json is undamaged and describes arrays that its entry can hold."""
+    form = {"dtype": str, "shape": [int], "bytes": int, "sha256": str}
+    # Entries of version 0.2.0 have no checksum of their meta.json.
+    if not fits(meta, {"arrays": dict}) or meta.get("sha256", "") not in ("", _meta_sha256(meta)):
+        return False
+    for name, header in meta["arrays"].items():
+        if not (name.isidentifier() and fits(header, form) and _DTYPE.fullmatch(header["dtype"])):
+            return False
+        size = math.prod(header["shape"]) * np.dtype(header["dtype"]).itemsize
+        if min(header["shape"], default=0) < 0 or header["bytes"] < size:
+            return False
+    return True
+
+
+def _write_array(stream: BinaryIO, array: np.ndarray) -> None:
+    """The bytes of np.save, which loses the reason where the disk is full (errno is None)."""
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(stream, header)
+    stream.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _sync(stream) -> None:

@@ -24,6 +24,7 @@ from tubesynth.runtime.atomic import write_text, writing
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import Progress
 from tubesynth.runtime.memory import peak_mb
+from tubesynth.runtime.reading import stored_json
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 
@@ -70,12 +71,7 @@ def sidecar(output_dir: Path, job: Job) -> Path:
 
 def is_finished(output_dir: Path, job: Job) -> bool:
     """Whether all outputs of a job exist and its sidecar has its source and settings."""
-    try:
-        record = json.loads(sidecar(output_dir, job).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(record, dict):
-        return False
+    record = stored_json(sidecar(output_dir, job))
     if (record.get("source"), record.get("settings")) != (source_name(job), job.settings):
         return False
     outputs = (image_path(output_dir, job), *job.other_outputs)

@@ -4,16 +4,17 @@ The id of a case is the file name up to the first dot; samples of one case are <
 and so on. A JSON sidecar beside a volume holds the cost of synthesizing it.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.cases import find_cases
+from tubesynth.runtime.reading import stored_json
+from tubesynth.volume.cases import case_id, find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 
 MAX_CONTROLS = 10  # cases with a negative control: each takes as long to score as an image
@@ -130,12 +131,10 @@ def cost_rows(cases: Sequence[EvaluationCase]) -> list[dict[str, Any]]:
     rows = []
     for case in cases:
         for source, sample, path in case.images:
-            try:
-                sidecar = path.with_name(f"{path.name.split('.')[0]}.json")
-                record = json.loads(sidecar.read_text(encoding="utf-8"))
-                costs = {k: float(record[k]) for k in COSTS if record.get(k) is not None}
-            except (OSError, ValueError, TypeError, AttributeError):
-                continue  # volumes of other programs have no sidecar, or no costs in it
+            # volumes of other programs have no sidecar, or no costs in it
+            record = stored_json(path.with_name(f"{case_id(path)}.json"))
+            numbers = {k: record[k] for k in COSTS if type(record.get(k)) in (int, float)}
+            costs = {key: float(number) for key, number in numbers.items() if isfinite(number)}
             if costs:
                 rows.append({"case": case.id, "sample": sample, "source": source, **costs})
     return rows

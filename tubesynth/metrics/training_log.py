@@ -3,11 +3,11 @@
 The log holds one JSON object a line: {"step": 10, "split": "validation", "loss": 0.12, ...}.
 """
 
-import json
 import math
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import fits, json_lines
 
 
 def validation_losses(logs) -> dict[str, dict]:
@@ -38,19 +38,11 @@ def validation_losses(logs) -> dict[str, dict]:
 
 def loss_curve(log: Path) -> list[tuple[int, float]]:
     """[(step, validation loss)] by step; lines without a validation loss are skipped."""
-    if not log.is_file():
-        raise InputError(f"{log}: no such training log; check --training-log")
     points = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # a process that was killed while writing leaves half a line
-        if not isinstance(row, dict) or row.get("split") != "validation":
-            continue
-        step, loss = row.get("step"), row.get("loss")
-        if isinstance(step, int) and isinstance(loss, float | int) and math.isfinite(loss):
-            points[step] = float(loss)
+    for _, row in json_lines(log, "check --training-log"):
+        is_point = fits(row, {"split": str, "step": int, "loss": (float, int)})
+        if is_point and row["split"] == "validation" and math.isfinite(row["loss"]):
+            points[row["step"]] = float(row["loss"])
     if not points:
-        raise InputError(f'{log}: holds no line with "split": "validation" and a loss')
+        raise InputError(f'{log}: no line has "split": "validation" and a loss: give another log')
     return sorted(points.items())

@@ -17,7 +17,8 @@ from tubesynth.config.labels import load_scheme
 from tubesynth.data.pool import each
 from tubesynth.phantom.data_set import Settings, case_files, split_cases, write_case
 from tubesynth.runtime.atomic import write_text
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, run_command, short
+from tubesynth.runtime.reading import stored_json
 from tubesynth.volume.classes import NINE_CLASSES
 
 SETTINGS_FILE = "phantom.json"
@@ -57,17 +58,14 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
         config["labels"] = None
     path = root / SETTINGS_FILE
     if path.is_file():
-        try:
-            stored_config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            stored_config = None
-        if not isinstance(stored_config, dict):
+        stored_config = stored_json(path)
+        if not stored_config:
             raise InputError(f"{path}: no readable settings; give another --output-dir")
         for key, value in config.items():
             if stored_config.get(key) != value:
                 raise InputError(
-                    f"{path}: {key} is {stored_config.get(key)}, but this command has {value}; "
-                    "give another --output-dir or delete this one"
+                    f"{path}: {key} is {short(stored_config.get(key))}, but this command has"
+                    f" {value}; give another --output-dir or delete this one"
                 )
         return
     try:

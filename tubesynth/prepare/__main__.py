@@ -27,6 +27,7 @@ from tubesynth.prepare.imagecas import (
     find_sources,
 )
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.reading import read_text
 from tubesynth.volume.cases import natural_order
 from tubesynth.volume.classes import NINE_CLASSES
 
@@ -123,10 +124,7 @@ def assign_splits(
 
 def read_ids(path: Path, sources: list[Source]) -> list[str]:
     """The ids in a text file, separated by white space or commas; # begins a comment."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as text; check --validation-ids") from error
+    lines = read_text(path, "check --validation-ids").splitlines()
     ids = {word for line in lines for word in line.split("#")[0].replace(",", " ").split()}
     unknown = sorted(ids - {source.id for source in sources})
     if unknown:

@@ -80,9 +80,8 @@ class CommandParser(argparse.ArgumentParser):
             options["epilog"] = "example:\n" + textwrap.indent(example, "  ")
         super().__init__(**options)
 
-        # An option given twice is an error: argparse would use its last value.
         for action in (None, "store"):
-            self.register("action", action, _StoreOnce)
+            self.register("action", action, _StoreLast)
         self.stored: set[str] = set()
 
     def parse_known_args(self, args=None, namespace=None):  # also of parse_args and subcommands
@@ -115,13 +114,13 @@ def _require_utf_8(items: list[str]) -> list[str]:
     return items
 
 
-class _StoreOnce(argparse.Action):
-    """Stores the value of an option; an error where it has one already."""
+class _StoreLast(argparse.Action):
+    """Stores the value of an option, the last where it is there twice (after "$@"), and says so."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         assert isinstance(parser, CommandParser)
         if option_string and self.dest in parser.stored:
-            parser.error(f"{option_string}: is there twice: keep one")
+            print(f"note: {option_string} is there twice: {values} counts", file=sys.stderr)
         parser.stored.add(self.dest)
         setattr(namespace, self.dest, values)
 

@@ -1,25 +1,23 @@
-"""Text and JSON from files that a user names or a killed run has left: refused, or read whole.
+"""Text and JSON from files that a user names or a killed run has left: read whole, or refused.
 
-Only regular files are opened, and only as much as the kind of file can sensibly hold is read: a
-pipe has no end, and a file of gigabytes takes all memory.
+Only regular files are read, and only to a size that the kind of file can sensibly have: a pipe has
+no end, and a file of gigabytes takes all memory.
 """
 
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tubesynth.runtime.errors import InputError
 
-MOST_BYTES = 2**26  # of a JSON file: a manifest of 10,000 cases has 2**24
+MOST_BYTES = 2**28  # of a JSON file: a manifest of 10,000 cases has 2**24
 
 
-def read_text(path: str | Path, remedy: str, most_bytes: int = MOST_BYTES) -> str:
-    """The UTF-8 text of a regular file, without a byte order mark.
-
-    InputError with the reason and the remedy where the file cannot be read, is larger, or is none.
-    """
+def read_bytes(path: str | Path, remedy: str, most_bytes: int) -> bytes:
+    """The bytes of a regular file; InputError with reason and remedy if it is none, or too long."""
 
     def refusal(reason: object) -> InputError:
         return InputError(f"{path}: not readable ({reason}); {remedy}")
@@ -29,26 +27,78 @@ def read_text(path: str | Path, remedy: str, most_bytes: int = MOST_BYTES) -> st
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise refusal("a pipe or a device, no file")
-            raw = stream.read(most_bytes + 1)
+            if status.st_size > most_bytes:
+                raise refusal(f"over {most_bytes:,} bytes")
+            return stream.read()
     except OSError as error:
         raise refusal(error.strerror) from error
-    if len(raw) > most_bytes:
-        raise refusal(f"over {most_bytes:,} bytes")
+
+
+def read_text(path: str | Path, remedy: str, most_bytes: int = MOST_BYTES) -> str:
+    """The UTF-8 text of a file, without a byte order mark; InputError as `read_bytes`."""
     try:
-        return raw.decode("utf-8-sig")
+        return read_bytes(path, remedy, most_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise refusal(f"byte {error.start} is no UTF-8 text") from error
+        reason = f"byte {error.start} is no UTF-8 text"
+        raise InputError(f"{path}: not readable ({reason}); {remedy}") from error
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
     """The value in a JSON file; InputError as `read_text`, and where the text is no JSON."""
-    text = read_text(path, remedy)
+    try:
+        return _parsed(read_text(path, remedy))
+    except JsonError as error:
+        raise InputError(f"{path}: no readable JSON ({error}); {remedy}") from error
+
+
+def stored_json(path: Path) -> dict:
+    """The dictionary in a JSON file of an earlier run; {} where it is missing or damaged."""
+    try:
+        value = read_json(path, "delete it")
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def json_lines(path: Path, remedy: str) -> Iterator[tuple[str, dict]]:
+    """(line, dictionary) of the lines of a log that hold one; a killed process leaves half a line.
+
+    InputError if it is no file.
+    """
+    text = read_bytes(path, remedy, most_bytes=2**32).decode("utf-8", errors="replace")
+    for line in text.split("\n"):
+        try:
+            row = _parsed(line)
+        except JsonError:
+            continue
+        if isinstance(row, dict):
+            yield line, row
+
+
+def fits(value: object, form: Any) -> bool:
+    """Whether a value of JSON has a form: a type, [FORM of each item], or {key: FORM of its value}.
+
+    A dictionary may have further keys.
+    """
+    if isinstance(form, dict):
+        keys = isinstance(value, dict) and form.keys() <= value.keys()
+        return keys and all(fits(value[key], inner) for key, inner in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(item, form[0]) for item in value)
+    return isinstance(value, form) and not isinstance(value, bool)
+
+
+class JsonError(ValueError):
+    """A text is no JSON, or is nested deeper than Python can read."""
+
+
+def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path}: no readable JSON ({error}); {remedy}") from error
+        raise JsonError(str(error)) from error
     except RecursionError as error:
-        raise InputError(f"{path}: no readable JSON (nested too deep); {remedy}") from error
+        raise JsonError("nested too deep") from error
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -16,6 +16,7 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import save_png, write_text, writing
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.loggers import TensorBoard, WeightsAndBiases
+from tubesynth.runtime.reading import fits, json_lines
 
 
 class RunLog:
@@ -78,11 +79,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
     """Drop the lines of steps after the checkpoint: the resumed run repeats them."""
     if not path.exists():
         return
-    retained_lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                retained_lines.append(line + "\n")
-        except ValueError:
-            continue  # an incomplete line of a process that was killed while it wrote
-    write_text(path, "".join(retained_lines))
+    rows = json_lines(path, "move it away, or choose another run folder")
+    retained = [
+        line + "\n" for line, row in rows if fits(row, {"step": int}) and row["step"] <= step
+    ]
+    write_text(path, "".join(retained))

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tubesynth.runtime.atomic import write_text
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import InputError, short
+from tubesynth.runtime.reading import read_json
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.polyline import arc_length, densify, without_repeats
 from tubesynth.volume.vessels import COLUMNS, VesselTokens, in_box, token_rows
@@ -46,17 +47,16 @@ def write_centreline(path: Path, branches: Sequence[Branch]) -> None:
 
 def read_centreline(path: Path) -> list[Branch]:
     """The branches of a centreline file; InputError names the branch that breaks the format."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable centreline ({error}); use its JSON file") from error
+    content = read_json(path, "give the JSON file of a centreline")
     rows = content.get("branches") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise InputError(f"{path}: branches: expected a list of branches, each with its points")
     for key, expected in (("units", "mm"), ("frame", "RAS world")):
         value = content.get(key, expected)
         if value != expected:
-            raise InputError(f"{path}: {key}: {value!r}, expected {expected!r}; convert the file")
+            raise InputError(
+                f"{path}: {key}: {short(value)}, expected {expected!r}; convert the file"
+            )
     return [_branch(path, number, row) for number, row in enumerate(rows)]
 
 
@@ -77,7 +77,9 @@ def _branch(path: Path, number: int, row) -> Branch:
         )
     parent = row.get("parent")
     if parent is not None and not (type(parent) is int and 0 <= parent < number):
-        raise InputError(f"{key}.parent: {parent!r}, expected null or an earlier branch's number")
+        raise InputError(
+            f"{key}.parent: {short(parent)}, expected null or an earlier branch's number"
+        )
     return Branch(str(row.get("name", number)), parent, points)
 
 
