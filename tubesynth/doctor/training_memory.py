@@ -115,6 +115,7 @@ def _forward(
     conditions = Conditions(labels, tokens, fields, torch.empty(batch), torch.empty(batch))
 
     def run():
-        unet(x, torch.empty(batch), torch.empty(batch, config.dim), conditions)
+        spacing, seeds = torch.empty(batch, config.dim), torch.empty(batch, dtype=torch.long)
+        unet(x, torch.empty(batch), spacing, conditions, dropout_seeds=seeds)
 
     return [unet], run

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tubesynth.models.blocks import conv, expand_to, repeat_cases, zero_init
 from tubesynth.models.conditions import CachedConditions, Conditions
+from tubesynth.models.dropout import number_dropouts
 from tubesynth.models.spade import LabelEncoder
 from tubesynth.models.unet import Encoder, UNet
 
@@ -41,6 +42,7 @@ class ControlNet(Encoder):
             zero_init(conv(dim, width, width, kernel=1))
             for width in [*self.skip_widths, channels[-1]]
         )
+        number_dropouts(self)
 
     def copy_from(self, base: UNet) -> None:
         """Copy the weights of the base model's encoder and middle."""
@@ -50,11 +52,17 @@ class ControlNet(Encoder):
         self.load_state_dict({name: weights[name] for name in shared}, strict=False)
 
     def forward(
-        self, x: Tensor, t: Tensor, spacing: Tensor, features: Tensor, cached: CachedConditions
+        self,
+        x: Tensor,
+        t: Tensor,
+        spacing: Tensor,
+        features: Tensor,
+        cached: CachedConditions,
+        dropout_seeds: Tensor | None = None,
     ) -> list[Tensor]:
         """features: output of control_encoder, which does not depend on t."""
         h = self.conv_in(x) + features
-        h, skips = self.encode(h, self.embed(t, spacing), cached)
+        h, skips = self.encode(h, self.embed(t, spacing, dropout_seeds), cached)
         outputs = [*skips, h]
         return [layer(f) for layer, f in zip(self.to_residuals, outputs, strict=True)]
 
@@ -123,10 +131,13 @@ class ControlledUNet(nn.Module):
         t: Tensor,
         spacing: Tensor,
         conditions: Conditions | CachedControlConditions | None = None,
+        dropout_seeds: Tensor | None = None,
     ) -> Tensor:
         if not isinstance(conditions, CachedControlConditions):
             conditions = self.cache_conditions(conditions or Conditions(), x.shape[2:], spacing)
         scale = torch.full((len(x),), self.scale, device=x.device)
         scale = scale if conditions.keep is None else scale * conditions.keep
-        control = self.controlnet(x, t, spacing, conditions.features, conditions.control)
+        control = self.controlnet(
+            x, t, spacing, conditions.features, conditions.control, dropout_seeds
+        )
         return self.base(x, t, spacing, conditions.base, [expand_to(scale, x) * r for r in control])

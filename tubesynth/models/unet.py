@@ -8,7 +8,7 @@ features that depend on the conditions alone; a sampler calls it once for all it
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from tubesynth.models.blocks import (
     zero_init,
 )
 from tubesynth.models.conditions import CachedConditions, Conditions
+from tubesynth.models.dropout import SampleDropout, number_dropouts
 from tubesynth.models.spade import FieldEncoder, LabelEncoder, Spade
 from tubesynth.models.vessel_attention import CachedKeysValues, VesselAttention
 from tubesynth.models.vessel_tokens import TokenEncoder, no_tokens
@@ -37,6 +38,16 @@ TIME_SCALE = 100.0
 CacheKeysValues = Callable[[VesselAttention | None, int], CachedKeysValues | None]
 
 
+class RowState(NamedTuple):
+    """What every residual block reads besides its input, one row per row of the batch.
+
+    embedding: (R, E) of time and spacing. dropout_seeds: (R,) int64 below 2^32, or None.
+    """
+
+    embedding: Tensor
+    dropout_seeds: Tensor | None = None
+
+
 class ResBlock(nn.Module):
     """Two convolutions, scaled and shifted by the embedding; in the decoder the norms are SPADE."""
 
@@ -47,7 +58,7 @@ class ResBlock(nn.Module):
         self.conv1 = conv(dim, cin, cout)
         self.embed = nn.Linear(embedding_dim, 2 * cout)
         self.norm2 = Spade(dim, cout, *spade) if spade else group_norm(cout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = SampleDropout(dropout)
         self.conv2 = zero_init(conv(dim, cout, cout))
         self.skip = conv(dim, cin, cout, kernel=1) if cin != cout else nn.Identity()
         self.act = nn.SiLU()
@@ -58,14 +69,14 @@ class ResBlock(nn.Module):
         first = self.norm1.modulation(label_features, size)
         return first, self.norm2.modulation(label_features, size)
 
-    def forward(self, x: Tensor, embedding: Tensor, modulations=None) -> Tensor:
+    def forward(self, x: Tensor, state: RowState, modulations=None) -> Tensor:
         first, second = ((m,) for m in modulations) if modulations else ((), ())
         h = self.conv1(self.act(self.norm1(x, *first)))
         # Scale and shift come after the norm, which would remove an offset added before it.
-        film = self.embed(self.act(embedding))  # (B, 2 cout)
+        film = self.embed(self.act(state.embedding))  # (B, 2 cout)
         scale, shift = expand_to(film, h).chunk(2, dim=1)
         h = self.norm2(h, *second) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(self.act(h)))
+        return self.skip(x) + self.conv2(self.dropout(self.act(h), state.dropout_seeds))
 
 
 class Upsample(nn.Module):
@@ -198,14 +209,15 @@ class Encoder(nn.Module):
             encoder_vessels.append(cache(_vessel_attention_of(block), level))
         return CachedConditions([], encoder_vessels, cache(self.middle_vessels, level), [])
 
-    def embed(self, t: Tensor, spacing: Tensor) -> Tensor:
-        """t (B,), spacing (B, dim) mm -> (B, 4 channels[0])."""
+    def embed(self, t: Tensor, spacing: Tensor, dropout_seeds: Tensor | None = None) -> RowState:
+        """t (R,), spacing (R, dim) mm -> an embedding (R, 4 channels[0]), with the seeds."""
         times = sinusoidal(TIME_SCALE * t, self.time_channels, max_period=10 * TIME_SCALE)
         embedding = self.embed_time(times)
-        return embedding + self.embed_spacing(torch.log(spacing.float()))
+        embedding = embedding + self.embed_spacing(torch.log(spacing.float()))
+        return RowState(embedding, dropout_seeds)
 
     def encode(
-        self, h: Tensor, embedding: Tensor, cached: CachedConditions
+        self, h: Tensor, state: RowState, cached: CachedConditions
     ) -> tuple[Tensor, list[Tensor]]:
         """Features after conv_in -> output of the middle, and the skip of every encoder block."""
         skips = [h]
@@ -213,20 +225,20 @@ class Encoder(nn.Module):
             if "shrink" in block:
                 h = block["shrink"](h)
             else:
-                h = self._run_level(block, h, embedding, vessels)
+                h = self._run_level(block, h, state, vessels)
             skips.append(h)
-        h = self._run(self.middle_in, h, embedding)
+        h = self._run(self.middle_in, h, state)
         h = self._run(self.middle_attention, h)
         if self.middle_vessels:
             h = self._run(self.middle_vessels, h, cached.middle_vessels)
-        return self._run(self.middle_out, h, embedding), skips
+        return self._run(self.middle_out, h, state), skips
 
     def _run(self, layer: nn.Module, *inputs) -> Tensor:
         return run_block(layer, *inputs, checkpointing=self.checkpointing)
 
-    def _run_level(self, block, h: Tensor, embedding: Tensor, vessels, modulations=None) -> Tensor:
+    def _run_level(self, block, h: Tensor, state: RowState, vessels, modulations=None) -> Tensor:
         """A residual block and the attention layers behind it."""
-        h = self._run(block["res"], h, embedding, modulations)
+        h = self._run(block["res"], h, state, modulations)
         if "attention" in block:
             h = self._run(block["attention"], h)
         if "vessels" in block:
@@ -294,6 +306,7 @@ class UNet(Encoder):
                 width = level_width
         self.norm_out = group_norm(width)
         self.conv_out = zero_init(conv(dim, width, in_channels))
+        number_dropouts(self)
         self.act = nn.SiLU()
 
     def cache_conditions(
@@ -338,22 +351,24 @@ class UNet(Encoder):
         spacing: Tensor,
         conditions: Conditions | CachedConditions | None = None,
         residuals: list[Tensor] | None = None,
+        dropout_seeds: Tensor | None = None,
     ) -> Tensor:
         """conditions: of the cases, or the output of `cache_conditions`; None: unconditional.
 
         residuals: of a ControlNet, one for each skip and a last one for the output of the middle.
+        dropout_seeds: (R,) int64 below 2^32, which decide the dropout of training.
         """
         if not isinstance(conditions, CachedConditions):
             conditions = self.cache_conditions(conditions or Conditions(), x.shape[2:], spacing)
-        embedding = self.embed(t, spacing)
-        h, skips = self.encode(self.conv_in(x), embedding, conditions)
+        state = self.embed(t, spacing, dropout_seeds)
+        h, skips = self.encode(self.conv_in(x), state, conditions)
         if residuals is not None:
             features = [*skips, h]  # under autocast their types differ; no type may change
             *skips, h = (f + r.to(f.dtype) for f, r in zip(features, residuals, strict=True))
         caches = (conditions.spade, conditions.decoder_vessels)
         for block, modulations, vessels in zip(blocks_of(self.up), *caches, strict=True):
             h = torch.cat([h, skips.pop()], dim=1)
-            h = self._run_level(block, h, embedding, vessels, modulations)
+            h = self._run_level(block, h, state, vessels, modulations)
             if "grow" in block:
                 h = block["grow"](h, skips[-1].shape[2:])
         return self.conv_out(self.act(self.norm_out(h)))

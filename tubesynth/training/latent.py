@@ -17,9 +17,10 @@ from tubesynth.conditioning.conditions import conditions_of, decoder_condition_o
 from tubesynth.config.schema import Stage2Config
 from tubesynth.generative.objective import Network, vessel_weight
 from tubesynth.models.controlnet import ControlledUNet
+from tubesynth.models.dropout import UINT32
 from tubesynth.models.unet import UNet
 from tubesynth.runtime import dist
-from tubesynth.runtime.seeding import generator
+from tubesynth.runtime.seeding import derive, generator
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.phase import Phase
@@ -65,8 +66,10 @@ class LatentStage:
         noise = self.objective.pair_noise(noise, data)
         conditions = conditions_of(batch, keep_label, self._keep_vessels(batch["sample_index"]))
 
+        seeds = self._dropout_seeds(batch["sample_index"])
+
         def network(x_t, t):
-            return forward(x_t, t, batch["spacing"], conditions)
+            return forward(x_t, t, batch["spacing"], conditions, dropout_seeds=seeds)
 
         per_case = self.objective.loss(network, data, noise, t, self._weight(batch["label"]))
         return {self.objective.target: per_case.mean()}
@@ -94,6 +97,11 @@ class LatentStage:
         randoms = [generator(self.device, seed, "vessels", index) for index in sample_indices]
         values = [torch.rand((), generator=random, device=self.device) for random in randoms]
         return (torch.stack(values) >= self.config.objective.vessel_dropout).float()
+
+    def _dropout_seeds(self, sample_indices: list[int]) -> Tensor:
+        """(B,) int64 below 2^32, keyed by sample index."""
+        seeds = [derive(self.config.seed, "dropout", index) & UINT32 for index in sample_indices]
+        return torch.tensor(seeds, device=self.device)
 
     def _weight(self, labels: Tensor) -> Tensor | None:
         """Loss weights (B, 1, x, ...) of mean 1, larger on vessels; None for equal weights."""

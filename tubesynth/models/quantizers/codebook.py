@@ -85,15 +85,35 @@ class EmaQuantizer(nn.Module):
         self.initialised.fill_(True)
 
     def _sample(self, vectors: Tensor, count: int) -> Tensor:
-        """`count` random vectors of rank 0's batch plus slight noise, the same on every rank."""
-        vectors = vectors[vectors.isfinite().all(1)]
-        if len(vectors) == 0:
-            vectors = self.codebook
-        sample = vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
-        sample = sample + 1e-3 * vectors.std() * torch.randn_like(sample)
+        """`count` random vectors of the batch of all ranks plus slight noise, equal on every rank.
+
+        Rank 0 draws, so ranks with one sample each choose the vectors that one rank with all
+        samples does.
+        """
+        vectors = vectors[vectors.isfinite().all(1)].double()
+        moments = vectors.new_tensor([vectors.numel(), vectors.sum(), vectors.square().sum()])
+        by_rank = _of_all_ranks(moments)
+        numbers = [int(numel) // vectors.shape[1] for numel, *_ in by_rank]
+        numel, total, square = torch.stack(by_rank).sum(0)
+
+        choice = torch.randint(sum(numbers) or len(self.codebook), (count,), device=vectors.device)
+        noise = torch.randn(count, vectors.shape[1], device=vectors.device)
         if dist.is_initialized():
-            dist.broadcast(sample, src=0)
-        return sample
+            dist.broadcast(choice, src=0)
+            dist.broadcast(noise, src=0)
+        if numel == 0:  # no vector is finite
+            return self.codebook[choice]
+
+        # Each rank fills in the rows of its own vectors.
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        row = choice - sum(numbers[:rank])
+        of_this_rank = (row >= 0) & (row < numbers[rank])
+        sample = torch.zeros_like(noise)
+        sample[of_this_rank] = vectors[row[of_this_rank]].float()
+        if dist.is_initialized():
+            dist.all_reduce(sample)
+        variance = (square - total.square() / numel) / (numel - 1).clamp_min(1)
+        return sample + 1e-3 * variance.clamp_min(0).sqrt().float() * noise
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, indices: Tensor) -> None:
@@ -128,6 +148,15 @@ class EmaQuantizer(nn.Module):
                 self.ema_sum[dead] = revived
                 self.ema_count[dead] = 1.0
                 self.unused_steps[dead] = 0
+
+
+def _of_all_ranks(tensor: Tensor) -> list[Tensor]:
+    """The tensor of every rank, in the order of the ranks."""
+    if not dist.is_initialized():
+        return [tensor]
+    tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(tensors, tensor)
+    return tensors
 
 
 def _as_vectors(latents: Tensor) -> Tensor:
