@@ -8,6 +8,8 @@ from pathlib import Path
 # Before NumPy and torch, and for the processes that tests start: the operations are small, threads
 # cost more than they give, and the tests themselves are shared out among the cores.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+# Runs are equal bit for bit on a CPU only; set the variable to run the tests on a GPU all the same.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # They pay from the second built kernel on, and the tests build one.
 os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
 

@@ -25,7 +25,7 @@ from tubesynth.runtime.seeding import generator
 from tubesynth.runtime.stop_signal import StopSignal
 from tubesynth.train import make_stage
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Run, StepResult, fit, training_step
+from tubesynth.training.loop import Run, StepResult, fit, suspects, training_step
 from tubesynth.training.means import Interval, StepMeans
 from tubesynth.training.phase import Phase
 
@@ -47,7 +47,8 @@ def linear_phase(name="net", loss=square_loss, train=PLAIN, **kwargs) -> Phase:
 def batch_of(index: int, size: int = 2) -> dict:
     random = generator(CPU, "toy", index)
     x = torch.randn(size, 3, generator=random)
-    return {"x": x, "y": x.sum(1, keepdim=True), "sample_index": index}
+    cases = [f"{index}{row}" for row in "abcdefgh"[:size]]
+    return {"x": x, "y": x.sum(1, keepdim=True), "sample_index": index, "case": cases}
 
 
 class Toy:
@@ -227,14 +228,16 @@ def test_a_non_finite_step_changes_nothing_and_training_continues(tmp_path, caps
     same = [before == after for before, after in pairwise(seen)]
     assert same == [False, False, True, True, False, False]
     assert phase.optimizer.state_dict()["state"][0]["step"] == 4
-    assert "step 2, net: loss second is not finite: the step is skipped" in capsys.readouterr().err
+    warning = "step 2, net: loss second is not finite (case 2a, 2b): the step is skipped"
+    assert warning in capsys.readouterr().err
 
 
 def test_too_many_non_finite_steps_stop_the_run_with_step_and_loss(tmp_path):
     phase = linear_phase(loss=poisoned({1, 2, 3, 4, 5}))
     stage = Toy(phase, scores=repeat({"loss": 1.0}))
     with pytest.raises(
-        InputError, match="step 3, net: loss second is not finite, 3 steps in a row"
+        InputError,
+        match=r"step 3, net: loss second is not finite \(case 3a, 3b\), 3 steps in a row",
     ):
         run(stage, tmp_path, train=replace(PLAIN, max_bad_steps=2))
     assert weights(phase).isfinite().all()
@@ -414,6 +417,13 @@ def test_a_log_line_has_the_means_over_the_steps_since_the_last_line(tmp_path):
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert [row["step"] for row in timing] == [3, 6, 7] and timing[0]["peak_memory_mb"] > 10
     assert 0 <= timing[0]["waiting"] <= 1 and timing[0]["seconds_per_step"] > 0
+
+
+def test_a_case_whose_input_is_not_finite_is_named_alone():
+    batch = {"case": ["7", "8"], "latent": torch.ones(2, 3), "reconstruction": torch.ones(2) / 0}
+    assert suspects([batch]) == "case 7, 8"
+    batch["latent"][1, 2] = math.inf
+    assert suspects([batch, batch]) == "input of case 8"
 
 
 def test_skipped_steps_are_counted_and_do_not_enter_the_means(tmp_path):

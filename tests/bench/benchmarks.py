@@ -30,8 +30,8 @@ INTRODUCTION = (
     " which `python tests/bench/benchmarks.py run` makes. Both sides of a comparison take turns in"
     " one run, on the same files and cores. *spread* is (slowest - fastest) / median of the runs."
     " *CPU s* is the time of all cores together, which depends less on other work than the clock."
-    " *load* is the one-minute load average; it counts the benchmark itself. No GPU has been"
-    " measured yet."
+    " *load* is the one-minute load average; it counts the benchmark itself. [gpu.md](gpu.md) has"
+    " the figures of a GPU."
 )
 
 

@@ -36,6 +36,9 @@ from tubesynth.training.reporter import Reporter
 # largest scale: the loss itself is no longer enlarged.
 SMALLEST_PROBING_SCALE = 1.0
 
+# The inputs of a batch that may hold a value that is not finite.
+INPUTS = ("image", "image_fields", "latent", "fields")
+
 
 class Stage(Protocol):
     """The interface of a stage for the loop."""
@@ -134,7 +137,7 @@ def fit(run: Run) -> dict[str, float]:
             else:
                 skipped = True
             if result.problem:
-                guard.add_failure(step, phase.name, result.problem)
+                guard.add_failure(step, phase.name, result.problem, suspects(micro_batches))
                 break  # the next phases would compute with values that are not finite
         else:
             guard.reset()
@@ -270,15 +273,30 @@ class BadStepGuard:
         """Start counting again, after a step with finite values."""
         self.in_a_row = 0
 
-    def add_failure(self, step: int, phase: str, problem: str) -> None:
-        """Count one step; InputError, with phase and loss names, above the budget."""
+    def add_failure(self, step: int, phase: str, problem: str, cases: str) -> None:
+        """Count one step; InputError, with phase, loss names and cases, above the budget."""
         self.in_a_row += 1
-        logger.warning(f"step {step}, {phase}: {problem} is not finite: the step is skipped")
+        fault = f"step {step}, {phase}: {problem} is not finite ({cases})"
+        logger.warning(f"{fault}: the step is skipped")
         if self.in_a_row > self.budget:
             raise InputError(
-                f"step {step}, {phase}: {problem} is not finite, {self.in_a_row} steps in a row:"
-                " lower train.learning_rate, set train.gradient_clip, or use --precision 32"
+                f"{fault}, {self.in_a_row} steps in a row: lower train.learning_rate, set"
+                " train.gradient_clip, or use --precision 32; the checkpoints before are kept"
             )
+
+
+def suspects(micro_batches: list[dict]) -> str:
+    """The cases of a step over all ranks; only those with inputs that are not finite, if any."""
+    rows = []
+    for batch in micro_batches:
+        inputs = [batch[name] for name in INPUTS if name in batch]
+        for row, case in enumerate(batch["case"]):
+            finite = all(bool(values[row].isfinite().all()) for values in inputs)
+            rows.append({"case": case, "finite": finite})
+    rows = dist.gather_rows(rows)
+    damaged = [row["case"] for row in rows if not row["finite"]]
+    names = ", ".join(dict.fromkeys(damaged or [row["case"] for row in rows]))
+    return f"input of case {names}" if damaged else f"case {names}"
 
 
 def validate(run: Run, total_steps: int) -> dict[str, float]:
