@@ -2,6 +2,7 @@
 
 import gzip
 import locale
+import os
 import struct
 from pathlib import Path
 
@@ -248,10 +249,10 @@ def test_a_png_is_a_volume_of_one_slice_and_a_round_trip_keeps_it(tmp_path):
 def test_a_file_that_may_not_be_read_is_refused_with_its_name(tmp_path, monkeypatch):
     path = save(tmp_path / "9.nii.gz", numbers())
 
-    def forbidden(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def forbidden(path, *flags):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(os, "open", forbidden)
     refusal(lambda: read_volume(path), path, "Permission denied")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from tubesynth.runtime.errors import InputError, short
+from tubesynth.runtime.errors import InputError, is_utf_8, short
 
 MOST_BYTES = 2**19  # of a config's file; PyYAML reads 2**18 in a second
 MOST_SIZE = 2**20  # of all values with their aliases expanded: characters, and VALUE for each
@@ -75,7 +75,7 @@ class _PlainLoader(yaml.SafeLoader):
         self._refuse(node, f"values have no type {short(node.tag.removeprefix(_TAG))}")
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in node.value):  # of escapes
+        if "\0" in node.value or not is_utf_8(node.value):  # of escapes
             self._refuse(node, "text with a character that no file can have")
         try:
             value = self.yaml_constructors[node.tag](self, node)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.cases import Case, case_id, find_cases, natural_order
-from tubesynth.volume.files import SUFFIXES
+from tubesynth.volume.cases import Case, case_id, find_cases, natural_order, visible_entries
+from tubesynth.volume.files import file_suffix
 
 SPLITS = ("training", "validation")
 
@@ -84,11 +84,11 @@ def scan(root: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str
     """
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    folders = [root, *(path for path in visible_entries(root) if path.is_dir())]
     for folder in folders:
-        for path in sorted(folder.iterdir()):
+        for path in visible_entries(folder):
             name = path.name.lower()
-            if name.startswith(".") or not path.is_file() or not name.endswith(SUFFIXES):
+            if not file_suffix(path):
                 continue
             files = labels if ".label." in name else images
             case = case_id(path)

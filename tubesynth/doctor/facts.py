@@ -16,8 +16,9 @@ from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
-from tubesynth.volume.files import check_same_grid, read_labels, read_volume
+from tubesynth.volume.files import check_same_grid, file_suffix, read_labels, read_volume
 from tubesynth.volume.grid import Volume, bounding_box
+from tubesynth.volume.nifti import stored_affine
 from tubesynth.volume.resample import resample_labels, target_grid
 
 SAMPLED_VOXELS = 2_000_000  # for percentiles and centers
@@ -145,19 +146,12 @@ def _measure_grid(facts: Facts, image: Volume, path: Path) -> None:
 
 def _stored_axes(path: Path) -> tuple[str, bool]:
     """(axis codes such as LPS, whether the header has directions); ('', True) if not a NIfTI."""
-    if not Path(path).name.lower().endswith((".nii", ".nii.gz")):
+    if file_suffix(path) not in (".nii", ".nii.gz"):
         return "", True
     import nibabel as nib
-    from nibabel.nifti1 import Nifti1Header
-    from nibabel.spatialimages import SpatialImage
 
-    try:
-        stored = nib.load(path)
-        assert isinstance(stored, SpatialImage) and isinstance(stored.header, Nifti1Header)
-        codes = int(stored.header["sform_code"]), int(stored.header["qform_code"])
-        return "".join(nib.aff2axcodes(stored.affine)), max(codes) > 0
-    except Exception:  # nibabel raises many kinds; volume/files.py has read the file
-        return "", True
+    affine, has_directions = stored_affine(path)
+    return "".join(nib.aff2axcodes(affine)), has_directions
 
 
 def _measure_hu(facts: Facts, image: Volume) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from tubesynth.data.layout import Problem, scan
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.cases import case_id, natural_order
+from tubesynth.volume.cases import case_id, natural_order, visible_entries
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import (
     check_same_grid,
@@ -116,7 +116,7 @@ def find_hearts(
     folders = [Path(heart_dir)]
     while folders:
         folder = folders.pop(0)
-        for path in sorted(folder.iterdir()):
+        for path in visible_entries(folder):
             case = case_id(path)
             if path.is_dir() and case not in cases and folder == Path(heart_dir):
                 folders.append(path)
@@ -132,7 +132,7 @@ def find_hearts(
 
 def _in_folder(folder: Path, structures: tuple[str, ...]) -> HeartFiles:
     """The masks of the structures in a folder, or the one multi-label file that it holds."""
-    volumes = [p for p in sorted(folder.iterdir()) if file_suffix(p)]
+    volumes = [p for p in visible_entries(folder) if file_suffix(p)]
     path_of = {case_id(path): path for path in volumes}
     missing = [name for name in structures if name not in path_of]
     if len(missing) < len(structures):
@@ -228,7 +228,7 @@ def with_axes_of(volume: Volume, path: Path) -> Volume:
 
     if file_suffix(path) not in (".nii", ".nii.gz"):
         return volume
-    stored = nib.io_orientation(stored_affine(path.read_bytes(), path))
+    stored = nib.io_orientation(stored_affine(path)[0])
     change = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), stored)
     array = nib.orientations.apply_orientation(volume.array, change)
     to_stored = nib.orientations.inv_ornt_aff(change, volume.shape)

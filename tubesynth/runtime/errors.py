@@ -37,6 +37,11 @@ OF_A_PATH = (
 MOST_CHARACTERS = 2000  # of an error's line
 
 
+def is_utf_8(name: str) -> bool:
+    """Whether UTF-8 can hold a name: Python has other bytes of a name as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def short(value: object, most: int = 60) -> str:
     """The repr of a value, its middle left out where it is longer than `most` characters."""
     text = repr(value)
@@ -109,7 +114,7 @@ class CommandParser(argparse.ArgumentParser):
 def _require_utf_8(items: list[str]) -> list[str]:
     """The items; InputError for a name with other bytes, which no text file could name."""
     for item in items:
-        if any("\ud800" <= c <= "\udfff" for c in item):
+        if not is_utf_8(item):
             raise InputError(f"{item}: the name is no UTF-8: rename the file or folder")
     return items
 

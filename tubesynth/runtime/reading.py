@@ -75,7 +75,7 @@ def json_lines(path: Path, remedy: str) -> Iterator[tuple[str, dict]]:
             yield line, row
 
 
-def fits(value: object, form: Any) -> bool:
+def fits(value: Any, form: Any) -> bool:
     """Whether a value of JSON has a form: a type, [FORM of each item], or {key: FORM of its value}.
 
     A dictionary may have further keys.

@@ -4,11 +4,12 @@ A case's id is its file name up to the first dot. Only the id pairs an image wit
 never the order of a listing.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import InputError, is_utf_8
 from tubesynth.volume.files import SUFFIXES, file_suffix, is_dicom_folder
 
 
@@ -26,6 +27,23 @@ def case_id(path) -> str:
     return Path(path).name.split(".")[0]
 
 
+def visible_entries(folder: Path) -> list[Path]:
+    """The files and folders of a folder, sorted, without hidden ones.
+
+    InputError for a name of other bytes than UTF-8, which no report could hold, and for a link of
+    a volume that leads nowhere, which would leave out its case.
+    """
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    for path in entries:
+        if not is_utf_8(path.name):
+            raise InputError(f"{path}: the name is no UTF-8: rename it")
+        if file_suffix(path) and path.is_symlink() and not path.exists():
+            raise InputError(
+                f"{path}: a link to {os.readlink(path)}, which does not exist: mend it"
+            )
+    return entries
+
+
 def find_cases(folder) -> dict[str, Path]:
     """{case id: file or DICOM folder} of one folder, in natural order (2 before 10)."""
     folder = Path(folder)
@@ -33,10 +51,13 @@ def find_cases(folder) -> dict[str, Path]:
         raise InputError(f"{folder}: no such folder; check the path, or data.root")
     files: dict[str, list[Path]] = {}
     try:
-        for path in sorted(folder.iterdir()):
-            is_volume = file_suffix(path) or is_dicom_folder(path)
-            if is_volume and not path.name.startswith("."):
+        for path in visible_entries(folder):
+            if file_suffix(path) or is_dicom_folder(path):
                 files.setdefault(case_id(path), []).append(path)
+            elif path.name.lower().endswith(SUFFIXES):
+                raise InputError(
+                    f"{path}: a folder with a volume's name: put the volume itself there"
+                )
     except PermissionError as error:
         raise InputError(
             f"{error.filename}: may not be read ({error.strerror}): give permission"

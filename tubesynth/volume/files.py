@@ -12,8 +12,10 @@ import numpy as np
 
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import read_bytes
 from tubesynth.volume.grid import Volume, grid_text, same_grid
 
+MOST_BYTES = 2**36  # of a file
 SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
 
@@ -144,18 +146,13 @@ def _read(path: Path) -> Volume:
 
         return read_dicom_series(path)
     suffix = file_suffix(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+    remedy = "check the path, its permissions and its disk"
     if suffix in (".nii", ".nii.gz"):
         from tubesynth.volume.nifti import decode_nifti
 
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"{path}: not readable ({error.strerror}); check its permissions and its disk"
-            ) from error
-        return decode_nifti(raw, path)
+        return decode_nifti(read_bytes(path, remedy, MOST_BYTES), path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
     if suffix == ".png":
         return _read_png(path)
     if suffix in SUFFIXES:
@@ -192,7 +189,7 @@ def _read_png(path: Path) -> Volume:
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture)  # (rows, columns[, channels]); a palette gives its indices
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not readable ({error}); save the picture again") from error
     if pixels.ndim == 3:
         channels = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]  # without alpha

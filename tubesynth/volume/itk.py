@@ -3,24 +3,32 @@
 SimpleITK's z, y, x order and its LPS frame are converted in this file only.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.files import file_suffix
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.nifti import check_affine, to_ras
 
+LONGEST_SIDE = 2**15  # voxels
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_itk(path: Path) -> Volume:
     """The volume in an .nrrd, .nhdr, .mha or .mhd file; InputError if it is not readable."""
+    if file_suffix(path) in (".mha", ".mhd"):
+        _check_meta_image(path)
     sitk = _simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        image = reader.Execute()
+        with _without_messages():
+            image = reader.Execute()
     except RuntimeError as error:
         raise InputError(
             f"{path}: not readable ({_reason(error)}); copy or convert it again"
@@ -69,6 +77,8 @@ def _to_volume(image, path: Path, slice_step: np.ndarray | None = None) -> Volum
             f"{path}: {image.GetNumberOfComponentsPerPixel()} values a voxel; save one channel"
         )
     size = image.GetSize()
+    if min(size) < 1:
+        raise InputError(f"{path}: a volume of shape {size} is empty; convert it again")
     if any(n > 1 for n in size[3:]):
         raise InputError(
             f"{path}: shape {size} holds several frames; save one of them as a 3D file"
@@ -97,6 +107,34 @@ def _position(sitk, file: str) -> list[float]:
     reader.SetFileName(file)
     reader.ReadImageInformation()
     return list(reader.GetOrigin())[:3]
+
+
+def _check_meta_image(path: Path) -> None:
+    """InputError for a header of odd numbers, on which MetaIO overwrites its memory and aborts."""
+    with open(path, "rb") as stream:
+        header = stream.read(2**14).partition(b"ElementDataFile")[0].decode("latin-1")
+    pairs = [line.partition("=") for line in header.splitlines()]
+    fields = {key.strip(): value.split() for key, _, value in reversed(pairs)}
+    dimensions, sizes = fields.get("NDims", []), fields.get("DimSize", [])
+    is_valid = dimensions in (["2"], ["3"], ["4"]) and len(sizes) == int(dimensions[0])
+    if not (is_valid and all(n.isdecimal() and 0 < int(n) <= LONGEST_SIDE for n in sizes)):
+        raise InputError(
+            f"{path}: no readable MetaImage header (NDims {' '.join(dimensions[:9])}, DimSize"
+            f" {' '.join(sizes[:9])}); convert it again"
+        )
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Drop what MetaIO prints beside the error that it raises, straight to the standard error."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _simpleitk():

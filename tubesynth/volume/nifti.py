@@ -7,6 +7,8 @@ type; all else is float32.
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,9 @@ import numpy as np
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
 
+MOST_VOXELS = 2**32  # 512 x 512 x 16384
+MOST_SURPLUS = 2**24  # bytes of a file before its voxels, and after
+LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -22,14 +27,11 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
 
     path: the file's name for messages.
     """
-    raw = _gunzip(raw, path) if raw[:2] == b"\x1f\x8b" else raw
     header = _header(raw, path)
-    try:
+    with _refusing(path):
         dtype, shape = header.get_data_dtype(), header.get_data_shape()
         slope, intercept = header.get_slope_inter()
         offset = header.get_data_offset()
-    except Exception as error:  # nibabel raises many types, all for an invalid header
-        raise _unreadable(path, error) from error
     if header["magic"].item()[:2] == b"ni":
         raise InputError(f"{path}: header of a .hdr/.img pair; convert it to one .nii.gz file")
     shape = _three_axes(shape, path)
@@ -38,7 +40,13 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
             f"{path}: voxels of type {dtype} are no CT; convert it to one number a voxel"
         )
     count = math.prod(shape)
+    if count > MOST_VOXELS or offset > MOST_SURPLUS:
+        raise InputError(
+            f"{path}: no readable NIfTI header (shape {shape}, voxels from byte {offset});"
+            " convert it again"
+        )
     needed = offset + count * dtype.itemsize
+    raw = _content(raw, needed + MOST_SURPLUS, path)
     if len(raw) < needed:
         raise InputError(f"{path}: truncated, {len(raw)} of {needed} bytes; copy it again")
     array = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F")
@@ -55,29 +63,42 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
     return to_ras(array, _affine_of(header, path))
 
 
-def stored_affine(raw: bytes, path: Path) -> np.ndarray:
-    """(4, 4): the affine of the array in its stored order, before reorientation to RAS+."""
-    raw = _gunzip(raw, path) if raw[:2] == b"\x1f\x8b" else raw
-    return _affine_of(_header(raw, path), path)
+def stored_affine(path: Path) -> tuple[np.ndarray, bool]:
+    """The affine (4, 4) of a file's array in its stored order, before reorientation to RAS+, and
+    whether the header says where the axes point; reads the header alone.
+    """
+    with open(path, "rb") as stream:
+        header = _header(stream.read(2**16), path)
+    has_directions = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    return _affine_of(header, path), has_directions
 
 
 def _header(raw: bytes, path: Path):
     import nibabel as nib
 
+    raw = _content(raw, None, path)
+    if raw.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a pointer of Git LFS, not the volume; run git lfs pull")
     if len(raw) < 348:
         raise InputError(f"{path}: {len(raw)} bytes are no NIfTI file; copy or convert it again")
     is_second = 540 in (int.from_bytes(raw[:4], order) for order in ("little", "big"))
     header_type = nib.Nifti2Header if is_second else nib.Nifti1Header
-    try:
+    with _refusing(path):
         header = header_type(raw[: header_type.template_dtype.itemsize], check=False)
         header.check_fix(logger=_NullLogger(), error_level=40)
-    except Exception as error:  # nibabel raises many types, all for an invalid header
-        raise _unreadable(path, error) from error
     return header
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: no readable NIfTI header ({error}); convert it again")
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Raise an InputError for what nibabel raises on invalid fields of a header."""
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    try:
+        yield
+    except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: no readable NIfTI header ({error}); convert it again") from error
 
 
 def encode_nifti(volume: Volume, dtype) -> bytes:
@@ -111,7 +132,8 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> Volume:
 def check_affine(affine: np.ndarray, path: Path) -> np.ndarray:
     """The affine itself; InputError if its axes are not finite, of sane length and independent."""
     if not _is_usable(affine):
-        columns = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+        with np.errstate(over="ignore"):
+            columns = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
         sizes = "x".join(f"{size:.3g}" for size in columns)
         raise InputError(
             f"{path}: its geometry spans no volume (voxels of {sizes} mm); convert the file again"
@@ -130,16 +152,26 @@ def _is_usable(affine: np.ndarray) -> bool:
     return abs(np.linalg.det(columns / sizes)) > 0.1
 
 
-def _gunzip(raw: bytes, path: Path) -> bytes:
-    """The content of all gzip members of a file."""
-    members = []
+def _content(raw: bytes, most: int | None, path: Path) -> bytes:
+    """The content of a file, of all its gzip members; most None: its first bytes, with the header.
+
+    InputError for a damaged gzip stream, and for one of more than `most` bytes.
+    """
+    if raw[:2] != b"\x1f\x8b":
+        return raw
+    members, room = [], LONGEST_HEADER if most is None else most + 1
     try:
-        while raw[:2] == b"\x1f\x8b":  # bgzip and pigz may write several members
+        while raw[:2] == b"\x1f\x8b" and room:  # bgzip and pigz may write several members
             stream = zlib.decompressobj(31)
-            members.append(stream.decompress(raw))
-            if not stream.eof:
+            members.append(stream.decompress(raw, room))
+            room -= len(members[-1])
+            if room and not stream.eof:
                 raise InputError(f"{path}: its gzip stream ends early; copy or download it again")
             raw = stream.unused_data
+        if most is not None and not room:
+            raise InputError(
+                f"{path}: its gzip stream has more bytes than its header's shape; convert it again"
+            )
     except zlib.error as error:
         raise InputError(
             f"{path}: its gzip stream is corrupt ({error}); copy or download it again"
@@ -168,15 +200,16 @@ def _affine_of(header, path: Path) -> np.ndarray:
     if int(header["qform_code"]) > 0:
         try:
             candidates.append(header.get_qform())
-        except Exception:  # an invalid quaternion counts as not set
+        except ValueError:  # an invalid quaternion counts as not set
             pass
     try:
         unit = header.get_xyzt_units()[0]
     except KeyError:  # an undefined unit code
         unit = "unknown"
     scale = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0])
-    candidates = [scale @ affine for affine in (*candidates, header.get_base_affine())]
-    usable = [affine for affine in candidates if _is_usable(affine)]
+    with np.errstate(over="ignore", invalid="ignore"):  # a header may hold any number
+        candidates = [scale @ affine for affine in (*candidates, header.get_base_affine())]
+        usable = [affine for affine in candidates if _is_usable(affine)]
     return usable[0] if usable else check_affine(candidates[-1], path)
 
 
