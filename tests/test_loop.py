@@ -22,7 +22,6 @@ from tubesynth.runtime.ema import Ema
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import generator
-from tubesynth.runtime.stop_signal import StopSignal
 from tubesynth.train import make_stage
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.loop import Run, StepResult, fit, suspects, training_step
@@ -86,7 +85,6 @@ def run(stage, folder, best=None, position=None, train=PLAIN) -> list[tuple[str,
             best=best or Best("loss", "min"),
             log=RunLog(folder, "", "none", position.step),
             save=lambda name: saved.append((name, position.step)),
-            stop=StopSignal(),
             interval=Interval(),
         )
     )

@@ -280,7 +280,7 @@ def test_phase_two_restores_weights_and_restarts_its_schedule(stage_1, workplace
     )
     state = checkpoint_of(tmp_path)
     start = dict(schedule_start=8, started_from=str(stage_1))
-    assert state["position"] == dict(step=12, sample_index=12, **start)
+    assert state["position"] == dict(step=12, sample_index=12, due="", **start)
     assert lines(tmp_path, "validation")[0]["step"] == 8  # the weights that it begins with
     first = lines(tmp_path, "training")[0]
     assert first["step"] == 9

@@ -13,7 +13,9 @@ refers to, so --config needs all configs that are still in use.
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from tubesynth.config.loading import load_config
 from tubesynth.data.pool import check_workers
@@ -21,6 +23,7 @@ from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.log import progress
+from tubesynth.runtime.stop_signal import interruptible, listening
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,14 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "build":
         if args.workers is not None:
             check_workers(args.workers)
-        for config in configs:
-            build(store, config, args.workers)
+        with listening():
+            for config in configs:
+                build(store, config, args.workers)
     elif args.command == "verify":
-        verify(store)
+        interruptible(lambda: verify(store), "not all entries are checked")
     elif args.command == "list":
         list_entries(store)
     else:
-        prune(store, configs, args.dry_run)
+        interruptible(lambda: prune(store, configs, args.dry_run), "not all entries are pruned")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -111,10 +115,20 @@ def build(store: Store, config, workers: int | None) -> None:
         dist.stop()
 
 
+@contextmanager
+def hashing_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads, since hashing and reading release Python's lock; an error cancels their work."""
+    pool = ThreadPoolExecutor()
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def verify(store: Store) -> None:
     """Compare every array with its checksum; remove damaged entries, with exit code 1."""
     folders, damaged = list(store.folders()), []
-    with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
+    with hashing_threads() as pool:
         problems = pool.map(store.problem, folders)
         problems = progress(problems, "verify", len(folders), unit="entry")
         for folder, problem in zip(folders, problems, strict=True):
@@ -194,7 +208,7 @@ def references(store: Store, config) -> set[tuple[str, str]]:
     volumes = Volumes.find(config)
     volumes.store = store
     cases = volumes.training + volumes.validation
-    with ThreadPoolExecutor() as pool:
+    with hashing_threads() as pool:
         keys = pool.map(lambda case: volume_key(store, case, volumes.preprocessing), cases)
         keys = list(progress(keys, "digests", len(cases)))
     referenced = {(VOLUMES, key) for key in keys}

@@ -47,6 +47,7 @@ from tubesynth.report.terminal import tables
 from tubesynth.report.verdict import verdict
 from tubesynth.runtime.atomic import save_png, write_text
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.stop_signal import interruptible
 from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.classes import LabelScheme, numbered_classes
 from tubesynth.volume.files import read_labels
@@ -59,6 +60,14 @@ PRELOADED = ["tubesynth.metrics.case", "tubesynth.pictures.case_pictures"]
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    panels = f"the panels of the finished cases stay in {args.output_dir}"
+    interruptible(
+        lambda: evaluate(args), f"{panels}; no scores are written: the same command starts again"
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score and render all cases, and write the report."""
     for option, (low, high) in (
         ("--hu-window", args.hu_window),
         ("--lumen-range", args.lumen_range),

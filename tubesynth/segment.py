@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.loading import load_config
@@ -26,8 +25,9 @@ from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.log import progress
 from tubesynth.runtime.loggers import LOGGERS
-from tubesynth.runtime.stop_signal import StopSignal
+from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.resume import find_checkpoint, starting_position
@@ -88,10 +88,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.command == "train":
-        train_seeds(args)
-    else:
-        apply_model(args)
+    with listening():
+        if args.command == "train":
+            train_seeds(args)
+        else:
+            apply_model(args)
 
 
 def train_seeds(args: argparse.Namespace) -> None:
@@ -109,11 +110,11 @@ def train_seeds(args: argparse.Namespace) -> None:
     require_tools(config, args.logger, args.device)
     device = dist.start(args.device)
     try:
-        rows, stop = [], StopSignal()
+        rows = []
         warn_of_cpu(config, device, args.device, gpus=None)
         for seed in args.seeds or [config.seed]:
             seed_config, folder = replace(config, seed=seed), run_dir / f"seed_{seed}"
-            rows += train_one(seed_config, folder, device, args.logger, stop)
+            rows += train_one(seed_config, folder, device, args.logger)
         if dist.is_main():
             report(rows, run_dir)
     finally:
@@ -121,7 +122,7 @@ def train_seeds(args: argparse.Namespace) -> None:
 
 
 def train_one(
-    config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str, stop: StopSignal
+    config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str
 ) -> list[dict]:
     """Train with one seed; returns a row of scores per validation case, the same on every rank."""
     volumes = Volumes.find(config)
@@ -132,13 +133,13 @@ def train_one(
     log_head(config, volumes, run_dir, device)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
-        stop.raise_if_set("stopped while building the cache; its finished cases are stored")
     torch.manual_seed(config.seed)
     stage = SegmentationStage(config, volumes, device)
     position = starting_position(checkpoint, config, run_dir)
-    run_stage(config, stage, volumes, position, run_dir, checkpoint, logger, device, stop)
-    scores = stage.case_scores(should_continue=lambda: stop.name is None)
-    stop.raise_if_set(f"{run_dir}: trained, but not all cases are scored")
+    run_stage(config, stage, volumes, position, run_dir, checkpoint, logger, device)
+    scores = dist.interruptible(
+        stage.case_scores, f"{run_dir}: trained, but not all cases are scored; {RESUMES}"
+    )
     rows = dist.gather_rows(scores)
     return [{"seed": config.seed, **row} for row in rows]
 
@@ -185,9 +186,14 @@ def apply_model(args: argparse.Namespace) -> None:
     device = dist.start()
     try:
         segmenter = VesselSegmenter.load(args.model, device)
-        for case, path in tqdm(cases.items(), desc="segment", unit="volume", disable=None):
-            mask = segmenter(read_volume(path))
-            write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
+
+        def write_masks() -> None:
+            for case, path in progress(cases.items(), "segment", len(cases), "volume"):
+                mask = segmenter(read_volume(path))
+                write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
+
+        message = f"the masks that are written stay in {args.output_dir}"
+        dist.interruptible(write_masks, f"{message}; the same command writes all of them again")
     finally:
         dist.stop()
     print(f"{args.output_dir}: {len(cases)} vessel masks")

@@ -22,9 +22,10 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.launcher import launch
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.loggers import LOGGERS
-from tubesynth.runtime.stop_signal import StopSignal
+from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.plan import describe_plan
@@ -150,14 +151,14 @@ def main(argv: list[str] | None = None) -> None:
     # Wrong input is an error before other processes start and before cases are encoded.
     volumes = Volumes.find(config)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
-        dist.relaunch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
-        return
+        launch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
 
-    device = dist.start(args.device)
-    try:
-        train(config, volumes, models, run_dir, checkpoint, device, args)
-    finally:
-        dist.stop()
+    with listening():
+        device = dist.start(args.device)
+        try:
+            train(config, volumes, models, run_dir, checkpoint, device, args)
+        finally:
+            dist.stop()
 
 
 def train(
@@ -170,23 +171,21 @@ def train(
     args: argparse.Namespace,
 ) -> None:
     """Build the cache, make the stage and train it, on every rank."""
-    stop = StopSignal()
     warn_of_cpu(config, device, args.device, args.gpus)
     log_head(config, volumes, run_dir, device)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
-        stop.raise_if_set("stopped while building the cache; its finished cases are stored")
     position = starting_position(checkpoint, config, run_dir)
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, models, position, checkpoint, device)
-    stop.raise_if_set("stopped before the first step")
+    dist.stop_if_signalled(f"no step was made; {RESUMES}")
     if args.preprocess:
         if config.data.dataset_type == "persistent" or config.stage > 1:
             logger.info(f"the cache is built: {config.data.cache_dir}")
         else:
             logger.info("data.dataset_type stores nothing on the disk: there is no cache to build")
         return
-    run_stage(config, stage, volumes, position, run_dir, checkpoint, args.logger, device, stop)
+    run_stage(config, stage, volumes, position, run_dir, checkpoint, args.logger, device)
 
 
 if __name__ == "__main__":

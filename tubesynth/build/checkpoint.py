@@ -50,6 +50,7 @@ class Position:
     sample_index: int = 0  # number of training samples that all ranks together have used
     schedule_start: int = 0  # the step at which the learning-rate schedule began
     started_from: str | None = None  # checkpoint of another run from which this run started
+    due: str = ""  # work after this step that a signal has interrupted (training/loop.py)
 
 
 @dataclass

@@ -1,20 +1,27 @@
 """Runs a function on many jobs in processes of one thread each; results are in the jobs' order.
 
-One worker is the calling process. The results do not depend on the number of workers.
+One worker is the calling process. The results do not depend on the number of workers. Signals are
+for the calling process alone, also where SLURM sends them to all processes: workers block them.
 """
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import Progress
+from tubesynth.runtime.stop_signal import SIGNALS, Interrupted
 
 Result = TypeVar("Result")
+GRACE_SECONDS = 4.0  # after a signal, for the cases that are being worked on
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -45,31 +52,98 @@ def each(
                 results.append(function(*job))
                 progress.update()
             return results
-        # BLAS reads these variables when a worker loads it.
-        saved = {name: os.environ.get(name) for name in _ONE_THREAD}
-        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-        pool = ProcessPoolExecutor(
-            min(workers, len(jobs)),
-            get_context("forkserver"),  # the caller may have threads, which a fork would break
-            signal.signal,
-            (signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the calling process
+        with _one_thread_each():  # BLAS reads the variables when a worker loads it
+            _start_fork_server()
+            return _run_in_pool(function, jobs, workers, progress)
+
+
+def _run_in_pool(
+    function: Callable[..., Result], jobs: list[tuple], workers: int, progress: Progress
+) -> list[Result]:
+    other_children = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)),
+        multiprocessing.get_context("forkserver"),  # a fork would break the caller's threads
+        _start_worker,
+    )
+    futures: list[Future[Result]] = []
+    processes: set[BaseProcess] = set()
+    try:
+        futures += [pool.submit(function, *job) for job in jobs]
+        processes |= set(multiprocessing.active_children()) - other_children
+        for future in as_completed(futures):
+            future.result()
+            progress.update()
+        return [future.result() for future in futures]
+    except BaseException as error:
+        if isinstance(error, Interrupted):
+            for future in futures:
+                future.cancel()
+            wait(futures, GRACE_SECONDS)  # cases that end meanwhile are kept
+        cause = _cause(processes)
+        # The pool would end its workers by SIGTERM, which they block.
+        for process in set(multiprocessing.active_children()) - other_children:
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(f"{progress.title}: {cause}") from error
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_fork_server() -> None:
+    """Start the process that forks the workers, with all signals blocked, as its workers have.
+
+    A mask is inherited, so there is no moment at which a signal could end a worker.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # unblocks some signals where it starts its process
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _start_worker() -> None:
+    """Block the signals, which a fork server of another caller may not, and end with the parent."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # killed: a worker would wait for its next job for ever
+
+
+def _cause(processes: Iterable[BaseProcess]) -> str:
+    """What ended a worker, and the remedy."""
+    codes = [process.exitcode for process in processes]
+    number = next((-code for code in codes if code and code < 0), None)
+    if number in (None, signal.SIGKILL):
+        return (
+            "a worker process was killed, by hand or by the system for lack of memory; start again,"
+            " with fewer workers (--workers, if the command has it) or on a machine with more"
+            " memory if that is the cause; the results of finished cases are stored"
         )
-        try:
-            futures = [pool.submit(function, *job) for job in jobs]
-            for future in as_completed(futures):
-                future.result()
-                progress.update()
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"{title}: a worker process was killed, most likely for lack of memory; start again"
-                " with fewer workers (--workers, if the command has it) or on a machine with more"
-                " memory; the results of finished cases are stored"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            for name, value in saved.items():
-                if value is None:
-                    os.environ.pop(name)
-                else:
-                    os.environ[name] = value
+    return (
+        f"a worker process was ended by {signal.Signals(number).name}; start again, with"
+        " --workers 1 (if the command has it) to see the case; the results of finished cases are"
+        " stored"
+    )
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    saved = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value

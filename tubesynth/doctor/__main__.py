@@ -33,6 +33,7 @@ from tubesynth.runtime.errors import (
     add_overrides,
     run_command,
 )
+from tubesynth.runtime.stop_signal import interruptible
 
 QUICK_CASES = 8  # of each split
 SEPARATE_LINES = 3  # this many cases or fewer with the same finding have a line each
@@ -55,7 +56,9 @@ class Diagnosis:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    diagnosis = diagnose(args)
+    diagnosis = interruptible(
+        lambda: diagnose(args), "not all cases are checked; the same command starts again"
+    )
     if args.json:
         findings = [dataclasses.asdict(finding) for finding in diagnosis.findings]
         content = {"ok": diagnosis.ok, "findings": findings}

@@ -25,6 +25,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import Progress
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.runtime.reading import stored_json
+from tubesynth.runtime.stop_signal import RESUMES
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 
@@ -107,16 +108,22 @@ def run_jobs(
     """
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = [job for job in jobs if not is_finished(output_dir, job)]
-    dist.barrier()  # every rank has its list before the first rank writes
+    message = f"the volumes that are finished stay in {output_dir}; {RESUMES}"
+    # Every rank has its list before the first rank writes.
+    unfinished = dist.interruptible(
+        lambda: [job for job in jobs if not is_finished(output_dir, job)], message
+    )
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
     start = time.perf_counter()
-    with Progress(title, len(rank_jobs), unit="volume") as progress:
-        for first in range(0, len(rank_jobs), batch_size):
-            batch = rank_jobs[first : first + batch_size]
-            process_batch(batch, output_dir, process, device)
-            progress.update(len(batch))
-    dist.barrier()
+
+    def write_volumes() -> None:
+        with Progress(title, len(rank_jobs), unit="volume") as progress:
+            for first in range(0, len(rank_jobs), batch_size):
+                batch = rank_jobs[first : first + batch_size]
+                process_batch(batch, output_dir, process, device)
+                progress.update(len(batch))
+
+    dist.interruptible(write_volumes, message)
     if dist.is_main():
         seconds = (time.perf_counter() - start) / max(1, len(unfinished))
         finished = len(jobs) - len(unfinished)

@@ -19,6 +19,7 @@ from tubesynth.phantom.data_set import Settings, case_files, split_cases, write_
 from tubesynth.runtime.atomic import write_text
 from tubesynth.runtime.errors import CommandParser, InputError, run_command, short
 from tubesynth.runtime.reading import stored_json
+from tubesynth.runtime.stop_signal import RESUMES, interruptible
 from tubesynth.volume.classes import NINE_CLASSES
 
 SETTINGS_FILE = "phantom.json"
@@ -39,7 +40,10 @@ def main(argv=None) -> None:
         case for case in split if not all(p.is_file() for p in case_files(root, split, case))
     ]
     jobs = [(settings, case, case_files(root, split, case)) for case in missing]
-    each(write_case, jobs, args.workers, "phantoms")
+    interruptible(
+        lambda: each(write_case, jobs, args.workers, "phantoms"),
+        f"the cases that are complete stay in {root}; {RESUMES}",
+    )
     num_validation = list(split.values()).count("validation")
     print(
         f"{root}: {len(split) - num_validation} training and {num_validation} validation cases "

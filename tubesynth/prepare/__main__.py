@@ -28,6 +28,7 @@ from tubesynth.prepare.imagecas import (
 )
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
 from tubesynth.runtime.reading import read_text
+from tubesynth.runtime.stop_signal import RESUMES, interruptible
 from tubesynth.volume.cases import natural_order
 from tubesynth.volume.classes import NINE_CLASSES
 
@@ -57,7 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     }
     options = Options(args.output_dir, scheme, margin_mm, args.link)
     with manifest.exclusive(args.output_dir):
-        records, num_prepared = prepare(options, sources, settings, workers)
+        records, num_prepared = interruptible(
+            lambda: prepare(options, sources, settings, workers),
+            f"the cases that are prepared stay in {args.output_dir}; {RESUMES}",
+        )
     print(summary(options, [records[source.id] for source in sources], num_prepared))
     if args.heart_dir is None:
         vessels = scheme.describe(scheme.vessel)

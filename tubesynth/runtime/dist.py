@@ -6,9 +6,10 @@ Collectives run on all ranks or on none. Rank 0 writes the files.
 import datetime
 import gc
 import os
-import signal
 import sys
 import traceback
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,18 @@ import torch.distributed as dist
 # before a group exists, or DistributedDataParallel would import it later and keep the group alive.
 import torch.distributed.nn.functional
 
-from tubesynth.runtime import log
+from tubesynth.runtime import log, stop_signal
 from tubesynth.runtime.errors import InputError, Stopped
+from tubesynth.runtime.rank_watch import RankWatch, rank_timeout
+
+Result = TypeVar("Result")
+
+
+class _Group:
+    """The process group that this module has joined."""
+
+    watch: RankWatch | None = None
+
 
 DEVICES = ("auto", "cpu", "cuda")  # the choices of --device
 
@@ -84,7 +95,9 @@ def start(device: str = "auto") -> torch.device:
             )
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ and not dist.is_initialized():
+        rank_timeout()  # a wrong value is an error before ranks wait for each other
         dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=60))
+        _Group.watch = RankWatch(rank(), world_size())
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 
@@ -103,6 +116,9 @@ def stop() -> None:
         # other ranks when one exits with a code, even while rank 0 is saving. After an error no
         # rank waits, because others may have ended already.
         dist.barrier()
+    if _Group.watch:
+        _Group.watch.stop()
+        _Group.watch = None
     dist.destroy_process_group()
     if together:
         # DDP wrappers, in reference cycles and in the frames of the exception, hold the group. Its
@@ -161,23 +177,14 @@ def any_rank(flag: bool) -> bool:
     return sum_over_ranks(float(flag))[0] > 0
 
 
-def relaunch(module: str, arguments: list[str], processes: int) -> None:
-    """Run `python -m module arguments` in several processes, and exit with their exit code.
+def stop_if_signalled(where: str) -> None:
+    """Stopped on every rank if a signal has reached any of them; every rank must call it."""
+    interruptible(lambda: None, where)
 
-    A signal is passed on to the processes, which save and end; then Stopped is raised.
+
+def interruptible(work: Callable[[], Result], message: str) -> Result:
+    """work() on every rank, without collectives in it; then the ranks wait for each other.
+
+    Stopped on every rank, with the text `message`, if a signal has reached any of them meanwhile.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import get_args_parser, run
-
-    options = ["--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments]
-    # The launcher passes SIGTERM on, but not SIGUSR1, which means the same to a run.
-    signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        run(get_args_parser().parse_args(options))
-    except SignalException as error:
-        name = signal.Signals(error.sigval).name
-        raise Stopped(f"{name}: all processes have saved; the same command resumes") from None
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+    return stop_signal.interruptible(work, message, any_rank)

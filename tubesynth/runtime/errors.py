@@ -167,7 +167,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         print(f"error: {one_line(InputError(reason))}", file=sys.stderr)
         sys.exit(EXIT_INPUT)
     except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
+        if log.is_main_process():
+            print(f"stopped: {stopped}", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tubesynth.runtime.atomic import writing
 from tubesynth.runtime.errors import Stopped
+from tubesynth.runtime.stop_signal import ask
 
 Item = TypeVar("Item")
 
@@ -60,9 +61,13 @@ def set_up() -> None:
     terminal.setFormatter(LineFormatter())
     logger.addHandler(terminal)
     logger.addHandler(early_lines)
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    logger.setLevel(logging.INFO if is_main else ABOVE_ALL_LEVELS)
+    logger.setLevel(logging.INFO if is_main_process() else ABOVE_ALL_LEVELS)
     logger.propagate = False
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0 or the only process; torch is not needed to know it."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
@@ -130,7 +135,11 @@ class Progress:
             logger.info(f"{self.title}: {self._count()} in {duration(self._seconds())}")
 
     def update(self, number: int = 1) -> None:
-        """Count items as done; log a line where the next item would end after the minute."""
+        """Count items as done; log a line where the next item would end after the minute.
+
+        Every long loop counts its items, and so asks for signals (runtime/stop_signal.py).
+        """
+        ask()
         self.done += number
         self.bar.update(number)
         seconds_per_item = self._seconds() / self.done

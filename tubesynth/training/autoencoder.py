@@ -195,6 +195,14 @@ class AutoencoderStage:
         """Means over the validation cases as whole volumes: loss (the sum of reconstruction_terms),
         psnr, ssim, the codebook scores, and the scores of metrics/vessel_fidelity.py near vessels.
         """
+        sums, rows, usage, cases = dist.interruptible(self._validate_cases, "in a validation")
+        *totals, number = dist.sum_over_ranks(*sums.values(), cases)
+        scores = {name: total / number for name, total in zip(sums, totals, strict=True)}
+        scores |= usage.scores() if usage else {}
+        return scores | mean_fidelity(dist.gather_rows(rows))
+
+    def _validate_cases(self) -> tuple[dict[str, float], list[dict], CodebookUsage | None, int]:
+        """This rank's sums of the scores, rows near vessels, codes, and number of cases."""
         weights = self.config.losses
         terms = [name for name in ("l1", "l2", "spectral") if getattr(weights, name)]
         # The same keys on every rank, also on one without a case: their sums are added up.
@@ -217,10 +225,7 @@ class AutoencoderStage:
             if usage:
                 usage.add(indices)
         self.autoencoder.train()
-        *totals, number = dist.sum_over_ranks(*sums.values(), cases)
-        scores = {name: total / number for name, total in zip(sums, totals, strict=True)}
-        scores |= usage.scores() if usage else {}
-        return scores | mean_fidelity(dist.gather_rows(rows))
+        return sums, rows, usage, cases
 
     def vessel_rows(self, batch: dict, reconstruction: Tensor) -> list[dict]:
         """One row for a validation case with vessels, no row for a case without."""

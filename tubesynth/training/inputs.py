@@ -25,6 +25,7 @@ from tubesynth.pictures.panel import render_panel, without_padding
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import progress
+from tubesynth.runtime.stop_signal import RESUMES
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
 
@@ -79,17 +80,18 @@ class Volumes:
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
         """Resample every case that the disk cache lacks; all ranks share the work, then wait."""
-        report = build_volumes(
-            self.store,
-            self.training + self.validation,
-            self.preprocessing,
-            self.tokens,
-            workers,
-            dist.rank(),
-            dist.world_size(),
+        return dist.interruptible(
+            lambda: build_volumes(
+                self.store,
+                self.training + self.validation,
+                self.preprocessing,
+                self.tokens,
+                workers,
+                dist.rank(),
+                dist.world_size(),
+            ),
+            f"the cases that are built stay in {self.store.root}; {RESUMES}",
         )
-        dist.barrier()
-        return report
 
     def dataset(self, cases: list[Case], crop=None, augmentation=None) -> VolumeDataset:
         return VolumeDataset(
@@ -131,7 +133,10 @@ class Volumes:
     def previews(self, count: int, render: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
         """{panel name: render(index)} of the first validation cases; {} on ranks above 0."""
         cases = self.validation[:count] if dist.is_main() else []
-        return {f"validation_{case.id}": render(index) for index, case in enumerate(cases)}
+        return dist.interruptible(
+            lambda: {f"validation_{case.id}": render(index) for index, case in enumerate(cases)},
+            "in the panels",
+        )
 
     def panel(self, batch: dict, units: dict[str, Tensor]) -> np.ndarray:
         """A panel (H, W, 3) of a one-case batch: its label map and each image (1, 1, X, ...) in

@@ -117,6 +117,12 @@ class LatentStage:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss of the sampled network over the validation cases and VALIDATION_TIMES."""
+        total, count = dist.interruptible(self._validation_sums, "in a validation")
+        total, count = dist.sum_over_ranks(total, count)
+        return {"loss": total / count}
+
+    def _validation_sums(self) -> tuple[float, int]:
+        """The sum and the number of the losses of this rank's validation cases."""
         net = self.sampled_network
         total, count = 0.0, 0
         training = net.training
@@ -132,8 +138,7 @@ class LatentStage:
                 total += self.objective.loss(network, data, noise, t, weight).mean().item()
                 count += 1
         net.train(training)
-        total, count = dist.sum_over_ranks(total, count)
-        return {"loss": total / count}
+        return total, count
 
     def _conditioned(self, net: UNet | ControlledUNet, batch: dict) -> Network:
         """The network as a function of (x, t), with the conditions of a batch computed once."""

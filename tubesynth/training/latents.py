@@ -7,6 +7,7 @@ quantizer's `latents` method, before any code is chosen (models/quantizers/).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.seeding import derive
+from tubesynth.runtime.stop_signal import RESUMES
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
 from tubesynth.volume.cases import Case
 from tubesynth.volume.vessels import VesselTokens
@@ -125,19 +127,39 @@ class LatentEncoder:
 
     def encode(self, cases: list[Case], variants: int, split: str) -> LatentDataset:
         """Encode this rank's share of the cases that the store lacks; wait for the other ranks."""
+        message = f"the encoded cases stay in {self.volumes.store.root}; {RESUMES}"
+        # All ranks list the missing entries before one is written.
+        keys, missing = dist.interruptible(lambda: self._entries(cases, variants), message)
+        rank_share = missing[dist.rank() :: dist.world_size()]
+        dist.interruptible(lambda: self._encode_entries(cases, keys, rank_share, split), message)
+        case_ids = [case.id for case in cases]
+        return LatentDataset(self.volumes.store, case_ids, keys, self.config.seed)
+
+    def _entries(
+        self, cases: list[Case], variants: int
+    ) -> tuple[list[list[str]], list[tuple[int, int]]]:
+        """The keys of each case, and (case index, variant) of the entries that the store lacks."""
+        keys = []
+        for case in progress(cases, "digests", len(cases)):
+            key = partial(latent_key, self.config, self.volumes, self.digest, case)
+            keys.append([key(variant) for variant in range(variants)])
         store = self.volumes.store
-        keys = [
-            [latent_key(self.config, self.volumes, self.digest, case, v) for v in range(variants)]
-            for case in cases
-        ]
         missing = [
             (index, variant)
             for index in range(len(cases))
             for variant in range(variants)
             if store.open(LATENTS, keys[index][variant]) is None
         ]
-        dist.barrier()  # all ranks list the missing entries before one is written
-        rank_share = missing[dist.rank() :: dist.world_size()]
+        return keys, missing
+
+    def _encode_entries(
+        self,
+        cases: list[Case],
+        keys: list[list[str]],
+        rank_share: list[tuple[int, int]],
+        split: str,
+    ) -> None:
+        store = self.volumes.store
         # A data set may load all its cases into memory: construct only those with missing entries.
         sources = self._sources(cases, rank_share)
         for index, variant in progress(rank_share, f"encode {split}", len(rank_share), "volume"):
@@ -154,8 +176,6 @@ class LatentEncoder:
                     "volume": volume_key(store, cases[index], self.volumes.preprocessing),
                 },
             )
-        dist.barrier()
-        return LatentDataset(store, [case.id for case in cases], keys, self.config.seed)
 
     def _sources(
         self, cases: list[Case], entries: list[tuple[int, int]]

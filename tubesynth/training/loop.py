@@ -27,7 +27,7 @@ from tubesynth.runtime.log import logger
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import derive
-from tubesynth.runtime.stop_signal import StopSignal
+from tubesynth.runtime.stop_signal import RESUMES
 from tubesynth.training.means import Interval
 from tubesynth.training.phase import Phase
 from tubesynth.training.reporter import Reporter
@@ -35,6 +35,7 @@ from tubesynth.training.reporter import Reporter
 # Below this loss scale an overflow in 16-mixed is a real Inf or NaN, not the scaler probing for its
 # largest scale: the loss itself is no longer enlarged.
 SMALLEST_PROBING_SCALE = 1.0
+VALIDATION, PANELS = "validation", "panels"  # work that may be due after a step
 
 # The inputs of a batch that may hold a value that is not finite.
 INPUTS = ("image", "image_fields", "latent", "fields")
@@ -82,7 +83,6 @@ class Run:
     best: Best
     log: RunLog
     save: Callable[[str], None]  # writes checkpoints/NAME.ckpt
-    stop: StopSignal
     interval: Interval  # what save writes besides the state of the stage
 
     @property
@@ -97,6 +97,16 @@ def fit(run: Run) -> dict[str, float]:
     A run without a best score yet, because it is new or train.best_score has changed, is validated
     before its first step. Raises Stopped, after saving, when a rank has received a signal.
     """
+    try:
+        return train_to_end(run)
+    except Stopped as stopped:
+        run.save("last")
+        saved = f"saved at step {run.position.step}; {RESUMES}"
+        raise Stopped(f"{stopped}: {saved}") from None
+
+
+def train_to_end(run: Run) -> dict[str, float]:
+    """`fit`, but Stopped is raised where the run is not saved yet."""
     stage, train, position = run.stage, run.train, run.position
     samples_left = max(0, train.epochs * run.epoch_length - position.sample_index)
     steps_left = math.ceil(samples_left / run.global_batch)
@@ -105,6 +115,9 @@ def fit(run: Run) -> dict[str, float]:
     batches = stage.batches(position.sample_index, end)
     guard = BadStepGuard(train.max_bad_steps)
     scores: dict[str, float] = {}
+    if position.due:  # a signal has interrupted it
+        scores = end_step(run, position.due, total_steps)
+        run.save("last")
     if run.best.step is None and position.step < total_steps:
         scores = validate(run, total_steps)
     reporter = Reporter(
@@ -157,22 +170,43 @@ def fit(run: Run) -> dict[str, float]:
             reporter.write_means(epoch, learning_rates | statistics)
         reporter.log_line(epoch)
 
-        # Validate, save and preview at the ends of epochs.
+        # Validate, save and preview at the ends of epochs; stop where a rank has received a signal.
+        due = []
         if is_last or any(e % train.validate_every == 0 for e in completed_epochs):
-            scores = validate(run, total_steps)
-            run.save("last")
+            due.append(VALIDATION)
         if is_last or any(e % train.panel_every == 0 for e in completed_epochs):
-            for name, picture in stage.preview().items():
-                run.log.panel(position.step, name, picture)
+            due.append(PANELS)
         if any(e % train.save_every == 0 for e in completed_epochs):
-            run.save(f"epoch_{run.epoch:05d}")
-
-        # Stop where a rank has received a signal.
-        if run.stop.on_any_rank():
-            run.save("last")
-            reporter.close()
-            raise Stopped(f"saved at step {position.step}; the same command resumes from there")
+            due.append(f"epoch_{run.epoch:05d}")
+        scores = end_step(run, " ".join(due), total_steps) or scores
+        dist.stop_if_signalled("between two steps")
     reporter.close()
+    return scores
+
+
+def end_step(run: Run, due: str, total_steps: int) -> dict[str, float]:
+    """Do the work that is due after a step; returns the validation scores, {} without validation.
+
+    due: VALIDATION, PANELS and names of checkpoints, in this order. Where a signal interrupts it,
+    the position holds the rest, which the resumed run does before its next step.
+    """
+    position, scores = run.position, {}
+    remaining = due.split()
+    position.due = ""
+    try:
+        for work in due.split():
+            if work == VALIDATION:
+                scores = validate(run, total_steps)
+                run.save("last")
+            elif work == PANELS:
+                for name, picture in run.stage.preview().items():
+                    run.log.panel(position.step, name, picture)
+            else:
+                run.save(work)
+            remaining.remove(work)
+    except Stopped:
+        position.due = " ".join(remaining)
+        raise
     return scores
 
 

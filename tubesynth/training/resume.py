@@ -104,6 +104,7 @@ def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Pa
         started_from=(
             stored.started_from if is_in_run(checkpoint, run_dir) else str(checkpoint.path)
         ),
+        due=stored.due if is_in_run(checkpoint, run_dir) else "",
     )
 
 

@@ -13,7 +13,6 @@ from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
 from tubesynth.runtime.run_log import RunLog
-from tubesynth.runtime.stop_signal import StopSignal
 from tubesynth.training.head import LOG_FILE, samples_per_step
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
@@ -50,7 +49,6 @@ def run_stage(
     checkpoint: Checkpoint | None,
     logger_name: str,
     device: torch.device,
-    stop: StopSignal,
 ) -> dict[str, float]:
     """Train a stage on every rank; returns the last validation scores. Rank 0 writes and reports.
 
@@ -96,7 +94,6 @@ def run_stage(
         best=best,
         log=log,
         save=save,
-        stop=stop,
         interval=interval,
     )
     with log_file(run_dir / LOG_FILE):

@@ -4,7 +4,7 @@ The loss is soft Dice plus cross-entropy, as in nnU-Net (Isensee et al. 2021). T
 of whole real validation volumes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -58,12 +58,10 @@ class SegmentationStage:
             yield batch, mask.cpu().numpy(), (batch["label"][0] == self.vessel).cpu().numpy()
         self.segmenter.train()
 
-    def case_scores(self, should_continue: Callable[[], bool]) -> list[dict]:
-        """Dice and clDice of this rank's validation cases; stops where should_continue is false."""
+    def case_scores(self) -> list[dict]:
+        """Dice and clDice of this rank's validation cases."""
         rows = []
         for batch, mask, truth in self.masks():
-            if not should_continue():
-                break
             spacing = batch["spacing"][0].cpu().numpy()
             cldice = centreline_overlap(mask, truth, spacing)["cldice"]
             rows.append({"case": batch["case"][0], "dice": dice(mask, truth), "cldice": cldice})
@@ -71,7 +69,9 @@ class SegmentationStage:
 
     def validate(self) -> dict[str, float]:
         """Mean Dice over the validation cases, and the loss 1 - Dice."""
-        values = [dice(mask, truth) for _, mask, truth in self.masks()]
+        values = dist.interruptible(
+            lambda: [dice(mask, truth) for _, mask, truth in self.masks()], "in a validation"
+        )
         defined = [value for value in values if value == value]  # NaN where both masks are empty
         total, count = dist.sum_over_ranks(sum(defined), len(defined))
         mean = total / count if count else float("nan")

@@ -1,0 +1,109 @@
+"""Worker processes: signals to all processes of a job, killed workers, and orphans."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tubesynth.data.pool import each
+from tubesynth.runtime.errors import EXIT_STOPPED, InputError
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from tubesynth.data.pool import each
+from tubesynth.runtime.errors import run_command
+from tubesynth.runtime.stop_signal import interruptible
+sys.path.insert(0, {tests!r})
+from test_pool import slow_case
+
+def main():
+    jobs = [(Path({folder!r}), index, {seconds}) for index in range(8)]
+    interruptible(lambda: each(slow_case, jobs, {workers}, "cases"), "finished cases are kept")
+
+run_command(main)
+"""
+
+
+def slow_case(folder: Path, index: int, seconds: float) -> None:
+    (folder / f"{index}.begun").write_text(str(os.getpid()))
+    time.sleep(seconds)
+    (folder / f"{index}.finished").touch()
+
+
+def started(folder: Path, workers: int, seconds: float) -> subprocess.Popen:
+    """A program with eight slow cases, in a process group of its own, once they have begun."""
+    program = PROGRAM.format(
+        tests=str(Path(__file__).parent), folder=str(folder), workers=workers, seconds=seconds
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: len(list(folder.glob("*.begun"))) >= workers)
+    return process
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # a zombie that nobody has waited for
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_all_processes_stops_with_75_and_keeps_running_cases(number, tmp_path):
+    """As SLURM sends it: to workers and the fork server too. The two cases end within the grace."""
+    process = started(tmp_path, workers=2, seconds=2.0)
+    os.killpg(process.pid, number)
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == EXIT_STOPPED, message
+    assert message == f"stopped: {signal.Signals(number).name}: finished cases are kept\n"
+    assert len(list(tmp_path.glob("*.finished"))) >= 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_ends_cases_of_minutes_within_seconds(workers, tmp_path):
+    process = started(tmp_path, workers, seconds=600.0)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert time.monotonic() - start < 20  # of these, seconds on a busy machine
+    assert process.returncode == EXIT_STOPPED, message
+    pids = [int(path.read_text()) for path in tmp_path.glob("*.begun")]
+    wait_until(lambda: not any(map(is_running, pids)))
+
+
+def test_workers_of_a_killed_parent_end(tmp_path):
+    process = started(tmp_path, workers=2, seconds=600.0)
+    process.kill()
+    process.communicate()
+    pids = [int(path.read_text()) for path in tmp_path.glob("*.begun")]
+    wait_until(lambda: not any(map(is_running, pids)))
+
+
+def die(number: int) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGKILL, "killed, by hand or by the system for lack of memory"),
+     (signal.SIGSEGV, "ended by SIGSEGV")],
+)  # fmt: skip
+def test_a_dead_worker_is_named_by_its_signal(number, message):
+    with pytest.raises(InputError, match=message):
+        each(die, [(number,), (number,)], 2, "cases")

@@ -1,0 +1,132 @@
+"""A signal in a long loop: what is finished is kept, and the same command resumes."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from tubesynth import evaluate, synthesize, train
+from tubesynth.runtime import stop_signal
+from tubesynth.runtime.errors import Stopped
+from tubesynth.runtime.stop_signal import interruptible
+from tubesynth.training.autoencoder import AutoencoderStage
+from tubesynth.training.latents import LatentEncoder
+
+
+def signal_at_call(monkeypatch, owner, name: str, number: int) -> list[int]:
+    """The number-th call of owner.name receives SIGTERM; returns a list that grows by each call."""
+    original, calls = getattr(owner, name), []
+
+    def with_signal(*args, **options):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, with_signal)
+    return calls
+
+
+def run(command, *arguments) -> None:
+    command.main([str(argument) for argument in arguments])
+
+
+def deterministic_lines(folder) -> list[dict]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    seconds_and_memory = ("seconds_per_step", "waiting", "peak_memory_mb")
+    return [{k: v for k, v in row.items() if k not in seconds_and_memory} for row in lines]
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "where", "due"),
+    [
+        ("vessel_rows", 1, "in a validation", ""),  # the first validation, before the first step
+        ("vessel_rows", 3, "in a validation", "validation epoch_00001"),
+        ("_panel", 1, "in the panels", "panels epoch_00002"),
+    ],
+)
+def test_a_training_stopped_in_validation_or_panels_resumes_to_the_uninterrupted_run(
+    method, call, where, due, stage_1, workplace, tmp_path, monkeypatch
+):
+    command = ["--config", workplace / "s1.yml", "--run-dir", tmp_path]
+    signal_at_call(monkeypatch, AutoencoderStage, method, call)
+    with pytest.raises(Stopped, match=f"SIGTERM: {where}: saved at step .*same command resumes"):
+        run(train, *command)
+    monkeypatch.undo()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["position"]["due"] == due
+    run(train, *command)
+    done = stage_1.parent.parent
+    assert deterministic_lines(tmp_path) == deterministic_lines(done)
+    for folder in ("checkpoints", "panels"):
+        names = sorted(path.name for path in (done / folder).iterdir())
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+    for name in ("last", "best", "epoch_00002"):
+        state, expected = (
+            torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            for folder in (tmp_path, done)
+        )
+        assert state["position"] == expected["position"] and state["best"] == expected["best"]
+        weights = expected["phases"]["autoencoder"]["module"]
+        for key, weight in state["phases"]["autoencoder"]["module"].items():
+            assert torch.equal(weight, weights[key]), key
+
+
+def test_an_interrupted_encoding_keeps_its_latents(stage_1, workplace, tmp_path, monkeypatch):
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    command = ["--config", workplace / "s2.yml", "--run-dir", tmp_path / "run", "--preprocess"]
+    signal_at_call(monkeypatch, LatentEncoder, "_encode_case", 3)
+    with pytest.raises(Stopped, match="SIGTERM: the encoded cases stay in .*resumes"):
+        run(train, *command, cache)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "cache" / "latents").iterdir())) == 2
+    encoded = signal_at_call(monkeypatch, LatentEncoder, "_encode_case", -1)
+    run(train, *command, cache)
+    assert len(encoded) == 4  # of six cases
+
+
+def test_an_interrupted_synthesis_keeps_its_volumes(stage_2, workplace, tmp_path, monkeypatch):
+    command = ["--model", stage_2, "--input-dir", workplace / "data" / "validation" / "labels"]
+    command += ["--output-dir", tmp_path / "out"]
+    signal_at_call(monkeypatch, synthesize, "read_labels", 2)
+    with pytest.raises(Stopped, match="SIGTERM: the volumes that are finished stay in .*resumes"):
+        run(synthesize, *command)
+    assert len(list((tmp_path / "out").glob("*.img.nii.gz"))) == 1
+    monkeypatch.undo()
+    read = signal_at_call(monkeypatch, synthesize, "read_labels", -1)
+    run(synthesize, *command)
+    assert len(read) == 1 and len(list((tmp_path / "out").glob("*.img.nii.gz"))) == 2
+
+
+def test_an_interrupted_evaluation_says_that_it_starts_again(phantoms, tmp_path, monkeypatch):
+    images, labels = phantoms / "validation" / "images", phantoms / "validation" / "labels"
+    shutil.copytree(images, tmp_path / "synthesis")
+    signal_at_call(monkeypatch, evaluate, "score_case", 1)
+    with pytest.raises(Stopped, match="no scores are written: the same command starts again"):
+        run(
+            evaluate,
+            *("--real", images, "--labels", labels, "--synthesis", tmp_path / "synthesis"),
+            *("--output-dir", tmp_path / "out", "--workers", 1),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_waits_where_work_must_not_be_interrupted():
+    with stop_signal.listening():
+        os.kill(os.getpid(), signal.SIGUSR1)  # as in a training step
+        done = []
+        with pytest.raises(Stopped, match="SIGUSR1: nothing is lost"):
+            interruptible(lambda: done.append(1), "nothing is lost")
+        assert done == []
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_former_handlers_return():
+    before = signal.getsignal(signal.SIGTERM)
+    interruptible(lambda: None, "")
+    assert signal.getsignal(signal.SIGTERM) is before
