@@ -8,6 +8,7 @@ from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.loading import load_config
 from tubesynth.data.latents import LatentDataset
+from tubesynth.data.store import Store
 from tubesynth.data.volumes import LATENTS
 from tubesynth.models.scale import LatentScale
 from tubesynth.runtime.errors import InputError
@@ -117,11 +118,15 @@ def test_batches_pad_tokens_of_unequal_number(workplace, stage_1):
     assert sorted(mask.sum(1).tolist()) == counts
 
 
-def test_a_damaged_entry_is_named(workplace, stage_1):
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_damaged_entry_is_named(damage, workplace, stage_1):
     latents = encoded(workplace, "data.spacing=[5.4,5.4,5.4]")
+    latents.training.store = Store(latents.training.store.root)  # as of a new process
     entry = latents.training.store.open(LATENTS, latents.training.keys[0][0])
     file = entry.path / "latent.npy"
-    file.write_bytes(file.read_bytes()[:-10])
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content if damage == "bit" else content[:-10])
     for read in (lambda: latents.training.sample(0), latents.training.moments):
         with pytest.raises(InputError, match=f"case {entry.meta['case']} .* start the run again"):
             read()

@@ -117,6 +117,17 @@ def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
     assert list(damaged(store)) == []
 
 
+def test_an_entry_with_a_flipped_bit_is_built_again_by_the_next_process(store, capsys):
+    arrays_of(store, "things", KEY, numbers, {})
+    file = store.root / "things" / KEY / "a.npy"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    assert store.checked("things", KEY) is None and not file.exists()
+    assert np.array_equal(arrays_of(store, "things", KEY, numbers, {})["a"], numbers()["a"])
+    assert store.checked("things", KEY) == store.open("things", KEY)
+
+
 def test_the_checksums_detect_one_flipped_bit(store):
     arrays_of(store, "things", KEY, numbers, {})
     file = store.root / "things" / KEY / "a.npy"

@@ -123,7 +123,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         if self.store is None or self.keys is None:
             return self._resample(self.cases[case])
         source, key = self.cases[case], self.keys[case]
-        entry = self.store.open(VOLUMES, key)
+        entry = self.store.checked(VOLUMES, key)
         if entry is None:  # not built yet, or damaged since it was built
             entry, _ = ensure_volume(self.store, source, self.preprocessing, key)
         tokens = None

@@ -62,7 +62,7 @@ class LatentDataset:
         return float(count[0]), torch.from_numpy(sums.copy()), torch.from_numpy(squares.copy())
 
     def _open(self, case: int, variant: int) -> Entry:
-        entry = self.store.open(LATENTS, self.keys[case][variant])
+        entry = self.store.checked(LATENTS, self.keys[case][variant])
         if entry is None:
             raise InputError(
                 f"{self.store.root}: the latents of case {self.case_ids[case]} are missing or"

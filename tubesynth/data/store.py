@@ -3,8 +3,9 @@
 <root>/<kind>/<key>/ holds one .npy file per array and meta.json. The key contains the digests of
 the source files and every setting that decides the arrays, so a stale entry is never read and never
 has to be deleted by hand. An entry is written under a temporary name, synced, checksummed and
-renamed, so a reader never sees an incomplete entry. A file lock per key makes concurrent builders
-wait, so an entry is written once. Arrays are memory-mapped when they are read.
+renamed, so a reader never sees an incomplete entry; each process compares an entry with its
+checksums once. A file lock per key makes concurrent builders wait, so an entry is written once.
+Arrays are memory-mapped when they are read.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from tubesynth.data.digest import file_digest, source_digest, stored_digest
 from tubesynth.runtime.atomic import FULL, NOT_WRITABLE
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
+from tubesynth.runtime.log import logger
 from tubesynth.runtime.reading import fits, stored_json
 
 _TEMPORARY = ".tmp-"
@@ -84,6 +86,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self._checked: set[tuple[str, str]] = set()  # kind and key
 
     def digest(self, path: str | Path) -> str:
         """SHA-256 of a source (a file or a DICOM folder), stored after the first read."""
@@ -107,9 +110,24 @@ class Store:
             return None
         return Entry(kind, key, path, meta)
 
+    def checked(self, kind: str, key: str) -> Entry | None:
+        """The entry, compared with its checksums when this store reads it for the first time.
+
+        None if it is missing or damaged; a damaged one is removed, so that it is built again.
+        """
+        entry = self.open(kind, key)
+        if entry is None or (kind, key) in self._checked:
+            return entry
+        if damage := entry.damage():
+            logger.warning(f"{entry.path}: {damage}: the entry is removed and built again")
+            self.remove(entry.path)
+            return None
+        self._checked.add((kind, key))
+        return entry
+
     def ensure(self, kind: str, key: str, build: Build, meta: dict) -> tuple[Entry, bool]:
         """(entry, whether this call built it); meta describes it in meta.json."""
-        entry = self.open(kind, key)
+        entry = self.checked(kind, key)
         if entry:
             return entry, False
         with self._writing():
