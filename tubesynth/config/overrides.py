@@ -66,7 +66,7 @@ def _keys(overrides: Sequence[str]) -> list[str]:
 def _mention(key: str, message: str) -> int:
     """Where a message names a key, one below it, or first of all one above; -1 if nowhere."""
     above = "|".join(map(re.escape, accumulate(key.split("."), "{}.{}".format)))
-    if re.match(rf"unknown key '({above})'", message):
+    if re.match(rf"unknown key '({above})'|({above}):", message):
         return 0
     end = r"(?!\w)" if "." in key else r"(?=[:'\[]|\.\w)"  # data, seed are words of sentences too
     found = re.search(rf"(?<![\w.]){re.escape(key)}{end}", message)

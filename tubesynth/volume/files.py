@@ -158,6 +158,7 @@ def _read(path: Path) -> Volume:
     if suffix in SUFFIXES:
         from tubesynth.volume.itk import read_itk
 
+        source_files(path)  # voxels that are spread over many files are an error
         return read_itk(path)
     raise InputError(
         f"{path}: unknown format, not one of {', '.join(SUFFIXES)} or a DICOM folder; convert it"
