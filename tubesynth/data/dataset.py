@@ -2,9 +2,9 @@
 
 A sample is dict(case str, sample_index int, image int16 HU (1, X, Y, Z), label uint8 (X, Y, Z),
 spacing float32 (3,) mm, intensity float32 (2,) scale and shift, and with a token source tokens
-{name: (N, ...)} and image_fields float32 (2, X, Y, Z) rendered from them). The HU window, intensity
-changes, one-hot labels and condition dropout are applied on the device, so a batch is as small as
-the stored arrays. Samples of two-dimensional data have no Z axis.
+{name: (N, ...)} and, on demand, image_fields float32 (2, X, Y, Z) rendered from them). The HU
+window, intensity changes, one-hot labels and condition dropout are applied on the device, so a
+batch is as small as the stored arrays. Samples of two-dimensional data have no Z axis.
 """
 
 from collections.abc import Sequence
@@ -54,12 +54,13 @@ class VolumeDataset(torch.utils.data.Dataset):
         augmentation: Augmentation | None = None,
         tokens: TokenSource | None = None,
         dim: int = 3,
+        image_fields: bool = True,
     ):
         assert mode in MODES, f"{mode} is none of {MODES}"
         assert mode != "persistent" or store is not None, "mode persistent needs a store"
         self.cases, self.preprocessing, self.mode = list(cases), preprocessing, mode
         self.store = store if mode == "persistent" else None
-        self.seed, self.dim = seed, dim
+        self.seed, self.dim, self.image_fields = seed, dim, image_fields
         self.augmentation, self.tokens = augmentation or Augmentation(), tokens
         self.crop = None if crop is None else (*crop, *(1,) * (3 - len(crop)))
         resolution = preprocessing.resolution
@@ -111,6 +112,7 @@ class VolumeDataset(torch.utils.data.Dataset):
             sample["label"] = self._without_flat_axis(pose_array(arrays["label"], pose))
         if tokens is not None:
             sample["tokens"] = pose_tokens(tokens, pose, shape, spacing)
+        if tokens is not None and self.image_fields:
             vessels = VesselTokens(**sample["tokens"])
             fields = condition_fields(vessels, pose.size, spacing, factor=1)
             sample["image_fields"] = self._without_flat_axis(fields)

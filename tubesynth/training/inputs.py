@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.conditioning.model_grid import hu_to_unit_image
-from tubesynth.config.schema import Config, DataConfig
+from tubesynth.config.schema import Config, DataConfig, Stage1Config
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.loader import Loader
@@ -69,6 +69,10 @@ class Volumes:
         self.preprocessing = preprocessing_of(config)
         step = config.data.token_step_mm
         self.tokens = TokenSource(config.labels.vessel, step) if step else None
+        # Rendering them takes most of the time of a crop's sample.
+        self.image_fields = not (
+            isinstance(config, Stage1Config) and config.autoencoder.decoder_condition == "none"
+        )
 
     @classmethod
     def find(cls, config: Config) -> "Volumes":
@@ -93,7 +97,10 @@ class Volumes:
             f"the cases that are built stay in {self.store.root}; {RESUMES}",
         )
 
-    def dataset(self, cases: list[Case], crop=None, augmentation=None) -> VolumeDataset:
+    def dataset(
+        self, cases: list[Case], crop=None, augmentation=None, image_fields=True
+    ) -> VolumeDataset:
+        """image_fields: whether samples have them, where the decoder can be conditioned on them."""
         return VolumeDataset(
             cases,
             self.preprocessing,
@@ -104,6 +111,7 @@ class Volumes:
             augmentation,
             self.tokens,
             dim=self.dim,
+            image_fields=image_fields and self.image_fields,
         )
 
     @property

@@ -183,7 +183,9 @@ class LatentEncoder:
         """The data sets without (False) and with (True) augmentation that the entries need."""
         augmentations = {False: None, True: self.volumes.augmentation}
         return {
-            augmented: self.volumes.dataset(cases, augmentation=augmentations[augmented])
+            augmented: self.volumes.dataset(
+                cases, augmentation=augmentations[augmented], image_fields=False
+            )
             for augmented in {variant > 0 for _, variant in entries}
         }
 
