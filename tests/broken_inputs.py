@@ -106,6 +106,7 @@ CONFIGS = {
     "overflow": "stage: 1\ntrain: {learning_rate: 1e999}\n",
     "negative resolution": "stage: 1\ndata: {resolution: [-64, 64, 64]}\n",
     "absurd resolution": "stage: 1\ndata: {resolution: [64000, 64000, 64000]}\n",
+    "tiny spacing": "stage: 1\ndata: {spacing: [1e-9, 1, 1]}\n",
     "two sides": "stage: 1\ndata: {resolution: [64, 64]}\n",
     "endless layers": "stage: 1\nautoencoder: {num_residual_layers: 1000000000}\n",
     "wide": "stage: 2\nunet: {channels: [4000000000, 2]}\n",
@@ -523,9 +524,17 @@ for option in (
 ):
     make = lambda d, o=option: [*data_set(d)[:4], *o]  # noqa: E731
     add(f"option: {' '.join(option)}", "prepare", make, option[0].lstrip("-").split("-")[0])
-for option in (["--tile", "²"], ["--tile", "0"], ["--resolution", "4"], ["--precision", "8"]):
+for option in (
+    *(["--tile", "²"], ["--tile", "0"], ["--resolution", "4"], ["--precision", "8"]),
+    *(["--spacing", "nan", "1", "1"], ["--spacing", "1e-9", "1", "1"]),
+):
     make = lambda d, o=option: [*ct_folder(d, "good.nii.gz", CT), *o]  # noqa: E731
     add(f"option: {' '.join(option)}", "reconstruct", make, option[0].lstrip("-"))
+
+
+for option in (["--vessel-class", "-1"], ["--heart-classes", "999"], ["--hu-window", "3", "nan"]):
+    make = lambda d, o=option: [*centreline(d, branch()), *o]  # noqa: E731
+    add(f"option: {' '.join(option)}", "evaluate", make, option[0])
 
 
 if __name__ == "__main__":

@@ -199,6 +199,13 @@ def evaluated_classes(args: argparse.Namespace) -> LabelScheme:
     vessel = scheme.vessel if args.vessel_class is None else args.vessel_class
     heart = scheme.heart if args.heart_classes is None else tuple(args.heart_classes)
     aorta = scheme.aorta if args.aorta_class is None else args.aorta_class
+    for option, values in (
+        ("--vessel-class", (vessel,)),
+        ("--heart-classes", heart),
+        ("--aorta-class", () if aorta is None else (aorta,)),
+    ):
+        if not all(0 < value < 256 for value in values):
+            raise InputError(f"{option} {' '.join(map(str, values))}: give classes from 1 to 255")
     if (vessel, heart, aorta) == (scheme.vessel, scheme.heart, scheme.aorta):
         return scheme
     if max(vessel, *heart, aorta or 0) < scheme.num_classes:

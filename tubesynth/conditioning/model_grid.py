@@ -94,6 +94,9 @@ class ModelGrid:
             if len(value) != dim or not all(0 < n < math.inf for n in value):
                 numbers = " ".join(map(str, value))
                 raise InputError(f"{name} {numbers}: expected {dim} positive numbers")
+            if name == "spacing" and not all(1e-3 <= size <= 1e3 for size in value):
+                numbers = " ".join(map(str, value))
+                raise InputError(f"{name} {numbers}: expected 0.001 to 1000 mm")
             settings = replace(settings, **{name: tuple(value)})
         return settings
 

@@ -99,6 +99,10 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
                 f"data.{key}: expected {dim} positive numbers (the dim), got {value}",
             )
     require(
+        all(1e-3 <= size <= 1e3 for size in data.spacing),
+        f"data.spacing: {data.spacing}: expected 0.001 to 1000 mm",
+    )
+    require(
         data.crop is None or all(c <= n for c, n in zip(data.crop, data.resolution, strict=True)),
         f"data.crop: {data.crop} is larger than data.resolution {data.resolution}: make it smaller",
     )
