@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 config=${1:?usage: train_multi_gpu.sh CONFIG [options of tubesynth train]}
 shift
 gpus=${GPUS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-exec torchrun --standalone --nproc-per-node="$gpus" -m tubesynth.train --config "$config" "$@"
+exec python -m tubesynth.train --config "$config" --gpus "$gpus" "$@"

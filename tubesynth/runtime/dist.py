@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 
 from tubesynth.runtime import log, stop_signal
-from tubesynth.runtime.errors import InputError, Stopped
+from tubesynth.runtime.errors import InputError, Stopped, make_stop_file
 from tubesynth.runtime.rank_watch import RankWatch, rank_timeout
 
 Result = TypeVar("Result")
@@ -111,6 +111,8 @@ def stop() -> None:
         return
     error, _, trace = sys.exc_info()
     together = error in (None, Stopped)
+    if error is Stopped and is_main():
+        make_stop_file()  # before any rank ends: srun ends the others with the first
     if together:
         # Gloo may abort a rank whose peer closes its connections first, and a launcher kills the
         # other ranks when one exits with a code, even while rank 0 is saving. After an error no

@@ -11,6 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_INPUT = 2
@@ -18,6 +19,9 @@ OUT_OF_MEMORY = (
     "out of memory: lower --batch-size or --resolution; for training data.batch_size or data.crop,"
     " or set train.checkpointing=true"
 )
+# Names a file that rank 0 makes after a signal, when all ranks have saved. A batch script needs it:
+# srun and torchrun do not pass the exit code of their processes on.
+STOP_FILE = "TUBESYNTH_STOP_FILE"
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command, started again, resumes the run
 
 
@@ -143,6 +147,12 @@ def _is_out_of_memory(error: Exception) -> bool:
     return by_type or "can't allocate memory" in str(error)
 
 
+def make_stop_file() -> None:
+    """Make the file of STOP_FILE, if the variable is set."""
+    if STOP_FILE in os.environ:
+        Path(os.environ[STOP_FILE]).touch()
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and exit with its code; sets up the log and torch's memory pages."""
     # torch puts large CPU tensors on huge pages, as NumPy does: fresh memory is filled up to four
@@ -169,6 +179,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except Stopped as stopped:
         if log.is_main_process():
             print(f"stopped: {stopped}", file=sys.stderr)
+            make_stop_file()
         sys.exit(EXIT_STOPPED)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
