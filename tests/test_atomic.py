@@ -1,7 +1,11 @@
 """Text, pictures and checkpoints are written whole or not at all; a full disk is one line."""
 
 import json
+import os
 import resource
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,6 +16,7 @@ from tubesynth.build.checkpoint import Best, Checkpoint, PhaseState, Position
 from tubesynth.config.schema import Stage1Config
 from tubesynth.runtime.atomic import replacing, save_png, write_text
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.process_id import ProcessId
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
@@ -76,3 +81,67 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_on_the_disk_before_its_rename_and_the_rename_after(tmp_path, monkeypatch):
+    """The order survives a loss of power; a rename that overtakes its bytes leaves zeros."""
+    calls, replace = [], os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: calls.append(os.readlink(f"/proc/self/fd/{handle}"))
+    )
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("rename"), replace(*names)))
+    write_text(tmp_path / "a.txt", "new")
+    temporary, *others = calls
+    assert temporary.endswith(".tmp") and others == ["rename", str(tmp_path)]
+
+
+KILLED_WRITER = """
+import os, sys, time
+from pathlib import Path
+from tubesynth.runtime.atomic import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    print("writes", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_next_write_removes_the_temporaries_of_killed_writers_and_no_other(tmp_path):
+    killed, live = (
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED_WRITER, tmp_path / name],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("killed.ckpt", "live.ckpt")
+    )
+    for process in (killed, live):
+        assert process.stdout.readline() == "writes\n"
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    stays = [*tmp_path.glob(".live.ckpt.*.tmp"), tmp_path / ".notes.tmp", tmp_path / "a.tmp"]
+    two_hours_ago = time.time() - 7200
+    for writer in ("00000000-1-1", "123"):  # of another machine, and of version 0.2.0
+        stays.append(tmp_path / f".new.{writer}.00000000.tmp")
+        stays[-1].touch()
+        (tmp_path / f".old.{writer}.00000000.tmp").touch()
+        os.utime(tmp_path / f".old.{writer}.00000000.tmp", (two_hours_ago, two_hours_ago))
+    for path in stays[1:3]:
+        path.touch()
+        os.utime(path, (two_hours_ago, two_hours_ago))
+    write_text(tmp_path / "text", "x")
+    assert {*tmp_path.iterdir()} == {*stays, tmp_path / "text"}
+    for process in (killed, live):
+        process.kill()
+        process.communicate()
+
+
+def test_a_process_is_known_by_machine_number_and_start():
+    own = ProcessId.own()
+    assert ProcessId.parse(str(own)) == own and own.runs is True
+    assert own._replace(start=own.start - 1).runs is False  # its number was used before
+    assert own._replace(machine="00000000").runs is None
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert own._replace(pid=child.pid).runs is False
+    assert [ProcessId.parse(text) for text in ("", "12", "x-1-2", f"{own}0-1")] == [None] * 4

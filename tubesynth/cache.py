@@ -95,11 +95,8 @@ def build(store: Store, config, workers: int | None) -> None:
     try:
         report, world = volumes.build_cache(workers), dist.world_size()
         if dist.is_main():
-            swept = store.sweep()
             of_rank = f" (in this process, of {world})" if world > 1 else ""
             print(f"{store.root}/{VOLUMES}: {report}{of_rank}")
-            if swept:
-                print(f"removed {swept} unfinished entries of builds that were stopped")
         if config.stage in (2, 3):
             from tubesynth.build.base_models import require_base_models
             from tubesynth.training.latents import encode_data_set

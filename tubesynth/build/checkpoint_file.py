@@ -8,7 +8,6 @@ tensors, which tubesynth export writes to save space, are float32 when read.
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -29,12 +28,10 @@ METADATA_KEY = "tubesynth"
 
 
 def write_contents(path: Path, contents: dict[str, Any]) -> None:
-    """Write under a temporary name, onto the disk, and rename; the suffix decides the format."""
+    """Write a file whole or not at all; the suffix decides the format."""
     write = _write_safetensors if path.suffix == SAFETENSORS else _write_ckpt
     with replacing(path) as temporary, open(temporary, "wb") as file:
         write(file, contents)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_contents(path: Path) -> Any:

@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tubesynth.data.digest import file_digest, source_digest, stored_digest
-from tubesynth.runtime.atomic import FULL, NOT_WRITABLE
+from tubesynth.runtime.atomic import FULL, NOT_WRITABLE, sync
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
 from tubesynth.runtime.log import logger
@@ -191,6 +191,8 @@ class Store:
         folders = self.leftovers()
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
+        if folders:
+            logger.info(f"{self.root}: removed {len(folders)} unfinished entries of stopped builds")
         return len(folders)
 
     def _write(self, kind: str, key: str, arrays: dict[str, np.ndarray], meta: dict) -> None:
@@ -215,7 +217,7 @@ class Store:
             with (temporary / "meta.json").open("w") as stream:
                 json.dump(content, stream, indent=1)
                 _sync(stream)
-            _sync_folder(temporary)
+            sync(temporary)
             if final.exists():
                 if self.open(kind, key):  # without file locks: another process has built it
                     return
@@ -225,7 +227,7 @@ class Store:
             except OSError:
                 if self.open(kind, key) is None:
                     raise
-            _sync_folder(final.parent)
+            sync(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -313,11 +315,3 @@ def _write_array(stream: BinaryIO, array: np.ndarray) -> None:
 def _sync(stream) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

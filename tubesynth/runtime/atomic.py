@@ -1,15 +1,19 @@
 """Atomic writes: a file is written under a temporary name beside its path, and then renamed.
 
-A killed process leaves the old file or the new one, never half of a file. A full disk or a folder
-that cannot be written is an InputError with the path.
+A killed process, or a machine that loses its power, leaves the old file or the new one, never half
+of a file. The temporary file of a killed process is removed by the next process that writes to the
+folder. A full disk or a folder that cannot be written is an InputError with the path.
 """
 
 import errno
 import os
+import re
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.process_id import ProcessId
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (
@@ -19,19 +23,68 @@ NOT_WRITABLE = (
 )
 
 
+# .NAME.WRITER.8 hex digits.tmp; the writer is a ProcessId, or in version 0.2.0 a process number.
+TEMPORARY = re.compile(r"\..*\.([0-9a-f-]+)\.[0-9a-f]{8}\.tmp")
+# A temporary file of another machine that has not grown for this time is of a killed process.
+ABANDONED_SECONDS = 3600
+_swept: set[Path] = set()  # the folders that this process has swept
+
+
 @contextmanager
 def replacing(path):
-    """A temporary name beside `path`: renamed onto it at the end, removed where the block fails."""
+    """A temporary name beside `path`: renamed onto it at the end, removed where the block fails.
+
+    The bytes are on the disk before the rename, and the rename is at the end.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    temporary = temporary_name(path)
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
             yield temporary
+            sync(temporary)
             os.replace(temporary, path)
+            sync(path.parent)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A new hidden name beside `path`, which names the process that writes it."""
+    return path.with_name(f".{path.name[:100]}.{ProcessId.own()}.{os.urandom(4).hex()}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of killed processes, once in the life of this process."""
+    if folder in _swept or not folder.is_dir():
+        return
+    _swept.add(folder)
+    for entry in os.scandir(folder):
+        match = TEMPORARY.fullmatch(entry.name)
+        if match and entry.is_file(follow_symlinks=False) and _is_abandoned(entry, match[1]):
+            with suppress(FileNotFoundError):  # another process has swept it
+                os.unlink(entry.path)
+
+
+def _is_abandoned(entry: os.DirEntry, writer: str) -> bool:
+    process = ProcessId.parse(writer)
+    runs = process.runs if process else None
+    if runs is not None:
+        return not runs
+    with suppress(FileNotFoundError):
+        return time.time() - entry.stat().st_mtime > ABANDONED_SECONDS
+    return False
 
 
 @contextmanager

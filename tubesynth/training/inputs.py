@@ -83,7 +83,12 @@ class Volumes:
         return cls(config, training, validation)
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
-        """Resample every case that the disk cache lacks; all ranks share the work, then wait."""
+        """Resample every case that the disk cache lacks; all ranks share the work, then wait.
+
+        First, the unfinished entries of killed builds are removed.
+        """
+        if dist.is_main():
+            self.store.sweep()
         return dist.interruptible(
             lambda: build_volumes(
                 self.store,
