@@ -12,7 +12,7 @@ from networks import randomize_zeros
 from test_release_0_1_0 import SCORES
 
 from tubesynth import export, reconstruct, segment, synthesize, train
-from tubesynth.build.checkpoint import PHASES, Best, Checkpoint, PhaseState, Position
+from tubesynth.build.checkpoint import MAIN_PHASES, Best, Checkpoint, PhaseState, Position
 from tubesynth.build.networks import build_network, build_segmenter
 from tubesynth.config import packaged
 from tubesynth.config.loading import config_from_plain
@@ -35,9 +35,10 @@ def run(command, *arguments):
 
 def untrained(config, module, **latents) -> Checkpoint:
     """A checkpoint of random weights; latents: latent_scale and autoencoder of stage 3."""
-    phase = PhaseState(module.state_dict(), {}, {}, {})
+    optimizer = torch.optim.Adam(p for p in module.parameters() if p.requires_grad)
+    phase = PhaseState(module.state_dict(), optimizer.state_dict(), {}, {})
     return Checkpoint(
-        config, Position(), Best("loss", "min"), {PHASES[config.stage][0]: phase}, **latents
+        config, Position(), Best("loss", "min"), {MAIN_PHASES[config.stage]: phase}, **latents
     )
 
 
@@ -215,7 +216,7 @@ def test_both_stages_train_on_from_a_named_model(models, workplace, tmp_path):
     command.append("discriminator.channels=8")
     run(train, *command)
     start = dict(schedule_start=0, started_from="heart-phantom")
-    assert last_position(first) == dict(step=4, sample_index=4, **start)
+    assert last_position(first) == vars(Position(step=4, sample_index=4, **start))
     line = (first / "train.log").read_text().split("started from heart-phantom")[1].splitlines()[0]
     assert ": restored weights; restarted discriminator, schedule" in line
     assert "epochs, optimizers, best checkpoint" in line

@@ -83,7 +83,7 @@ def test_a_run_writes_its_log_panels_and_checkpoints(stage, stage_1, stage_2):
     assert panel.stat().st_size > 10_000
     state = checkpoint_of(run_dir)
     assert state["best"] == dict(name="loss", mode="min", value=validation[-1]["loss"], step=8)
-    assert state["position"] == dict(step=8, sample_index=8, schedule_start=0, started_from=None)
+    assert state["position"] == vars(Position(step=8, sample_index=8))
     assert state["config"]["stage"] == stage
 
 
@@ -280,7 +280,7 @@ def test_phase_two_restores_weights_and_restarts_its_schedule(stage_1, workplace
     )
     state = checkpoint_of(tmp_path)
     start = dict(schedule_start=8, started_from=str(stage_1))
-    assert state["position"] == dict(step=12, sample_index=12, due="", **start)
+    assert state["position"] == vars(Position(step=12, sample_index=12, **start))
     assert lines(tmp_path, "validation")[0]["step"] == 8  # the weights that it begins with
     first = lines(tmp_path, "training")[0]
     assert first["step"] == 9

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tubesynth.build.checkpoint import Checkpoint, weights_digest
-from tubesynth.build.networks import build_network, restore_autoencoder
+from tubesynth.build.networks import build_network
 from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.conditioning.request import (
@@ -135,7 +135,7 @@ class Pipeline:
         if not isinstance(config, Stage1Config | Stage2Config):
             raise InputError(f"{path}: stage {config.stage}: give a checkpoint of stage 1, 2 or 3")
         stored = checkpoint.trained_autoencoder
-        autoencoder = restore_autoencoder(stored)
+        autoencoder = stored.restore()
         if isinstance(config, Stage1Config):
             return cls(config, autoencoder, None, None, stored.digest, device, precision, tile)
         unet = build_network(config, autoencoder.embedding_dim, autoencoder.factor)

@@ -7,9 +7,7 @@ stage 1 is needed.
 """
 
 import math
-import types
-import typing
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubesynth.build.checkpoint_file import read_contents, tensors_sha256, write_contents
-from tubesynth.config.loading import config_from_plain
+from tubesynth.build.checkpoint_check import check
+from tubesynth.build.checkpoint_file import (
+    read_contents,
+    read_value,
+    tensors_sha256,
+    write_contents,
+)
+from tubesynth.build.checkpoint_values import from_values, require, values_of
+from tubesynth.build.networks import build_autoencoder
 from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import Config, Stage1Config
-from tubesynth.config.strict import to_plain
 from tubesynth.models.scale import LatentScale
+from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
 
 StateDict = dict[str, Tensor]
@@ -31,15 +36,9 @@ StateDict = dict[str, Tensor]
 # Files of the formats before the last change, which renamed the keys of OLD_KEYS, are still read.
 FORMATS = {1: 5, 2: 6, 3: 6, "segmenter": 5}
 FORMATS_0_1_0 = {1: 4, 2: 5, 3: 5, "segmenter": 4}
-OLD_KEYS = {"sample_index": "draw", "optimizer": "optimiser"}  # {key: its name in version 0.1.0}
 
-# The phases of each stage; the first holds the network that is sampled from or applied.
-PHASES = {
-    1: ("autoencoder", "discriminator"),
-    2: ("unet",),
-    3: ("unet",),
-    "segmenter": ("segmenter",),
-}
+# The phase of each stage whose network is sampled from or applied.
+MAIN_PHASES = {1: "autoencoder", 2: "unet", 3: "unet", "segmenter": "segmenter"}
 
 
 @dataclass
@@ -51,6 +50,13 @@ class Position:
     schedule_start: int = 0  # the step at which the learning-rate schedule began
     started_from: str | None = None  # checkpoint of another run from which this run started
     due: str = ""  # work after this step that a signal has interrupted (training/loop.py)
+    resumed_from: str | None = None  # file name of the checkpoint of this run that --resume named
+    rollbacks: int = 0  # number of resumes from a checkpoint of this run that was not its newest
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Orders the checkpoints of a run: a later one has a higher age."""
+        return self.rollbacks, self.step
 
 
 @dataclass
@@ -126,6 +132,17 @@ class AutoencoderState:
     digest: str
     module: StateDict
 
+    @property
+    def weights_digest(self) -> str:
+        """The digest of the weights that the state holds."""
+        return weights_digest(self.module)
+
+    def restore(self) -> VQVAE:
+        """The autoencoder in evaluation mode and without gradients."""
+        autoencoder = build_autoencoder(self.config)
+        autoencoder.load_state_dict(self.module)
+        return autoencoder.eval().requires_grad_(False)
+
 
 @dataclass
 class Checkpoint:
@@ -146,7 +163,7 @@ class Checkpoint:
 
     def weights(self, half_life: float | None = None) -> StateDict:
         """The weights to sample from, or to apply; half_life as in PhaseState.weights."""
-        return self.phases[PHASES[self.config.stage][0]].weights(half_life)
+        return self.phases[MAIN_PHASES[self.config.stage]].weights(half_life)
 
     @cached_property
     def trained_autoencoder(self) -> AutoencoderState:
@@ -173,7 +190,7 @@ class Checkpoint:
         half_life: as in PhaseState.weights. dtype: float16 rounds the weights of layers, and with
         them the digest of the autoencoder; biases and codebooks stay float32.
         """
-        name = PHASES[self.config.stage][0]
+        name = MAIN_PHASES[self.config.stage]
         phase = PhaseState(_rounded(self.weights(half_life), dtype), None, {}, {})
         autoencoder = self.autoencoder
         if autoencoder is not None:
@@ -190,7 +207,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write the file, in the format of its suffix (checkpoint_file.py)."""
-        contents = {"format": FORMATS[self.config.stage], **_to_plain(self)}
+        contents = {"format": FORMATS[self.config.stage], **values_of(self)}
         del contents["path"]
         write_contents(path, contents)
 
@@ -203,9 +220,10 @@ class Checkpoint:
         path = Path(name)
         contents = read_contents(find_model(path, stage))
         config = contents.get("config") if isinstance(contents, dict) else None
-        if not isinstance(config, dict) or "stage" not in config or "format" not in contents:
+        file_stage = config.get("stage") if isinstance(config, dict) else None
+        file_format = contents.get("format") if isinstance(contents, dict) else None
+        if not isinstance(file_stage, int | str) or not isinstance(file_format, int):
             raise InputError(f"{path}: not a tubesynth checkpoint (no format or config in it)")
-        file_stage, file_format = config["stage"], contents["format"]
         formats = [f[file_stage] for f in (FORMATS_0_1_0, FORMATS) if file_stage in list(f)]
         if file_format not in formats:
             raise InputError(
@@ -213,23 +231,28 @@ class Checkpoint:
                 f" {' and '.join(map(str, formats)) or 'no such stage'}: use the version of"
                 " tubesynth that wrote it"
             )
-        checkpoint = _from_plain(cls, contents, path, "")
+        checkpoint = from_values(cls, {**contents, "path": None}, path, "")
         checkpoint.path = path
-        for phase in PHASES[file_stage][: 1 if checkpoint.position is None else None]:
-            _require(phase in checkpoint.phases, path, f"phases.{phase}", "is missing")
-        if file_stage in (2, 3):
-            for key in ("latent_scale", "autoencoder"):
-                _require(getattr(checkpoint, key) is not None, path, key, "is missing")
+        for key in ("latent_scale", "autoencoder"):
+            is_needed = file_stage in (2, 3)
+            problem = "is missing" if is_needed else f"is no part of stage {file_stage}"
+            require((getattr(checkpoint, key) is not None) == is_needed, path, key, problem)
+        check(checkpoint)
         if stage == 1 and checkpoint.autoencoder is not None:
             return checkpoint._autoencoder_alone()
         if stage is not None:
             checkpoint.require_stage(stage)
         return checkpoint
 
+    @staticmethod
+    def read_position(path: Path) -> Position:
+        """The position of a run's checkpoint, without reading its weights; damage is InputError."""
+        return from_values(Position, read_value(path, "position"), path, "position")
+
     def _autoencoder_alone(self) -> "Checkpoint":
         """The stage-1 checkpoint of the weights of this checkpoint's autoencoder."""
         assert self.autoencoder is not None
-        phases = {PHASES[1][0]: PhaseState(self.autoencoder.module, None, {}, {})}
+        phases = {MAIN_PHASES[1]: PhaseState(self.autoencoder.module, None, {}, {})}
         return Checkpoint(self.autoencoder.config, None, None, phases, path=self.path)
 
 
@@ -245,62 +268,3 @@ def _rounded(weights: StateDict, dtype: torch.dtype) -> StateDict:
 
 def _as_float32(weight: Tensor) -> Tensor:
     return weight.float() if weight.dtype == torch.float16 else weight
-
-
-def _to_plain(value: Any) -> Any:
-    """Dataclasses as dictionaries; tensors and state dicts as they are."""
-    if isinstance(value, Config):
-        return to_plain(value)
-    if is_dataclass(value):
-        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict) and any(map(is_dataclass, value.values())):
-        return {name: _to_plain(item) for name, item in value.items()}
-    return value
-
-
-def _from_plain(kind: Any, value: Any, path: Path, key: str) -> Any:
-    """The value as its annotated type; InputError names the file and the key of a wrong value."""
-    options = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):  # T | None
-        return None if value is None else _from_plain(options[0], value, path, key)
-    if kind is Any:
-        return value
-    expected = typing.get_origin(kind) or (dict if is_dataclass(kind) else kind)
-    _require(isinstance(value, expected), path, key, f"is {type(value).__name__}, not {expected}")
-    if typing.get_origin(kind) is dict:
-        items = {n: _from_plain(options[1], item, path, f"{key}.{n}") for n, item in value.items()}
-        # A state dict is returned itself: it has an attribute _metadata.
-        return items if is_dataclass(options[1]) else value
-    if not is_dataclass(kind):
-        return value
-    assert isinstance(kind, type)
-    if issubclass(kind, Config):
-        config = config_from_plain(_without_removed_keys(value, path), f"{path}: {key}")
-        _require(isinstance(config, kind), path, key, f"is of stage {config.stage}")
-        return config
-    hints, arguments = typing.get_type_hints(kind), {}
-    for each in fields(kind):
-        name = f"{key}.{each.name}".lstrip(".")
-        old_key = OLD_KEYS.get(each.name)
-        if each.name in value or old_key in value:
-            item = value[each.name if each.name in value else old_key]
-            arguments[each.name] = _from_plain(hints[each.name], item, path, name)
-        else:
-            _require(each.default is not MISSING, path, name, "is missing")
-    return kind(**arguments)
-
-
-def _without_removed_keys(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A stored config without the keys of version 0.2.0 that no longer exist."""
-    section = dict(config.get("autoencoder") or {})
-    if section.pop("vessel_mask_in_decoder", False):
-        raise InputError(
-            f"{path}: trained with autoencoder.vessel_mask_in_decoder, which became"
-            " autoencoder.decoder_condition: train again, or use version 0.2.0"
-        )
-    return {**config, "autoencoder": section} if section else config
-
-
-def _require(condition: bool, path: Path, key: str, problem: str) -> None:
-    if not condition:
-        raise InputError(f"{path}: damaged checkpoint: its '{key}' {problem}: use another file")

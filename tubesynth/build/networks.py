@@ -1,7 +1,10 @@
-"""The networks of all stages from a config, with initial weights or those of a checkpoint."""
+"""The networks of all stages from a config, with initial weights."""
 
-from tubesynth.build.checkpoint import AutoencoderState
+from torch import nn
+
 from tubesynth.config.schema import (
+    AutoencoderConfig,
+    Config,
     SegmenterConfig,
     Stage1Config,
     Stage2Config,
@@ -34,13 +37,6 @@ def build_autoencoder(config: Stage1Config) -> VQVAE:
         decoder_condition=model.decoder_condition,
         num_classes=config.labels.num_classes,
     )
-
-
-def restore_autoencoder(state: AutoencoderState) -> VQVAE:
-    """The autoencoder of a checkpoint, in evaluation mode and without gradients."""
-    autoencoder = build_autoencoder(state.config)
-    autoencoder.load_state_dict(state.module)
-    return autoencoder.eval().requires_grad_(False)
 
 
 def build_discriminator(config: Stage1Config) -> PatchDiscriminator:
@@ -98,3 +94,16 @@ def build_network(config: Stage2Config, latent_channels: int, factor: int) -> UN
 
 def build_segmenter(config: SegmenterConfig) -> SegmentationUNet:
     return SegmentationUNet(config.dim, tuple(config.segmenter.channels))
+
+
+def build_phases(config: Config, latents: AutoencoderConfig | None) -> dict[str, nn.Module]:
+    """The networks of a config by the names of their phases; latents: for stages 2 and 3."""
+    if isinstance(config, Stage1Config):
+        return {
+            "autoencoder": build_autoencoder(config),
+            "discriminator": build_discriminator(config),
+        }
+    if isinstance(config, SegmenterConfig):
+        return {"segmenter": build_segmenter(config)}
+    assert isinstance(config, Stage2Config) and latents
+    return {"unet": build_network(config, latents.embedding_dim, latents.factor)}

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from tubesynth.build.checkpoint import AutoencoderState, Checkpoint
-from tubesynth.build.networks import restore_autoencoder
 from tubesynth.conditioning.conditions import case_conditions, conditions_to_device
 from tubesynth.config.schema import Stage2Config
 from tubesynth.data.dataset import VolumeDataset, collate
@@ -101,7 +100,7 @@ def encode_data_set(
     by default it is computed from the training set.
     """
     state = checkpoint.trained_autoencoder
-    autoencoder = restore_autoencoder(state).to(device)
+    autoencoder = state.restore().to(device)
     encoder = LatentEncoder(config, volumes, autoencoder, state.digest, device)
     training = encoder.encode(volumes.training, config.latents.variants, "training")
     return EncodedSplits(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tubesynth.build.base_models import latent_sizes, open_base_models
-from tubesynth.build.networks import build_autoencoder, build_discriminator, build_network
+from tubesynth.build.networks import build_phases
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.config.strict import dump
 from tubesynth.models.controlnet import ControlledUNet
@@ -53,16 +53,11 @@ def _quantizer(model: AutoencoderConfig) -> str:
 def _modules(config: Config, sizes: AutoencoderConfig) -> dict[str, nn.Module]:
     """Modules on the meta device, which has shapes but no memory."""
     with torch.device("meta"):
-        if isinstance(config, Stage1Config):
-            return {
-                "autoencoder": build_autoencoder(config),
-                "discriminator": build_discriminator(config),
-            }
-        assert isinstance(config, Stage2Config)
-        network = build_network(config, sizes.embedding_dim, sizes.factor)
-        if isinstance(network, ControlledUNet):
-            return {"frozen unet": network.base, "controlnet": network.controlnet}
-        return {"unet": network}
+        modules = build_phases(config, sizes)
+    network = modules.get("unet")
+    if isinstance(network, ControlledUNet):
+        return {"frozen unet": network.base, "controlnet": network.controlnet}
+    return modules
 
 
 def _steps(config: Config) -> str:

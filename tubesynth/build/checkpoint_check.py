@@ -1,0 +1,138 @@
+"""Checks of a checkpoint beyond the types of its values: they must fit its own config.
+
+The networks of the config are built without memory (on the meta device) and compared with the
+stored weights, so that a misfit is an error before any data is read.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from tubesynth.build.checkpoint_values import require
+from tubesynth.build.networks import build_autoencoder, build_phases
+
+if TYPE_CHECKING:
+    from tubesynth.build.checkpoint import Checkpoint, PhaseState
+
+SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+ADAM_KEYS = ("lr", "eps", "weight_decay")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def check(checkpoint: "Checkpoint") -> None:
+    """InputError at the first value that does not fit the config; the types are checked before."""
+    path, config = checkpoint.path, checkpoint.config
+    _check_progress(checkpoint)
+    state, scale = checkpoint.autoencoder, checkpoint.latent_scale
+    latents = state.config.autoencoder if state else None
+    with torch.device("meta"):
+        modules = build_phases(config, latents)
+        autoencoder = build_autoencoder(state.config) if state else None
+    for name in list(modules)[: 1 if checkpoint.position is None else None]:
+        require(name in checkpoint.phases, path, f"phases.{name}", "is missing")
+    for name, phase in checkpoint.phases.items():
+        require(name in modules, path, f"phases.{name}", f"is no phase of stage {config.stage}")
+        _Check(path, f"phases.{name}").phase(
+            phase, modules[name], is_resumable=checkpoint.position is not None
+        )
+    if state and autoencoder:
+        check = _Check(path, "autoencoder")
+        check.weights(state.module, autoencoder, "module")
+        check(state.digest == state.weights_digest, "digest", "is of other weights")
+    if scale and latents:
+        for name, values in (("mean", scale.mean), ("std", scale.std)):
+            _Check(path, "latent_scale").shape(values, torch.Size([latents.embedding_dim]), name)
+        require(bool((scale.std > 0).all()), path, "latent_scale.std", "is not above 0")
+
+
+def _check_progress(checkpoint: "Checkpoint") -> None:
+    """The counts of the position, and the best score."""
+    position, best, path = checkpoint.position, checkpoint.best, checkpoint.path
+    require((position is None) == (best is None), path, "best", "and 'position' need each other")
+    if position is None or best is None:
+        return
+    for key in ("step", "sample_index", "schedule_start", "rollbacks"):
+        value = getattr(position, key)
+        require(value >= 0, path, f"position.{key}", f"is {value}, below 0")
+    require(
+        position.schedule_start <= position.step,
+        *(path, "position.schedule_start", f"is {position.schedule_start}, after its step"),
+    )
+    require(best.mode in ("min", "max"), path, "best.mode", f"is '{best.mode}', not min or max")
+    within = best.step is None or 0 <= best.step <= position.step
+    require(within, path, "best.step", f"is {best.step}, not 0 to {position.step}")
+
+
+class _Check:
+    """Checks the values below one key of a file."""
+
+    def __init__(self, path, key: str):
+        self.path, self.key = path, key
+
+    def __call__(self, condition: bool, key: str, problem: str) -> None:
+        require(condition, self.path, f"{self.key}.{key}", problem)
+
+    def phase(self, phase: "PhaseState", module: nn.Module, is_resumable: bool) -> None:
+        """Weights, averages, optimizer and gradient scaler of a phase."""
+        self.weights(phase.module, module, "module")
+        for half_life, weights in phase.ema.items():
+            self(half_life > 0, f"ema.{half_life}", "is a half-life of no more than 0 steps")
+            self.weights(weights, module, f"ema.{half_life:g}")
+        self((phase.optimizer is not None) == is_resumable, "optimizer", "needs a 'position'")
+        if phase.optimizer is not None:
+            trainable = [p for p in module.parameters() if p.requires_grad]
+            self.optimizer(phase.optimizer, trainable)
+        if phase.scaler:
+            for key in SCALER_KEYS:
+                value = phase.scaler.get(key)
+                self(_is_number(value) and value >= 0, f"scaler.{key}", f"is {value!r}")
+
+    def weights(self, weights: dict[str, Tensor], module: nn.Module, key: str) -> None:
+        """A state dict must have the names, shapes and kinds of number of the module's."""
+        expected = module.state_dict()
+        for name, tensor in expected.items():
+            self(name in weights, f"{key}.{name}", "is missing")
+            self.shape(weights[name], tensor.shape, f"{key}.{name}")
+            is_float = weights[name].is_floating_point()
+            problem = f"is {weights[name].dtype}, where the network has {tensor.dtype}"
+            self(is_float == tensor.is_floating_point(), f"{key}.{name}", problem)
+        for name in weights:
+            self(name in expected, f"{key}.{name}", "is no weight of the network of its config")
+
+    def shape(self, tensor: Tensor, expected: torch.Size, key: str) -> None:
+        shapes = f"{tuple(tensor.shape)}, where its config needs {tuple(expected)}"
+        self(tensor.shape == expected, key, f"has shape {shapes}")
+
+    def optimizer(self, state: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        """The state of Adam for these parameters; an untouched parameter has no moments."""
+        groups, entries = state.get("param_groups"), state.get("state")
+        is_group = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
+        self(is_group, "optimizer.param_groups", "is not a list of one group")
+        group, count = groups[0], len(parameters)  # pyright: ignore
+        indices = "optimizer.param_groups.params"
+        self(group.get("params") == [*range(count)], indices, f"is not 0 to {count - 1}")
+        for key in ADAM_KEYS:
+            value = group.get(key)
+            self(_is_number(value), f"optimizer.param_groups.{key}", f"is {value!r}")
+        betas = group.get("betas")
+        are_betas = isinstance(betas, list | tuple) and len(betas) == 2
+        are_betas = are_betas and all(_is_number(b) and 0 <= b < 1 for b in betas)
+        self(are_betas, "optimizer.param_groups.betas", f"is {betas!r}")
+        self(isinstance(entries, dict), "optimizer.state", "is not a dictionary")
+        for index, entry in entries.items():  # pyright: ignore
+            key = f"optimizer.state.{index}"
+            self(index in range(count), key, f"is no parameter: they are 0 to {count - 1}")
+            self(isinstance(entry, dict), key, f"is {type(entry).__name__}, not dict")
+            for name in MOMENTS:
+                self(isinstance(entry.get(name), Tensor), f"{key}.{name}", "is no tensor")
+                self.shape(entry[name], parameters[index].shape, f"{key}.{name}")
+            step = entry.get("step")
+            number = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
+            self(_is_number(number) and number >= 0, f"{key}.step", f"is {step!r}")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return bool(is_number and math.isfinite(value))
