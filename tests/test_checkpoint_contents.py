@@ -55,6 +55,8 @@ GROUP = (*ADAM, "param_groups", 0)
 MOMENT = (*ADAM, "state", 0, "exp_avg")
 LATENTS = ("autoencoder", "module")
 GAN = ("phases", "discriminator")
+INTERVAL = {"steps": 1, "skipped_steps": 0, "sums": {}, "counts": {}}
+EMPTY_PHASE = {"module": {}, "optimizer": None, "scaler": {}, "ema": {}}
 
 # (stage, keys, wrong value or a function of the right one, words of the message)
 WRONG: list[tuple] = [
@@ -107,8 +109,8 @@ WRONG: list[tuple] = [
     (2, ("phases",), [], "'phases' is list, not dict"),
     (2, ("phases", "unet"), [], "'phases.unet' is list, not dict"),
     (2, ("phases",), {}, "'phases.unet' is missing"),
-    (2, ("phases", "extra"), lambda _: {**EMPTY_PHASE}, "is no phase of stage 2"),
-    (2, ("phases", 3), lambda _: {**EMPTY_PHASE}, "'phases.3 (as a key)' is int, not str"),
+    (2, ("phases", "extra"), EMPTY_PHASE, "is no phase of stage 2"),
+    (2, ("phases", 3), EMPTY_PHASE, "'phases.3 (as a key)' is int, not str"),
     (1, GAN, ABSENT, "'phases.discriminator' is missing"),
     (1, (*GAN, "module"), {}, "'phases.discriminator.module."),
     (2, MODULE, [], "'phases.unet.module' is list, not dict"),
@@ -179,12 +181,17 @@ WRONG: list[tuple] = [
     (2, LATENTS, {}, "'autoencoder.module."),
     (2, (*LATENTS, "quantizer.codebook"), lambda w: w + 1, "'autoencoder.digest' is of other"),
     (1, ("autoencoder",), lambda _: 3, "'autoencoder' is int, not dict"),
+    # The steps since the last line of the log
+    (2, ("interval",), 3, "'interval' is int, not dict"),
+    (2, ("interval",), {**INTERVAL, "steps": -1}, "'interval.steps' is -1, below 0"),
+    (2, ("interval",), {**INTERVAL, "sums": {0: {"a,b": torch.zeros(2)}}}, "'interval.sums.0.a,b'"),
+    (2, ("interval",), {**INTERVAL, "sums": {"0": {}}}, "'interval.sums.0 (as a key)' is str"),
+    (1, ("interval",), {**INTERVAL, "counts": {"autoencoder": torch.zeros(3)}}, "(3,), where"),
     # Weights alone
     (0, ("phases",), {}, "'phases.unet' is missing"),
     (0, ADAM, {}, "'phases.unet.optimizer' needs a 'position'"),
     (0, (*MODULE, "conv_in.bias"), ABSENT, "'phases.unet.module.conv_in.bias' is missing"),
 ]
-EMPTY_PHASE = {"module": {}, "optimizer": None, "scaler": {}, "ema": {}}
 
 
 def with_value(contents: dict, keys: tuple, value) -> object:

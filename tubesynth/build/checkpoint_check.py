@@ -14,7 +14,7 @@ from tubesynth.build.checkpoint_values import require
 from tubesynth.build.networks import build_autoencoder, build_phases
 
 if TYPE_CHECKING:
-    from tubesynth.build.checkpoint import Checkpoint, PhaseState
+    from tubesynth.build.checkpoint import Checkpoint, IntervalState, PhaseState
 
 SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 ADAM_KEYS = ("lr", "eps", "weight_decay")
@@ -37,6 +37,8 @@ def check(checkpoint: "Checkpoint") -> None:
         _Check(path, f"phases.{name}").phase(
             phase, modules[name], is_resumable=checkpoint.position is not None
         )
+    if checkpoint.interval:
+        _Check(path, "interval").interval(checkpoint.interval, modules)
     if state and autoencoder:
         check = _Check(path, "autoencoder")
         check.weights(state.module, autoencoder, "module")
@@ -88,6 +90,18 @@ class _Check:
             for key in SCALER_KEYS:
                 value = phase.scaler.get(key)
                 self(_is_number(value) and value >= 0, f"scaler.{key}", f"is {value!r}")
+
+    def interval(self, interval: "IntervalState", modules: dict[str, nn.Module]) -> None:
+        """Sums and counts of the steps since the last line of the log."""
+        for key in ("steps", "skipped_steps"):
+            self(getattr(interval, key) >= 0, key, f"is {getattr(interval, key)}, below 0")
+        for rank, sums in interval.sums.items():
+            for names, values in sums.items():
+                self.shape(values, torch.Size([2 + names.count(",")]), f"sums.{rank}.{names}")
+        for name, counts in interval.counts.items():
+            quantizer = getattr(modules.get(name), "quantizer", None)
+            shape = torch.Size([getattr(quantizer, "num_codes", 0)])
+            self.shape(counts, shape, f"counts.{name}")
 
     def weights(self, weights: dict[str, Tensor], module: nn.Module, key: str) -> None:
         """A state dict must have the names, shapes and kinds of number of the module's."""
