@@ -101,6 +101,7 @@ WRONG: list[tuple] = [
     (2, ("position", "sample_index"), -8, "'position.sample_index' is -8, below 0"),
     (2, ("position", "schedule_start"), 9, "'position.schedule_start' is 9, after its step"),
     (2, ("position", "started_from"), 5, "'position.started_from' is int, not str"),
+    (2, ("position", "due"), "panels ../../x", "'position.due' has '../../x', which is no work"),
     (2, ("best",), None, "'best' and 'position' need each other"),
     (2, ("best", "mode"), "least", "'best.mode' is 'least', not min or max"),
     (2, ("best", "value"), "low", "'best.value' is str, not float"),

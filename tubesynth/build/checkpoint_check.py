@@ -5,6 +5,7 @@ stored weights, so that a misfit is an error before any data is read.
 """
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -62,6 +63,9 @@ def _check_progress(checkpoint: "Checkpoint") -> None:
         position.schedule_start <= position.step,
         *(path, "position.schedule_start", f"is {position.schedule_start}, after its step"),
     )
+    for work in position.due.split():
+        is_known = work in ("validation", "panels") or re.fullmatch(r"epoch_\d+", work)
+        require(bool(is_known), path, "position.due", f"has '{work}', which is no work of a run")
     require(best.mode in ("min", "max"), path, "best.mode", f"is '{best.mode}', not min or max")
     within = best.step is None or 0 <= best.step <= position.step
     require(within, path, "best.step", f"is {best.step}, not 0 to {position.step}")
