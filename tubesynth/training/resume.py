@@ -3,6 +3,8 @@
 A file of tubesynth export has weights alone: a run that starts from it restarts everything else.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
@@ -29,32 +31,85 @@ def find_checkpoint(requested: str | None, run_dir: Path, config: Config) -> Che
 
     requested: a path, the name of a packaged model, "auto" (the newest checkpoint of the run's
     folder, if any) or None. A folder that holds a run is resumed by the command of that run; any
-    other command is refused.
+    other command is refused. A path in the run's own folder goes back to that checkpoint; the same
+    command again, after a stop, resumes the newest one that has come of it.
     """
-    newest_path = newest(run_dir / "checkpoints")
+    newest = newest_undamaged(run_dir / "checkpoints")
     requested_path = None if requested in (None, "auto") else Path(requested)
-    if requested_path and (
-        newest_path is None or run_dir.resolve() in requested_path.resolve().parents
-    ):
-        checkpoint = Checkpoint.load(requested_path, config.stage)
-    elif newest_path is None:
-        return None
-    else:
-        checkpoint = Checkpoint.load(newest_path)
+    if requested_path and newest and run_dir.resolve() in requested_path.resolve().parents:
+        checkpoint = _own_checkpoint(requested_path, newest, config)
+    elif newest:
+        checkpoint = newest
+        assert checkpoint.position
+        checkpoint.position.resumed_from = None
         if requested != "auto":
             _require_same_run(checkpoint, run_dir, requested_path, config)
+    elif requested_path:
+        checkpoint = Checkpoint.load(requested_path, config.stage)
+    else:
+        return None
     checkpoint.require_stage(config.stage)
     _require_same_model(checkpoint, config)
     return checkpoint
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest of last.ckpt and epoch_*.ckpt; None without a checkpoint.
+def _own_checkpoint(path: Path, newest: Checkpoint, config: Config) -> Checkpoint:
+    """The checkpoint of a run's own folder that --resume names, or the newest that came of it."""
+    assert newest.position
+    if newest.position.resumed_from == path.name and newest.config == config:
+        return newest
+    if not path.is_file():
+        raise InputError(
+            f"--resume {path}: no such checkpoint in this run, which keeps the newest train.keep"
+            " periodic ones: use --resume auto"
+        )
+    checkpoint = Checkpoint.load(path, config.stage)
+    if checkpoint.position:
+        is_older = checkpoint.position.age < newest.position.age
+        checkpoint.position = replace(
+            checkpoint.position,
+            resumed_from=path.name,
+            rollbacks=newest.position.rollbacks + is_older,
+        )
+    return checkpoint
 
-    epoch_*.ckpt is newer where a run was killed before its next validation.
+
+def newest_undamaged(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run by the step in it, not by the time of its file.
+
+    Damaged ones are passed over with a warning; None without a checkpoint, and InputError if all
+    are damaged. best.ckpt is the last resort: last.ckpt and epoch_*.ckpt are written after it.
     """
-    paths = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
-    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+    names = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
+    problems = []
+    for path in [*newest_first(names), *folder.glob("best.ckpt")]:
+        try:
+            checkpoint = Checkpoint.load(path)
+            if checkpoint.position is None:
+                raise InputError(f"{path}: has weights alone, so no run resumes from it")
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning(f"{problem}; resuming from {path.name} instead")
+        return checkpoint
+    if problems:
+        raise InputError(
+            f"{folder}: no checkpoint can be resumed: {' | '.join(problems)}: restore one of them,"
+            " or choose another --run-dir for a new run"
+        )
+    return None
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Checkpoints of one run by the step in them; those that cannot be read are the last."""
+    ages = {}
+    for path in sorted(paths):
+        try:
+            ages[path] = Checkpoint.read_position(path).age
+        except InputError:  # a checkpoint that is not passed over names the damage
+            ages[path] = (-1, -1)
+    return sorted(ages, key=lambda path: ages[path], reverse=True)
 
 
 def _require_same_run(
@@ -96,15 +151,16 @@ def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Pa
         return Position()
     if checkpoint.position is None:
         return Position(started_from=str(checkpoint.path))
-    stored, restart = checkpoint.position, _restarts(checkpoint, config)
+    stored, restart = checkpoint.position, _restarts(checkpoint, config, run_dir)
+    is_own = is_in_run(checkpoint, run_dir)
     return Position(
         step=stored.step,
         sample_index=0 if "epochs" in restart else stored.sample_index,
         schedule_start=stored.step if "schedule" in restart else stored.schedule_start,
-        started_from=(
-            stored.started_from if is_in_run(checkpoint, run_dir) else str(checkpoint.path)
-        ),
-        due=stored.due if is_in_run(checkpoint, run_dir) else "",
+        started_from=stored.started_from if is_own else str(checkpoint.path),
+        due=stored.due if is_own else "",
+        resumed_from=stored.resumed_from if is_own else None,
+        rollbacks=stored.rollbacks if is_own else 0,
     )
 
 
@@ -116,26 +172,31 @@ def restore(
     best: that of a new run, without a value. It is returned where the checkpoint is of another run
     or has the best value of another score.
     """
-    restart = _restarts(checkpoint, config)
+    restart = _restarts(checkpoint, config, run_dir)
     for phase in stage.phases:
         if phase.name in checkpoint.phases:
             phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
     stored = checkpoint.best
     is_of_run = is_in_run(checkpoint, run_dir)
-    if stored and is_of_run and stored.name == best.name and _is_saved(stored, run_dir):
+    same_score = stored and is_of_run and stored.name == best.name
+    if stored and same_score and _is_saved(stored, checkpoint, run_dir):
         best = stored
     logger.info(_report(checkpoint, stage, best, config, restart))
     return best
 
 
-def _restarts(checkpoint: Checkpoint, config: Config) -> set[str]:
+def _restarts(checkpoint: Checkpoint, config: Config, run_dir: Path) -> set[str]:
     """train.restart; empty if the config equals that of the checkpoint, as when a run resumes.
 
-    Everything if the checkpoint has weights alone.
+    Everything if the checkpoint has weights alone. A run that has restarted them does not restart
+    them again where another key is changed.
     """
     if checkpoint.position is None:
         return set(RESTARTS)
-    return set() if checkpoint.config == config else set(config.train.restart)
+    has_restarted = (
+        is_in_run(checkpoint, run_dir) and checkpoint.config.train.restart == config.train.restart
+    )
+    return set() if has_restarted or checkpoint.config == config else set(config.train.restart)
 
 
 def is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
@@ -144,13 +205,23 @@ def is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
     return run_dir.resolve() in checkpoint.path.resolve().parents
 
 
-def _is_saved(best: Best, run_dir: Path) -> bool:
-    """Whether best.ckpt is of the best step, or of a later one: the run repeats that step."""
+def _is_saved(best: Best, checkpoint: Checkpoint, run_dir: Path) -> bool:
+    """Whether best.ckpt is of the best step, or of a later one: the run repeats that step.
+
+    A later one that the run has gone back from is not repeated. Damage is a warning.
+    """
     path = run_dir / "checkpoints" / "best.ckpt"
     if best.step is None or not path.is_file():
         return False
-    position = Checkpoint.load(path).position
-    return position is not None and position.step >= best.step
+    try:
+        saved = Checkpoint.load(path).position
+    except InputError as error:
+        logger.warning(f"{error}; the best checkpoint is chosen anew")
+        return False
+    if saved is None or checkpoint.position is None:
+        return False
+    repeats = saved.rollbacks == checkpoint.position.rollbacks
+    return saved.step == best.step or (saved.step > best.step and repeats)
 
 
 def _report(

@@ -9,6 +9,7 @@ from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import Config
 from tubesynth.config.strict import dump
 from tubesynth.runtime import dist
+from tubesynth.runtime.atomic import sweep
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
@@ -18,7 +19,7 @@ from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.loop import Run, Stage, fit
 from tubesynth.training.means import Interval
-from tubesynth.training.resume import is_in_run, restore
+from tubesynth.training.resume import is_in_run, newest_first, restore
 
 
 class CheckpointedStage(Stage, Protocol):
@@ -64,6 +65,8 @@ def run_stage(
             if checkpoint.interval:
                 interval.load(checkpoint.interval, stage.phases, device)
     checkpoints = run_dir / "checkpoints"
+    if dist.is_main():
+        sweep(checkpoints)
     log = RunLog(run_dir, dump(config), logger_name, logged_step, device)
 
     def save(name: str) -> None:
@@ -111,7 +114,6 @@ def run_stage(
 
 
 def remove_older(folder: Path, pattern: str, keep: int) -> None:
-    """Remove all files of the pattern but the `keep` newest."""
-    files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-    for path in files[: max(0, len(files) - keep)]:
+    """Remove all checkpoints of the pattern but the `keep` newest by the step in them."""
+    for path in newest_first(folder.glob(pattern))[keep:]:
         path.unlink(missing_ok=True)
