@@ -1,7 +1,6 @@
 """Training end to end: runs, exact resume, several ranks, logs, refused input."""
 
 import json
-import os
 import random
 import re
 import shutil
@@ -23,7 +22,6 @@ from tubesynth.config.schema import STAGES
 from tubesynth.runtime.errors import InputError, run_command
 from tubesynth.train import main, make_stage
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.run import remove_older
 from tubesynth.volume.files import read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
@@ -347,14 +345,6 @@ def test_another_autoencoder_is_refused_before_anything_is_encoded(
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     assert "trained on latents of autoencoder" in refused(*options, cache)
     assert not (tmp_path / "cache").exists()
-
-
-def test_the_last_written_checkpoints_stay_whatever_their_names(tmp_path):
-    for second, name in enumerate(("epoch_00015", "epoch_00010", "epoch_00006")):
-        (tmp_path / f"{name}.ckpt").write_bytes(b"")
-        os.utime(tmp_path / f"{name}.ckpt", (second, second))
-    remove_older(tmp_path, "epoch_*.ckpt", 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_00006.ckpt", "epoch_00010.ckpt"]
 
 
 def test_bad_data_is_refused_by_name(workplace, tmp_path):

@@ -81,8 +81,10 @@ def newest_undamaged(folder: Path) -> Checkpoint | None:
     are damaged. best.ckpt is the last resort: last.ckpt and epoch_*.ckpt are written after it.
     """
     names = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
-    problems = []
-    for path in [*newest_first(names), *folder.glob("best.ckpt")]:
+    ages, problems = _ages(names), []
+    unreadable = [path for path, age in ages.items() if age is None]
+    readable = newest_first(path for path, age in ages.items() if age)
+    for path in [*unreadable, *readable, *folder.glob("best.ckpt")]:
         try:
             checkpoint = Checkpoint.load(path)
             if checkpoint.position is None:
@@ -103,13 +105,19 @@ def newest_undamaged(folder: Path) -> Checkpoint | None:
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
     """Checkpoints of one run by the step in them; those that cannot be read are the last."""
+    ages = _ages(paths)
+    return sorted(ages, key=lambda path: ages[path] or (-1, -1), reverse=True)
+
+
+def _ages(paths: Iterable[Path]) -> dict[Path, tuple[int, int] | None]:
+    """The age of each checkpoint, None where it cannot be read; last.ckpt before epoch_*.ckpt."""
     ages = {}
-    for path in sorted(paths):
+    for path in sorted(paths, reverse=True):
         try:
             ages[path] = Checkpoint.read_position(path).age
-        except InputError:  # a checkpoint that is not passed over names the damage
-            ages[path] = (-1, -1)
-    return sorted(ages, key=lambda path: ages[path], reverse=True)
+        except InputError:  # newest_undamaged reads it too, and names the damage
+            ages[path] = None
+    return ages
 
 
 def _require_same_run(

@@ -1,0 +1,111 @@
+"""The folder of a run: which checkpoint is resumed, and which are passed over or removed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tubesynth.config.loading import load_config
+from tubesynth.runtime.errors import InputError
+from tubesynth.train import main
+from tubesynth.training.resume import find_checkpoint, starting_position
+from tubesynth.training.run import remove_older
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """Change a byte in the middle, which is one of a tensor."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def run_dir(stage_1, tmp_path) -> Path:
+    """A copy of a run of eight steps with epoch_00001.ckpt (step 4), others step 8."""
+    shutil.copytree(stage_1.parent.parent, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def config(workplace):
+    return load_config(workplace / "s1.yml")
+
+
+def resumed(run_dir: Path, config, requested: str | None = None) -> tuple[str, int]:
+    """(name, step) of the checkpoint that a run resumes."""
+    checkpoint = find_checkpoint(requested, run_dir, config)
+    assert checkpoint and checkpoint.path and checkpoint.position
+    return checkpoint.path.name, checkpoint.position.step
+
+
+def test_the_newest_is_chosen_by_its_step_whatever_the_times_of_the_files(run_dir, config):
+    folder = run_dir / "checkpoints"
+    (folder / "last.ckpt").unlink()
+    os.utime(folder / "epoch_00002.ckpt", (1, 1))  # as cp -r may leave it
+    assert resumed(run_dir, config) == ("epoch_00002.ckpt", 8)
+    (folder / "epoch_00002.ckpt").rename(folder / "epoch_00000.ckpt")
+    remove_older(folder, "epoch_*.ckpt", 1)
+    assert [path.name for path in folder.glob("epoch_*.ckpt")] == ["epoch_00000.ckpt"]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_damaged_checkpoints_are_named_and_passed_over(damage, run_dir, config, caplog, tmp_path):
+    folder = run_dir / "checkpoints"
+    for name in ("last.ckpt", "epoch_00002.ckpt"):
+        damage(folder / name)
+    with caplog.at_level("WARNING", logger="tubesynth"):
+        assert resumed(run_dir, config) == ("epoch_00001.ckpt", 4)
+    for name in ("last.ckpt", "epoch_00002.ckpt"):
+        assert f"{folder / name}: " in caplog.text
+    assert caplog.text.count("resuming from epoch_00001.ckpt instead") == 2
+    damage(folder / "epoch_00001.ckpt")
+    assert resumed(run_dir, config) == ("best.ckpt", 8)
+    damage(folder / "best.ckpt")
+    with pytest.raises(InputError, match="no checkpoint can be resumed") as caught:
+        find_checkpoint("auto", run_dir, config)
+    names = ("last", "best", "epoch_00001", "epoch_00002")
+    assert all(f"{folder / name}.ckpt: " in str(caught.value) for name in names)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_a_damaged_best_checkpoint_prevents_no_resume(damage, run_dir, workplace, capsys):
+    damage(run_dir / "checkpoints" / "best.ckpt")
+    main(["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir), "--resume", "auto"])
+    assert "best.ckpt: " in capsys.readouterr().err
+
+
+def test_a_run_goes_back_to_its_own_checkpoint_once(run_dir, workplace, config):
+    """The same command after a stop resumes what has come of it, although the file is pruned."""
+    path = run_dir / "checkpoints" / "epoch_00001.ckpt"
+    assert resumed(run_dir, config, str(path)) == ("epoch_00001.ckpt", 4)
+    checkpoint = find_checkpoint(str(path), run_dir, config)
+    assert checkpoint
+    position = starting_position(checkpoint, config, run_dir)
+    assert (position.rollbacks, position.resumed_from) == (1, "epoch_00001.ckpt")
+    position.step += 1  # as the run saves it when it is stopped
+    checkpoint.position = position
+    checkpoint.save(run_dir / "checkpoints" / "last.ckpt")
+    assert resumed(run_dir, config) == ("last.ckpt", 5)  # not step 8 of before
+    path.unlink()
+    assert resumed(run_dir, config, str(path)) == ("last.ckpt", 5)
+    other = run_dir / "checkpoints" / "epoch_00009.ckpt"
+    with pytest.raises(InputError, match="epoch_00009.ckpt: no such checkpoint in this run"):
+        find_checkpoint(str(other), run_dir, config)
+
+
+def test_a_restart_is_not_repeated_when_another_key_changes(run_dir, workplace):
+    overrides = ["train.restart=[schedule]", "train.epochs=3"]
+    config = load_config(workplace / "s1.yml", overrides)
+    checkpoint = find_checkpoint("auto", run_dir, config)
+    assert checkpoint and starting_position(checkpoint, config, run_dir).schedule_start == 8
+    checkpoint.config = config
+    checkpoint.save(run_dir / "checkpoints" / "last.ckpt")
+    config = load_config(workplace / "s1.yml", [*overrides, "train.log_every=2"])
+    checkpoint = find_checkpoint("auto", run_dir, config)
+    assert checkpoint and starting_position(checkpoint, config, run_dir).schedule_start == 0
