@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tubesynth.__main__ import COMMANDS, load_command
-from tubesynth.runtime.errors import EXIT_INPUT, run_command
+from tubesynth.runtime.errors import EXIT_INPUT, EXIT_STOPPED, STOP_FILE, Stopped, run_command
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -34,3 +34,14 @@ def test_too_little_memory_is_an_error_of_one_line(library, capsys):
     assert message.count("\n") == 1
     with pytest.raises(RuntimeError, match="shape"):
         run_command(lambda: torch.zeros(2).reshape(3))  # another fault keeps its traceback
+
+
+def test_a_stop_makes_the_file_that_a_batch_script_waits_for(tmp_path, monkeypatch, capsys):
+    def stop():
+        raise Stopped("SIGUSR1: saved at step 3")
+
+    monkeypatch.setenv(STOP_FILE, str(tmp_path / "stopped"))
+    with pytest.raises(SystemExit) as ended:
+        run_command(stop)
+    assert ended.value.code == EXIT_STOPPED and (tmp_path / "stopped").exists()
+    assert capsys.readouterr().err == "stopped: SIGUSR1: saved at step 3\n"
