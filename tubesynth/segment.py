@@ -27,6 +27,7 @@ from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.loggers import LOGGERS
+from tubesynth.runtime.run_lock import RunLock, locked
 from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
@@ -114,7 +115,8 @@ def train_seeds(args: argparse.Namespace) -> None:
         warn_of_cpu(config, device, args.device, gpus=None)
         for seed in args.seeds or [config.seed]:
             seed_config, folder = replace(config, seed=seed), run_dir / f"seed_{seed}"
-            rows += train_one(seed_config, folder, device, args.logger)
+            with locked(folder) as lock:
+                rows += train_one(seed_config, lock, device, args.logger)
         if dist.is_main():
             report(rows, run_dir)
     finally:
@@ -122,9 +124,10 @@ def train_seeds(args: argparse.Namespace) -> None:
 
 
 def train_one(
-    config: SegmenterConfig, run_dir: Path, device: torch.device, logger: str
+    config: SegmenterConfig, lock: RunLock, device: torch.device, logger: str
 ) -> list[dict]:
     """Train with one seed; returns a row of scores per validation case, the same on every rank."""
+    run_dir = lock.run_dir
     volumes = Volumes.find(config)
     folders = map(Path, config.synthetic)
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
@@ -136,7 +139,7 @@ def train_one(
     torch.manual_seed(config.seed)
     stage = SegmentationStage(config, volumes, device)
     position = starting_position(checkpoint, config, run_dir)
-    run_stage(config, stage, volumes, position, run_dir, checkpoint, logger, device)
+    run_stage(config, stage, volumes, position, lock, checkpoint, logger, device)
     scores = dist.interruptible(
         stage.case_scores, f"{run_dir}: trained, but not all cases are scored; {RESUMES}"
     )

@@ -12,6 +12,7 @@ ends with code 75.
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, r
 from tubesynth.runtime.launcher import launch
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.loggers import LOGGERS
+from tubesynth.runtime.run_lock import RunLock, locked
 from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
@@ -145,20 +147,32 @@ def main(argv: list[str] | None = None) -> None:
         return
     require_tools(config, args.logger, args.device)
     models = require_base_models(config)
-    checkpoint = find_checkpoint(args.resume, run_dir, config)
-    if checkpoint and models.autoencoder:
-        require_same_autoencoder(models.autoencoder, checkpoint)
     # Wrong input is an error before other processes start and before cases are encoded.
     volumes = Volumes.find(config)
     if (args.gpus or 1) > 1 and "RANK" not in os.environ:
+        RunLock(run_dir).require_free()
+        checkpoint_to_resume(args.resume, run_dir, config, models)
         launch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
 
     with listening():
         device = dist.start(args.device)
         try:
-            train(config, volumes, models, run_dir, checkpoint, device, args)
+            # Preparing the cache writes nothing to the run's folder.
+            with nullcontext(None) if args.preprocess else locked(run_dir) as lock:
+                checkpoint = checkpoint_to_resume(args.resume, run_dir, config, models)
+                train(config, volumes, models, run_dir, lock, checkpoint, device, args)
         finally:
             dist.stop()
+
+
+def checkpoint_to_resume(
+    requested: str | None, run_dir: Path, config: Config, models: BaseModels
+) -> Checkpoint | None:
+    """The checkpoint that the run resumes, checked to fit its config and base models."""
+    checkpoint = find_checkpoint(requested, run_dir, config)
+    if checkpoint and models.autoencoder:
+        require_same_autoencoder(models.autoencoder, checkpoint)
+    return checkpoint
 
 
 def train(
@@ -166,6 +180,7 @@ def train(
     volumes: Volumes,
     models: BaseModels,
     run_dir: Path,
+    lock: RunLock | None,
     checkpoint: Checkpoint | None,
     device: torch.device,
     args: argparse.Namespace,
@@ -185,7 +200,8 @@ def train(
         else:
             logger.info("data.dataset_type stores nothing on the disk: there is no cache to build")
         return
-    run_stage(config, stage, volumes, position, run_dir, checkpoint, args.logger, device)
+    assert lock
+    run_stage(config, stage, volumes, position, lock, checkpoint, args.logger, device)
 
 
 if __name__ == "__main__":

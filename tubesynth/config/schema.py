@@ -64,7 +64,7 @@ class TrainConfig:
     panel_cases: int = 1  # number of validation cases with panels, each with a fixed noise
     save_every: int = 5  # epochs; last.ckpt is also written at every validation
     best_score: str = "loss"  # the validation score that chooses best.ckpt: see BEST_SCORES
-    keep: int = 2  # periodic checkpoints that stay on disk
+    keep: int = 2  # newest periodic checkpoints (epoch_*.ckpt) that stay, besides last and best
     max_bad_steps: int = 20  # the run stops after this number of non-finite steps in a row
     # Items of RESTARTS that restart on --resume with another config.
     restart: list[str] = field(default_factory=list)

@@ -13,6 +13,7 @@ from tubesynth.runtime.atomic import sweep
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
+from tubesynth.runtime.run_lock import RunLock
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.training.head import LOG_FILE, samples_per_step
 from tubesynth.training.inputs import Volumes
@@ -46,7 +47,7 @@ def run_stage(
     stage: CheckpointedStage,
     volumes: Volumes,
     position: Position,
-    run_dir: Path,
+    lock: RunLock,
     checkpoint: Checkpoint | None,
     logger_name: str,
     device: torch.device,
@@ -55,6 +56,7 @@ def run_stage(
 
     checkpoint: that of a resumed run, else None; position: the one at which the run starts.
     """
+    run_dir = lock.run_dir
     score = config.train.best_score
     best, interval = Best(score, config.BEST_SCORES[score]), Interval()
     logged_step = -1  # the lines of a run are those up to the checkpoint that it resumes
@@ -73,6 +75,7 @@ def run_stage(
         interval_state = interval.state(stage.phases)
         if not dist.is_main():
             return
+        lock.require_own()
         latents = stage.latents
         Checkpoint(
             config,
