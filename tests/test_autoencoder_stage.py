@@ -40,6 +40,12 @@ SWITCHES = [
 ]
 
 
+def changed(overrides: list[str], *changes: str) -> list[str]:
+    """The overrides, each replaced by a change of the same key; a command takes a key once."""
+    items = {item.split("=")[0]: item for item in (*overrides, *changes)}
+    return list(items.values())
+
+
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory) -> list[str]:
     """The switch for LPIPS with random weights of the published layout in one file."""
@@ -65,7 +71,7 @@ def all_on(workplace, lpips, tmp_path_factory) -> Path:
 
 
 def arguments(workplace, run_dir, *more) -> list[str]:
-    options = [*SWITCHES, "train.checkpointing=true", *more]
+    options = changed(SWITCHES, "train.checkpointing=true", *more)
     return ["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir), *options]
 
 
@@ -129,9 +135,8 @@ def make_stage(workplace, *overrides) -> AutoencoderStage:
 
 def adaptive_step(workplace, batch_size: int) -> dict[str, torch.Tensor]:
     """The adaptive weight and the gradient of this rank for sample indices 0 and 1."""
-    stage = make_stage(
-        workplace, *SWITCHES, "losses.adversarial_objective=lsgan", f"data.batch_size={batch_size}"
-    )
+    changes = "losses.adversarial_objective=lsgan", f"data.batch_size={batch_size}"
+    stage = make_stage(workplace, *changed(SWITCHES, *changes))
     quantizer = stage.autoencoder.quantizer.eval()  # rank 0 alone would start the codes
     quantizer.codebook.normal_()
     batch = next(stage.batches(0, 2))

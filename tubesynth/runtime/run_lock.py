@@ -48,7 +48,7 @@ class RunLock:
 
     def acquire(self) -> None:
         """Lock the folder, made where it is missing; InputError while another run lives in it."""
-        with writing(self.path):
+        with writing(self.run_dir):
             self.made_folder = not self.run_dir.exists()
             self.run_dir.mkdir(parents=True, exist_ok=True)
             while not self._create():

@@ -201,8 +201,8 @@ def open_latents(args, volumes, workers: int, device):
     import torch
 
     from tubesynth.build.base_models import require_base_models
-    from tubesynth.build.checkpoint import Best, Checkpoint, PhaseState, Position
-    from tubesynth.build.networks import build_autoencoder, build_discriminator
+    from tubesynth.build.checkpoint import Checkpoint, PhaseState
+    from tubesynth.build.networks import build_autoencoder
     from tubesynth.config.schema import AutoencoderConfig, LatentConfig, Stage1Config, Stage2Config
     from tubesynth.training.latents import encode_data_set
 
@@ -212,10 +212,8 @@ def open_latents(args, volumes, workers: int, device):
         narrow = AutoencoderConfig([8, 8], [8, 8], num_residual_layers=1, codebook_size=16)
         config = Stage1Config(stage=1, data=data, autoencoder=narrow)
         torch.manual_seed(0)
-        networks = [build_autoencoder(config), build_discriminator(config)]
-        states = [PhaseState(network.state_dict(), {}, {}, {}) for network in networks]
-        phases = dict(zip(("autoencoder", "discriminator"), states, strict=True))
-        Checkpoint(config, Position(), Best("loss", "min"), phases).save(path)
+        weights = PhaseState(build_autoencoder(config).state_dict(), None, {}, {})
+        Checkpoint(config, None, None, {"autoencoder": weights}).save(path)
     latents = LatentConfig(autoencoder=str(path), variants=2)
     config = Stage2Config(stage=2, data=data, latents=latents)
     return encode_data_set(config, volumes, require_base_models(config).autoencoder, device)
