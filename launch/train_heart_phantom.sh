@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the packaged model heart-phantom again from nothing: phantoms, stage 1, stage 2, vessel segmenter, export, scores.
 #   bash launch/train_heart_phantom.sh
-# Everything goes to heart_phantom/; a stopped script resumes when it is started again. Takes about three hours
+# Everything goes to heart_phantom/; a stopped script resumes when it is started again. Takes about four hours
 # of one CPU core, 2 GB of memory and 2 GB of disk. docs/heart_phantom.md is the model card.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
@@ -19,10 +19,12 @@ step "2/5  Stage 1 in two phases, stage 2 and the vessel segmenter"
 tubesynth train --config $configs/stage_1.yml --run-dir $folder/runs/stage_1
 tubesynth train --config $configs/stage_1_contrast.yml --run-dir $folder/runs/stage_1_contrast --resume "$(last stage_1)"
 tubesynth train --config $configs/stage_2.yml --run-dir $folder/runs/stage_2
+tubesynth train --config $configs/stage_2.yml --run-dir $folder/runs/stage_2_on --resume "$(last stage_2)" \
+    train.epochs=6 train.learning_rate=1.0e-3 train.ema_half_life=200 "train.restart=[schedule, epochs, optimizers]"
 tubesynth segment train --config $configs/segmenter.yml --run-dir $folder/runs/segmenter
 
 step "3/5  Export"
-tubesynth export "$(last stage_2)" --output models/heart-phantom.safetensors --dtype float16
+tubesynth export "$(last stage_2_on)" --output models/heart-phantom.safetensors --dtype float16
 tubesynth export "$(last segmenter/seed_3)" --output models/heart-phantom-segmenter.safetensors --dtype float16
 
 step "4/5  Reconstruct and synthesize the validation cases"

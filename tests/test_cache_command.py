@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tubesynth import cache
-from tubesynth.build.checkpoint import Best, Checkpoint, PhaseState, Position
-from tubesynth.build.networks import build_autoencoder, build_discriminator
+from tubesynth.build.checkpoint import Checkpoint, PhaseState
+from tubesynth.build.networks import build_autoencoder
 from tubesynth.config.loading import load_config
 from tubesynth.data.store import Store
 from tubesynth.runtime.errors import InputError
@@ -62,12 +62,8 @@ def project(tmp_path):
 def save_autoencoder(path, config_path, seed):
     config = load_config(config_path)
     torch.manual_seed(seed)
-    weights = {
-        "autoencoder": build_autoencoder(config),
-        "discriminator": build_discriminator(config),
-    }
-    phases = {n: PhaseState(module.state_dict(), {}, {}, {}) for n, module in weights.items()}
-    Checkpoint(config, Position(), Best("loss", "min"), phases).save(path)
+    phase = PhaseState(build_autoencoder(config).state_dict(), None, {}, {})
+    Checkpoint(config, None, None, {"autoencoder": phase}).save(path)
 
 
 def run(*arguments):
