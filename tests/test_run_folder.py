@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.loading import load_config
 from tubesynth.runtime.errors import InputError
 from tubesynth.train import main
@@ -109,3 +111,26 @@ def test_a_restart_is_not_repeated_when_another_key_changes(run_dir, workplace):
     config = load_config(workplace / "s1.yml", [*overrides, "train.log_every=2"])
     checkpoint = find_checkpoint("auto", run_dir, config)
     assert checkpoint and starting_position(checkpoint, config, run_dir).schedule_start == 0
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_a_finished_run_writes_its_damaged_last_checkpoint_again(damage, run_dir, workplace):
+    last = run_dir / "checkpoints" / "last.ckpt"
+    before = Checkpoint.load(last)
+    damage(last)
+    main(["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir)])
+    after = Checkpoint.load(last)
+    assert after.position == before.position
+    for name, weight in before.weights().items():
+        assert torch.equal(weight, after.weights()[name])
+
+
+def test_a_pipe_in_the_folder_is_never_opened(run_dir, workplace, config):
+    """Opening it would wait for a writer for ever."""
+    last, log = run_dir / "checkpoints" / "last.ckpt", run_dir / "train.log"
+    for path in (last, log):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    assert resumed(run_dir, config) == ("epoch_00002.ckpt", 8)
+    with pytest.raises(InputError, match="train.log: a folder, a pipe or a device"):
+        main(["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir)])

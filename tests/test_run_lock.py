@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -72,7 +73,7 @@ def test_another_machine_keeps_the_lock_while_it_renews_it(tmp_path, monkeypatch
     stale = time.time() - 2
     os.utime(path, (stale, stale))
     second = RunLock(tmp_path)
-    second.text = second.text.replace('"host"', '"name"')
+    second.owner["name"] = second.owner.pop("host")
     second.acquire()
     with pytest.raises(InputError, match="a run is writing to it"):
         first.require_own()  # as after a suspended machine
@@ -82,6 +83,16 @@ def test_another_machine_keeps_the_lock_while_it_renews_it(tmp_path, monkeypatch
     assert time.monotonic() - started > 0.4
     for lock in (first, second):
         lock.ended.set()
+
+
+def test_the_lock_in_a_copy_of_a_live_run_is_taken_over(tmp_path):
+    live, copy = RunLock(tmp_path / "live"), RunLock(tmp_path / "copy")
+    live.acquire()
+    shutil.copytree(live.run_dir, copy.run_dir)
+    copy.acquire()
+    live.require_own()
+    copy.release()
+    live.release()
 
 
 def test_a_renewed_lock_of_another_machine_is_live(tmp_path, monkeypatch):

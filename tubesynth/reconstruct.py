@@ -16,6 +16,7 @@ from tubesynth.inference.jobs import Job, add_model_options, digest_of, run_jobs
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.stop_signal import listening
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume
 from tubesynth.volume.grid import Volume
@@ -68,6 +69,7 @@ def find_label_maps(
     return labels
 
 
+@listening()  # a signal while the model is loaded is answered before the first volume
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     cases = find_cases(args.input_dir)

@@ -39,6 +39,7 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import save_png
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.seeding import derive, generator
+from tubesynth.runtime.stop_signal import listening
 from tubesynth.volume.centreline_file import (
     SUFFIX,
     read_centreline,
@@ -218,6 +219,7 @@ def save_panel(job: Job, output_dir: Path, sample: Sample, scheme: LabelScheme) 
     print(f"picture   {path}")
 
 
+@listening()  # a signal while the model is loaded is answered before the first volume
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for name in ("num_samples", "batch_size", "steps", "cases"):

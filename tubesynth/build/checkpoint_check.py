@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tubesynth.build.checkpoint_values import require
 from tubesynth.build.networks import build_autoencoder, build_phases
@@ -28,7 +29,7 @@ def check(checkpoint: "Checkpoint") -> None:
     _check_progress(checkpoint)
     state, scale = checkpoint.autoencoder, checkpoint.latent_scale
     latents = state.config.autoencoder if state else None
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         modules = build_phases(config, latents)
         autoencoder = build_autoencoder(state.config) if state else None
     for name in list(modules)[: 1 if checkpoint.position is None else None]:
@@ -48,6 +49,16 @@ def check(checkpoint: "Checkpoint") -> None:
         for name, values in (("mean", scale.mean), ("std", scale.std)):
             _Check(path, "latent_scale").shape(values, torch.Size([latents.embedding_dim]), name)
         require(bool((scale.std > 0).all()), path, "latent_scale.std", "is not above 0")
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Skips the random initialization of weights, which imports torch's compiler on meta."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _check_progress(checkpoint: "Checkpoint") -> None:

@@ -85,6 +85,8 @@ def read_value(path: Path, key: str) -> Any:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Raise an InputError for a file that is damaged, of another program, or not readable."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise InputError(f"{path}: a folder, a pipe or a device, no checkpoint: use another file")
     try:
         yield
     except InputError:  # is a ValueError

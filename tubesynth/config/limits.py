@@ -30,6 +30,7 @@ MOST = {
     "unet.vessel_channels": WIDTH,
     "diffusion.num_timesteps": 10**6,
     "sampling.steps": 10**6,
+    "train.epochs": 10**9,
 }
 
 

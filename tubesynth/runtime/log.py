@@ -18,7 +18,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from tubesynth.runtime.atomic import writing
-from tubesynth.runtime.errors import Stopped
+from tubesynth.runtime.errors import InputError, Stopped
 from tubesynth.runtime.stop_signal import ask
 
 Item = TypeVar("Item")
@@ -76,6 +76,8 @@ def log_file(path: Path) -> Iterator[None]:
     if not logger.isEnabledFor(logging.INFO):
         yield
         return
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise InputError(f"{path}: a folder, a pipe or a device, no file: remove it")
     with writing(path):
         handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(LineFormatter())

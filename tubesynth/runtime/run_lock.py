@@ -42,7 +42,8 @@ class RunLock:
         self.run_dir, self.path = run_dir, run_dir / NAME
         started = datetime.now().isoformat(" ", "seconds")
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-        self.text = json.dumps({**owner, "process": str(ProcessId.own())}) + "\n"
+        self.owner = {**owner, "process": str(ProcessId.own())}
+        self.text = ""  # of the lock; known when the folder exists
         self.ended = threading.Event()
         self.made_folder = False
 
@@ -51,6 +52,7 @@ class RunLock:
         with writing(self.run_dir):
             self.made_folder = not self.run_dir.exists()
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.text = json.dumps({**self.owner, "folder": self._folder()}) + "\n"
             while not self._create():
                 self.require_free()
                 if self._state() is None:
@@ -83,6 +85,9 @@ class RunLock:
 
     def require_free(self) -> None:
         """Return once no run lives in the folder; InputError if one does."""
+        stored = stored_json(self.path)
+        if "folder" in stored and stored["folder"] != self._folder():
+            return  # copied with the folder of another run
         first, is_announced = self._state(), False
         process = ProcessId.parse(str(stored_json(self.path).get("process")))
         while first and (state := self._state()):
@@ -124,6 +129,10 @@ class RunLock:
             return (probe.stat().st_mtime_ns - state.time_ns) / 1e9
         finally:
             probe.unlink(missing_ok=True)
+
+    def _folder(self) -> int:
+        """The number of the folder in its file system, which a copy does not share."""
+        return self.run_dir.stat().st_ino
 
     def _owner(self) -> str:
         stored = stored_json(self.path)

@@ -67,6 +67,7 @@ def run_stage(
             if checkpoint.interval:
                 interval.load(checkpoint.interval, stage.phases, device)
     checkpoints = run_dir / "checkpoints"
+    last = checkpoints / "last.ckpt"
     if dist.is_main():
         sweep(checkpoints)
     log = RunLog(run_dir, dump(config), logger_name, logged_step, device)
@@ -104,11 +105,12 @@ def run_stage(
     )
     with log_file(run_dir / LOG_FILE):
         try:
+            if checkpoint and is_in_run(checkpoint, run_dir) and checkpoint.path != last:
+                run.save("last")  # the run's own is missing, damaged or abandoned
             scores = fit(run)
         finally:
             log.close()
         printed = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k in stage.printed_scores)
-        last = checkpoints / "last.ckpt"
         logger.info(f"done: {last} (step {position.step}; {printed or 'nothing was left to do'})")
         if best.step is not None:
             path = checkpoints / "best.ckpt"
