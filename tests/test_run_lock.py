@@ -91,8 +91,10 @@ def test_the_lock_in_a_copy_of_a_live_run_is_taken_over(tmp_path):
     shutil.copytree(live.run_dir, copy.run_dir)
     copy.acquire()
     live.require_own()
+    assert [lock.path.read_text() for lock in (live, copy)] == [live.text, copy.text]
     copy.release()
     live.release()
+    assert not live.path.exists() and not copy.path.exists()
 
 
 def test_a_renewed_lock_of_another_machine_is_live(tmp_path, monkeypatch):
