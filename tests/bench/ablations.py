@@ -5,6 +5,12 @@
     python tests/bench/ablations.py stage-2 --data bench/boxes --output-dir bench/stage_2 \\
         --autoencoder bench/stage_1/kl_weighted_seed0/checkpoints/last.ckpt --seeds 0 1
 
+and the same choices on whole phantom hearts, as configs/heart_phantom trains them:
+
+    python tests/bench/ablations.py decoder --data heart_phantom/data --output-dir bench/decoder
+    python tests/bench/ablations.py conditions --data heart_phantom/data \\
+        --output-dir bench/conditions --autoencoder heart-phantom
+
 Runs use the commands of the package, --jobs at a time with one thread each; finished runs are not
 repeated. Prints a Markdown table: the mean over seeds and, behind +-, half their range.
 """
@@ -19,22 +25,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from own_contrast import own_contrast
+
 BENCH_FOLDER = Path(__file__).parent
 WEIGHTED = "losses.vessel_weight=10"
 TOKENS, DISTANCE = ("unet.vessel_attention=plain",), ("unet.vessel_attention=distance",)
+TOKENS_AT_ALL_LEVELS = (*DISTANCE, "unet.vessel_levels=[0, 1]", "unet.vessel_channels=64")
 FIELDS = (*DISTANCE, "unet.vessel_fields=true")
 CHAMBERS = ("unet.label_map_vessels=false", "flow.vessel_weight=10")
 
 
 @dataclass(frozen=True)
 class Table:
-    """The variants of a table (overrides by name) and its columns (heading: score, digits)."""
+    """A table: its config, its variants (overrides by name), columns (heading: score, digits)."""
 
+    config: str
     variants: dict[str, tuple[str, ...]]
     columns: dict[str, tuple[str, int]]
 
 
 STAGE_1 = Table(
+    str(BENCH_FOLDER / "ablation_stage_1.yml"),
     {
         f"{quantizer}{name}": (f"autoencoder.quantizer={quantizer}", *weight)
         for quantizer in ("ema_vq", "fsq", "kl")
@@ -54,6 +65,7 @@ STAGE_1 = Table(
     },
 )
 STAGE_2 = Table(
+    str(BENCH_FOLDER / "ablation_stage_2.yml"),
     {
         "base": (),
         "tokens": TOKENS,
@@ -80,11 +92,50 @@ STAGE_2 = Table(
         "peak MB": ("peak_mb", 0),
     },
 )
+F4 = ()
+F8 = (
+    "autoencoder.channels=[16, 32, 96]",
+    "autoencoder.residual_channels=[16, 32, 32]",
+    "autoencoder.embedding_dim=16",
+)
+VESSEL_SCORES = {
+    "vessel_match": ("vessel_match", 3),
+    "< 1.5 mm": ("vessel_match_lt1.5mm", 3),
+    "1.5 to 3 mm": ("vessel_match_1.5to3mm", 3),
+    "clDice": ("segmenter_cldice", 3),
+    "PSNR, dB": ("psnr", 2),
+    "SSIM": ("ssim", 3),
+    "Frechet": ("frechet_excess", 0),
+    "own aorta": ("own_contrast", 2),
+    "s a step": ("seconds_per_step", 2),
+    "peak MB": ("peak_mb", 0),
+}
+DECODER = Table(
+    "heart_phantom/stage_1",
+    {
+        f"{condition}_{name}": (f"autoencoder.decoder_condition={condition}", *strides)
+        for name, strides in (("f4", F4), ("f8", F8))
+        for condition in ("none", "vessels", "labels")
+    },
+    {"contrast kept": ("vessel_contrast_kept", 2), **VESSEL_SCORES},
+)
+CONDITIONS = Table(
+    "heart_phantom/stage_2",
+    {
+        "base": ("unet.vessel_fields=false",),
+        "tokens": ("unet.vessel_fields=false", *TOKENS_AT_ALL_LEVELS),
+        "fields": (),
+        "tokens_fields": TOKENS_AT_ALL_LEVELS,
+    },
+    {"validation loss": ("loss", 4), **VESSEL_SCORES},
+)
+TABLES = {"stage-1": STAGE_1, "stage-2": STAGE_2, "decoder": DECODER, "conditions": CONDITIONS}
 
 
 def main() -> None:
     args = parse()
-    table, score = {"stage-1": (STAGE_1, stage_1), "stage-2": (STAGE_2, stage_2)}[args.stage]
+    table = TABLES[args.table]
+    score = {"stage-1": train, "decoder": decoder}.get(args.table, stage_2)
     runs = [(name, seed) for seed in args.seeds for name in args.variants or table.variants]
 
     def one(run):
@@ -104,35 +155,43 @@ def main() -> None:
     print(markdown(table, rows))
 
 
-def stage_1(args, folder: Path, overrides: list[str]) -> dict:
-    return train(args, folder, "ablation_stage_1.yml", overrides)
-
-
 def stage_2(args, folder: Path, overrides: list[str]) -> dict:
     """Train a model, synthesize one CT from each held-out label map, and score them."""
-    scores = train(
-        args,
-        folder,
-        "ablation_stage_2.yml",
-        [*overrides, f"latents.autoencoder={args.autoencoder}"],
-    )
-    labels, synthesis_dir = args.data / "validation" / "labels", folder / "synthesis"
+    scores = train(args, folder, [*overrides, f"latents.autoencoder={args.autoencoder}"])
     model = ["--model", folder / "checkpoints" / "last.ckpt"]
-    command("synthesize", *model, "--input-dir", labels, "--output-dir", synthesis_dir)
-    compared = ["--real", args.data / "validation" / "images", "--labels", labels]
-    out = ["--output-dir", folder / "evaluation", "--workers", 1, "--no-distribution"]
-    command("evaluate", *compared, "--synthesis", synthesis_dir, *out)
+    labels = args.data / "validation" / "labels"
+    command("synthesize", *model, "--input-dir", labels, "--output-dir", folder / "synthesis")
+    options = (
+        ("--no-distribution",) if args.table == "stage-2" else ("--segmenter", "heart-phantom")
+    )
+    return scores | evaluate(args, folder, "synthesis", *options)
+
+
+def decoder(args, folder: Path, overrides: list[str]) -> dict:
+    """Train an autoencoder, reconstruct the held-out CTs, and score them."""
+    scores = train(args, folder, overrides)
+    cts, labels = (args.data / "validation" / kind for kind in ("images", "labels"))
+    paths = ["--input-dir", cts, "--labels", labels, "--output-dir", folder / "reconstruction"]
+    command("reconstruct", "--model", folder / "checkpoints" / "last.ckpt", *paths)
+    return scores | evaluate(args, folder, "reconstruction", "--segmenter", "heart-phantom")
+
+
+def evaluate(args, folder: Path, kind: str, *options: str) -> dict:
+    """The scores of a folder of CTs beside the real ones, and their contrast's correlation."""
+    real, labels = (args.data / "validation" / name for name in ("images", "labels"))
+    out = ["--output-dir", folder / "evaluation", "--workers", 1, *options]
+    command("evaluate", "--real", real, "--labels", labels, f"--{kind}", folder / kind, *out)
     text = (folder / "evaluation" / "metrics.json").read_text(encoding="utf-8")
-    metrics_file = json.loads(text)
-    for metrics in (metrics_file["synthesis"], metrics_file["vessels"]["synthesis"]):
-        scores |= {name: stat["mean"] for name, stat in metrics.items()}
-    return scores
+    metrics = json.loads(text)
+    groups = (metrics[kind], metrics["vessels"][kind])
+    scores = {name: stat["mean"] for group in groups for name, stat in group.items()}
+    return scores | {"own_contrast": own_contrast(labels, folder / kind)["correlation"]}
 
 
-def train(args, folder: Path, config: str, overrides: list[str]) -> dict:
+def train(args, folder: Path, overrides: list[str]) -> dict:
     """A finished run's last validation scores, with its seconds a step and peak memory."""
     places = [f"data.root={args.data}", f"data.cache_dir={args.output_dir / 'cache'}"]
-    options = ["--config", BENCH_FOLDER / config, "--run-dir", folder, "--logger", "none"]
+    options = ["--config", TABLES[args.table].config, "--run-dir", folder, "--logger", "none"]
     peak = command("train", *options, *places, *overrides)
     metrics, timing = (
         [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
@@ -170,10 +229,10 @@ def markdown(table: Table, rows: dict[str, list[dict]]) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("stage-1", "stage-2"))
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--autoencoder", type=Path, help="stage-2: checkpoint of stage 1")
+    parser.add_argument("--autoencoder", type=Path, help="stage-2 and conditions: model of stage 1")
     parser.add_argument("--variants", nargs="+", help="default: all")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -36,24 +36,33 @@ def mean_hu(labels: Volume, ct: Volume) -> tuple[float, float]:
     return float(ct.array[aorta].mean()), float(np.nanmean(lumen))
 
 
+def own_contrast(label_dir: Path, image_dir: Path, first: np.ndarray | None = None) -> dict:
+    """The scores of a folder; lumen_hu_values are those of its cases, for `first` of the next."""
+    labels = find_cases(label_dir)
+    images = {case.removesuffix("_s0"): path for case, path in find_cases(image_dir).items()}
+    pairs = [mean_hu(read_labels(labels[c]), read_volume(path)) for c, path in images.items()]
+    aorta, lumen = np.array(pairs).T
+    row = {"images": image_dir.name, "cases": len(pairs)}
+    for key, values in (("aorta_hu", aorta), ("lumen_hu", lumen)):
+        row |= {key: round(values.mean(), 1), f"{key}_sd": round(values.std(ddof=1), 1)}
+    row["correlation"] = round(np.corrcoef(aorta, lumen)[0, 1], 3)
+    row["correlation_with_first"] = round(
+        np.corrcoef(lumen if first is None else first, lumen)[0, 1], 3
+    )
+    return row | {"lumen_hu_values": lumen}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--images", nargs="+", required=True, metavar="NAME=DIR")
     args = parser.parse_args()
-    labels = {case: read_labels(path) for case, path in find_cases(args.labels).items()}
     first = None
     for name, folder in (item.split("=", 1) for item in args.images):
-        images = {case.removesuffix("_s0"): p for case, p in find_cases(Path(folder)).items()}
-        pairs = [mean_hu(labels[case], read_volume(path)) for case, path in images.items()]
-        aorta, lumen = np.array(pairs).T
+        row = own_contrast(args.labels, Path(folder), first)
+        lumen = row.pop("lumen_hu_values")
         first = lumen if first is None else first
-        row = {"images": name, "cases": len(pairs)}
-        for key, values in (("aorta_hu", aorta), ("lumen_hu", lumen)):
-            row |= {key: round(values.mean(), 1), f"{key}_sd": round(values.std(ddof=1), 1)}
-        row["correlation"] = round(np.corrcoef(aorta, lumen)[0, 1], 3)
-        row["correlation_with_first"] = round(np.corrcoef(first, lumen)[0, 1], 3)
-        print(json.dumps(row))
+        print(json.dumps(row | {"images": name}))
 
 
 if __name__ == "__main__":
