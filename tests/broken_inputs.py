@@ -112,6 +112,10 @@ CONFIGS = {
     "wide": "stage: 2\nunet: {channels: [4000000000, 2]}\n",
     "labels list": "stage: 1\nlabels: [a, b]\n",
     "labels without names": "stage: 1\nlabels: {vessel: 1}\n",
+    "section null": "stage: 1\nlosses:\n",
+    "section labels null": "stage: 1\nlabels:\n",
+    "inner section null": "stage: 1\ndata: {augment: }\n",
+    "empty path": 'stage: 1\ndata: {root: ""}\n',
     "300 classes": f"stage: 1\nlabels: {{names: {[f'c{i}' for i in range(300)]}, vessel: 1}}\n",
 }
 for name, text in CONFIGS.items():
@@ -152,6 +156,23 @@ add(
     "seed=1",
     "keep one",
 )
+
+
+EMPTY = {
+    "train": ["--config", "stage_1_3d_f4", "--run-dir", ""],
+    "reconstruct": ["--model", "heart-phantom", "--input-dir", "", "--output-dir", "out"],
+    "prepare": ["--input-dir", ".", "--output-dir="],
+}
+for command, arguments in EMPTY.items():
+    add(f"empty: {command}", command, lambda d, a=arguments: a, "empty text", "-dir")
+SEEDED = {
+    "train": ["--config", "stage_1_3d_f4", "--dry-run"],
+    "synthesize": ["--model", "heart-phantom", "--output-dir", "out"],
+    "phantom": ["--cases", "1", "--output-dir", "out"],
+    "prepare": ["--input-dir", ".", "--output-dir", "out"],
+}
+for command, arguments in SEEDED.items():
+    add(f"seed: {command}", command, lambda d, a=arguments: [*a, "--seed", "-1"], "seed", "from 0")
 
 
 def no_file(folder: Path, make: Callable[[Path], object]) -> list:
@@ -353,6 +374,19 @@ def dangling_label(folder: Path) -> list:
 add("label: a link to nowhere", "prepare", dangling_label, "broken.label.nii.gz", "mend")
 
 
+def data_root(folder: Path, make: Callable[[Path], object]) -> list:
+    make(folder / "data")
+    return ["--config", "stage_1_3d_f4", f"data.root={folder / 'data'}"]
+
+
+for kind, make in {
+    "a pipe": os.mkfifo,
+    "a file": Path.touch,
+    "a link to nowhere": lambda path: path.symlink_to("nowhere"),
+}.items():
+    add(f"data.root: {kind}", "train", partial(data_root, make=make), f"data: {kind}")
+
+
 # ---- centrelines
 
 
@@ -495,7 +529,8 @@ for name, raw in {
     if name != "pickle":
         safe = partial(model, make=write, name="m.safetensors")
         add(f"safetensors: {name}", "reconstruct", safe, "m.safetensors")
-add("checkpoint: a folder", "reconstruct", partial(model, make=Path.mkdir), "m.ckpt")
+add("checkpoint: a folder", "reconstruct", partial(model, make=Path.mkdir), "m.ckpt: a folder")
+add("checkpoint: a pipe", "reconstruct", partial(model, make=os.mkfifo), "m.ckpt: a pipe")
 add("checkpoint: missing", "reconstruct", partial(model, make=str), "m.ckpt")
 
 

@@ -96,7 +96,7 @@ def test_a_best_score_is_replaced_by_a_better_one_and_never_by_nan():
         ("data.hu_window=[-200,800]", "latents.autoencoder: .* was trained with data.hu_window"),
         ("data.resolution=[30,32,24]", "data.resolution: .* must be multiples of 4"),
         ("unet.label_channels=[8,8]", "unet.label_channels: .* give at least 3 widths"),
-        ("latents.autoencoder=none.ckpt", "latents.autoencoder: none.ckpt does not exist"),
+        ("latents.autoencoder=none.ckpt", "latents.autoencoder: none.ckpt: no such file"),
     ],
 )
 def test_training_doctor_and_a_dry_run_refuse_a_base_model_in_the_same_words(

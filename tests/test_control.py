@@ -9,7 +9,9 @@ from conftest import REPOSITORY
 from networks import ENCODER, LABELS, encoder_settings, labelled_inputs, randomize_zeros, small_unet
 
 from tubesynth import synthesize, train
+from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.config.loading import load_config
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
 from tubesynth.pipeline import Pipeline
@@ -241,9 +243,24 @@ def test_a_base_that_does_not_fit_is_refused_by_name(workplace, stage_1, stage_3
     assert "flow.sigma_min" in refused(*config, "flow.sigma_min=0.1")
 
 
+def test_a_resumed_run_needs_the_weights_of_its_base_not_its_path(
+    workplace, stage_2, stage_3, tmp_path
+):
+    same = tmp_path / "same.ckpt"
+    same.write_bytes(stage_2.read_bytes())
+    config = load_config(workplace / "s3.yml", [f"control.base={same}"])
+    models = require_base_models(config)
+    resumed = train.checkpoint_to_resume(str(stage_3), tmp_path / "run", config, models)
+    assert resumed and resumed.path == stage_3
+    assert models.base
+    models.base.weights()["conv_in.weight"] += 1  # the base at this path has been trained on
+    with pytest.raises(InputError, match=r"control.base: .*same.ckpt has other weights \(conv_in"):
+        train.checkpoint_to_resume(str(stage_3), tmp_path / "run", config, models)
+
+
 def test_a_dry_run_names_the_frozen_networks_and_the_missing_checkpoint(capsys):
     config = str(REPOSITORY / "configs" / "stage_3_3d_f4_controlnet.yml")
     train.main(["--config", config, "--dry-run", "--stage", "3"])
     text = capsys.readouterr().out
     assert "(238.89 M)" in text and "(70.45 M)" in text
-    assert "stage_2_3d_f4_lfm_base/checkpoints/last.ckpt does not exist" in text
+    assert "stage_2_3d_f4_lfm_base/checkpoints/last.ckpt: no such file" in text

@@ -460,7 +460,7 @@ def test_weights_that_are_missing_or_of_the_wrong_stage_are_errors(data, stage_1
     (missing,) = weights(data / "no.ckpt")
     assert missing[0] == "error" and "train stage 1 first" in missing[1]
     listed = "stage: 1\nlosses: {perceptual: 1, perceptual_files: [lpips.pth]}"
-    message = "losses.perceptual_files: lpips.pth does not exist; correct the path"
+    message = "losses.perceptual_files: lpips.pth: no such file; correct the path"
     assert machine(data, "weights", listed) == [("error", message)]
     (unset,) = weights("null")
     assert unset[0] == "error" and "not set" in unset[1]

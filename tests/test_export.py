@@ -192,7 +192,7 @@ def test_models_are_found_by_name(models, exported, case, tmp_path):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_or_all(models):
-    with pytest.raises(InputError, match="hart-phantom does not exist.*did you mean heart-phantom"):
+    with pytest.raises(InputError, match="hart-phantom: no such file.*did you mean heart-phantom"):
         Pipeline.load("hart-phantom")
     with pytest.raises(InputError, match="the models by name are heart-phantom$"):
         Pipeline.load("xyz")

@@ -252,7 +252,7 @@ def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_p
     out = ["--output-dir", tmp_path / "out"]
     with pytest.raises(InputError, match="one of stage 2 or 3 is needed"):
         run(synthesize, "--model", stage_1, "--input-dir", labels, *out)
-    with pytest.raises(InputError, match="none.ckpt does not exist"):
+    with pytest.raises(InputError, match="none.ckpt: no such file"):
         run(reconstruct, "--model", tmp_path / "none.ckpt", "--input-dir", labels, *out)
     with pytest.raises(InputError, match="no such folder"):
         run(reconstruct, "--model", stage_1, "--input-dir", tmp_path / "none", *out)

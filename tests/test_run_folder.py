@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_two_ranks
 
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.loading import load_config
@@ -73,6 +74,23 @@ def test_damaged_checkpoints_are_named_and_passed_over(damage, run_dir, config, 
     names = ("last", "best", "epoch_00001", "epoch_00002")
     assert all(f"{folder / name}.ckpt: " in str(caught.value) for name in names)
     assert "\n" not in str(caught.value)
+
+
+def _refusal(rank: int, run_dirs: list[Path], config) -> str:
+    with pytest.raises(InputError) as caught:
+        find_checkpoint("auto", run_dirs[rank], config)
+    return str(caught.value)
+
+
+def test_ranks_that_find_different_checkpoints_are_refused_together(run_dir, config, tmp_path):
+    """As where the shared file system of a cluster shows one machine an older folder."""
+    older = tmp_path / "older"
+    shutil.copytree(run_dir, older)
+    for name in ("last", "best", "epoch_00002"):
+        (older / "checkpoints" / f"{name}.ckpt").unlink()
+    messages = on_two_ranks(tmp_path, _refusal, [run_dir, older], config)
+    expected = "rank 0 resumes last.ckpt at step 8, rank 1 epoch_00001.ckpt at step 4: "
+    assert all(expected in message for message in messages)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])

@@ -387,7 +387,7 @@ def test_a_refusal_is_one_line_and_code_2(workplace, tmp_path, capsys):
         run_command(lambda: main([*command, "data.root=nowhere"]))
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: data.root: nowhere does not exist")
+    assert line.startswith("error: data.root: nowhere: no such folder")
 
 
 def test_a_dry_run_shows_the_plan_of_the_published_configs(capsys, tmp_path):

@@ -23,6 +23,7 @@ from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
 from tubesynth.runtime.log import progress
+from tubesynth.runtime.reading import require_folder
 from tubesynth.runtime.stop_signal import interruptible, listening
 
 
@@ -40,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.command}: --config is missing; give the configs that use the cache"
         )
     store = Store(folders.pop() if folders else "cache")
-    if args.command != "build" and not store.root.is_dir():
-        raise InputError(f"{store.root}: no such folder; set data.cache_dir or --cache-dir")
+    if args.command != "build":
+        require_folder(store.root, "set data.cache_dir or --cache-dir")
     if args.command == "build":
         if args.workers is not None:
             check_workers(args.workers)

@@ -24,6 +24,7 @@ import torch
 
 from tubesynth.build.checkpoint_file import SAFETENSORS
 from tubesynth.conditioning.request import SampleRequest
+from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, Stage2Config
 from tubesynth.data.digest import file_digest
@@ -222,6 +223,7 @@ def save_panel(job: Job, output_dir: Path, sample: Sample, scheme: LabelScheme) 
 @listening()  # a signal while the model is loaded is answered before the first volume
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    check_seed(args.seed, "--seed", requirement("command line"))
     for name in ("num_samples", "batch_size", "steps", "cases"):
         value = getattr(args, name)
         if value is not None and value < 1:

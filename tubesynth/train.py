@@ -17,7 +17,12 @@ from pathlib import Path
 
 import torch
 
-from tubesynth.build.base_models import BaseModels, require_base_models, require_same_autoencoder
+from tubesynth.build.base_models import (
+    BaseModels,
+    require_base_models,
+    require_same_autoencoder,
+    require_same_base,
+)
 from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
@@ -172,6 +177,8 @@ def checkpoint_to_resume(
     checkpoint = find_checkpoint(requested, run_dir, config)
     if checkpoint and models.autoencoder:
         require_same_autoencoder(models.autoencoder, checkpoint)
+    if checkpoint and models.base:
+        require_same_base(models.base, checkpoint)
     return checkpoint
 
 

@@ -7,6 +7,8 @@ the messages are the same.
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import (
@@ -191,6 +193,17 @@ def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) ->
             f"{checkpoint.path}: trained on latents of its own autoencoder; {autoencoder.path} has"
             " the same settings, and its latents are like those if it was trained on from that one"
         )
+
+
+def require_same_base(base: Checkpoint, checkpoint: Checkpoint) -> None:
+    """InputError if a stage-3 checkpoint contains other weights than those of its control.base."""
+    weights = checkpoint.phases["unet"].module
+    for name, weight in base.weights().items():
+        if not torch.equal(weight, weights[f"base.{name}"]):
+            raise InputError(
+                f"control.base: {base.path} has other weights ({name}) than the base model in"
+                f" {checkpoint.path}: give the base of this checkpoint"
+            )
 
 
 def _other_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:

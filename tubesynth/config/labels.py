@@ -30,8 +30,7 @@ def with_label_section(content: dict, source: str) -> dict:
 
     InputError if the config also has this section and the two contradict each other.
     """
-    content = {key: value for key, value in content.items() if key != "labels" or value is not None}
-    data = content.get("data")
+    content, data = dict(content), content.get("data")
     if not isinstance(data, dict) or not data.keys() & set(DataLabelKeys.__annotations__):
         return content
     older_keys = {key: data[key] for key in DataLabelKeys.__annotations__ if key in data}

@@ -10,6 +10,7 @@ import difflib
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import no_such
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -44,8 +45,9 @@ def find_config(name: str | Path) -> Path:
         return configs[key]
     near = difflib.get_close_matches(key, configs, n=1)
     remedy = f"did you mean {near[0]}?" if near else "`tubesynth configs` lists those by name"
-    problem = "a folder, no config file" if Path(name).is_dir() else "no such config file"
-    raise InputError(f"{name}: {problem}, nor a packaged config of that name: {remedy}")
+    raise InputError(
+        f"{name}: {no_such(name, 'config file')}, nor a packaged config of that name: {remedy}"
+    )
 
 
 def packaged_models(stage: int | str | None = None) -> dict[str, Path]:
@@ -70,7 +72,9 @@ def find_model(name: str | Path, stage: int | str | None = None) -> Path:
         remedy += f"; the models by name are {', '.join(models)}"
     if near:
         remedy = f"did you mean {near[0]}?"
-    raise InputError(f"{name} does not exist, nor a packaged model of that name: {remedy}")
+    raise InputError(
+        f"{name}: {no_such(name, 'file')}, nor a packaged model of that name: {remedy}"
+    )
 
 
 def description_of(path: Path) -> str:

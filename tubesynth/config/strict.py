@@ -56,7 +56,10 @@ def _convert(kind, value, source: str, key: str) -> Any:
 
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if value is None:
-            value = {}
+            raise InputError(
+                f"{source}: {key}: an empty section: give its keys, or leave it out for the"
+                " defaults"
+            )
         if not isinstance(value, dict):
             raise wrong("a section of keys and values")
         return build(kind, value, source, key + ".")
@@ -104,7 +107,7 @@ def _convert(kind, value, source: str, key: str) -> Any:
             raise wrong("a finite number")
         return number
     if kind is str:
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
+        if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
             raise wrong("text")
         return str(value)
     raise AssertionError(f"{key}: strict.py does not support the type {kind} of the schema")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import no_such, require_folder
 from tubesynth.volume.cases import Case, case_id, find_cases, natural_order, visible_entries
 from tubesynth.volume.files import file_suffix
 
@@ -32,8 +33,7 @@ class Split:
 def find_splits(root: Path) -> list[Split]:
     """The splits of a data folder; InputError if the folder does not exist."""
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; check data.root or --data")
+    require_folder(root, "check data.root or --data")
     if any((root / name).is_dir() for name in SPLITS):
         return [paired_folders(root / name, name) for name in SPLITS]
     if (root / "images").is_dir():
@@ -54,7 +54,8 @@ def paired_folders(folder: Path, name: str) -> Split:
         for case in labels.keys() - images.keys():
             split.problems.append((case, f"{labels[case]} has no image in {folder / 'images'}"))
     elif name:
-        split.problems.append((None, f"{folder / 'labels'}: no such folder; training needs labels"))
+        problem = no_such(folder / "labels", "folder")
+        split.problems.append((None, f"{folder / 'labels'}: {problem}; training needs labels"))
     split.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
     split.problems.sort(key=lambda problem: (problem[0] or "", problem[1]))
     return split

@@ -21,6 +21,7 @@ from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, stored_volume_key
 from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
+from tubesynth.runtime.reading import no_such
 
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 MAX_SHARE = 0.9  # of free disk or memory
@@ -65,7 +66,7 @@ def weights(plan: Plan) -> Results:
         for path in value if isinstance(value, list) else [value]:
             is_weights = isinstance(path, str) and path.endswith(WEIGHT_SUFFIXES)
             if is_weights and key not in STAGE_OF and not Path(path).is_file():
-                yield error(None, f"{key}: {path} does not exist; correct the path")
+                yield error(None, f"{key}: {path}: {no_such(path, 'file')}; correct the path")
 
 
 def disk(plan: Plan) -> Results:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.reading import stored_json
+from tubesynth.runtime.reading import require_folder, stored_json
 from tubesynth.volume.cases import case_id, find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 
@@ -121,9 +121,10 @@ def collect_cases(
 
 def files_of(folder: Path | None, option: str) -> dict[str, Path]:
     """{case id: file} of the folder of an option; {} without a folder."""
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; check {option}")
-    return {} if folder is None else find_cases(folder)
+    if folder is None:
+        return {}
+    require_folder(folder, f"check {option}")
+    return find_cases(folder)
 
 
 def cost_rows(cases: Sequence[EvaluationCase]) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import no_such
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_MEAN_BGR = (0.406, 0.456, 0.485)
@@ -155,8 +156,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise InputError(
-            f"{path}: no such weights file; nothing is downloaded: download it yourself, or leave "
-            "the option out for the default without trained weights"
+            f"{path}: {no_such(path, 'weights file')}; nothing is downloaded: download it yourself,"
+            " or leave the option out for the default without trained weights"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

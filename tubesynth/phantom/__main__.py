@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.labels import load_scheme
 from tubesynth.data.pool import each
 from tubesynth.phantom.data_set import Settings, case_files, split_cases, write_case
@@ -93,8 +94,7 @@ def _check(args, settings: Settings) -> None:
         raise InputError(f"--cases {args.cases}: give at least 1")
     if args.workers < 1:
         raise InputError(f"--workers {args.workers}: give at least 1")
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: give 0 or more")
+    check_seed(args.seed, "--seed", requirement("command line"))
     if not 0 < args.validation_fraction < 1:
         raise InputError(
             f"--validation-fraction {args.validation_fraction}: give a number between 0 and 1"

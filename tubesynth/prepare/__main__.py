@@ -16,6 +16,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.labels import load_scheme
 from tubesynth.config.strict import to_plain
 from tubesynth.data import manifest
@@ -210,6 +211,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--workers", type=int, metavar="N", help="processes; default: the number of cores")
     args = parser.parse_args(argv)
+    check_seed(args.seed, "--seed", requirement("command line"))
     if args.validation_ids and args.validation_fraction is not None:
         raise InputError("--validation-ids and --validation-fraction: give only one of them")
     if args.validation_fraction is None:

@@ -18,6 +18,7 @@ import numpy as np
 from tubesynth.data.layout import Problem, scan
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import require_folder
 from tubesynth.volume.cases import case_id, natural_order, visible_entries
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import (
@@ -78,8 +79,7 @@ def heart_structures(scheme: LabelScheme) -> tuple[str, ...]:
 
 def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -> list[Source]:
     """All cases of a folder and its subfolders; InputError lists the ids that lack a file."""
-    if not Path(input_dir).is_dir():
-        raise InputError(f"{input_dir}: no such folder; check --input-dir")
+    require_folder(input_dir, "check --input-dir")
     problems: list[Problem] = []
     images, labels = scan(Path(input_dir), problems)
     if problems:
@@ -105,8 +105,7 @@ def find_hearts(
     heart_dir: Path, cases: set[str], structures: tuple[str, ...]
 ) -> dict[str, HeartFiles]:
     """{case: files}: ID.nii.gz, ID.anything.nii.gz, or a folder ID; also one folder deeper."""
-    if not Path(heart_dir).is_dir():
-        raise InputError(f"{heart_dir}: no such folder; check --heart-dir")
+    require_folder(heart_dir, "check --heart-dir")
     if not structures:
         raise InputError(
             "labels.sources: no class holds a structure of TotalSegmentator; add them, or leave out"

@@ -174,6 +174,19 @@ def gather_rows(rows: list[dict]) -> list[dict]:
     return [row for rank_rows in gathered for row in rank_rows]
 
 
+def together(work: Callable[[], Result]) -> Result:
+    """work() on every rank; an InputError of one rank is raised on all of them."""
+    results, refusals = [], []
+    try:
+        results.append(work())
+    except InputError as error:
+        refusals.append({"message": str(error)})
+    refusals = gather_rows(refusals)
+    if refusals:
+        raise InputError(refusals[0]["message"])
+    return results[0]
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is true on any rank, on every rank."""
     return sum_over_ranks(float(flag))[0] > 0

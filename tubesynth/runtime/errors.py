@@ -96,14 +96,14 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # also of parse_args and subcommands
         self.stored.clear()
         items = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(_require_utf_8(items), namespace)
+        return super().parse_known_args(_checked(items), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
 
     def parse_with_overrides(self, argv: list[str] | None = None) -> argparse.Namespace:
         """The options, and in `overrides` the key=value items, which may stand anywhere."""
-        items = _require_utf_8(sys.argv[1:] if argv is None else argv)
+        items = _checked(sys.argv[1:] if argv is None else argv)
         overrides = [item for item in items if OVERRIDE.match(item)]
         args, extra = self.parse_known_args([item for item in items if not OVERRIDE.match(item)])
         takes_overrides = "overrides" in args
@@ -115,11 +115,18 @@ class CommandParser(argparse.ArgumentParser):
         return args
 
 
-def _require_utf_8(items: list[str]) -> list[str]:
-    """The items; InputError for a name with other bytes, which no text file could name."""
-    for item in items:
+def _checked(items: list[str]) -> list[str]:
+    """The items; InputError for an empty one, which as a path would be the current folder, and for
+    a name with bytes that are no UTF-8, which no text file could name.
+    """
+    for previous, item in zip(["the command line", *items], items, strict=False):
         if not is_utf_8(item):
             raise InputError(f"{item}: the name is no UTF-8: rename the file or folder")
+        if not item or item.startswith("--") and item.endswith("="):
+            raise InputError(
+                f"{item or previous}: followed by an empty text, as of a variable of the shell that"
+                " is not set: give a value, or leave it out"
+            )
     return items
 
 

@@ -16,6 +16,21 @@ from tubesynth.runtime.errors import InputError
 MOST_BYTES = 2**28  # of a JSON file: a manifest of 10,000 cases has 2**24
 
 
+def no_such(path: str | Path, wanted: str) -> str:
+    """What is in the place of a file or folder that is wanted: "no such file", or another kind."""
+    path = Path(path)
+    if not path.exists():
+        return f"a link to nowhere, no {wanted}" if path.is_symlink() else f"no such {wanted}"
+    kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe or a device"
+    return f"{kind}, no {wanted}"
+
+
+def require_folder(path: str | Path, remedy: str) -> None:
+    """InputError with the remedy if the path is no folder."""
+    if not Path(path).is_dir():
+        raise InputError(f"{path}: {no_such(path, 'folder')}; {remedy}")
+
+
 def read_bytes(path: str | Path, remedy: str, most_bytes: int) -> bytes:
     """The bytes of a regular file; InputError with reason and remedy if it is none, or too long."""
 

@@ -158,15 +158,8 @@ class RunLock:
 @contextmanager
 def locked(run_dir: Path) -> Iterator[RunLock]:
     """Lock a run's folder for this run: rank 0 does, and a refusal is raised on every rank."""
-    lock, refusals = RunLock(run_dir), []
-    if dist.is_main():
-        try:
-            lock.acquire()
-        except InputError as error:
-            refusals.append({"message": str(error)})
-    refusals = dist.gather_rows(refusals)
-    if refusals:
-        raise InputError(refusals[0]["message"])
+    lock = RunLock(run_dir)
+    dist.together(lambda: lock.acquire() if dist.is_main() else None)
     try:
         yield lock
     finally:

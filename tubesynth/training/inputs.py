@@ -25,6 +25,7 @@ from tubesynth.pictures.panel import render_panel, without_padding
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import progress
+from tubesynth.runtime.reading import no_such
 from tubesynth.runtime.stop_signal import RESUMES
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
@@ -34,7 +35,8 @@ def split_cases(data: DataConfig, split: str) -> list[Case]:
     """The paired cases of ROOT/training or ROOT/validation."""
     root = Path(data.root)
     if not root.is_dir():
-        raise InputError(f"data.root: {root} does not exist: set data.root to the prepared folder")
+        problem = no_such(root, "folder")
+        raise InputError(f"data.root: {root}: {problem}: set data.root to the prepared folder")
     return pair_cases(root / split / "images", root / split / "labels")
 
 

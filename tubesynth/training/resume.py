@@ -10,6 +10,7 @@ from pathlib import Path
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import RESTARTS, Config
 from tubesynth.config.strict import flatten, to_plain
+from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger
 from tubesynth.training.loop import Stage
@@ -32,8 +33,30 @@ def find_checkpoint(requested: str | None, run_dir: Path, config: Config) -> Che
     requested: a path, the name of a packaged model, "auto" (the newest checkpoint of the run's
     folder, if any) or None. A folder that holds a run is resumed by the command of that run; any
     other command is refused. A path in the run's own folder goes back to that checkpoint; the same
-    command again, after a stop, resumes the newest one that has come of it.
+    command again, after a stop, resumes the newest one that has come of it. Ranks that see other
+    files, as on a shared file system for a while, are refused.
     """
+    checkpoint = dist.together(lambda: _find(requested, run_dir, config))
+    rows = dist.gather_rows([{"rank": dist.rank(), "checkpoint": _name_and_step(checkpoint)}])
+    other = next((row for row in rows if row["checkpoint"] != rows[0]["checkpoint"]), None)
+    if other:
+        raise InputError(
+            f"{run_dir}: rank 0 resumes {rows[0]['checkpoint']}, rank {other['rank']}"
+            f" {other['checkpoint']}: their machines show different files: start the same command"
+            " again when the shared file system has caught up, or check that it is shared"
+        )
+    return checkpoint
+
+
+def _name_and_step(checkpoint: Checkpoint | None) -> str:
+    if checkpoint is None:
+        return "no checkpoint"
+    assert checkpoint.path is not None
+    step = f" at step {checkpoint.position.step}" if checkpoint.position else ""
+    return f"{checkpoint.path.name}{step}"
+
+
+def _find(requested: str | None, run_dir: Path, config: Config) -> Checkpoint | None:
     newest = newest_undamaged(run_dir / "checkpoints")
     requested_path = None if requested in (None, "auto") else Path(requested)
     if requested_path and newest and run_dir.resolve() in requested_path.resolve().parents:
@@ -145,6 +168,7 @@ def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
         flatten({name: plain[name] for name in sections if name in plain})
         for plain in (to_plain(config), to_plain(checkpoint.config))
     )
+    settings.pop("control.base", None)  # its weights are compared (build/base_models.py)
     for key, value in settings.items():
         if stored.get(key) != value:
             raise InputError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError, is_utf_8
+from tubesynth.runtime.reading import require_folder
 from tubesynth.volume.files import SUFFIXES, file_suffix, is_dicom_folder
 
 
@@ -47,8 +48,7 @@ def visible_entries(folder: Path) -> list[Path]:
 def find_cases(folder) -> dict[str, Path]:
     """{case id: file or DICOM folder} of one folder, in natural order (2 before 10)."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; check the path, or data.root")
+    require_folder(folder, "check the path, or data.root")
     files: dict[str, list[Path]] = {}
     try:
         for path in visible_entries(folder):

@@ -12,7 +12,7 @@ import numpy as np
 
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.reading import read_bytes
+from tubesynth.runtime.reading import no_such, read_bytes
 from tubesynth.volume.grid import Volume, grid_text, same_grid
 
 MOST_BYTES = 2**36  # of a file
@@ -152,7 +152,7 @@ def _read(path: Path) -> Volume:
 
         return decode_nifti(read_bytes(path, remedy, MOST_BYTES), path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; {remedy}")
+        raise InputError(f"{path}: {no_such(path, 'file')}; {remedy}")
     if suffix == ".png":
         return _read_png(path)
     if suffix in SUFFIXES:
