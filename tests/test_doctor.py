@@ -207,6 +207,21 @@ def test_a_header_without_orientation_is_a_warning(data):
     assert len(matches) == 1 and "left and right are a guess" in matches[0][3]
 
 
+def test_a_header_of_two_places_is_a_warning_and_a_slice_an_error(data):
+    image, _, affine = heart(1)
+    for path in ("images/1.img.nii.gz", "labels/1.label.nii.gz"):
+        file = nib.load(data / "training" / path)
+        file.set_qform(affine, 1)
+        file.set_sform(affine + 30 * np.eye(4, k=3), 1)
+        nib.save(nib.Nifti1Image(file.get_fdata(), None, file.header), data / "training" / path)
+    save(data / "training/images/2.img.nii.gz", image[:, :, :1], affine)
+    matches = look(data)
+    found = [message for *kind, message in matches if kind == ["warning", "read_warnings", "1"]]
+    assert len(found) == 2 and all("30.0 mm apart" in message for message in found)
+    others = [match for match in matches if match[3] not in found]
+    assert "a picture" in only(others, "error", "readable", "2")
+
+
 def test_a_tilted_and_a_sheared_volume_are_warnings(data):
     turn = np.eye(4)
     c, s = np.cos(np.radians(40)), np.sin(np.radians(40))

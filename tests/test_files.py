@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases, pair_cases
 from tubesynth.volume.files import (
+    check_dimensions,
     check_labels,
     check_same_grid,
     read_labels,
@@ -216,6 +217,84 @@ def test_a_singular_sform_falls_back_to_the_qform_and_no_extent_at_all_is_refuse
     raw[80:92] = struct.pack("<3f", 0.5, float("nan"), 0.5)  # pixdim
     (tmp_path / "2.nii").write_bytes(raw)
     refusal(lambda: read_volume(tmp_path / "2.nii"), "2.nii", "geometry")
+
+
+def two_forms(path, sform, qform, pixdim=None, codes=(1, 1), shape=SHAPE):
+    """A file whose header has an sform, a qform and voxel sizes that may contradict each other."""
+    image = nib.Nifti1Image(numbers(shape), None)
+    image.set_qform(qform, code=codes[1])
+    raw = bytearray(image.to_bytes())
+    raw[280:328] = struct.pack("<12f", *np.asarray(sform, dtype=float)[:3].ravel())
+    raw[252:256] = struct.pack("<2h", codes[1], codes[0])
+    if pixdim is not None:
+        raw[80:92] = struct.pack("<3f", *pixdim)
+    path.write_bytes(raw)
+    return path
+
+
+HALF = np.diag([0.5, 0.5, 0.8, 1.0])
+TILTED = HALF @ (np.eye(4) + 0.35 * np.eye(4)[:, [1]] * np.eye(4)[[2]])  # the z axis leans to y
+MOVED = HALF + 40 * np.eye(4)[:, [0]] * np.eye(4)[[3]]
+NO_NUMBERS = np.full((4, 4), np.nan)
+
+
+@pytest.mark.parametrize(
+    "sform, pixdim",
+    [(np.eye(4), None), (HALF, (0.5, 0.5, 1.0)), (1.03 * HALF, None), (HALF, (1, 1, 1))],
+    ids=["identity", "slices", "3 %", "no pixdim"],
+)
+def test_a_header_with_two_voxel_sizes_is_refused_with_both(tmp_path, sform, pixdim):
+    path = two_forms(tmp_path / "1.nii", sform, HALF, pixdim)
+    refusal(lambda: read_volume(path), path, "mm in its sform", "mm in its pixdim")
+    refusal(lambda: read_labels(path), path, "mm in its sform")
+
+
+@pytest.mark.parametrize(
+    "sform, pixdim, shape",
+    [
+        (HALF, (0.5, 0.5, 0.805), SHAPE),
+        (HALF, (0, 0, 0), SHAPE),
+        (TILTED, np.linalg.norm(TILTED[:3, :3], axis=0), SHAPE),
+        (TILTED, (0.5, 0.5, 0.8), SHAPE),
+        (HALF, (0.5, 0.5, 1), (*SHAPE[:2], 1)),
+    ],
+    ids=["rounded", "pixdim not set", "tilt along z", "tilt across slices", "one slice"],
+)
+def test_a_header_with_one_voxel_size_is_read_by_its_sform(tmp_path, caplog, sform, pixdim, shape):
+    path = two_forms(tmp_path / "1.nii", sform, HALF, pixdim, (1, 0), shape)
+    assert np.allclose(read_volume(path).affine, sform, atol=1e-6)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "sform, codes, word",
+    [(MOVED, (1, 1), "40.0 mm apart"), (HALF * [-1, -1, 1, 1], (1, 1), "mm apart")]
+    + [(NO_NUMBERS, (2, 1), "so that its qform counts"), (0 * HALF, (2, 0), "its pixdim counts")],
+    ids=["moved", "mirrored", "sform of NaN", "sform of zeros"],
+)
+def test_a_header_of_two_places_is_read_with_one_warning(tmp_path, caplog, sform, codes, word):
+    path = two_forms(tmp_path / "1.nii", sform, HALF, codes=codes)
+    for _ in range(2):
+        read_volume(path)
+    (line,) = caplog.records
+    assert str(path) in line.getMessage() and word in line.getMessage()
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.33])
+def test_a_sheared_volume_is_written_without_a_qform(tmp_path, shear):
+    affine = np.eye(4)
+    affine[1, 2] = shear
+    write_volume(tmp_path / "1.nii", Volume(numbers(), affine), np.int16)
+    header = nib.load(tmp_path / "1.nii").header
+    assert int(header["qform_code"]) == (0 if shear else 1)
+    assert np.allclose(read_volume(tmp_path / "1.nii").affine, affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim, shape, word", [(3, (8, 9, 1), "a picture"), (2, SHAPE, "one slice")])
+def test_a_volume_of_other_dimensions_than_the_job_is_refused(dim, shape, word):
+    refusal(
+        lambda: check_dimensions(Volume(numbers(shape), np.eye(4)), dim, "a.nii"), "a.nii", word
+    )
 
 
 def test_units_other_than_mm_are_converted(tmp_path):

@@ -17,7 +17,7 @@ from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.schema import Config
 from tubesynth.data.preprocessing import Preprocessing, image_on_grid, labels_on_grid
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.files import check_labels, check_one_slice
+from tubesynth.volume.files import check_dimensions, check_labels
 from tubesynth.volume.grid import Volume, centered_affine
 from tubesynth.volume.intensity import unit_to_hu
 
@@ -39,7 +39,7 @@ class ModelGrid:
     ) -> Volume:
         """A CT on the model's grid: int16 HU, clipped to the window as for training."""
         preprocessing = self._preprocessing(spacing, resolution)
-        self._check_one_slice(volume)
+        check_dimensions(volume, self.config.dim, "input")
         return image_on_grid(volume, preprocessing)
 
     def labels(
@@ -55,7 +55,7 @@ class ModelGrid:
         """
         preprocessing = self._preprocessing(spacing, resolution)
         check_labels(labels.array, preprocessing.num_classes, "label map")
-        self._check_one_slice(labels)
+        check_dimensions(labels, self.config.dim, "label map")
         return labels_on_grid(labels, preprocessing, image)
 
     def blank_labels(
@@ -99,10 +99,6 @@ class ModelGrid:
                 raise InputError(f"{name} {numbers}: expected 0.001 to 1000 mm")
             settings = replace(settings, **{name: tuple(value)})
         return settings
-
-    def _check_one_slice(self, volume: Volume) -> None:
-        if self.config.dim == 2:
-            check_one_slice(volume, "input")
 
 
 def hu_to_unit_image(

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from logging import LogRecord
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import Progress
+from tubesynth.runtime.log import Progress, collected_lines, logger
 from tubesynth.runtime.stop_signal import SIGNALS, Interrupted
 
 Result = TypeVar("Result")
@@ -66,15 +67,17 @@ def _run_in_pool(
         multiprocessing.get_context("forkserver"),  # a fork would break the caller's threads
         _start_worker,
     )
-    futures: list[Future[Result]] = []
+    futures: list[Future[tuple[Result, list[LogRecord]]]] = []
     processes: set[BaseProcess] = set()
     try:
-        futures += [pool.submit(function, *job) for job in jobs]
+        futures += [pool.submit(_with_lines, function, *job) for job in jobs]
         processes |= set(multiprocessing.active_children()) - other_children
         for future in as_completed(futures):
-            future.result()
+            _, lines = future.result()
+            for line in lines:
+                logger.handle(line)
             progress.update()
-        return [future.result() for future in futures]
+        return [future.result()[0] for future in futures]
     except BaseException as error:
         if isinstance(error, Interrupted):
             for future in futures:
@@ -89,6 +92,12 @@ def _run_in_pool(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_lines(function: Callable[..., Result], *job) -> tuple[Result, list[LogRecord]]:
+    """(the function's result, what it has logged): a worker has no log of its own."""
+    with collected_lines() as lines:
+        return function(*job), lines
 
 
 def _start_fork_server() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import NINE_CLASSES
 from tubesynth.volume.files import (
+    check_dimensions,
     check_labels,
-    check_one_slice,
     check_same_grid,
     read_labels,
     read_volume,
@@ -73,8 +73,7 @@ def labels_on_grid(
 def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume | None]:
     """Image and label map as stored in their files; InputError if their grids differ."""
     image = read_volume(case.image)
-    if len(preprocessing.spacing) == 2:
-        check_one_slice(image, case.image)
+    check_dimensions(image, len(preprocessing.spacing), case.image)
     if case.label is None:
         return image, None
     labels = read_labels(case.label)

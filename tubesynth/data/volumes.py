@@ -21,7 +21,7 @@ from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
-FORMAT = 1  # raise it when resample_case gives other voxels for the same input
+FORMAT = 2  # raise it when resample_case gives other voxels for the same input
 TOKEN_FORMAT = 2  # raise it when TokenSource gives other tokens for the same label map
 VOLUMES, TOKENS, LATENTS = "volumes", "tokens", "latents"  # the kinds of entries
 

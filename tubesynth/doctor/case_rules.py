@@ -24,6 +24,12 @@ def readable(facts: Facts, expected: Expected) -> Results:
             yield error(facts.case, problem)
 
 
+def read_warnings(facts: Facts, expected: Expected) -> Results:
+    """A header that can be read in two ways: set it right, or convert the file again."""
+    for text in facts.read_warnings:
+        yield warning(facts.case, text)
+
+
 def same_grid(facts: Facts, expected: Expected) -> Results:
     """Image and label map have different grids: resample the label map onto the image."""
     if facts.grid_error:
@@ -60,8 +66,8 @@ def orientation(facts: Facts, expected: Expected) -> Results:
     if facts.shear > MAX_SHEAR:
         yield warning(
             facts.case,
-            f"{facts.image}: its axes are not at right angles (gantry tilt); resample it onto"
-            " straight axes",
+            f"{facts.image}: its axes are not at right angles (gantry tilt), the model's grid is;"
+            " resample it onto straight axes if its tilt was corrected before",
         )
 
 
@@ -250,6 +256,7 @@ def vessel_contrast(facts: Facts, expected: Expected) -> Results:
 
 CASE_RULES = [
     readable,
+    read_warnings,
     same_grid,
     spacing,
     orientation,

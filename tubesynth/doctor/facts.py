@@ -14,10 +14,17 @@ import numpy as np
 
 from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import collected_lines
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
-from tubesynth.volume.files import check_same_grid, file_suffix, read_labels, read_volume
-from tubesynth.volume.grid import Volume, bounding_box
+from tubesynth.volume.files import (
+    check_dimensions,
+    check_same_grid,
+    file_suffix,
+    read_labels,
+    read_volume,
+)
+from tubesynth.volume.grid import Volume, bounding_box, shear_of
 from tubesynth.volume.nifti import stored_affine
 from tubesynth.volume.resample import resample_labels, target_grid
 
@@ -49,6 +56,7 @@ class Facts:
     image_error: str | None = None
     label_error: str | None = None
     grid_error: str | None = None
+    read_warnings: list[str] = field(default_factory=list)  # of the readers of both files
 
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing: tuple[float, ...] = ()  # mm
@@ -81,15 +89,18 @@ def measure(case: Case, split: str, expected: Expected) -> Facts:
     label = None if case.label is None else str(case.label)
     facts = Facts(case.id, split, str(case.image), label)
     image = labels = None
-    try:
-        image = read_volume(case.image)
-    except InputError as error:
-        facts.image_error = str(error)
-    if case.label is not None:
+    with collected_lines() as lines:
         try:
-            labels = read_labels(case.label)
+            image = read_volume(case.image)
+            check_dimensions(image, len(expected.preprocessing.spacing), case.image)
         except InputError as error:
-            facts.label_error = str(error)
+            image, facts.image_error = None, str(error)
+        if case.label is not None:
+            try:
+                labels = read_labels(case.label)
+            except InputError as error:
+                facts.label_error = str(error)
+    facts.read_warnings = [line.getMessage() for line in lines]
     if image is not None:
         _measure_grid(facts, image, case.image)
         _measure_hu(facts, image)
@@ -141,7 +152,7 @@ def _measure_grid(facts: Facts, image: Volume, path: Path) -> None:
     facts.axes, facts.has_orientation = _stored_axes(path)
     directions = image.affine[:3, :3] / image.spacing
     facts.tilt_deg = float(np.degrees(np.arccos(np.diag(directions).clip(-1, 1).min())))
-    facts.shear = float(np.abs(directions.T @ directions - np.eye(3)).max())
+    facts.shear = shear_of(image.affine)
 
 
 def _stored_axes(path: Path) -> tuple[str, bool]:
@@ -201,7 +212,7 @@ def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
 
 
 def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: Expected) -> None:
-    """How the image's grid and the model's overlap; both have the same axes."""
+    """How the image's grid and the model's overlap; the axes are the same, but for a shear."""
     grid = expected.preprocessing
     shape, affine = target_grid(image, grid.spacing, grid.resolution)
     # Voxel of the image = step * voxel of the model's grid + first, on each axis.

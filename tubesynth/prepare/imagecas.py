@@ -22,6 +22,7 @@ from tubesynth.runtime.reading import require_folder
 from tubesynth.volume.cases import case_id, natural_order, visible_entries
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import (
+    check_dimensions,
     check_same_grid,
     file_suffix,
     read_labels,
@@ -152,6 +153,7 @@ def label_map(source: Source, scheme: LabelScheme) -> tuple[Volume, Volume, list
     The coronary arteries lie on top of the heart's structures.
     """
     image, coronaries = read_volume(source.image), read_labels(source.label)
+    check_dimensions(image, 3, source.image)
     check_same_grid(image, coronaries, source.image, source.label)
     if (highest := int(coronaries.array.max())) > 1:
         raise InputError(

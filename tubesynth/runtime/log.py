@@ -29,6 +29,7 @@ ABOVE_ALL_LEVELS = logging.CRITICAL + 1
 logger = logging.getLogger("tubesynth")
 # Lines that are logged before a run's folder exists; log_file writes them to the run's file.
 early_lines = MemoryHandler(capacity=10_000, flushLevel=ABOVE_ALL_LEVELS)
+_warned: set[str] = set()
 
 
 class LineFormatter(logging.Formatter):
@@ -57,6 +58,7 @@ def set_up() -> None:
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
     early_lines.buffer.clear()
+    _warned.clear()
     terminal = TerminalHandler()
     terminal.setFormatter(LineFormatter())
     logger.addHandler(terminal)
@@ -100,6 +102,30 @@ def log_file(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.addHandler(early_lines)
         handler.close()
+
+
+def warn_once(message: str) -> None:
+    """Log a warning, unless this process has logged it: a file may be read many times."""
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning(message)
+
+
+@contextmanager
+def collected_lines() -> Iterator[list[logging.LogRecord]]:
+    """The lines that are logged in this block, which are not written: the caller passes them on."""
+    records: list[logging.LogRecord] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    _warned.clear()
+    logger.addFilter(collect)
+    try:
+        yield records
+    finally:
+        logger.removeFilter(collect)
 
 
 def duration(seconds: float) -> str:

@@ -66,12 +66,18 @@ def check_labels(
         )
 
 
-def check_one_slice(volume: Volume, path) -> None:
-    """InputError for a volume of more than one slice."""
-    if volume.shape[2] != 1:
+def check_dimensions(volume: Volume, dim: int, path) -> None:
+    """InputError for several slices where dim is 2, and for a single one where it is 3."""
+    shape = " x ".join(map(str, volume.shape))
+    if dim == 2 and volume.shape[2] != 1:
         raise InputError(
-            f"{path}: {' x '.join(map(str, volume.shape))} voxels, but dim 2 takes one slice: use"
-            " a config of dim 3, or write slices"
+            f"{path}: {shape} voxels, but dim 2 takes one slice: use a config of dim 3, or write"
+            " slices"
+        )
+    if dim == 3 and min(volume.shape) == 1:
+        raise InputError(
+            f"{path}: {shape} voxels are a picture, but dim 3 takes volumes: use a config of dim 2,"
+            " or give the whole volume"
         )
 
 

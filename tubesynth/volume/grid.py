@@ -9,6 +9,7 @@ from os import PathLike
 
 import numpy as np
 
+MAX_SHEAR = 1e-4  # of axes that count as right-angled: 0.05 mm in a field of view of 500 mm
 Box = tuple[slice, slice, slice]
 
 
@@ -89,6 +90,22 @@ def grid_text(volume: Volume) -> str:
 def spacing_of(affine: np.ndarray) -> np.ndarray:
     """(3,) mm: the lengths of the affine's columns."""
     return np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+
+
+def shear_of(affine: np.ndarray) -> float:
+    """The shear: the largest cosine between two of the affine's axes, 0 at right angles."""
+    directions = np.asarray(affine, dtype=np.float64)[:3, :3] / spacing_of(affine)
+    return float(np.abs(directions.T @ directions - np.eye(3)).max())
+
+
+def right_angled_axes(affine: np.ndarray) -> np.ndarray:
+    """(3, 3) unit columns at right angles: the affine's own, or the closest if it is sheared."""
+    directions = np.asarray(affine, dtype=np.float64)[:3, :3] / spacing_of(affine)
+    if shear_of(affine) <= MAX_SHEAR:
+        return directions
+    # U V^T of the singular value decomposition U S V^T; the qform of nibabel has the same axes
+    left, _, right = np.linalg.svd(directions)
+    return left @ right
 
 
 def centered_affine(shape, spacing) -> np.ndarray:

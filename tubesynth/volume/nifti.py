@@ -1,8 +1,11 @@
 """NIfTI bytes to Volume and back: nibabel decodes the header, NumPy the voxels.
 
 Decoded arrays are (X, Y, Z) in RAS+ order (nibabel's closest canonical orientation) with the affine
-of that order: sform, else qform, else the voxel sizes. Stored integers without scaling keep their
-type; all else is float32.
+of that order. It is the header's sform, else its qform, else its voxel sizes (pixdim): the first
+that is set and spans a volume. A header whose sform and pixdim give voxels of other sizes is
+refused, since half of all programs read the one and half the other; a header whose sform and qform
+differ in their place alone is read with a warning. Stored integers without scaling keep their type;
+all else is float32.
 """
 
 import math
@@ -14,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.grid import Volume
+from tubesynth.runtime.log import warn_once
+from tubesynth.volume.grid import MAX_SHEAR, Volume, shear_of, spacing_of
 
 MOST_VOXELS = 2**32  # 512 x 512 x 16384
 MOST_SURPLUS = 2**24  # bytes of a file before its voxels, and after
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
+MAX_SIZE_ERROR = 0.02  # of voxel sizes: the sform's against pixdim
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -85,7 +90,11 @@ def _header(raw: bytes, path: Path):
     header_type = nib.Nifti2Header if is_second else nib.Nifti1Header
     with _refusing(path):
         header = header_type(raw[: header_type.template_dtype.itemsize], check=False)
+        unset = header["pixdim"][1:4] == 0  # check_fix makes them 1
         header.check_fix(logger=_NullLogger(), error_level=40)
+    sform = np.asarray(header.get_sform())
+    if int(header["sform_code"]) > 0 and np.isfinite(sform).all():
+        header["pixdim"][1:4][unset] = spacing_of(sform)[unset]
     return header
 
 
@@ -110,7 +119,9 @@ def encode_nifti(volume: Volume, dtype) -> bytes:
     image.header.set_data_dtype(dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine, code="scanner")
-    image.set_qform(volume.affine, code="scanner")
+    # a qform has no shear: a program that reads it would show the volume elsewhere
+    is_sheared = shear_of(volume.affine) > MAX_SHEAR
+    image.set_qform(volume.affine, code="unknown" if is_sheared else "scanner")
     return image.to_bytes()
 
 
@@ -193,24 +204,74 @@ def _three_axes(shape, path: Path) -> tuple[int, int, int]:
 
 
 def _affine_of(header, path: Path) -> np.ndarray:
-    """(4, 4) in mm: the first usable one of sform, qform and voxel sizes."""
-    candidates = []
+    """(4, 4) in mm: the first usable one of sform, qform and voxel sizes.
+
+    InputError where the sform's voxels have other sizes than pixdim; a warning where a form that is
+    set is unusable, or where sform and qform differ in their place.
+    """
+    forms = _forms(header)
+    usable = {name: affine for name, affine in forms.items() if _is_usable(affine)}
+    if not usable:
+        return check_affine(forms["pixdim"], path)
+    name, affine = next(iter(usable.items()))
+    if ignored := [form for form in forms if form not in usable and form != "pixdim"]:
+        warn_once(
+            f"{path}: its {' and '.join(ignored)} spans no volume, so that its {name} counts; check"
+            " where its axes point, or convert it again"
+        )
+    if name == "sform":
+        _check_sform(header, usable, path)
+    return affine
+
+
+def _forms(header) -> dict[str, np.ndarray]:
+    """{sform, qform, pixdim: affine (4, 4) in mm}, in this order; only those that are set."""
+    forms = {}
     if int(header["sform_code"]) > 0:
-        candidates.append(header.get_sform())
+        forms["sform"] = header.get_sform()
     if int(header["qform_code"]) > 0:
         try:
-            candidates.append(header.get_qform())
-        except ValueError:  # an invalid quaternion counts as not set
-            pass
+            forms["qform"] = header.get_qform()
+        except ValueError:  # an invalid quaternion
+            forms["qform"] = np.full((4, 4), np.nan)
+    forms["pixdim"] = header.get_base_affine()
     try:
         unit = header.get_xyzt_units()[0]
     except KeyError:  # an undefined unit code
         unit = "unknown"
     scale = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0])
     with np.errstate(over="ignore", invalid="ignore"):  # a header may hold any number
-        candidates = [scale @ affine for affine in (*candidates, header.get_base_affine())]
-        usable = [affine for affine in candidates if _is_usable(affine)]
-    return usable[0] if usable else check_affine(candidates[-1], path)
+        return {name: scale @ affine for name, affine in forms.items()}
+
+
+def _check_sform(header, usable: dict[str, np.ndarray], path: Path) -> None:
+    """InputError for an sform whose voxel sizes are not those of pixdim, a warning for another
+    place than that of the qform.
+    """
+    shape = np.ones(3, dtype=int)
+    stored = header.get_data_shape()[:3]
+    shape[: len(stored)] = stored
+    sform = usable["sform"]
+    if "pixdim" in usable:
+        along, sizes = spacing_of(sform), spacing_of(usable["pixdim"])
+        # of sheared axes some programs store the distance between slices instead
+        across = 1 / spacing_of(np.linalg.inv(sform).T)
+        error = np.minimum(np.abs(along / sizes - 1), np.abs(across / sizes - 1))
+        if (error[shape > 1] > MAX_SIZE_ERROR).any():
+            texts = [" x ".join(f"{s:.4g}" for s in numbers) for numbers in (along, sizes)]
+            raise InputError(
+                f"{path}: voxels of {texts[0]} mm in its sform, but of {texts[1]} mm in its pixdim"
+                " (and qform); set the wrong one right, or convert it from DICOM again"
+            )
+    if "qform" in usable:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
+        # corners of qform and sform: (3, 8)
+        apart = np.linalg.norm(((usable["qform"] - sform) @ corners)[:3], axis=0).max()
+        if apart > spacing_of(sform).max():
+            warn_once(
+                f"{path}: its sform and its qform place it up to {apart:.1f} mm apart; the sform"
+                " counts, but some programs show the other: set the wrong one right"
+            )
 
 
 class _NullLogger:

@@ -9,7 +9,7 @@ times faster than a general resampler. Any other pair of grids goes through Simp
 
 import numpy as np
 
-from tubesynth.volume.grid import Volume, same_grid
+from tubesynth.volume.grid import MAX_SHEAR, Volume, right_angled_axes, same_grid, shear_of
 
 _ROWS = 64  # output rows per matrix block: the fastest of 16 ... 128 on 512 x 512 slices
 # Weights below it are dropped, an error below 0.001 HU: the prefilter decays by 0.27 per voxel.
@@ -24,6 +24,8 @@ def target_grid(
 ) -> tuple[tuple[int, int, int], np.ndarray]:
     """(shape, affine) of the grid with this spacing and the volume's axes and center.
 
+    The axes are at right angles, the closest ones where the volume is sheared (gantry tilt): a
+    NIfTI qform has no shear, and programs that read it would show the grid elsewhere.
     spacing: mm, resolution: voxels, both of 3 axes, or of 2 for two-dimensional data. center_mm:
     (3,) world position of the grid's middle, the volume's own if None. Along an axis whose spacing
     stays the same, the grid is laid on the existing voxels (the center moves by half a voxel at
@@ -32,14 +34,18 @@ def target_grid(
     # two-dimensional data is one slice and keeps its thickness
     x, y, z = (*(int(n) for n in resolution), *(1,) * (3 - len(resolution)))
     spacing = np.array([*spacing, *volume.spacing[len(spacing) :]], dtype=np.float64)
-    directions = volume.affine[:3, :3] / volume.spacing  # (3, 3) unit columns
+    directions = right_angled_axes(volume.affine)
     center = volume.center_mm if center_mm is None else np.asarray(center_mm, dtype=np.float64)
+    affine = np.eye(4)
+    if shear_of(volume.affine) > MAX_SHEAR:
+        affine[:3, :3] = directions * spacing
+        affine[:3, 3] = center - affine[:3, :3] @ ((np.array((x, y, z)) - 1) / 2)
+        return (x, y, z), affine
     # in source voxels: the step of the target, and the position of its voxel (0, 0, 0)
     step = spacing / volume.spacing
     first = volume.to_index(center) - (np.array((x, y, z)) - 1) / 2 * step
     same_spacing = np.abs(step - 1) < 1e-4
     first = np.where(same_spacing, np.ceil(first - 0.5 - 1e-6), first)
-    affine = np.eye(4)
     affine[:3, :3] = directions * np.where(same_spacing, volume.spacing, spacing)
     affine[:3, 3] = volume.to_world(first)
     return (x, y, z), affine
