@@ -141,6 +141,47 @@ def test_a_step_does_not_ring_beyond_the_input_and_outside_is_padding():
     assert (out[:16] == -1000).all() and (out[-16:] == -1000).all()
 
 
+WINDOW = (-1000.0, 1000.0)
+
+
+@pytest.mark.parametrize("outlier, tissue", [(-3024, -1000), (3071, 40), (-32768, 40)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_lies_outside_of_the_window_does_not_ring_into_tissue(outlier, tissue, turned):
+    spacing = np.array([0.35, 0.35, 0.5])
+    array = np.full((60, 60, 30), tissue, np.int16)
+    array[28:33, 26:34] = outlier
+    volume = Volume(array, centered_affine(array.shape, spacing))
+    shape, affine = target_grid(volume, (0.7, 0.7, 1.0), (24, 24, 10))
+    if turned:
+        affine[:3, :3] = oblique_affine(shape, np.array([0.7, 0.7, 1.0]), (9, 0, 30))[:3, :3]
+    result = resample_image(volume, shape, affine, window=WINDOW)
+    clipped = Volume(array.clip(*WINDOW), volume.affine)
+    assert np.array_equal(result.array, resample_image(clipped, shape, affine).array)
+    outside = Volume((array == outlier).astype(np.float32), volume.affine)
+    beside = np.abs(resample_image(outside, shape, affine).array) < 0.1
+    step = abs(np.clip(outlier, *WINDOW) - tissue)
+    assert np.abs(result.array[beside] - tissue).max() <= 0.1 * step + 1e-3
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_low_pass_before_larger_voxels_averages_noise_and_keeps_means(turned):
+    rng = np.random.default_rng(0)
+    array = np.rint(rng.normal(40, 20, (120, 120, 90))).astype(np.int16)
+    volume = Volume(array, centered_affine(array.shape, [0.35, 0.35, 0.5]))
+    shape, affine = target_grid(volume, (2.1, 2.1, 2.1), (16, 16, 16))
+    if turned:
+        affine[:3, :3] = oblique_affine(shape, np.array([2.1, 2.1, 2.1]), (9, 0, 30))[:3, :3]
+    plain, smooth = (
+        resample_image(volume, shape, affine, np.nan, WINDOW, antialias=is_on).array
+        for is_on in (False, True)
+    )
+    assert np.nanstd(plain) > 10 and np.nanstd(smooth) < 1.5
+    assert abs(np.nanmean(smooth) - 40) < 0.5
+    same = resample_image(volume, *target_grid(volume, volume.spacing, (40, 40, 40)), -1000, WINDOW)
+    again = resample_image(same, same.shape, same.affine, -1000, WINDOW, antialias=True)
+    assert np.abs(again.array - same.array).max() < 1e-2  # nothing to average where voxels stay
+
+
 def test_a_smooth_volume_survives_a_round_trip_to_a_finer_grid():
     volume = Volume(blobs((40, 40, 40), sigma=3), centered_affine((40, 40, 40), [1, 1, 1]))
     fine = resample_image(volume, *target_grid(volume, (0.7, 0.7, 0.7), (64, 64, 64)))

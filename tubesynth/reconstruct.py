@@ -106,8 +106,8 @@ def main(argv: list[str] | None = None) -> None:
                     resolution=settings["resolution"],
                 )
             if args.original_grid:
-                air = data.hu_window[0]
-                result = resample_image(result, image.shape, image.affine, fill=air)
+                air, high = data.hu_window
+                result = resample_image(result, image.shape, image.affine, air, (air, high))
             return [(result, {"model": str(args.model)})]
 
         run_jobs(jobs, args.output_dir, reconstruct, device, "reconstruct")

@@ -140,12 +140,20 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
 
 def _data_misfits(config: Config, checkpoint: Checkpoint, key: str) -> Iterator[str]:
     stored = checkpoint.config
-    if config.data.hu_window != stored.data.hu_window or config.dim != stored.dim:
-        yield (
-            f"{key}: {checkpoint.path} was trained with data.hu_window {stored.data.hu_window} and"
-            f" dim {stored.dim}, this config has {config.data.hu_window} and {config.dim}: make"
-            " them equal"
-        )
+    settings, trained = (
+        {
+            "data.hu_window": each.data.hu_window,
+            "data.antialias": each.data.antialias,
+            "dim": each.dim,
+        }
+        for each in (config, stored)
+    )
+    for name, value in settings.items():
+        if value != trained[name]:
+            yield (
+                f"{key}: {checkpoint.path} was trained with {name} {trained[name]}, this config has"
+                f" {value}: make them equal"
+            )
 
 
 def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:

@@ -6,5 +6,10 @@ from tubesynth.data.preprocessing import Preprocessing
 
 def preprocessing_of(config: Config) -> Preprocessing:
     data, (low, high) = config.data, config.data.hu_window
-    num_classes = config.labels.num_classes
-    return Preprocessing(tuple(data.resolution), tuple(data.spacing), (low, high), num_classes)
+    return Preprocessing(
+        tuple(data.resolution),
+        tuple(data.spacing),
+        (low, high),
+        config.labels.num_classes,
+        data.antialias,
+    )

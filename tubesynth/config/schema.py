@@ -34,6 +34,7 @@ class DataConfig:
     resolution: list[int] = field(default_factory=lambda: [256, 256, 128])  # voxels x, y, z
     spacing: list[float] = field(default_factory=lambda: [0.7, 0.7, 1.05])  # mm
     hu_window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU -> [0, 1]
+    antialias: bool = False  # low-pass filter images before their voxels become larger
     token_step_mm: float | None = None  # arc length between vessel tokens; null: no tokens
     dataset_type: Literal["default", "cache", "persistent"] = "persistent"  # none | memory | disk
     cache_dir: str = "cache"

@@ -25,6 +25,7 @@ from tubesynth.volume.grid import Volume
 class Preprocessing:
     """The grid, the HU window that images are clipped to, and the number of classes.
 
+    antialias: a low-pass filter before voxels become larger, see resample_image.
     resolution and spacing (mm) have two or three entries; two describe one slice with the thickness
     of the file.
     """
@@ -33,6 +34,7 @@ class Preprocessing:
     spacing: tuple[float, ...]
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
     num_classes: int = NINE_CLASSES.num_classes
+    antialias: bool = False
 
     def __post_init__(self):
         # Equal values need equal types, since they are hashed: 256 and 256.0 give one cache key.
@@ -49,7 +51,9 @@ def image_on_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
 
     shape, affine = target_grid(image, preprocessing.spacing, preprocessing.resolution)
     low, high = preprocessing.hu_window
-    hu = resample_image(image, shape, affine, fill=low).array
+    hu = resample_image(
+        image, shape, affine, low, preprocessing.hu_window, preprocessing.antialias
+    ).array
     # Clip and round in the memory order of the resampler, then make z the fastest axis.
     return Volume(np.ascontiguousarray(np.rint(hu.clip(low, high)).astype(np.int16)), affine)
 

@@ -21,8 +21,8 @@ from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
-FORMAT = 2  # raise it when resample_case gives other voxels for the same input
-TOKEN_FORMAT = 2  # raise it when TokenSource gives other tokens for the same label map
+FORMAT = 3  # raise it when resample_case gives other voxels for the same input
+TOKEN_FORMAT = 3  # raise it when TokenSource gives other tokens for the same label map
 VOLUMES, TOKENS, LATENTS = "volumes", "tokens", "latents"  # the kinds of entries
 
 

@@ -116,7 +116,7 @@ def score_case(
         for shared_grid in grids:
             if same_grid(shared_grid.grid, grid):
                 return shared_grid
-        real_on_grid = None if real is None else image_on_grid(real, grid)
+        real_on_grid = None if real is None else image_on_grid(real, grid, settings.hu_window)
         label_on_grid = None if label is None else labels_on_grid(label, grid)
         if real_on_grid is not real:
             result.notes.add(f"resampled for scoring: real CT onto the grid of its {source}")
@@ -151,7 +151,7 @@ def score_case(
                 )
     if case.control is not None and (real_on_grid := grids[0].real) is not None:
         key = {"case": case.id, "sample": 0, "source": "floor"}
-        control = aligned_to_grid(read_volume(case.control), grids[0].grid)
+        control = aligned_to_grid(read_volume(case.control), grids[0].grid, settings.hu_window)
         scores = pair_scores(real_on_grid, control, None, settings.hu_window)
         result.images.append({**key, **scores})
         if label is not None and tokens is not None:
@@ -199,11 +199,11 @@ def score_vessels(
     return scores
 
 
-def aligned_to_grid(other: Volume, grid: Volume) -> Volume:
+def aligned_to_grid(other: Volume, grid: Volume, window: tuple[float, float]) -> Volume:
     """Another patient's CT, resampled and shifted so that its center lies on the grid's center."""
     shape, affine = target_grid(other, grid.spacing, grid.shape)
     if not same_grid(other, Volume(grid.array, affine)):
-        other = resample_image(other, shape, affine)
+        other = resample_image(other, shape, affine, window=window)
     return Volume(other.array, grid.affine)
 
 

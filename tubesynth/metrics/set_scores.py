@@ -30,7 +30,7 @@ def case_features(case: EvaluationCase, volumes: Sequence[Volume], **options) ->
     sets: Sets = {}
     for (source, sample, _), volume in zip(case.images, volumes, strict=True):
         if source == "real" and len(volumes) > 1:
-            volume = image_on_grid(volume, volumes[1])
+            volume = image_on_grid(volume, volumes[1], options["window"])
         features = volume_features(case.id, volume.array, volume.spacing, sample, **options)
         sets.setdefault(source, []).append(features)
     return sets
@@ -40,7 +40,8 @@ def training_features(
     case_id: str, path: Path, shape: tuple[int, ...], affine: np.ndarray, options: dict[str, Any]
 ) -> VolumeFeatures:
     """The features of a training CT on a grid (shape, affine) of the size of the synthetic CTs."""
-    volume = aligned_to_grid(read_volume(path), Volume(np.zeros(shape, dtype=np.uint8), affine))
+    grid = Volume(np.zeros(shape, dtype=np.uint8), affine)
+    volume = aligned_to_grid(read_volume(path), grid, options["window"])
     return volume_features(case_id, volume.array, volume.spacing, sampled_only=True, **options)
 
 
@@ -83,7 +84,7 @@ def validity(cases: Iterable[EvaluationCase], vessel_class: int, options: dict[s
     def volumes(case):
         real, grid = (read_volume(path) for *_, path in case.images[:2])
         label = None if case.label is None else labels_on_grid(read_labels(case.label), grid).array
-        return case.id, image_on_grid(real, grid).array, label
+        return case.id, image_on_grid(real, grid, options["window"]).array, label
 
     paired = [case for case in cases if case.images[0][0] == "real" and len(case.images) > 1]
     checked = paired[:CHECKED_CASES]

@@ -11,6 +11,7 @@ import numpy as np
 
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.pictures.panel import render_panel, without_padding
+from tubesynth.pictures.straightened import PICTURE_RANGE_HU
 from tubesynth.volume.centreline_file import SUFFIX, Branch, read_centreline
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.grid import Volume, same_grid
@@ -46,7 +47,7 @@ def case_panel(
         counts[source] += 1
         if counts[source] <= MAX_SAMPLES:
             if not same_grid(volume, grid):
-                volume = resample_image(volume, grid.shape, grid.affine, fill=np.nan)
+                volume = resample_image(volume, grid.shape, grid.affine, np.nan, PICTURE_RANGE_HU)
             hu = without_padding(volume.array) if source == "real" else volume.array
             images[column_name(case, source, sample)] = hu
     classes = None

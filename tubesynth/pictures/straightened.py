@@ -19,6 +19,8 @@ SAMPLE_MM = 0.25  # between the points that are read from a CT
 TEXT_HEIGHT = 54  # pixels above a strip: three lines
 IN_PLANE_MM = 1.5  # largest distance of a centreline from the plane of a strip that shows it
 AIR_HU = -1000.0
+# Before interpolation: scanner padding (SCANNER_PADDING_HU) stays below air, metal does not ring.
+PICTURE_RANGE_HU = (-1200.0, 1000.0)
 RADIUS = COLORS[7]  # as the coronary arteries of nine classes
 
 Reader = Callable[[np.ndarray], np.ndarray]  # (..., 3) mm -> (...) HU
@@ -142,7 +144,9 @@ def reader(array: np.ndarray, spacing: np.ndarray) -> Reader:
     from scipy.ndimage import map_coordinates, spline_filter
 
     no_data = np.isnan(array)
-    coefficients = spline_filter(np.where(no_data, AIR_HU, array)).astype(np.float32)
+    coefficients = spline_filter(np.where(no_data, AIR_HU, array.clip(*PICTURE_RANGE_HU))).astype(
+        np.float32
+    )
 
     def read(position_mm: np.ndarray) -> np.ndarray:
         index = position_mm / spacing + (np.array(array.shape) - 1) / 2

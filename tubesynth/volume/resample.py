@@ -1,15 +1,25 @@
 """Resampling by physical coordinates: fixed spacing and centered pad or crop in one step.
 
-Images take the cubic B-spline that interpolates the voxels (Unser 1999, doi:10.1109/79.799930; the
-same as ITK's and SciPy's, order 3, mirror boundary), clipped to the input's own range so that
-nothing rings beyond it. Labels take the nearest voxel. Where both grids have the same axes (only
-spacing and extent differ, oblique or not) the interpolation is one small matrix per axis: twenty
-times faster than a general resampler. Any other pair of grids goes through SimpleITK.
+Images are clipped to the HU window first: padding of -3024 and metal would ring into the tissue
+beside them. They take the cubic B-spline that interpolates the voxels (Unser 1999,
+doi:10.1109/79.799930; the same as ITK's and SciPy's, order 3, mirror boundary), and are clipped to
+the input's own range, so that nothing rings beyond it. Interpolation does not average: noise stays
+where voxels become larger, unless a low-pass filter comes first (antialias). Labels take the
+nearest voxel. Where both grids have the same axes (only spacing and extent differ, oblique or not)
+the interpolation is one small matrix per axis: twenty times faster than a general resampler. Any
+other pair of grids goes through SimpleITK.
 """
 
 import numpy as np
 
-from tubesynth.volume.grid import MAX_SHEAR, Volume, right_angled_axes, same_grid, shear_of
+from tubesynth.volume.grid import (
+    MAX_SHEAR,
+    Volume,
+    right_angled_axes,
+    same_grid,
+    shear_of,
+    spacing_of,
+)
 
 _ROWS = 64  # output rows per matrix block: the fastest of 16 ... 128 on 512 x 512 slices
 # Weights below it are dropped, an error below 0.001 HU: the prefilter decays by 0.27 per voxel.
@@ -51,14 +61,32 @@ def target_grid(
     return (x, y, z), affine
 
 
-def resample_image(volume: Volume, shape, affine, fill: float = -1000.0) -> Volume:
-    """The volume on another grid, float32, within its own range; `fill` outside its voxels."""
+def resample_image(
+    volume: Volume,
+    shape,
+    affine,
+    fill: float = -1000.0,
+    window: tuple[float, float] | None = None,
+    antialias: bool = False,
+) -> Volume:
+    """The volume on another grid, float32, within its own range; `fill` outside its voxels.
+
+    window: HU range that a CT is clipped to before it is interpolated, None for other images.
+    antialias: low-pass filter it first, along axes whose voxels become larger.
+    """
     affine = np.asarray(affine, dtype=np.float64)
     array = volume.array
     low, high = float(array.min()), float(array.max())
+    if window is not None:
+        low, high = np.clip((low, high), *window).tolist()
+    if antialias:
+        clipped = array.astype(np.float32).clip(low, high)
+        array = _low_pass(clipped, volume.spacing, spacing_of(affine))
+        volume = Volume(array, volume.affine)
     lines = _axis_positions(volume, shape, affine)
     if lines is None:
-        result = _general(volume, shape, affine, np.nan, nearest=False)
+        clipped = Volume(array.astype(np.float32).clip(low, high), volume.affine)
+        result = _general(clipped, shape, affine, np.nan, nearest=False)
         return Volume(np.where(np.isnan(result), np.float32(fill), result.clip(low, high)), affine)
     # result[i, j, k] = sum X[i, a] Y[j, b] Z[k, c] array[a, b, c], one axis after the other. NIfTI
     # has x fastest in memory: in the order (z, y, x), every step is a plain matrix product.
@@ -72,6 +100,7 @@ def resample_image(volume: Volume, shape, affine, fill: float = -1000.0) -> Volu
     row = np.empty((array.shape[1], shape[0]), dtype=np.float32)
     for z in range(z_used.start, z_used.stop):
         plane = slices[z].astype(np.float32, order="C")
+        plane.clip(low, high, out=plane)
         for out, used, matrix in x_blocks:
             np.matmul(plane[:, used], matrix.T, out=row[:, out])
         for out, used, matrix in y_blocks:
@@ -89,6 +118,20 @@ def resample_image(volume: Volume, shape, affine, fill: float = -1000.0) -> Volu
         if not inside.all():
             result[tuple(outside)] = fill
     return Volume(result.T, affine)
+
+
+def _low_pass(array: np.ndarray, spacing: np.ndarray, target_spacing: np.ndarray) -> np.ndarray:
+    """Blurred (X, Y, Z) as if its voxels had the target spacing, where that is larger.
+
+    A voxel counts as a Gaussian whose full width at half maximum is its size (Cardoso 2015,
+    doi:10.1007/978-3-319-24571-3_81).
+    """
+    from scipy.ndimage import gaussian_filter
+
+    # sigma_target^2 = sigma_source^2 + sigma^2, in source voxels; sizes are 2.355 sigma
+    factor = np.maximum(target_spacing / spacing, 1)
+    sigma = np.sqrt((factor**2 - 1) / (8 * np.log(2)))
+    return gaussian_filter(array, sigma, mode="mirror")
 
 
 def resample_labels(volume: Volume, shape, affine) -> Volume:
@@ -111,9 +154,11 @@ def resample_labels(volume: Volume, shape, affine) -> Volume:
     return Volume(result, affine)
 
 
-def image_on_grid(image: Volume, grid: Volume) -> Volume:
-    """The image on the grid of another volume; the same object where it already has that grid."""
-    return image if same_grid(image, grid) else resample_image(image, grid.shape, grid.affine)
+def image_on_grid(image: Volume, grid: Volume, window: tuple[float, float]) -> Volume:
+    """The CT on the grid of another volume; the same object where it already has that grid."""
+    if same_grid(image, grid):
+        return image
+    return resample_image(image, grid.shape, grid.affine, window=window)
 
 
 def labels_on_grid(labels: Volume, grid: Volume) -> Volume:
@@ -197,15 +242,14 @@ def _general(volume: Volume, shape, affine: np.ndarray, fill: float, nearest: bo
     """(X, Y, Z) on any target grid, by SimpleITK in index space: sheared affines work too."""
     import SimpleITK as sitk
 
-    array = volume.array if nearest else volume.array.astype(np.float32)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T))
     # target index -> source index; both images have unit spacing at the origin
     relative = np.linalg.inv(volume.affine) @ affine
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(relative[:3, :3].ravel())
     transform.SetTranslation(relative[:3, 3])
     # ITK's spline needs four voxels along every axis
-    smooth = sitk.sitkBSpline if min(array.shape) >= 4 else sitk.sitkLinear
+    smooth = sitk.sitkBSpline if min(volume.shape) >= 4 else sitk.sitkLinear
     target = sitk.Resample(
         image,
         [int(n) for n in shape],
