@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from tubesynth.runtime import memory
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases, pair_cases
 from tubesynth.volume.files import (
@@ -405,6 +406,25 @@ def test_broken_files_of_other_formats_are_refused_with_their_name(tmp_path, suf
         sitk.WriteImage(sitk.GetImageFromArray(numbers((20, 20, 20))), str(path))
         path.write_bytes(path.read_bytes()[:-4000])
         refusal(lambda: read_volume(path), path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha", ""])
+def test_a_file_that_takes_more_than_the_free_memory_is_refused_unread(
+    tmp_path, monkeypatch, suffix
+):
+    path = tmp_path / f"9{suffix}"
+    array = np.zeros((64, 64, 64), np.int16)  # 0.5 MiB, and its copy
+    if suffix in (".nii", ".nii.gz"):
+        save(path, array)
+    elif suffix:
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=True)
+    else:
+        write_dicom(path, np.arange(9.0))
+    read_volume(path)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100)
+    monkeypatch.setattr(sitk, "ReadImage", None)
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", None)
+    refusal(lambda: read_volume(path), path, "GiB of memory", "are available")
 
 
 def test_nan_in_an_image_is_refused_with_the_count(tmp_path):

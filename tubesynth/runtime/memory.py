@@ -1,21 +1,47 @@
-"""The free memory and the peak memory of a GPU or of this process, in bytes and MB."""
+"""The free memory and the peak memory of a GPU or of this process, in bytes and MB.
 
+torch is imported where it is needed only: processes that read files start fast without it.
+"""
+
+from __future__ import annotations
+
+import os
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from tubesynth.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_fits(num_bytes: int, path: Path) -> None:
+    """InputError where reading a file takes more memory than is available."""
+    if num_bytes > (available := available_bytes()):
+        raise InputError(
+            f"{path}: by its size and header it takes {num_bytes / 2**30:.3g} GiB of memory, and"
+            f" {available / 2**30:.3g} GiB are available; crop it, convert it again if the header"
+            " is wrong, or use a machine with more memory"
+        )
 
 
 def free_bytes(device: torch.device) -> int:
-    """The free memory of the GPU, or the memory that is available to the CPU without swapping.
-
-    On a CPU the limits of a container or of a batch job apply as well.
-    """
+    """The free memory of the GPU, or the memory that is available to the CPU."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
+    return available_bytes()
+
+
+def available_bytes() -> int:
+    """The memory that is available to the CPU without swapping, within the limits of a container
+    or of a batch job.
+    """
     return min([_from_meminfo(), *left_by_control_groups()])
 
 
@@ -59,12 +85,14 @@ def _from_meminfo() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    return 4 * 2**30  # the size is unknown: assume a small machine
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def peak_mb(device: torch.device) -> float:
     """The peak since the process started: allocated GPU memory, or resident memory on a CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -12,6 +12,7 @@ import numpy as np
 
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.memory import check_fits
 from tubesynth.runtime.reading import no_such, read_bytes
 from tubesynth.volume.grid import Volume, grid_text, same_grid
 
@@ -156,6 +157,8 @@ def _read(path: Path) -> Volume:
     if suffix in (".nii", ".nii.gz"):
         from tubesynth.volume.nifti import decode_nifti
 
+        if path.is_file():
+            check_fits(path.stat().st_size, path)
         return decode_nifti(read_bytes(path, remedy, MOST_BYTES), path)
     if not path.is_file():
         raise InputError(f"{path}: {no_such(path, 'file')}; {remedy}")

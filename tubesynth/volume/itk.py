@@ -3,6 +3,7 @@
 SimpleITK's z, y, x order and its LPS frame are converted in this file only.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.memory import check_fits
 from tubesynth.volume.files import file_suffix
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.nifti import check_affine, to_ras
@@ -24,10 +26,10 @@ def read_itk(path: Path) -> Volume:
     if file_suffix(path) in (".mha", ".mhd"):
         _check_meta_image(path)
     sitk = _simpleitk()
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
         with _without_messages():
+            reader = _header(sitk, str(path))
+            _check_memory(sitk, reader, 1, path)
             image = reader.Execute()
     except RuntimeError as error:
         raise InputError(
@@ -51,7 +53,10 @@ def read_dicom_series(folder: Path) -> Volume:
         )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     try:
-        positions = np.array([_position(sitk, file) for file in files])
+        headers = [_header(sitk, file) for file in files]
+        _check_memory(sitk, headers[0], len(files), folder)
+        # (N, 3) mm in LPS: the position of each slice's first voxel
+        positions = np.array([header.GetOrigin()[:3] for header in headers])
         image = sitk.ReadImage(files[0]) if len(files) == 1 else sitk.ReadImage(files)
     except RuntimeError as error:
         raise InputError(f"{folder}: not readable ({_reason(error)}); export it again") from error
@@ -101,12 +106,19 @@ def _to_volume(image, path: Path, slice_step: np.ndarray | None = None) -> Volum
     return to_ras(array, check_affine(_LPS_TO_RAS @ lps, path))
 
 
-def _position(sitk, file: str) -> list[float]:
-    """(3,) mm in LPS: the position of a slice's first voxel."""
+def _header(sitk, file: str):
+    """SimpleITK's reader of a file, with the header read."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     reader.ReadImageInformation()
-    return list(reader.GetOrigin())[:3]
+    return reader
+
+
+def _check_memory(sitk, header, num_files: int, path: Path) -> None:
+    """InputError where files of this header's size, and NumPy's copy, do not fit in memory."""
+    voxel = sitk.Image([1, 1], header.GetPixelID(), header.GetNumberOfComponents())
+    itemsize = voxel.GetSizeOfPixelComponent() * header.GetNumberOfComponents()
+    check_fits(2 * math.prod(header.GetSize()) * itemsize * num_files, path)
 
 
 def _check_meta_image(path: Path) -> None:

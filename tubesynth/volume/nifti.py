@@ -18,8 +18,10 @@ import numpy as np
 
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import warn_once
+from tubesynth.runtime.memory import check_fits
 from tubesynth.volume.grid import MAX_SHEAR, Volume, shear_of, spacing_of
 
+GZIP = b"\x1f\x8b"  # first bytes of a gzip member
 MOST_VOXELS = 2**32  # 512 x 512 x 16384
 MOST_SURPLUS = 2**24  # bytes of a file before its voxels, and after
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
@@ -51,6 +53,8 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
             " convert it again"
         )
     needed = offset + count * dtype.itemsize
+    if raw[:2] == GZIP:
+        check_fits(2 * needed, path)  # zlib joins what it has unpacked in blocks
     raw = _content(raw, needed + MOST_SURPLUS, path)
     if len(raw) < needed:
         raise InputError(f"{path}: truncated, {len(raw)} of {needed} bytes; copy it again")
@@ -168,11 +172,11 @@ def _content(raw: bytes, most: int | None, path: Path) -> bytes:
 
     InputError for a damaged gzip stream, and for one of more than `most` bytes.
     """
-    if raw[:2] != b"\x1f\x8b":
+    if raw[:2] != GZIP:
         return raw
     members, room = [], LONGEST_HEADER if most is None else most + 1
     try:
-        while raw[:2] == b"\x1f\x8b" and room:  # bgzip and pigz may write several members
+        while raw[:2] == GZIP and room:  # bgzip and pigz may write several members
             stream = zlib.decompressobj(31)
             members.append(stream.decompress(raw, room))
             room -= len(members[-1])
