@@ -171,7 +171,9 @@ def decoder(args, folder: Path, overrides: list[str]) -> dict:
     """Train an autoencoder, reconstruct the held-out CTs, and score them."""
     scores = train(args, folder, overrides)
     cts, labels = (args.data / "validation" / kind for kind in ("images", "labels"))
-    paths = ["--input-dir", cts, "--labels", labels, "--output-dir", folder / "reconstruction"]
+    paths = ["--input-dir", cts, "--output-dir", folder / "reconstruction"]
+    if "autoencoder.decoder_condition=none" not in overrides:
+        paths += ["--labels", labels]
     command("reconstruct", "--model", folder / "checkpoints" / "last.ckpt", *paths)
     return scores | evaluate(args, folder, "reconstruction", "--segmenter", "heart-phantom")
 
