@@ -1,13 +1,15 @@
-"""Train both stages under hundreds of faults, and compare the end with an undisturbed run.
+"""Train both stages under hundreds of faults, and compare every end with an undisturbed run.
 
     python tests/soak.py --output-dir soak [--minutes 30] [--seed 1]
 
-Kills and signals hit the training process, its loader or the whole process group at random moments;
-between two lives of a run, bits of its checkpoints and of the cache are flipped, files are cut
-short, temporaries are left behind, and files may not grow beyond a limit, as on a full disk. Every
-life is started by the same command. At the end weights, averages, optimizers, best.ckpt and
-metrics.jsonl must equal those of a run without faults. Prints a JSON line per run, and exits with 1
-if one differs. docs/reliability.md has a result. It takes long, so it is no part of the test suite.
+Three runs at once (stage 1, stage 1 on two ranks, stage 2), each repeated until the time is up.
+Kills and signals hit the training process, one of its children (a rank, a worker) or the whole
+process group at random moments; between two lives of a run, bits of its checkpoints and of its
+cache are flipped, files are cut short, temporaries are left behind, and files may not grow beyond
+a limit, as on a full disk. Every life is started by the same command. At the end weights,
+averages, optimizers, best.ckpt and metrics.jsonl must equal those of a run without faults. Prints
+a JSON line per finished run, and exits with 1 if one differs. docs/reliability.md has a result.
+It takes long, so it is no part of the test suite.
 """
 
 import argparse
@@ -19,8 +21,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,52 +34,68 @@ SMALL = ["data.resolution=[32,32,24]", "data.spacing=[5.5,5.5,5.5]", "train.log_
 SMALL += ["train.save_every=1", "train.validate_every=4", "train.panel_every=1000"]
 SMALL += ["train.restart=[]", "data.num_workers=2"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-STOPPED = 75
+PRINT = threading.Lock()
 
 
-def command(stage: int, folder: Path, run: str, epochs: int) -> list[str]:
-    options = [f"data.root={folder / 'data'}", f"data.cache_dir={folder / 'cache'}", *SMALL]
-    options += [f"train.epochs={epochs}"]
-    if stage == 1:
-        options += ["data.crop=[16,16,16]", "autoencoder.quantizer=ema_vq"]
-    else:
-        last = folder / "undisturbed_1" / "checkpoints" / "last.ckpt"
-        options += [f"latents.autoencoder={last}", "unet.dropout=0.1"]
-    program = [sys.executable, "-m", "tubesynth.train", "--config", CONFIGS / f"stage_{stage}.yml"]
-    program += ["--run-dir", folder / run, "--logger", "none", "--device", "cpu", *options]
-    return [str(item) for item in program]
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run; its undisturbed one and its cache are in folders of its name."""
+
+    name: str
+    stage: int
+    ranks: int = 1
+
+    def command(self, folder: Path, run: Path, epochs: int) -> list[str]:
+        config = CONFIGS / f"stage_{self.stage}.yml"
+        options = ["--run-dir", run, "--logger", "none", "--device", "cpu", *SMALL]
+        options += [f"data.root={folder / 'data'}", f"data.cache_dir={self.cache(folder)}"]
+        options += [f"train.epochs={epochs}"]
+        if self.ranks > 1:
+            options += ["--gpus", self.ranks]
+        if self.stage == 1:
+            options += ["data.crop=[16,16,16]", "autoencoder.quantizer=ema_vq"]
+        else:
+            last = folder / "stage_1" / "undisturbed" / "checkpoints" / "last.ckpt"
+            options += [f"latents.autoencoder={last}", "unet.dropout=0.1"]
+        program = [sys.executable, "-m", "tubesynth.train", "--config", config, *options]
+        return [str(item) for item in program]
+
+    def cache(self, folder: Path) -> Path:
+        return folder / self.name / "cache"
+
+    def undisturbed(self, folder: Path, epochs: int) -> None:
+        run = folder / self.name / "undisturbed"
+        run.parent.mkdir()
+        with open(run.parent / "undisturbed.log", "w") as log:
+            subprocess.run(self.command(folder, run, epochs), stderr=log, check=True)
 
 
-def undisturbed(stage: int, folder: Path, epochs: int) -> None:
-    with open(folder / f"undisturbed_{stage}.log", "w") as log:
-        subprocess.run(
-            command(stage, folder, f"undisturbed_{stage}", epochs), stderr=log, check=True
-        )
+KINDS = (Kind("stage_1", 1), Kind("stage_1_two_ranks", 1, ranks=2), Kind("stage_2", 2))
 
 
 class Faults:
     """Draws faults from a seed, applies them, and counts them."""
 
-    def __init__(self, seed: int, folder: Path, run: str):
-        self.random, self.counts = random.Random(f"{seed} {run}"), Counter()
-        self.folder, self.checkpoints = folder, folder / run / "checkpoints"
+    def __init__(self, seed: str, run: Path, cache: Path):
+        self.random, self.counts = random.Random(seed), Counter()
+        self.cache, self.checkpoints = cache, run / "checkpoints"
 
     def between_lives(self) -> None:
-        """At most one damage to the files of the run and one to the cache."""
+        """Damage to the checkpoints and to the cache, and what a killed writer leaves."""
         # Not best.ckpt: a later best alone would write it again.
         intact = sorted(set(self.checkpoints.glob("*.ckpt")) - {self.checkpoints / "best.ckpt"})
-        kind = self.random.choice(["nothing", "bit", "zeros", "cut", "temporary"])
         # One good checkpoint must be left: the claim is not that a run can live without any.
-        if kind in ("bit", "zeros", "cut") and len(intact) >= 3:
-            self._damage(self.random.choice(intact), kind)
-        elif kind == "temporary" and self.checkpoints.is_dir():
+        if len(intact) >= 3 and self.random.random() < 0.6:
+            self._damage(self.random.choice(intact))
+        if self.random.random() < 0.3 and self.checkpoints.is_dir():
             (self.checkpoints / ".last.ckpt.12345.tmp").write_bytes(b"x" * 5000)
             self.counts["temporary left behind"] += 1
-        entries = sorted((self.folder / "cache").rglob("*.npy"))
-        if entries and self.random.random() < 0.3:
-            self._damage(self.random.choice(entries), self.random.choice(["bit", "zeros", "cut"]))
+        entries = sorted(self.cache.rglob("*.npy"))
+        if entries and self.random.random() < 0.4:
+            self._damage(self.random.choice(entries))
 
-    def _damage(self, path: Path, kind: str) -> None:
+    def _damage(self, path: Path) -> None:
+        kind = self.random.choice(["bit", "zeros", "cut"])
         content = bytearray(path.read_bytes())
         start = self.random.randrange(len(content))
         if kind == "bit":
@@ -104,15 +124,21 @@ class Faults:
                 preexec_fn=full_disk if full else None,
             )
             self.counts["full disk"] += full
-            wait = self.random.choice([0.5, 3.0, 5.0]) + 6 * self.random.random()
+            wait = self.random.choice([1.0, 5.0, 9.0]) + 6 * self.random.random()
             try:
                 return process.wait(wait)
             except subprocess.TimeoutExpired:
                 pass
             number = self.random.choice(SIGNALS)
-            target = self.random.choice(["process", "group"])
+            target = self.random.choice(["process", "group", "child"])
+            children = descendants(process.pid) if target == "child" else []
+            if target == "child" and not children:
+                target = "process"
             self.counts[f"{number.name} to the {target}"] += 1
-            (os.killpg if target == "group" else os.kill)(process.pid, number)
+            if target == "group":
+                os.killpg(process.pid, number)
+            else:
+                os.kill(self.random.choice(children or [process.pid]), number)
             try:
                 return process.wait(60)
             except subprocess.TimeoutExpired:
@@ -121,22 +147,32 @@ class Faults:
                 return process.wait()
 
 
-def disturbed(stage: int, folder: Path, epochs: int, seed: int, deadline: float) -> dict:
-    """Lives of one run under faults, then one without until it is done."""
-    run = f"disturbed_{stage}"
-    faults, codes = Faults(seed, folder, run), Counter()
-    arguments, log = command(stage, folder, run, epochs), folder / f"{run}.log"
-    while time.monotonic() < deadline:
+def descendants(pid: int) -> list[int]:
+    """The processes that come of this one, apart from the servers of multiprocessing."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+def disturbed(kind: Kind, folder: Path, number: int, args, deadline: float) -> dict:
+    """Lives of one run under faults until it is done; after the deadline without faults."""
+    run = folder / kind.name / f"disturbed_{number}"
+    faults, codes = Faults(f"{args.seed} {kind.name} {number}", run, kind.cache(folder)), Counter()
+    arguments, log = kind.command(folder, run, args.epochs), run.with_suffix(".log")
+    done = False
+    while not done and time.monotonic() < deadline:
         code = faults.life(arguments, log)
         codes[code] += 1
-        if code == 0:
-            break
-        faults.between_lives()
-    with open(log, "a") as file:
-        codes[subprocess.run(arguments, stderr=file).returncode] += 1
+        done = code == 0
+        if not done:
+            faults.between_lives()
+    if not done:
+        with open(log, "a") as file:
+            codes[subprocess.run(arguments, stderr=file).returncode] += 1
     text = log.read_text()
     return {
-        "stage": stage,
+        "run": f"{kind.name} {number}",
         "lives": sum(codes.values()),
         "exit_codes": {str(code): number for code, number in sorted(codes.items())},
         "faults": sum(faults.counts.values()),
@@ -144,13 +180,13 @@ def disturbed(stage: int, folder: Path, epochs: int, seed: int, deadline: float)
         # A Ctrl-C while Python still imports ends it in Python's own way.
         "tracebacks": text.count("Traceback (most recent call last)")
         - text.count("\nKeyboardInterrupt\n"),
+        "differences": differences(folder / kind.name / "undisturbed", run)[:20],
     }
 
 
-def differences(folder: Path, stage: int) -> list[str]:
-    """What differs between both runs of a stage."""
+def differences(*runs: Path) -> list[str]:
+    """What differs between two runs."""
     found = []
-    runs = [folder / f"{name}_{stage}" for name in ("undisturbed", "disturbed")]
     for name in ("last.ckpt", "best.ckpt"):
         states = [torch.load(r / "checkpoints" / name, weights_only=True) for r in runs]
         for state in states:  # the run's own folder is no part of its result
@@ -174,7 +210,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     folder = args.output_dir.resolve()
@@ -184,15 +220,29 @@ def main() -> int:
     program = [sys.executable, "-m", "tubesynth.phantom", *phantoms.split()]
     program += ["--spacing", "5.5", "5.5", "5.5", "--output-dir", str(folder / "data")]
     subprocess.run(program, check=True)
-    failed = False
-    for stage in (1, 2):
-        undisturbed(stage, folder, args.epochs)
-        deadline = time.monotonic() + 60 * args.minutes / 2
-        row = disturbed(stage, folder, args.epochs, args.seed, deadline)
-        row["differences"] = differences(folder, stage)[:20]
-        failed |= bool(row["differences"] or row["tracebacks"])
-        print(json.dumps(row), flush=True)
-    return int(failed)
+    for kind in KINDS:
+        kind.undisturbed(folder, args.epochs)
+    deadline, rows = time.monotonic() + 60 * args.minutes, []
+
+    def repeat(kind: Kind) -> None:
+        number = 0
+        while time.monotonic() < deadline:
+            number += 1
+            row = disturbed(kind, folder, number, args, deadline)
+            with PRINT:
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+
+    threads = [threading.Thread(target=repeat, args=(kind,)) for kind in KINDS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = {key: sum(row[key] for row in rows) for key in ("lives", "faults", "tracebacks")}
+    different = [row["run"] for row in rows if row["differences"]]
+    by_kind = sum((Counter(row["by_kind"]) for row in rows), Counter())
+    print(json.dumps({"runs": len(rows), **total, "different": different, "by_kind": by_kind}))
+    return int(bool(different or total["tracebacks"] or len(rows) < len(KINDS)))
 
 
 if __name__ == "__main__":

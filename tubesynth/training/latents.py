@@ -137,18 +137,16 @@ class LatentEncoder:
     def _entries(
         self, cases: list[Case], variants: int
     ) -> tuple[list[list[str]], list[tuple[int, int]]]:
-        """The keys of each case, and (case index, variant) of the entries that the store lacks."""
-        keys = []
-        for case in progress(cases, "digests", len(cases)):
+        """The keys of each case, and (case index, variant) of missing and damaged entries."""
+        keys, missing = [], []
+        for index, case in enumerate(progress(cases, "stored latents", len(cases))):
             key = partial(latent_key, self.config, self.volumes, self.digest, case)
             keys.append([key(variant) for variant in range(variants)])
-        store = self.volumes.store
-        missing = [
-            (index, variant)
-            for index in range(len(cases))
-            for variant in range(variants)
-            if store.open(LATENTS, keys[index][variant]) is None
-        ]
+            missing += [
+                (index, variant)
+                for variant, each in enumerate(keys[-1])
+                if self.volumes.store.checked(LATENTS, each) is None
+            ]
         return keys, missing
 
     def _encode_entries(
