@@ -89,6 +89,8 @@ def test_spaced_timesteps_are_those_of_the_paper():
     """Lin et al. 2024, table 1 of section 3.3, with their 1 .. T counted from zero."""
     assert spaced(1000, 5, "trailing") == [999, 799, 599, 399, 199]
     assert spaced(1000, 5, "leading") == [800, 600, 400, 200, 0]
+    assert spaced(1000, 7, "leading") == [857, 714, 571, 428, 285, 142, 0]
+    assert spaced(1000, 999, "leading")[0] == 998
     assert spaced(1000, 1000, "trailing") == spaced(1000, 1000, "leading") == [*range(999, -1, -1)]
     assert spaced(1000, 7, "trailing")[0] == 999 and len(set(spaced(1000, 7, "trailing"))) == 7
 

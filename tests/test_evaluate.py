@@ -267,7 +267,22 @@ def test_tables_align_and_have_a_dash_for_a_missing_score():
     lines = text.splitlines()
     assert lines[1].startswith("psnr  30.50 [24.15, 36.85]")
     assert len(lines[1]) == len(lines[2]) == len(lines[0])
-    assert lines[2].endswith("-")
+    assert lines[1].endswith("  2") and lines[2].endswith("-")
+
+
+def test_vessels_where_the_label_map_has_none_are_scored(folders, capsys):
+    """The bright tube beside the heart touches the aorta and is no vessel of the label map."""
+    x, y, z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+    for case in ("1", "2"):
+        hu, labels = heart_and_vessel(int(case))
+        vessel = labels == 8
+        labels[vessel] = 0
+        labels[vessel & (z < 4)] = 6
+        write(folders / "labels", f"{case}.label", labels, "uint8")
+    result = evaluate(folders, "real", "labels", "synthesis")
+    assert result["vessels"]["real"]["false_vessel_ml"]["mean"] == pytest.approx(0.4, abs=0.2)
+    assert result["vessels"]["synthesis"]["false_vessel_ml"]["n"] == 2
+    assert "false_vessel_ml" in capsys.readouterr().out
 
 
 def test_training_cts_are_compared_although_the_first_case_has_no_synthesis(folders):

@@ -1,6 +1,7 @@
 """The segmenter learns the vessels, scores cases and seeds, and writes masks on the CT's grid."""
 
 import json
+import math
 import os
 import signal
 
@@ -66,6 +67,11 @@ def test_the_network_can_overfit_one_image(dim):
         (dice_loss(logits, target) + F.binary_cross_entropy_with_logits(logits, target)).backward()
         optimizer.step()
     assert dice_loss(net(image), target) < 0.1
+
+
+def test_a_case_without_vessels_leaves_out_itself_and_not_its_seed():
+    groups = [[{"dice": 0.5}, {"dice": math.nan}, {"dice": 0.7}], [{"dice": math.nan}]]
+    assert segment.group_means(groups, "dice") == [pytest.approx(0.6)]
 
 
 @pytest.fixture(scope="module")

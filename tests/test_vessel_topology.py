@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from tubesynth.metrics.overlap import centreline_overlap, dice, radius_errors
 from tubesynth.metrics.topology import betti_errors, betti_numbers
@@ -58,6 +61,25 @@ def test_cutting_a_vessel_changes_betti0_by_one_and_opening_a_ring_betti1_by_one
     opened[18:22, :20] = False
     errors = betti_errors(betti_numbers(opened), betti_numbers(closed))
     assert errors == {"betti0_error": 0, "betti1_error": 1}
+
+
+def hollow_tube():
+    """Closed at both ends: its wall is two voxels thick."""
+    mask = tube(4.0)
+    mask[8:56] &= ~tube(3.0)[8:56]
+    return mask
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(bool, (7, 6, 5)) | st.just(hollow_tube()) | st.just(hollow_tube()[:, 20:]))
+def test_every_score_of_a_mask_with_itself_is_its_optimum(mask):
+    scores = centreline_overlap(mask, mask, SPACING) | {"dice": dice(mask, mask)}
+    optimum = 1.0 if mask.any() else math.nan
+    assert scores == pytest.approx(dict.fromkeys(scores, optimum), nan_ok=True)
+    assert set(betti_errors(betti_numbers(mask), betti_numbers(mask)).values()) == {0}
+    tokens = extract_tokens(mask, centered_affine(mask.shape, SPACING))
+    errors = {k: v for k, v in radius_errors(tokens, tokens).items() if "ratio" not in k}
+    assert errors == dict.fromkeys(errors, 0.0)
 
 
 def test_identical_masks_overlap_fully_and_distant_ones_not_at_all():

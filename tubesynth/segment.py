@@ -173,9 +173,9 @@ def report(rows: list[dict], run_dir: Path) -> None:
 
 
 def group_means(groups: Iterable[list[dict]], metric: str) -> list[float]:
-    """The mean of a metric in each group; a group with an undefined score (NaN) is left out."""
-    scores = [[row[metric] for row in group] for group in groups]
-    return [sum(each) / len(each) for each in scores if not any(map(math.isnan, each))]
+    """The mean of a metric in each group: of its defined scores (not NaN), if it has any."""
+    scores = [[row[metric] for row in group if not math.isnan(row[metric])] for group in groups]
+    return [sum(each) / len(each) for each in scores if each]
 
 
 def apply_model(args: argparse.Namespace) -> None:

@@ -43,12 +43,12 @@ def zero_terminal(alpha_bar: Tensor) -> Tensor:
 def spaced(num_timesteps: int, steps: int, spacing: str) -> list[int]:
     """The timesteps of a sampler, descending (Lin et al. 2024, section 3.3).
 
-    trailing starts at the last timestep, whose state is pure noise. leading, the spacing in the
-    code of the DDIM paper, ends at timestep 0 and starts before the last one.
+    trailing starts at the last timestep, whose state is pure noise. leading, floor(c i) of the DDIM
+    paper (Song et al. 2021, appendix D.2), ends at timestep 0 and starts before the last one.
     """
     if spacing == "trailing":
         return [round(num_timesteps - i * num_timesteps / steps) - 1 for i in range(steps)]
-    return [i * (num_timesteps // steps) for i in reversed(range(steps))]
+    return [i * num_timesteps // steps for i in reversed(range(steps))]
 
 
 @dataclass(frozen=True, kw_only=True)

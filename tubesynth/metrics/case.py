@@ -16,10 +16,12 @@ from tubesynth.metrics.condition import (
     Condition,
     condition_of,
     mask_scores,
+    region_of,
     tokens_of,
     vessel_scores,
 )
 from tubesynth.metrics.image import image_scores
+from tubesynth.metrics.segmentation import find_vessels
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU, centreline_scores
 from tubesynth.metrics.vessel_match import vessel_match
 from tubesynth.runtime.errors import InputError
@@ -140,9 +142,7 @@ def score_case(
             scores = pair_scores(common.real, image, common.label, settings.hu_window)
             result.images.append({**key, **scores})
         if label is not None and tokens is not None:
-            scores = score_vessels(
-                image, common.real, tokens, label, common.condition, settings, segment
-            )
+            scores = score_vessels(image, common, tokens, label, settings, segment)
             result.vessels.append({**key, **scores})
             if common.condition is not None and common.condition.region is None:
                 result.notes.add(
@@ -176,27 +176,41 @@ def pair_scores(
 
 def score_vessels(
     ct: Volume,
-    real: Volume | None,
+    common: SharedGrid,
     tokens: VesselTokens,
     label: Volume,
-    condition: Condition | None,
     settings: Settings,
     segment: Segment | None = None,
 ) -> dict[str, float]:
     """Scores along the centreline of the label map, and of the vessels detected in the CT alone.
 
-    real: the real CT on the grid of the CT; without it there is no vessel_match. condition: of the
-    label map on that grid; None where it has no vessels.
+    common: of the grid of the CT; without a real CT there is no vessel_match. label: of the tokens.
     """
+    real, condition = common.real, common.condition
     scores = {} if real is None else vessel_match(ct, real, tokens, label)
     scores |= centreline_scores(ct, tokens, label, settings.lumen_range)
     if condition is None:
-        return scores
+        assert common.label is not None
+        return scores | false_vessels(ct, common.label, settings.classes, segment)
     scores |= vessel_scores(ct.array, condition)
     if segment is not None:
         segmented = mask_scores(segment(ct).array[condition.box] > 0, condition)
         scores |= {f"segmenter_{name}": value for name, value in segmented.items()}
     return scores
+
+
+def false_vessels(
+    ct: Volume, label: Volume, classes: LabelScheme, segment: Segment | None
+) -> dict[str, float]:
+    """The volume of the vessels in a CT whose label map, on the same grid, has none."""
+    region = region_of(label, classes)
+    if region is None:
+        return {}
+    masks = {"false_vessel_ml": find_vessels(ct.array[region.box], region)[0]}
+    if segment is not None:
+        masks["segmenter_false_vessel_ml"] = segment(ct).array[region.box] > 0
+    voxel_ml = float(ct.spacing.prod()) / 1000
+    return {name: np.count_nonzero(mask) * voxel_ml for name, mask in masks.items()}
 
 
 def aligned_to_grid(other: Volume, grid: Volume, window: tuple[float, float]) -> Volume:

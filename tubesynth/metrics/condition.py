@@ -51,11 +51,10 @@ def condition_of(
     """
     spacing = label.spacing
     mask = label.array == classes.vessel
-    aorta = np.zeros_like(mask) if classes.aorta is None else label.array == classes.aorta
     vessel_box, shell = shell_of(mask, spacing)
     if vessel_box is None or shell is None:
         return None
-    region = search_region(np.isin(label.array, classes.heart), aorta, spacing, include=vessel_box)
+    region = region_of(label, classes, include=vessel_box)
     outer = vessel_box if region is None else region.box
     x, y, z = (slice(s.start, min(s.stop, n)) for s, n in zip(outer, label.shape, strict=True))
     box = (x, y, z)
@@ -88,6 +87,14 @@ def condition_of(
         betti=betti_numbers(vessel),
         region=region,
     )
+
+
+def region_of(label: Volume, classes: LabelScheme, include: Box | None = None) -> Region | None:
+    """Where vessels are searched for in a CT of this label map; None without heart or aorta."""
+    if classes.aorta is None:
+        return None
+    heart, aorta = np.isin(label.array, classes.heart), label.array == classes.aorta
+    return search_region(heart, aorta, label.spacing, include)
 
 
 def vessel_scores(ct: np.ndarray, condition: Condition) -> dict[str, float]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from tubesynth.metrics.vessel import calibres
 from tubesynth.volume.polyline import point_tree
-from tubesynth.volume.thinning import thin
+from tubesynth.volume.thinning import fill_cavities, thin
 from tubesynth.volume.vessels import VesselTokens
 
 LINE_SCORES = ("cldice", "centreline_recall", "centreline_precision")
+MAX_BRANCHES = 8  # that meet at one point
 
 
 def dice(predicted: np.ndarray, true: np.ndarray) -> float:
@@ -44,7 +45,8 @@ def line_scores(
     cldice: harmonic mean of the shares of each skeleton that lie inside the other mask;
     centreline_recall: share of the true skeleton within one voxel (the longest edge) of the
     predicted one, also by calibre with true_radius_mm (N,); centreline_precision: share of the
-    predicted skeleton within one voxel of the true one.
+    predicted skeleton within one voxel of the true one. A skeleton runs through closed cavities of
+    its mask, which therefore count as inside.
     """
     if not len(predicted_line) and not len(true_line):
         return dict.fromkeys(LINE_SCORES, float("nan"))
@@ -52,8 +54,8 @@ def line_scores(
     precision = sensitivity = 0.0
     matched = np.zeros(len(predicted_line), bool), np.zeros(len(true_line), bool)
     if len(predicted_line) and len(true_line):
-        precision = float(true[tuple(predicted_line.T)].mean())
-        sensitivity = float(predicted[tuple(true_line.T)].mean())
+        precision = float(fill_cavities(true)[tuple(predicted_line.T)].mean())
+        sensitivity = float(fill_cavities(predicted)[tuple(true_line.T)].mean())
         matched = (
             near_line(predicted_line, true_line, spacing),
             near_line(true_line, predicted_line, spacing),
@@ -91,17 +93,23 @@ def radius_errors(
 ) -> dict[str, float]:
     """Radii of the predicted vessel tokens against the true ones, point by point.
 
-    A true point is compared with the nearest predicted one within reach_mm; points without one are
-    not scored here (centreline_recall counts them). radius_error_mm: mean absolute difference;
+    A true point is compared with the nearest predicted one within reach_mm, at a junction, where
+    the branches' first points coincide, with that of the most similar radius; points without one
+    are not scored here (centreline_recall counts them). radius_error_mm: mean absolute difference;
     radius_bias_mm: mean difference, negative where vessels are too thin; radius_ratio: mean of
     predicted over true. Each also by calibre of the true vessel; {} without a pair of points.
     """
     if not len(predicted.radius_mm) or not len(true.radius_mm):
         return {}
-    distance_mm, nearest = point_tree(predicted.position_mm).query(true.position_mm)  # (N,) each
-    matched = distance_mm <= reach_mm
+    neighbors = min(MAX_BRANCHES, len(predicted.radius_mm))
+    tree = point_tree(predicted.position_mm)
+    distance_mm, nearest = tree.query(true.position_mm, k=range(1, neighbors + 1))  # (N, K) each
+    matched = distance_mm[:, 0] <= reach_mm
     true_radius = np.asarray(true.radius_mm, dtype=float)
-    difference = np.asarray(predicted.radius_mm, dtype=float)[nearest] - true_radius
+    differences = np.asarray(predicted.radius_mm, dtype=float)[nearest] - true_radius[:, None]
+    farther = distance_mm > distance_mm[:, :1] + 1e-6
+    choice = np.where(farther, np.inf, np.abs(differences)).argmin(axis=1)
+    difference = np.take_along_axis(differences, choice[:, None], axis=1)[:, 0]
     scores = {}
     for suffix, calibre in {"": matched, **calibres(true_radius)}.items():
         selected = calibre & matched

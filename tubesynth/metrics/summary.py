@@ -39,7 +39,7 @@ BOUNDS = {
     "vesselness_contrast": (-1.0, 1.0),
     "vesselness": (0.0, 1.0),
     **dict.fromkeys(("mae_hu", "betti", "radius_error", "radius_ratio"), (0.0, math.inf)),
-    **dict.fromkeys(("evaluations", "seconds"), (0.0, math.inf)),
+    **dict.fromkeys(("evaluations", "seconds", "false_vessel"), (0.0, math.inf)),
 }
 
 
@@ -118,9 +118,11 @@ def json_safe(value: Any) -> Any:
 
 def table(columns: Mapping[str, Mapping[str, Stat]], metrics: Sequence[str]) -> str:
     """Aligned plain text: one line per metric, one column per source, `mean [low, high]` in each
-    cell."""
-    lines = [["", *columns]]
-    lines += [[m, *(cell(stats.get(m), m) for stats in columns.values())] for m in metrics]
+    cell, and the numbers of cases, as `23-24` where they differ between sources."""
+    lines = [["", *columns, "n"]]
+    for m in metrics:
+        stats = [column.get(m) for column in columns.values()]
+        lines.append([m, *(cell(each, m) for each in stats), case_count(stats)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
         [text.rjust(width) for text, width in zip(line, widths, strict=True)] for line in lines
@@ -128,6 +130,15 @@ def table(columns: Mapping[str, Mapping[str, Stat]], metrics: Sequence[str]) -> 
     for line, texts in zip(aligned, lines, strict=True):
         line[0] = texts[0].ljust(widths[0])
     return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def case_count(stats: Iterable[Stat | None]) -> str:
+    """The number of cases of a metric's columns: "24", or "23-24" where they differ."""
+    counts = [each["n"] for each in stats if each is not None and each["mean"] is not None]
+    if not counts:
+        return "-"
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low}-{high}"
 
 
 def cell(stat: Stat | None, metric: str) -> str:

@@ -5,7 +5,7 @@ import html
 import re
 from typing import Any, NamedTuple
 
-from tubesynth.metrics.summary import Stat, cell
+from tubesynth.metrics.summary import Stat, case_count, cell
 from tubesynth.report.charts import Stats
 from tubesynth.report.verdict import HEADLINE
 
@@ -55,6 +55,8 @@ VESSEL_METRICS = (
     Metric("radius_error_mm", "radius error, mm", False),
     Metric("centreline_in_range", "centreline points with the HU of a lumen", True),
     Metric("vesselness_auc", "AUC of vesselness, vessel against shell", True),
+    Metric("false_vessel_ml", "vessels where the label map has none, ml", False),
+    Metric("segmenter_false_vessel_ml", "the same, the segmenter’s vessels, ml", False),
 )
 NOTE = (
     "<p class='note'>Ceiling: the scores of the real CT and of its reconstruction by the "
@@ -146,13 +148,15 @@ def score_table(
             f'<td class="{style}">{score(stats.get(metric.key), metric.key)}</td>'
             for style, (*_, stats) in zip(styles, columns, strict=True)
         )
+        cells += f"<td>{case_count(stats.get(metric.key) for *_, stats in columns)}</td>"
         arrow, key = "↑" if metric.more_is_better else "↓", breakable(metric.key)
         name = f"{metric.name}&nbsp;<b>{arrow}</b><code>{key}</code>"
         row_style = ' class="headline"' if metric.key.startswith(HEADLINE) else ""
         lines.append(f'<tr{row_style}><th scope="row">{name}</th>{cells}</tr>')
     return (
         f"<h3>{title}</h3><div class='wide' role='region' aria-label='{title}' tabindex='0'>"
-        f"<table><thead><tr><th></th>{group_heads}</tr><tr><th></th>{heads}</tr></thead>"
+        f"<table><thead><tr><th></th>{group_heads}<th></th></tr>"
+        f"<tr><th></th>{heads}<th>cases</th></tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -30,19 +30,14 @@ def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
 
     spacing: (3,) mm. Closed cavities of the mask are filled.
     """
-    from scipy import ndimage
     from skimage.morphology import skeletonize
 
     bounds = bounding_box(mask)
     if bounds is None:
         return None
     # all work is on the bounding box with a margin of one voxel
-    box = np.pad(mask[bounds], 1)
-    # A closed cavity would be thinned to a shell of voxels, not to a line: it is filled, being a
-    # component of the background other than the one at the corner.
-    background, count = ndimage.label(~box)  # pyright: ignore[reportGeneralTypeIssues]
-    if count > 1:
-        box = background != background[0, 0, 0]
+    # a closed cavity would be thinned to a shell of voxels, not to a line
+    box = _fill(np.pad(mask[bounds], 1))
     # the surface: voxels outside with one of 6 face neighbors inside
     surface = np.zeros_like(box)
     for axis in range(3):
@@ -62,6 +57,24 @@ def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
     in_skeleton = skeletonize(box)[box]  # (N,) bool, in the order of `inside`
     _restore(in_skeleton, inside, outside, spacing)
     return VoxelCloud(inside, outside, inside[in_skeleton], np.asarray(spacing))
+
+
+def fill_cavities(mask: np.ndarray) -> np.ndarray:
+    """The mask (X, Y, Z) with its closed cavities filled, as `thin` sees it."""
+    bounds = bounding_box(mask)
+    if bounds is None:
+        return mask
+    filled = mask.copy()
+    filled[bounds] = _fill(np.pad(mask[bounds], 1))[1:-1, 1:-1, 1:-1]
+    return filled
+
+
+def _fill(padded: np.ndarray) -> np.ndarray:
+    """Fill each component of the background (6 neighbors) other than the one at the corner."""
+    from scipy import ndimage
+
+    background, count = ndimage.label(~padded)  # pyright: ignore[reportGeneralTypeIssues]
+    return background != background[0, 0, 0] if count > 1 else padded
 
 
 def _restore(
