@@ -94,16 +94,22 @@ WRONG: list[tuple] = [
     # Progress
     (2, ("position",), [], "'position' is list, not dict"),
     (2, ("position",), None, "'best' and 'position' need each other"),
-    (2, ("position", "step"), -1, "'position.step' is -1, below 0"),
+    (2, ("position", "step"), -1, "'position.step' is -1, not 0 to"),
     (2, ("position", "step"), 8.0, "'position.step' is float, not int"),
     (2, ("position", "step"), True, "'position.step' is bool, not int"),
     (2, ("position", "step"), torch.tensor(8), "'position.step' is Tensor, not int"),
-    (2, ("position", "sample_index"), -8, "'position.sample_index' is -8, below 0"),
-    (2, ("position", "schedule_start"), 9, "'position.schedule_start' is 9, after its step"),
+    (2, ("position", "sample_index"), -8, "'position.sample_index' is -8, not 0"),
+    (2, ("position", "schedule_start"), 9, "'position.schedule_start' is 9, not 0 to 8"),
+    (2, ("position", "step"), 10**9, "'position.step' is 1000000000, not 0 to"),
+    (2, ("position", "sample_index"), 10**40, "'position.sample_index' is 1000"),
+    (2, ("position", "rollbacks"), 10**9, "'position.rollbacks' is 1000000000, not 0 to"),
     (2, ("position", "started_from"), 5, "'position.started_from' is int, not str"),
     (2, ("position", "due"), "panels ../../x", "'position.due' has '../../x', which is no work"),
     (2, ("best",), None, "'best' and 'position' need each other"),
-    (2, ("best", "mode"), "least", "'best.mode' is 'least', not min or max"),
+    (2, ("best", "mode"), "least", "'best.mode' is 'least', not min, the better direction of loss"),
+    (2, ("best", "mode"), "max", "'best.mode' is 'max', not min, the better direction of loss"),
+    (2, ("best", "name"), "beauty", "'best.name' is 'beauty', not one of loss"),
+    (2, ("best", "step"), None, "'best.step' is missing beside the value"),
     (2, ("best", "value"), "low", "'best.value' is str, not float"),
     (2, ("best", "step"), 99, "'best.step' is 99, not 0 to 8"),
     # Phases and weights
@@ -148,7 +154,7 @@ WRONG: list[tuple] = [
     ),
     # Optimizer and gradient scaler
     (2, ADAM, ABSENT, "'phases.unet.optimizer' is missing"),
-    (2, ADAM, None, "'phases.unet.optimizer' needs a 'position'"),
+    (2, ADAM, None, "'phases.unet.optimizer' and 'position' need each other"),
     (2, ADAM, {}, "'phases.unet.optimizer.param_groups' is not a list of one group"),
     (2, ADAM, [], "'phases.unet.optimizer' is list, not dict"),
     (2, (*ADAM, "param_groups"), [3], "'phases.unet.optimizer.param_groups' is not a list of one"),
@@ -165,6 +171,11 @@ WRONG: list[tuple] = [
     (2, MOMENT, lambda m: m[:1], "'phases.unet.optimizer.state.0.exp_avg' has shape"),
     (2, MOMENT, lambda m: m / 0, "phases/unet/optimizer/state/0/exp_avg has values that are not"),
     (2, (*ADAM, "state", 0, "step"), "8", "'phases.unet.optimizer.state.0.step' is '8'"),
+    (2, MOMENT, lambda m: m.int(), "'phases.unet.optimizer.state.0.exp_avg' is torch.int32"),
+    (2, (*ADAM, "state", 0, "exp_avg_sq"), lambda m: m - 1, "exp_avg_sq' is negative"),
+    (2, (*ADAM, "state", 0, "step"), torch.tensor(1.5), "not a number from 0 to 8"),
+    (2, (*ADAM, "state", 0, "step"), torch.tensor(9.0), "is tensor(9.), not a number from 0 to 8"),
+    (2, (*GROUP, "lr"), -1e-3, "'phases.unet.optimizer.param_groups.lr' is -0.001"),
     (2, (*ADAM, "state", 0, "step"), torch.tensor(-1.0), "'phases.unet.optimizer.state.0.step'"),
     (2, ("phases", "unet", "scaler"), 3, "'phases.unet.scaler' is int, not dict"),
     (2, ("phases", "unet", "scaler"), {"scale": "x"}, "'phases.unet.scaler.scale' is 'x'"),
@@ -190,7 +201,7 @@ WRONG: list[tuple] = [
     (1, ("interval",), {**INTERVAL, "counts": {"autoencoder": torch.zeros(3)}}, "(3,), where"),
     # Weights alone
     (0, ("phases",), {}, "'phases.unet' is missing"),
-    (0, ADAM, {}, "'phases.unet.optimizer' needs a 'position'"),
+    (0, ADAM, {}, "'phases.unet.optimizer' and 'position' need each other"),
     (0, (*MODULE, "conv_in.bias"), ABSENT, "'phases.unet.module.conv_in.bias' is missing"),
 ]
 
@@ -225,11 +236,15 @@ def test_right_contents_are_read(files, tmp_path):
     """Also of an optimizer that has made no step, and without the keys that are newer."""
     for stage in (0, 1, 2):
         Checkpoint.load(files[stage])
-    contents = with_value(read(files[2]), (*ADAM, "state"), {})
+    contents = with_value(read(files[2]), (*ADAM, "state"), {})  # 8 steps, all skipped
     for key in ("rollbacks", "resumed_from"):
         del contents["position"][key]
     torch.save(contents, tmp_path / "new.ckpt")
     assert Checkpoint.load(tmp_path / "new.ckpt").position.rollbacks == 0
+    contents["position"]["step"] = 38
+    torch.save(contents, tmp_path / "new.ckpt")
+    with pytest.raises(InputError, match="phases.unet.optimizer.state' is empty, after 38 steps"):
+        Checkpoint.load(tmp_path / "new.ckpt")
 
 
 @pytest.mark.parametrize("damage", ["bit", "zeros"])

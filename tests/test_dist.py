@@ -1,6 +1,7 @@
 """Joining and leaving the process group."""
 
 import os
+import socket
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tubesynth.runtime import dist
-from tubesynth.runtime.errors import InputError, Stopped
+from tubesynth.runtime.errors import InputError, Stopped, run_command
+from tubesynth.runtime.meeting import meet
 
 SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
 
@@ -25,6 +27,42 @@ def test_slurm_tasks_without_a_master_address_are_refused_before_they_wait(monke
     monkeypatch.delenv(missing)
     with pytest.raises(InputError, match=f"^{missing} is not set"):
         dist.start()
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (0, "ranks 1, 2 of 3 did not come within 1 s: "),
+        (2, r"MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+: rank 0 does not answer there \("),
+    ],
+)
+def test_ranks_that_do_not_come_are_named(rank, message, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**variables, "TUBESYNTH_RANK_TIMEOUT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InputError, match=f"^{message}"):
+        meet()
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(InputError, match="^WORLD_SIZE=: "):
+        meet()
+
+
+def test_the_loss_of_another_rank_is_an_error_of_one_line(monkeypatch, capsys):
+    def lose():
+        raise RuntimeError("[pair.cc:534]\nConnection closed by peer [127.0.0.1]:9999")
+
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit) as end:
+        run_command(lose)
+    message = capsys.readouterr().err
+    assert end.value.code == 1 and message.startswith("error: another rank has ended")
+    assert message.count("\n") == 1
+    monkeypatch.delenv("RANK")
+    with pytest.raises(RuntimeError):  # of another connection
+        run_command(lose)
 
 
 GROUP_THREADS = ("gloo", "pt_gloo", "pt_tcpstore")  # the names of the threads of torch and gloo

@@ -93,6 +93,30 @@ def test_workers_of_a_killed_parent_end(tmp_path):
     wait_until(lambda: not any(map(is_running, pids)))
 
 
+STARTING = """
+from multiprocessing import forkserver
+connect = forkserver._forkserver.connect_to_new_process
+
+def connect_and_signal(descriptors):
+    connection = connect(descriptors)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return connection
+
+forkserver._forkserver.connect_to_new_process = connect_and_signal
+forkserver.connect_to_new_process = connect_and_signal
+"""
+
+
+def test_a_signal_while_workers_start_leaves_no_traceback(tmp_path):
+    program = PROGRAM.format(
+        tests=str(Path(__file__).parent), folder=str(tmp_path), workers=2, seconds=0.1
+    )
+    program = program.replace("import sys, time", f"import os, signal, sys, time\n{STARTING}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == EXIT_STOPPED
+    assert done.stderr == "stopped: SIGTERM: finished cases are kept\n"
+
+
 def die(number: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     os.kill(os.getpid(), number)

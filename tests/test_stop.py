@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from tubesynth import evaluate, synthesize, train
 from tubesynth.runtime import stop_signal
-from tubesynth.runtime.errors import Stopped
+from tubesynth.runtime.errors import EXIT_STOPPED, STOP_FILE, Stopped
 from tubesynth.runtime.stop_signal import interruptible
 from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.latents import LatentEncoder
@@ -75,7 +78,9 @@ def test_a_training_stopped_in_validation_or_panels_resumes_to_the_uninterrupted
             assert torch.equal(weight, weights[key]), key
 
 
-def test_an_interrupted_encoding_keeps_its_latents(stage_1, workplace, tmp_path, monkeypatch):
+def test_an_interrupted_encoding_keeps_its_latents(
+    stage_1, workplace, tmp_path, monkeypatch, capsys
+):
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     command = ["--config", workplace / "s2.yml", "--run-dir", tmp_path / "run", "--preprocess"]
     signal_at_call(monkeypatch, LatentEncoder, "_encode_case", 3)
@@ -86,6 +91,7 @@ def test_an_interrupted_encoding_keeps_its_latents(stage_1, workplace, tmp_path,
     encoded = signal_at_call(monkeypatch, LatentEncoder, "_encode_case", -1)
     run(train, *command, cache)
     assert len(encoded) == 4  # of six cases
+    assert "train.log" not in capsys.readouterr().err  # no run has begun that writes it
 
 
 def test_an_interrupted_synthesis_keeps_its_volumes(stage_2, workplace, tmp_path, monkeypatch):
@@ -105,7 +111,7 @@ def test_an_interrupted_evaluation_says_that_it_starts_again(phantoms, tmp_path,
     images, labels = phantoms / "validation" / "images", phantoms / "validation" / "labels"
     shutil.copytree(images, tmp_path / "synthesis")
     signal_at_call(monkeypatch, evaluate, "score_case", 1)
-    with pytest.raises(Stopped, match="no scores are written: the same command starts again"):
+    with pytest.raises(Stopped, match="^SIGTERM: the same command starts again$"):
         run(
             evaluate,
             *("--real", images, "--labels", labels, "--synthesis", tmp_path / "synthesis"),
@@ -124,6 +130,47 @@ def test_a_signal_waits_where_work_must_not_be_interrupted():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_while_workers_start_waits_until_they_have_started():
+    """A worker that gets no preparation data prints a traceback."""
+    begun = []
+
+    def work():
+        with stop_signal.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            begun.append(1)
+        begun.append(2)
+
+    with pytest.raises(Stopped, match="SIGTERM: nothing is lost"):
+        interruptible(work, "nothing is lost")
+    assert begun == [1]
+
+
+SIGNAL_AT_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "phantom"])
+def test_a_signal_during_the_imports_of_a_command_is_answered_in_one_line(command, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-m", f"tubesynth.{command}"],
+        env={**os.environ, "PYTHONPATH": path, STOP_FILE: str(tmp_path / "stopped")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "stopped: SIGTERM: the same command starts again\n"
+    assert done.returncode == EXIT_STOPPED and (tmp_path / "stopped").exists()
 
 
 def test_the_former_handlers_return():

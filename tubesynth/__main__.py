@@ -4,12 +4,11 @@ tubesynth train --config stage_1_3d_f4        the same as: python -m tubesynth.t
 """
 
 import difflib
-import importlib
 import sys
 from typing import NoReturn
 
 import tubesynth
-from tubesynth.runtime.errors import CommandParser, run_command
+from tubesynth.runtime.errors import CommandParser, load_command, run_command
 
 COMMANDS = {
     "train": "train stage 1 (autoencoder), 2 (generator) or 3 (ControlNet)",
@@ -52,13 +51,6 @@ def main(argv: list[str] | None = None) -> None:
         near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
         parser.error(f"{arguments[0]}: no such command: {remedy}")
-
-
-def load_command(name: str):
-    """The module of a command: tubesynth.NAME, or the __main__ of the package of that name."""
-    module = importlib.import_module(f"tubesynth.{name}")
-    is_package = hasattr(module, "__path__")
-    return importlib.import_module(f"tubesynth.{name}.__main__") if is_package else module
 
 
 def program() -> NoReturn:

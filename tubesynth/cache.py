@@ -10,6 +10,11 @@ stages 2 and 3 (on the GPU, under torchrun on all GPUs). prune deletes every ent
 refers to, so --config needs all configs that are still in use.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("cache")  # imports this file as tubesynth.cache
+
 import argparse
 import sys
 from collections import Counter
@@ -21,10 +26,10 @@ from tubesynth.config.loading import load_config
 from tubesynth.data.pool import check_workers
 from tubesynth.data.store import Entry, Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
-from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.reading import require_folder
-from tubesynth.runtime.stop_signal import interruptible, listening
+from tubesynth.runtime.stop_signal import interruptible
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,9 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "build":
         if args.workers is not None:
             check_workers(args.workers)
-        with listening():
-            for config in configs:
-                build(store, config, args.workers)
+        for config in configs:
+            build(store, config, args.workers)
     elif args.command == "verify":
         interruptible(lambda: verify(store), "not all entries are checked")
     elif args.command == "list":
@@ -224,7 +228,3 @@ def references(store: Store, config) -> set[tuple[str, str]]:
             for variant in range(variants):
                 referenced.add((LATENTS, latent_key(config, volumes, digest, case, variant)))
     return referenced
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -6,6 +6,11 @@
 --config of every command takes a listed name, from any folder.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("configs")  # imports this file as tubesynth.configs
+
 import argparse
 from pathlib import Path
 
@@ -16,7 +21,7 @@ from tubesynth.config.packaged import (
     packaged_folder,
 )
 from tubesynth.runtime.atomic import write_text
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError
 
 SLURM = "launch/slurm.sbatch"
 
@@ -58,7 +63,3 @@ def copy(name: str, target: Path | None) -> None:
         raise InputError(f"{target}: exists already: choose another file")
     write_text(target, source.read_text(encoding="utf-8"))
     print(f"{target}: a copy of {name}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -11,6 +11,11 @@ coronaries in a panel have the names of the user centreline, or of centrelines/ 
 label maps. Every worker holds one case in memory.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("evaluate")  # imports this file as tubesynth.evaluate
+
 import argparse
 import multiprocessing
 from dataclasses import replace
@@ -46,8 +51,8 @@ from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.report.verdict import verdict
 from tubesynth.runtime.atomic import save_png, write_text
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
-from tubesynth.runtime.stop_signal import interruptible
+from tubesynth.runtime.errors import CommandParser, InputError
+from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible, kept
 from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.classes import LabelScheme, numbered_classes
 from tubesynth.volume.files import read_labels
@@ -60,10 +65,9 @@ PRELOADED = ["tubesynth.metrics.case", "tubesynth.pictures.case_pictures"]
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    panels = f"the panels of the finished cases stay in {args.output_dir}"
-    interruptible(
-        lambda: evaluate(args), f"{panels}; no scores are written: the same command starts again"
-    )
+    then = f"no scores are written: {STARTS_AGAIN}"
+    message = kept("the panels of the finished cases", args.output_dir, then)
+    interruptible(lambda: evaluate(args), message)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -311,7 +315,3 @@ def add_distribution(
         if i == 0:
             result["synthesis"] |= metrics
     return notes
-
-
-if __name__ == "__main__":
-    run_command(main)

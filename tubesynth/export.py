@@ -8,6 +8,11 @@ latents.autoencoder, control.base. It has no optimizer and no discriminator: tra
 from it restarts them.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("export")  # imports this file as tubesynth.export
+
 import argparse
 from pathlib import Path
 
@@ -15,7 +20,7 @@ import torch
 
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.build.checkpoint_file import SAFETENSORS
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -53,7 +58,3 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint.weights_alone(args.ema, DTYPES[args.dtype]).save(args.output)
     size_mb = args.output.stat().st_size / 1e6
     print(f"{args.output}: stage {checkpoint.config.stage}, {args.dtype}, {size_mb:.1f} MB")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -7,6 +7,11 @@ A result has the center of its CT and the model's grid (--resolution, --spacing)
 --original-grid it has the grid of the CT, with air outside of the model's field of view.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("reconstruct")  # imports this file as tubesynth.reconstruct
+
 import argparse
 from pathlib import Path
 
@@ -15,8 +20,7 @@ from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.jobs import Job, add_model_options, digest_of, run_jobs, tile_option
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
-from tubesynth.runtime.stop_signal import listening
+from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume
 from tubesynth.volume.grid import Volume
@@ -69,7 +73,6 @@ def find_label_maps(
     return labels
 
 
-@listening()  # a signal while the model is loaded is answered before the first volume
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     cases = find_cases(args.input_dir)
@@ -113,7 +116,3 @@ def main(argv: list[str] | None = None) -> None:
         run_jobs(jobs, args.output_dir, reconstruct, device, "reconstruct")
     finally:
         dist.stop()
-
-
-if __name__ == "__main__":
-    run_command(main)

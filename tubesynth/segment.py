@@ -9,6 +9,11 @@ OUT is an output folder of synthesize: its volumes, and their label maps in OUT/
 are those of the real validation cases in data.root, with 95 % intervals over cases and over seeds.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("segment")  # imports this file as tubesynth.segment
+
 import argparse
 import math
 from collections.abc import Iterable
@@ -24,11 +29,11 @@ from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
-from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.runtime.run_lock import RunLock, locked
-from tubesynth.runtime.stop_signal import RESUMES, listening
+from tubesynth.runtime.stop_signal import RESUMES, kept, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.resume import find_checkpoint, starting_position
@@ -89,11 +94,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    with listening():
-        if args.command == "train":
+    if args.command == "train":
+        with listening():
             train_seeds(args)
-        else:
-            apply_model(args)
+    else:
+        apply_model(args)
 
 
 def train_seeds(args: argparse.Namespace) -> None:
@@ -133,7 +138,7 @@ def train_one(
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
     volumes.training = synthetic + ([] if config.without_real else volumes.training)
     checkpoint = find_checkpoint(None, run_dir, config)
-    log_head(config, volumes, run_dir, device)
+    log_head(config, volumes, device)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
     torch.manual_seed(config.seed)
@@ -195,12 +200,9 @@ def apply_model(args: argparse.Namespace) -> None:
                 mask = segmenter(read_volume(path))
                 write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
 
-        message = f"the masks that are written stay in {args.output_dir}"
-        dist.interruptible(write_masks, f"{message}; the same command writes all of them again")
+        then = "the same command writes all of them again"
+        message = kept("the masks that are written", args.output_dir, then)
+        dist.interruptible(write_masks, message)
     finally:
         dist.stop()
     print(f"{args.output_dir}: {len(cases)} vessel masks")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -16,6 +16,11 @@ and pictures are written to centrelines/ and panels/. It is the default of packa
 models, which have no data folder.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("synthesize")  # imports this file as tubesynth.synthesize
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +43,8 @@ from tubesynth.pictures.case_pictures import case_panel, panel_path
 from tubesynth.pipeline import Pipeline, Sample
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import save_png
-from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.seeding import derive, generator
-from tubesynth.runtime.stop_signal import listening
 from tubesynth.volume.centreline_file import (
     SUFFIX,
     read_centreline,
@@ -220,7 +224,6 @@ def save_panel(job: Job, output_dir: Path, sample: Sample, scheme: LabelScheme) 
     print(f"picture   {path}")
 
 
-@listening()  # a signal while the model is loaded is answered before the first volume
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_seed(args.seed, "--seed", requirement("command line"))
@@ -283,7 +286,3 @@ def main(argv: list[str] | None = None) -> None:
         run_jobs(jobs, args.output_dir, synthesize, device, "synthesize", args.batch_size)
     finally:
         dist.stop()
-
-
-if __name__ == "__main__":
-    run_command(main)

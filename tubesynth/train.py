@@ -9,6 +9,11 @@ best.ckpt (by train.best_score) and epoch_*.ckpt. After SIGTERM, SIGUSR1 or Ctrl
 ends with code 75.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("train")  # imports this file as tubesynth.train
+
 import argparse
 import os
 import sys
@@ -27,7 +32,7 @@ from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import dist
-from tubesynth.runtime.errors import CommandParser, InputError, add_overrides, run_command
+from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.launcher import launch
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.loggers import LOGGERS
@@ -194,7 +199,7 @@ def train(
 ) -> None:
     """Build the cache, make the stage and train it, on every rank."""
     warn_of_cpu(config, device, args.device, args.gpus)
-    log_head(config, volumes, run_dir, device)
+    log_head(config, volumes, device)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
     position = starting_position(checkpoint, config, run_dir)
@@ -209,7 +214,3 @@ def train(
         return
     assert lock
     run_stage(config, stage, volumes, position, lock, checkpoint, args.logger, device)
-
-
-if __name__ == "__main__":
-    run_command(main)

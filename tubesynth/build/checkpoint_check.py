@@ -14,13 +14,18 @@ from torch.overrides import TorchFunctionMode
 
 from tubesynth.build.checkpoint_values import require
 from tubesynth.build.networks import build_autoencoder, build_phases
+from tubesynth.runtime.errors import short
 
 if TYPE_CHECKING:
-    from tubesynth.build.checkpoint import Checkpoint, IntervalState, PhaseState
+    from tubesynth.build.checkpoint import Checkpoint, IntervalState, PhaseState, Position
 
 SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 ADAM_KEYS = ("lr", "eps", "weight_decay")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MOST_STEPS = 10**9 - 1  # at a millisecond each they take eleven days
+MOST_SAMPLES_PER_STEP = 2**20
+# The gradient scaler halves 2**16 down to 1 in as many skipped steps, before a bad step counts.
+PROBING_STEPS = 17
 
 
 def check(checkpoint: "Checkpoint") -> None:
@@ -36,9 +41,8 @@ def check(checkpoint: "Checkpoint") -> None:
         require(name in checkpoint.phases, path, f"phases.{name}", "is missing")
     for name, phase in checkpoint.phases.items():
         require(name in modules, path, f"phases.{name}", f"is no phase of stage {config.stage}")
-        _Check(path, f"phases.{name}").phase(
-            phase, modules[name], is_resumable=checkpoint.position is not None
-        )
+        _Check(path, f"phases.{name}").phase(phase, modules[name], checkpoint.position)
+    _require_steps(checkpoint, next(iter(modules)))
     if checkpoint.interval:
         _Check(path, "interval").interval(checkpoint.interval, modules)
     if state and autoencoder:
@@ -67,19 +71,39 @@ def _check_progress(checkpoint: "Checkpoint") -> None:
     require((position is None) == (best is None), path, "best", "and 'position' need each other")
     if position is None or best is None:
         return
-    for key in ("step", "sample_index", "schedule_start", "rollbacks"):
+    for key, most in (
+        ("step", MOST_STEPS),
+        ("rollbacks", MOST_STEPS),
+        ("sample_index", position.step * MOST_SAMPLES_PER_STEP),
+        ("schedule_start", position.step),
+    ):
         value = getattr(position, key)
-        require(value >= 0, path, f"position.{key}", f"is {value}, below 0")
-    require(
-        position.schedule_start <= position.step,
-        *(path, "position.schedule_start", f"is {position.schedule_start}, after its step"),
-    )
+        problem = f"is {short(value)}, not 0 to {most}"
+        require(0 <= value <= most, path, f"position.{key}", problem)
     for work in position.due.split():
         is_known = work in ("validation", "panels") or re.fullmatch(r"epoch_\d+", work)
         require(bool(is_known), path, "position.due", f"has '{work}', which is no work of a run")
-    require(best.mode in ("min", "max"), path, "best.mode", f"is '{best.mode}', not min or max")
+    modes = checkpoint.config.BEST_SCORES
+    known = f"is '{best.name}', not one of {', '.join(modes)}"
+    require(best.name in modes, path, "best.name", known)
+    expected = f"is '{best.mode}', not {modes[best.name]}, the better direction of {best.name}"
+    require(best.mode == modes[best.name], path, "best.mode", expected)
     within = best.step is None or 0 <= best.step <= position.step
     require(within, path, "best.step", f"is {best.step}, not 0 to {position.step}")
+    has_value = best.step is not None or math.isnan(best.value)
+    require(has_value, path, "best.step", f"is missing beside the value {best.value}")
+
+
+def _require_steps(checkpoint: "Checkpoint", name: str) -> None:
+    """The first phase has made a step, unless its optimizer restarts or all steps were skipped."""
+    optimizer, position = checkpoint.phases[name].optimizer, checkpoint.position
+    train = checkpoint.config.train
+    if optimizer and position and not optimizer["state"] and "optimizers" not in train.restart:
+        require(
+            position.step <= PROBING_STEPS + train.max_bad_steps,
+            *(checkpoint.path, f"phases.{name}.optimizer.state"),
+            f"is empty, after {position.step} steps",
+        )
 
 
 class _Check:
@@ -91,16 +115,17 @@ class _Check:
     def __call__(self, condition: bool, key: str, problem: str) -> None:
         require(condition, self.path, f"{self.key}.{key}", problem)
 
-    def phase(self, phase: "PhaseState", module: nn.Module, is_resumable: bool) -> None:
+    def phase(self, phase: "PhaseState", module: nn.Module, position: "Position | None") -> None:
         """Weights, averages, optimizer and gradient scaler of a phase."""
         self.weights(phase.module, module, "module")
         for half_life, weights in phase.ema.items():
             self(half_life > 0, f"ema.{half_life}", "is a half-life of no more than 0 steps")
             self.weights(weights, module, f"ema.{half_life:g}")
-        self((phase.optimizer is not None) == is_resumable, "optimizer", "needs a 'position'")
-        if phase.optimizer is not None:
+        has_both = (phase.optimizer is None) == (position is None)
+        self(has_both, "optimizer", "and 'position' need each other")
+        if phase.optimizer is not None and position is not None:
             trainable = [p for p in module.parameters() if p.requires_grad]
-            self.optimizer(phase.optimizer, trainable)
+            self.optimizer(phase.optimizer, trainable, position.step)
         if phase.scaler:
             for key in SCALER_KEYS:
                 value = phase.scaler.get(key)
@@ -134,8 +159,10 @@ class _Check:
         shapes = f"{tuple(tensor.shape)}, where its config needs {tuple(expected)}"
         self(tensor.shape == expected, key, f"has shape {shapes}")
 
-    def optimizer(self, state: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        """The state of Adam for these parameters; an untouched parameter has no moments."""
+    def optimizer(self, state: dict[str, Any], parameters: list[nn.Parameter], steps: int) -> None:
+        """The state of Adam for these parameters after at most `steps` steps; an untouched
+        parameter has no moments.
+        """
         groups, entries = state.get("param_groups"), state.get("state")
         is_group = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
         self(is_group, "optimizer.param_groups", "is not a list of one group")
@@ -144,7 +171,8 @@ class _Check:
         self(group.get("params") == [*range(count)], indices, f"is not 0 to {count - 1}")
         for key in ADAM_KEYS:
             value = group.get(key)
-            self(_is_number(value), f"optimizer.param_groups.{key}", f"is {value!r}")
+            is_size = _is_number(value) and value >= 0
+            self(is_size, f"optimizer.param_groups.{key}", f"is {value!r}")
         betas = group.get("betas")
         are_betas = isinstance(betas, list | tuple) and len(betas) == 2
         are_betas = are_betas and all(_is_number(b) and 0 <= b < 1 for b in betas)
@@ -157,9 +185,14 @@ class _Check:
             for name in MOMENTS:
                 self(isinstance(entry.get(name), Tensor), f"{key}.{name}", "is no tensor")
                 self.shape(entry[name], parameters[index].shape, f"{key}.{name}")
+                problem = f"is {entry[name].dtype}, no floating-point numbers"
+                self(entry[name].is_floating_point(), f"{key}.{name}", problem)
+            is_square = not entry["exp_avg_sq"].numel() or bool(entry["exp_avg_sq"].min() >= 0)
+            self(is_square, f"{key}.exp_avg_sq", "is negative, but a mean of squares")
             step = entry.get("step")
             number = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
-            self(_is_number(number) and number >= 0, f"{key}.step", f"is {step!r}")
+            is_count = _is_number(number) and 0 <= number <= steps and number == int(number)
+            self(is_count, f"{key}.step", f"is {short(step)}, not a number from 0 to {steps}")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import Progress, collected_lines, logger
-from tubesynth.runtime.stop_signal import SIGNALS, Interrupted
+from tubesynth.runtime.stop_signal import SIGNALS, Interrupted, deferred
 
 Result = TypeVar("Result")
 GRACE_SECONDS = 4.0  # after a signal, for the cases that are being worked on
@@ -70,7 +70,8 @@ def _run_in_pool(
     futures: list[Future[tuple[Result, list[LogRecord]]]] = []
     processes: set[BaseProcess] = set()
     try:
-        futures += [pool.submit(_with_lines, function, *job) for job in jobs]
+        with deferred():  # a worker that gets no preparation data prints a traceback
+            futures += [pool.submit(_with_lines, function, *job) for job in jobs]
         processes |= set(multiprocessing.active_children()) - other_children
         for future in as_completed(futures):
             _, lines = future.result()

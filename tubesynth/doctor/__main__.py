@@ -8,6 +8,11 @@ with a config, config_rules.py judge the measurements. Errors end with exit code
 --json prints {"ok": bool, "findings": [{"level", "rule", "case", "message"}]} and nothing else.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("doctor")  # imports this file as tubesynth.doctor
+
 import argparse
 import dataclasses
 import json
@@ -26,14 +31,8 @@ from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, measure
 from tubesynth.doctor.findings import Finding, apply_rules, by_level
 from tubesynth.doctor.set_rules import SET_RULES
-from tubesynth.runtime.errors import (
-    EXIT_INPUT,
-    CommandParser,
-    InputError,
-    add_overrides,
-    run_command,
-)
-from tubesynth.runtime.stop_signal import interruptible
+from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError, add_overrides
+from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible
 
 QUICK_CASES = 8  # of each split
 SEPARATE_LINES = 3  # this many cases or fewer with the same finding have a line each
@@ -56,9 +55,7 @@ class Diagnosis:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    diagnosis = interruptible(
-        lambda: diagnose(args), "not all cases are checked; the same command starts again"
-    )
+    diagnosis = interruptible(lambda: diagnose(args), f"not all cases are checked; {STARTS_AGAIN}")
     if args.json:
         findings = [dataclasses.asdict(finding) for finding in diagnosis.findings]
         content = {"ok": diagnosis.ok, "findings": findings}
@@ -191,7 +188,3 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.overrides and not args.config:
         raise InputError(f"{args.overrides[0]}: changes a config: give --config YAML too")
     return args
-
-
-if __name__ == "__main__":
-    run_command(main)

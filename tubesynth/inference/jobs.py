@@ -25,7 +25,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import Progress
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.runtime.reading import stored_json
-from tubesynth.runtime.stop_signal import RESUMES
+from tubesynth.runtime.stop_signal import kept
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 
@@ -108,7 +108,7 @@ def run_jobs(
     """
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-    message = f"the volumes that are finished stay in {output_dir}; {RESUMES}"
+    message = kept("the volumes that are finished", output_dir)
     # Every rank has its list before the first rank writes.
     unfinished = dist.interruptible(
         lambda: [job for job in jobs if not is_finished(output_dir, job)], message

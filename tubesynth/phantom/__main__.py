@@ -7,6 +7,11 @@ labels/N.label.nii.gz and centrelines/N.centreline.json. A second run makes only
 the bytes do not depend on the number of workers.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("phantom")  # imports this file as tubesynth.phantom
+
 import argparse
 import json
 import math
@@ -18,9 +23,9 @@ from tubesynth.config.labels import load_scheme
 from tubesynth.data.pool import each
 from tubesynth.phantom.data_set import Settings, case_files, split_cases, write_case
 from tubesynth.runtime.atomic import write_text
-from tubesynth.runtime.errors import CommandParser, InputError, run_command, short
+from tubesynth.runtime.errors import CommandParser, InputError, short
 from tubesynth.runtime.reading import stored_json
-from tubesynth.runtime.stop_signal import RESUMES, interruptible
+from tubesynth.runtime.stop_signal import interruptible, kept
 from tubesynth.volume.classes import NINE_CLASSES
 
 SETTINGS_FILE = "phantom.json"
@@ -43,7 +48,7 @@ def main(argv=None) -> None:
     jobs = [(settings, case, case_files(root, split, case)) for case in missing]
     interruptible(
         lambda: each(write_case, jobs, args.workers, "phantoms"),
-        f"the cases that are complete stay in {root}; {RESUMES}",
+        kept("the cases that are complete", root),
     )
     num_validation = list(split.values()).count("validation")
     print(
@@ -149,7 +154,3 @@ def _parse(argv) -> argparse.Namespace:
     add("--workers", type=int, default=1, help="processes; the files do not depend on it")
     add("--validation-fraction", type=float, default=0.2, help="share of validation cases")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -12,6 +12,11 @@ writes images and label maps that are cropped to the labels' bounding box and a 
 middle is the middle of the heart; every voxel keeps its place in the world.
 """
 
+if __name__ == "__main__":
+    from tubesynth.runtime.errors import run_module
+
+    run_module("prepare")  # imports this file as tubesynth.prepare
+
 import argparse
 import hashlib
 from pathlib import Path
@@ -27,9 +32,9 @@ from tubesynth.prepare.imagecas import (
     Source,
     find_sources,
 )
-from tubesynth.runtime.errors import CommandParser, InputError, run_command
+from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.reading import read_text
-from tubesynth.runtime.stop_signal import RESUMES, interruptible
+from tubesynth.runtime.stop_signal import interruptible, kept
 from tubesynth.volume.cases import natural_order
 from tubesynth.volume.classes import NINE_CLASSES
 
@@ -61,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     with manifest.exclusive(args.output_dir):
         records, num_prepared = interruptible(
             lambda: prepare(options, sources, settings, workers),
-            f"the cases that are prepared stay in {args.output_dir}; {RESUMES}",
+            kept("the cases that are prepared", args.output_dir),
         )
     print(summary(options, [records[source.id] for source in sources], num_prepared))
     if args.heart_dir is None:
@@ -226,7 +231,3 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not 0 <= args.margin_mm <= MAX_MARGIN_MM:
         raise InputError(f"--margin-mm {args.margin_mm}: give 0 to {MAX_MARGIN_MM:g}")
     return args
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -3,7 +3,6 @@
 Collectives run on all ranks or on none. Rank 0 writes the files.
 """
 
-import datetime
 import gc
 import os
 import sys
@@ -20,7 +19,8 @@ import torch.distributed.nn.functional
 
 from tubesynth.runtime import log, stop_signal
 from tubesynth.runtime.errors import InputError, Stopped, make_stop_file
-from tubesynth.runtime.rank_watch import RankWatch, rank_timeout
+from tubesynth.runtime.meeting import STORE_TIMEOUT, meet
+from tubesynth.runtime.rank_watch import RankWatch
 
 Result = TypeVar("Result")
 
@@ -81,7 +81,8 @@ def uses_gpu(device: str) -> bool:
 def start(device: str = "auto") -> torch.device:
     """Join the process group if a launcher has started one; returns this process's device.
 
-    device: auto, cpu or cuda. Sets up the log, to which only rank 0 writes.
+    device: auto, cpu or cuda. Sets up the log, to which only rank 0 writes. From here on signals
+    are stored until work in `interruptible`.
     """
     _from_slurm()
     log.set_up()
@@ -95,9 +96,17 @@ def start(device: str = "auto") -> torch.device:
             )
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ and not dist.is_initialized():
-        rank_timeout()  # a wrong value is an error before ranks wait for each other
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=60))
-        _Group.watch = RankWatch(rank(), world_size())
+        store, rank, world_size = meet()
+        stop_signal.defer()
+        _Group.watch = RankWatch(rank, world_size)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=STORE_TIMEOUT,
+        )
+    stop_signal.defer()
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 
@@ -197,7 +206,7 @@ def stop_if_signalled(where: str) -> None:
     interruptible(lambda: None, where)
 
 
-def interruptible(work: Callable[[], Result], message: str) -> Result:
+def interruptible(work: Callable[[], Result], message: str | Callable[[], str]) -> Result:
     """work() on every rank, without collectives in it; then the ranks wait for each other.
 
     Stopped on every rank, with the text `message`, if a signal has reached any of them meanwhile.

@@ -6,18 +6,24 @@ line with the file or key and the remedy. Any other error is a bug and keeps its
 
 import argparse
 import errno
+import importlib
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 EXIT_INPUT = 2
 OUT_OF_MEMORY = (
     "out of memory: lower --batch-size or --resolution; for training data.batch_size or data.crop,"
     " or set train.checkpointing=true"
+)
+LOST_RANK = (
+    "another rank has ended, and this one has lost its connection: the message of that rank says"
+    " why; start the same command again"
 )
 # Names a file that rank 0 makes after a signal, when all ranks have saved. A batch script needs it:
 # srun and torchrun do not pass the exit code of their processes on.
@@ -154,6 +160,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     return by_type or "can't allocate memory" in str(error)
 
 
+def _is_of_lost_rank(error: Exception) -> bool:
+    """Whether gloo, NCCL or the store of a run has lost the connection to another rank."""
+    by_type = type(error).__name__ in ("DistBackendError", "DistNetworkError")
+    is_lost = by_type or re.search(r"Connection (closed by|reset by) peer|Broken pipe", str(error))
+    return "RANK" in os.environ and bool(is_lost)
+
+
 def make_stop_file() -> None:
     """Make the file of STOP_FILE, if the variable is set."""
     if STOP_FILE in os.environ:
@@ -165,11 +178,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     # torch puts large CPU tensors on huge pages, as NumPy does: fresh memory is filled up to four
     # times faster. torch reads the variable at its first allocation, and importing allocates none.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from tubesynth.runtime import log  # imports this file
+    from tubesynth.runtime import log, stop_signal  # import this file
 
     log.set_up()
     try:
-        main()
+        with stop_signal.at_once():
+            main()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -189,6 +203,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
             make_stop_file()
         sys.exit(EXIT_STOPPED)
     except (MemoryError, RuntimeError) as error:
+        if _is_of_lost_rank(error):
+            print(f"error: {LOST_RANK} ({one_line(error)})", file=sys.stderr)
+            sys.exit(1)
         if not _is_out_of_memory(error):
             raise
         print(f"error: {OUT_OF_MEMORY} ({one_line(error)})", file=sys.stderr)
@@ -197,3 +214,21 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def load_command(name: str) -> ModuleType:
+    """The module of a command: tubesynth.NAME, or the __main__ of the package of that name.
+
+    A signal waits until it is imported: many modules cannot be imported by halves.
+    """
+    from tubesynth.runtime.stop_signal import deferred  # imports this file
+
+    with deferred():
+        module = importlib.import_module(f"tubesynth.{name}")
+        is_package = hasattr(module, "__path__")
+        return importlib.import_module(f"tubesynth.{name}.__main__") if is_package else module
+
+
+def run_module(name: str) -> NoReturn:
+    """The program of `python -m tubesynth.NAME`, which listens to signals while it is imported."""
+    run_command(lambda: load_command(name).main())

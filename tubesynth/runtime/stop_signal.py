@@ -3,12 +3,14 @@
 In work that may be abandoned, within `interruptible`, a signal raises Interrupted at once, as
 Ctrl-C raises KeyboardInterrupt: what is finished is on the disk, and every file is written
 atomically. Elsewhere, as in a training step, the signal is stored until the next such work begins.
+A command begins in `at_once`, so that a signal while it imports its modules is answered too.
 """
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from tubesynth.runtime.errors import Stopped
@@ -16,6 +18,7 @@ from tubesynth.runtime.errors import Stopped
 Result = TypeVar("Result")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 RESUMES = "the same command resumes from there"
+STARTS_AGAIN = "the same command starts again"
 
 
 class Interrupted(BaseException):
@@ -51,6 +54,36 @@ def listening() -> Iterator[None]:
         _State.listening, _State.name = False, None
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Raise Stopped at a signal in the block, or until `defer` is called in it."""
+    with listening():
+        try:
+            _State.interruptible = _State.listening
+            yield
+        except Interrupted:
+            raise Stopped(f"{_State.name}: {STARTS_AGAIN}") from None
+        finally:
+            _State.interruptible = False
+
+
+def defer() -> None:
+    """Store signals from now on, outside of `interruptible`: a run saves, and ranks agree first."""
+    ask()
+    _State.interruptible = False
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Store a signal until the end of the block, which must not be left half-way."""
+    outer, _State.interruptible = _State.interruptible, False
+    try:
+        yield
+    finally:
+        _State.interruptible = outer
+    ask()
+
+
 def _receive(number: int, frame) -> None:
     if _State.name:
         if number == signal.SIGINT:
@@ -70,7 +103,9 @@ def ask() -> None:
 
 
 def interruptible(
-    work: Callable[[], Result], message: str, agreed: Callable[[bool], bool] = bool
+    work: Callable[[], Result],
+    message: str | Callable[[], str],
+    agreed: Callable[[bool], bool] = bool,
 ) -> Result:
     """work(); Stopped, with the signal and the text `message`, if a signal has been received.
 
@@ -88,5 +123,15 @@ def interruptible(
         except Interrupted:  # the other ranks learn of it in `agreed`
             _State.interruptible, result = outer, []
         if agreed(_State.name is not None):
-            raise Stopped(f"{_State.name or 'a signal to another process'}: {message}")
+            text = message if isinstance(message, str) else message()
+            raise Stopped(f"{_State.name or 'a signal to another process'}: {text}")
         return result[0]
+
+
+def kept(results: str, folder: Path, then: str = RESUMES) -> Callable[[], str]:
+    """A message of `interruptible`: the results stay in a folder, if it has been made."""
+
+    def message() -> str:
+        return f"{results} stay in {folder}; {then}" if folder.is_dir() else STARTS_AGAIN
+
+    return message

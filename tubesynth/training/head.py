@@ -1,7 +1,6 @@
-"""The first lines of a run's log: versions, device, data, length, cache, run folder."""
+"""The first lines of a run's log: versions, device, data, length, cache."""
 
 import math
-from pathlib import Path
 
 import torch
 
@@ -12,16 +11,14 @@ from tubesynth.runtime.environment import device_name, git_commit
 from tubesynth.runtime.log import logger
 from tubesynth.training.inputs import Volumes
 
-LOG_FILE = "train.log"
-
 
 def samples_per_step(config: Config) -> int:
     """The samples of one optimizer step: batch size x ranks x accumulated batches."""
     return config.data.batch_size * dist.world_size() * config.train.accumulate
 
 
-def log_head(config: Config, volumes: Volumes, run_dir: Path, device: torch.device) -> None:
-    """Log versions, device, data, length, cache and run folder on rank 0."""
+def log_head(config: Config, volumes: Volumes, device: torch.device) -> None:
+    """Log versions, device, data, length and cache on rank 0."""
     if not dist.is_main():
         return
     commit = git_commit()
@@ -38,7 +35,6 @@ def log_head(config: Config, volumes: Volumes, run_dir: Path, device: torch.devi
         f" ({config.data.root}); cache: {config.data.cache_dir if cached else 'none'}",
         f"length: {epochs} epochs, {math.ceil(epochs * cases / batch)} steps,"
         f" {cases / batch:.4g} steps an epoch; samples a step: {batch}",
-        f"run folder: {run_dir}; log file: {run_dir / LOG_FILE}",
     ):
         logger.info(line)
 

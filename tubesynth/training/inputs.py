@@ -26,7 +26,7 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.reading import no_such
-from tubesynth.runtime.stop_signal import RESUMES
+from tubesynth.runtime.stop_signal import kept
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
 
@@ -101,7 +101,7 @@ class Volumes:
                 dist.rank(),
                 dist.world_size(),
             ),
-            f"the cases that are built stay in {self.store.root}; {RESUMES}",
+            kept("the cases that are built", self.store.root),
         )
 
     def dataset(

@@ -24,7 +24,7 @@ from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.seeding import derive
-from tubesynth.runtime.stop_signal import RESUMES
+from tubesynth.runtime.stop_signal import kept
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
 from tubesynth.volume.cases import Case
 from tubesynth.volume.vessels import VesselTokens
@@ -126,7 +126,7 @@ class LatentEncoder:
 
     def encode(self, cases: list[Case], variants: int, split: str) -> LatentDataset:
         """Encode this rank's share of the cases that the store lacks; wait for the other ranks."""
-        message = f"the encoded cases stay in {self.volumes.store.root}; {RESUMES}"
+        message = kept("the encoded cases", self.volumes.store.root)
         # All ranks list the missing entries before one is written.
         keys, missing = dist.interruptible(lambda: self._entries(cases, variants), message)
         rank_share = missing[dist.rank() :: dist.world_size()]

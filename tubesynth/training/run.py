@@ -15,12 +15,14 @@ from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
 from tubesynth.runtime.run_lock import RunLock
 from tubesynth.runtime.run_log import RunLog
-from tubesynth.training.head import LOG_FILE, samples_per_step
+from tubesynth.training.head import samples_per_step
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.loop import Run, Stage, fit
 from tubesynth.training.means import Interval
 from tubesynth.training.resume import is_in_run, newest_first, restore
+
+LOG_FILE = "train.log"
 
 
 class CheckpointedStage(Stage, Protocol):
@@ -104,6 +106,7 @@ def run_stage(
         interval=interval,
     )
     with log_file(run_dir / LOG_FILE):
+        logger.info(f"run folder: {run_dir}; log file: {run_dir / LOG_FILE}")
         try:
             if checkpoint and is_in_run(checkpoint, run_dir) and checkpoint.path != last:
                 run.save("last")  # the run's own is missing, damaged or abandoned
