@@ -21,6 +21,7 @@ from tubesynth.doctor.facts import Expected
 from tubesynth.prepare import __main__ as prepare
 from tubesynth.prepare.imagecas import HEARTCHAMBERS, place
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.process_id import ProcessId
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.files import read_labels, read_volume
 
@@ -304,7 +305,10 @@ def test_a_killed_run_is_completed_by_the_same_command(source, tmp_path):
     assert len(done) >= 3
     for path in out.glob("*/labels/*.nii.gz"):  # nothing half-written bears a final name
         read_labels(path)
-    (out / "training" / "images" / ".99.img.nii.gz.1.abc.tmp").write_bytes(b"half")
+    killed = ProcessId.own()._replace(pid=job.pid)
+    (out / "training" / "images" / f".99.img.nii.gz.{killed}.0000000a.tmp").write_bytes(b"half")
+    live = out / "training" / "images" / f".99.img.nii.gz.{ProcessId.own()}.0000000b.tmp"
+    live.write_bytes(b"of a running process")
     before = {path: t for path, t in stamps(out).items() if Path(path).name.split(".")[0] in done}
     run(source, out)
     assert before.items() <= stamps(out).items()
@@ -312,8 +316,7 @@ def test_a_killed_run_is_completed_by_the_same_command(source, tmp_path):
     assert splits(fresh) == splits(out) and len(splits(out)) == 36
     for case in splits(out):
         assert find(fresh, "label", case).read_bytes() == find(out, "label", case).read_bytes()
-    leftovers = [p for p in out.rglob(".*") if p.is_file()]
-    assert leftovers == []
+    assert [p for p in out.rglob(".*") if p.is_file()] == [live]
 
 
 def test_the_bytes_do_not_depend_on_the_workers(source, hearts, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tubesynth.data.digest import file_digest
 from tubesynth.data.layout import SPLITS
-from tubesynth.runtime.atomic import write_text, writing
+from tubesynth.runtime.atomic import sweep, write_text, writing
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
 from tubesynth.runtime.reading import fits, read_json, stored_json
@@ -84,9 +84,8 @@ def write(root: Path, settings: dict, records: dict[str, dict]) -> None:
     }
     _write_json(root / NAME, content)
     shutil.rmtree(root / RECORDS, ignore_errors=True)
-    for pattern in (".*.tmp", "*/*/.*.tmp"):
-        for path in root.glob(pattern):
-            path.unlink(missing_ok=True)
+    for folder in root.glob("*/*/"):
+        sweep(folder)
 
 
 def add(root: Path, case: str, record: dict) -> None:
