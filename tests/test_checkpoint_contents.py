@@ -328,6 +328,17 @@ def test_a_crafted_pickle_is_refused_and_runs_nothing(container, files, tmp_path
     assert not trace.exists()
 
 
+def test_a_file_that_does_not_fit_in_the_memory_is_not_called_damaged(files, monkeypatch):
+    """A run would pass it over and go on from an older one."""
+
+    def too_large(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(torch, "load", too_large)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        Checkpoint.load(files[1])
+
+
 def test_weights_that_are_not_finite_are_not_written(files, tmp_path):
     checkpoint, path = Checkpoint.load(files[2]), tmp_path / "last.ckpt"
     checkpoint.save(path)

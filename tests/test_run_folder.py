@@ -8,9 +8,10 @@ import pytest
 import torch
 from ranks import on_two_ranks
 
+from tubesynth.build import checkpoint_file
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.loading import load_config
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
 from tubesynth.train import main
 from tubesynth.training.resume import find_checkpoint, starting_position
 from tubesynth.training.run import remove_older
@@ -141,6 +142,28 @@ def test_a_finished_run_writes_its_damaged_last_checkpoint_again(damage, run_dir
     assert after.position == before.position
     for name, weight in before.weights().items():
         assert torch.equal(weight, after.weights()[name])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_ends_a_training_in_one_line_and_leaves_its_checkpoints(
+    run_dir, workplace, monkeypatch, capsys
+):
+    checkpoints = run_dir / "checkpoints"
+    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    monkeypatch.setattr(
+        checkpoint_file, "open", lambda path, mode: open("/dev/full", mode), raising=False
+    )
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir)]
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: main([*command, "--resume", "auto", "train.epochs=3"]))
+    assert end.value.code == EXIT_INPUT
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1 and "not written (No space left on device); free space" in errors[0]
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
+    monkeypatch.undo()
+    main([*command, "--resume", "auto", "train.epochs=3"])
+    position = Checkpoint.load(checkpoints / "last.ckpt").position
+    assert position and position.step == 12
 
 
 def test_a_pipe_in_the_folder_is_never_opened(run_dir, workplace, config):

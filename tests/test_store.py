@@ -33,11 +33,26 @@ from tubesynth.data.volumes import (
     volume_key,
 )
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.file_lock import file_lock
 from tubesynth.volume.cases import Case
 from tubesynth.volume.vessels import VesselTokens
 
 KEY, LIVING = "0" * 32, "a" * 32
 GRID = Preprocessing((16, 14, 12), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.ENOLCK])
+def test_a_file_system_without_locks_is_told_from_one_that_fails(code, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(code, os.strerror(code), str(tmp_path / "lock"))
+
+    monkeypatch.setattr(FileLock, "acquire", fail)
+    if code == errno.ENOLCK:
+        with file_lock(tmp_path / "lock") as locked:
+            assert locked is None
+    else:
+        with pytest.raises(OSError, match="lock"), file_lock(tmp_path / "lock"):
+            pass
 
 
 def make_case(folder, name="1", seed=0, top=8):

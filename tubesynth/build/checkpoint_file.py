@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tubesynth.runtime.atomic import replacing
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import InputError, is_out_of_memory
 
 SAFETENSORS = ".safetensors"
 # All metadata is under one key: safetensors writes several in an order that changes by chance.
@@ -94,6 +94,8 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: not readable ({error.strerror}): check the path") from error
     except UNREADABLE as error:
+        if is_out_of_memory(error):  # the file may be good
+            raise
         raise InputError(
             f"{path}: not a readable tubesynth checkpoint (damaged, or made by another program):"
             " copy it again, or use another file"

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from tubesynth.runtime.atomic import replacing
+from tubesynth.runtime.atomic import write_text
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import stored_json
 from tubesynth.volume.files import source_files
@@ -45,12 +46,9 @@ def source_digest(path: str | Path, folder: Path | None = None) -> str:
     newest = max(max(mtime_ns, ctime_ns) for _, mtime_ns, _, ctime_ns in signature) / 1e9
     is_settled = newest < start - _SETTLED_SECONDS
     if folder and is_settled and signature == _signature(path)[1]:
-        try:
-            with replacing(_record_path(folder, path)) as temporary:
-                record = {"path": str(path), "signature": signature, "sha256": digest}
-                temporary.write_text(json.dumps(record))
-        except (OSError, InputError):
-            pass
+        record = {"path": str(path), "signature": signature, "sha256": digest}
+        with suppress(InputError):  # a cache that cannot be written: the digest is computed again
+            write_text(_record_path(folder, path), json.dumps(record))
     return digest
 
 

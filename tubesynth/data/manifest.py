@@ -105,7 +105,7 @@ def is_unchanged(path: Path, record: dict) -> bool:
     """Whether a file has the bytes of its record; the file is read only if its time differs."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     if stat.st_size != record["bytes"]:
         return False

@@ -106,7 +106,7 @@ class Store:
             for name, expected in meta["arrays"].items():
                 if os.stat(path / f"{name}.npy").st_size != expected["bytes"]:
                     return None
-        except OSError:
+        except FileNotFoundError:
             return None
         return Entry(kind, key, path, meta)
 

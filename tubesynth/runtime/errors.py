@@ -154,7 +154,7 @@ def add_overrides(parser: argparse.ArgumentParser, example: str = "train.epochs=
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether NumPy or torch, on a GPU or CPU, ran out of memory; does not import torch."""
     by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return by_type or "can't allocate memory" in str(error)
@@ -206,7 +206,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         if _is_of_lost_rank(error):
             print(f"error: {LOST_RANK} ({one_line(error)})", file=sys.stderr)
             sys.exit(1)
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         print(f"error: {OUT_OF_MEMORY} ({one_line(error)})", file=sys.stderr)
         sys.exit(EXIT_INPUT)

@@ -49,7 +49,7 @@ class TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record), file=sys.stderr)
-        except Exception:  # a closed terminal must not end a run
+        except (OSError, ValueError):  # a closed terminal must not end a run
             self.handleError(record)
 
 

@@ -64,8 +64,8 @@ def _steps(config: Config) -> str:
     images = Path(config.data.root) / "training" / "images"
     try:
         cases = len(find_cases(images))
-    except InputError:
-        return f"unknown until {images} exists"
+    except InputError as error:
+        return f"unknown ({error})"
     batch = config.data.batch_size * config.train.accumulate
     return (
         f"{math.ceil(cases / batch)} ({cases} cases, {batch} a step and process),"
