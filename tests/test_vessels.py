@@ -6,10 +6,12 @@ from scipy.ndimage import label
 
 from tubesynth.data.volumes import TokenSource
 from tubesynth.phantom.anatomy import make_phantom
+from tubesynth.volume.centreline import _assign_voxels
 from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.rasterize import rasterize_vessels, vessel_fields
 from tubesynth.volume.resample import resample_labels, target_grid
+from tubesynth.volume.vessel_tree import Vessel
 from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
 SPACING = np.array([0.7, 0.7, 1.05])
@@ -258,6 +260,15 @@ def test_noise_gives_finite_tokens_within_a_voxel_of_the_mask():
         assert np.isfinite(tokens.to_array()).all() and (tokens.radius_mm > 0).all()
         assert np.allclose(np.linalg.norm(tokens.tangent, axis=1), 1, atol=1e-5)
         assert voxels_off(tokens, binary_fill_holes(mask)) <= 1.01
+
+
+@pytest.mark.parametrize("radius", [2.771729742261019, 0.911463928370206])
+def test_the_widest_point_owns_voxels_whichever_way_its_square_is_rounded(radius):
+    """For one radius in 2,000, x**2 of a NumPy scalar is below x**2 of an array."""
+    points = np.column_stack([np.arange(5.0), *np.zeros((2, 5)), np.full(5, radius)])
+    vessel = Vessel(points, [0, 4], None, True, True)
+    ((number, row),) = _assign_voxels([vessel], [0], points[:, :3])
+    assert number.tolist() == row.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_distance_field_of_a_tube_is_the_closed_form():

@@ -15,6 +15,7 @@ import json
 import pickle
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -114,12 +115,28 @@ def tensors_sha256(tensors: dict[str, Tensor], text: str = "") -> str:
 
 def _write_ckpt(file: BinaryIO, contents: dict[str, Any]) -> None:
     try:
-        torch.save(contents, file)
+        torch.save(_canonical(contents), file)
     except RuntimeError as error:
         # torch's message has the position of its writer, the system's has the reason.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+
+
+def _canonical(value: Any) -> Any:
+    """A copy whose bytes depend on the contents alone: pickle writes what is there twice, by the
+    identity of a text or tuple, as a reference, and a resumed run has other identities.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_canonical, value))
+    if not isinstance(value, dict):
+        return value
+    copy: Any = type(value)((_canonical(key), _canonical(item)) for key, item in value.items())
+    if hasattr(value, "_metadata"):  # of a state dict
+        copy._metadata = _canonical(value._metadata)  # pyright: ignore[reportAttributeAccessIssue]
+    return copy
 
 
 def _read_ckpt(path: Path) -> Any:

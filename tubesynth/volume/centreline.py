@@ -158,7 +158,8 @@ def _assign_voxels(
     # The power distance as an ordinary one in four dimensions: with w = sqrt(r_max^2 - r^2),
     # |(x, 0) - (c, w)|^2 = |x - c|^2 - r^2 + r_max^2.
     radius = points[visible, 3]
-    lift = np.sqrt(radius.max() ** 2 - radius**2)
+    # np.square: x**2 of a scalar and of an array may be rounded differently
+    lift = np.sqrt(np.square(radius.max()) - np.square(radius))
     tree = point_tree(np.column_stack([points[visible, :3], lift]))
     owner = visible[tree.query(np.column_stack([voxels, np.zeros(len(voxels))]))[1]]  # (N,)
     # sorted by owner, the voxels of each vessel are one run
