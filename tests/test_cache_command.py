@@ -43,9 +43,8 @@ def project(tmp_path):
         for kind, folder in (("img", "images"), ("label", "labels")):
             target = tmp_path / "data" / split / folder
             target.mkdir(parents=True, exist_ok=True)
-            array = rng.integers(0, 9, (12, 13, 9)).astype(
-                np.uint8 if kind == "label" else np.int16
-            )
+            low, high, dtype = (0, 9, np.uint8) if kind == "label" else (-1000, 1000, np.int16)
+            array = rng.integers(low, high, (12, 13, 9)).astype(dtype)
             image = nib.Nifti1Image(array, np.diag([1.3, 1.3, 1.4, 1]))
             nib.save(image, target / f"{i}.{kind}.nii.gz")
     names = {

@@ -69,7 +69,8 @@ def test_a_size_that_is_no_multiple_of_the_factor_is_reconstructed(stage_1):
 
 
 def test_with_original_grid_the_result_is_on_the_grid_of_the_input(workplace, stage_1, tmp_path):
-    volume = Volume(np.zeros((19, 23, 11), np.int16), np.diag([7.0, 6.0, 9.0, 1.0]))
+    hu = np.random.default_rng(0).integers(-1000, 1000, (19, 23, 11)).astype(np.int16)
+    volume = Volume(hu, np.diag([7.0, 6.0, 9.0, 1.0]))
     write_volume(tmp_path / "in" / "a.nii.gz", volume, "int16")
     options = ["--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--model", stage_1]
     run(reconstruct, *options, "--original-grid")

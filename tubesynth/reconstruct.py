@@ -22,8 +22,9 @@ from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.volume.cases import find_cases
-from tubesynth.volume.files import read_labels, read_volume
+from tubesynth.volume.files import read_labels
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.hounsfield import read_ct
 from tubesynth.volume.resample import resample_image
 
 
@@ -100,7 +101,8 @@ def main(argv: list[str] | None = None) -> None:
 
         def reconstruct(batch: list[Job]) -> list[tuple[Volume, dict]]:
             (job,) = batch
-            image = read_volume(cases[job.name])
+            low, high = data.hu_window
+            image = read_ct(cases[job.name], pipeline.config.dim, (low, high))
             with arguments_as_flags():
                 result = pipeline.reconstruct(
                     image,
@@ -109,8 +111,7 @@ def main(argv: list[str] | None = None) -> None:
                     resolution=settings["resolution"],
                 )
             if args.original_grid:
-                air, high = data.hu_window
-                result = resample_image(result, image.shape, image.affine, air, (air, high))
+                result = resample_image(result, image.shape, image.affine, low, (low, high))
             return [(result, {"model": str(args.model)})]
 
         run_jobs(jobs, args.output_dir, reconstruct, device, "reconstruct")

@@ -40,7 +40,8 @@ from tubesynth.training.resume import find_checkpoint, starting_position
 from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
 from tubesynth.volume.cases import find_cases, pair_cases
-from tubesynth.volume.files import read_volume, write_volume
+from tubesynth.volume.files import write_volume
+from tubesynth.volume.hounsfield import read_ct
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -197,7 +198,8 @@ def apply_model(args: argparse.Namespace) -> None:
 
         def write_masks() -> None:
             for case, path in progress(cases.items(), "segment", len(cases), "volume"):
-                mask = segmenter(read_volume(path))
+                low, high = segmenter.grid.config.data.hu_window
+                mask = segmenter(read_ct(path, segmenter.grid.config.dim, (low, high)))
                 write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
 
         then = "the same command writes all of them again"

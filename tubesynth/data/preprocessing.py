@@ -11,14 +11,9 @@ import numpy as np
 
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import NINE_CLASSES
-from tubesynth.volume.files import (
-    check_dimensions,
-    check_labels,
-    check_same_grid,
-    read_labels,
-    read_volume,
-)
+from tubesynth.volume.files import check_labels, check_same_grid, read_labels
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.hounsfield import read_ct
 
 
 @dataclass(frozen=True)
@@ -75,9 +70,9 @@ def labels_on_grid(
 
 
 def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume | None]:
-    """Image and label map as stored in their files; InputError if their grids differ."""
-    image = read_volume(case.image)
-    check_dimensions(image, len(preprocessing.spacing), case.image)
+    """Image and label map as stored in their files; InputError if their grids differ, or the image
+    does not hold HU."""
+    image = read_ct(case.image, len(preprocessing.spacing), preprocessing.hu_window)
     if case.label is None:
         return image, None
     labels = read_labels(case.label)

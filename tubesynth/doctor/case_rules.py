@@ -94,57 +94,10 @@ def anatomy(facts: Facts, expected: Expected) -> Results:
 
 
 def hu_range(facts: Facts, expected: Expected) -> Results:
-    """The image does not hold HU, or has no contrast in the window: store HU, or set the window."""
-    if not facts.hu:
-        return
-    hu, (low, high) = facts.hu, expected.preprocessing.hu_window
-    values = f"{hu['min']:.4g} to {hu['max']:.4g}, median {hu['p50']:.4g}"
-
-    def clipped(value: float) -> float:
-        return min(max(value, low), high)
-
-    if hu["min"] == hu["max"]:
-        yield error(facts.case, f"{facts.image}: every voxel is {hu['min']:g}; remove the case")
-    elif hu["max"] - hu["min"] <= 2 < (high - low) / 50:
-        yield error(
-            facts.case,
-            f"{facts.image}: values {values} are scaled, not HU; store HU",
-        )
-    elif low < 0 <= hu["min"] and hu["max"] <= 255:
-        yield error(
-            facts.case,
-            f"{facts.image}: values {values} are 8-bit gray, not HU; store HU, or set"
-            " data.hu_window",
-        )
-    elif low < -100 and (hu["p50"] > 500 or (hu["min"] > -100 and hu["p99"] > 700)):
-        yield error(
-            facts.case,
-            f"{facts.image}: values {values}: not HU, the rescale intercept is missing; subtract"
-            " 1024",
-        )
-    elif low < -100 and hu["p99.9"] < 0:
-        yield error(
-            facts.case,
-            f"{facts.image}: values {values}: all lighter than water, as if the rescale intercept"
-            " was subtracted twice; add 1024",
-        )
-    elif clipped(hu["p99.9"]) - clipped(hu["p0.1"]) < 0.02 * (high - low):
-        yield error(
-            facts.case,
-            f"{facts.image}: values {values} leave no contrast in data.hu_window [{low:g},"
-            f" {high:g}]; store HU, or set the window",
-        )
-    elif hu["max"] > 20_000:
-        yield warning(
-            facts.case,
-            f"{facts.image}: values {values}: too large for HU, perhaps multiples of HU or an"
-            " overflow; store HU",
-        )
-    elif low < -100 and hu["p0.1"] > -150:
-        yield warning(
-            facts.case,
-            f"{facts.image}: values {values}: neither air nor lung; check that it is a CT in HU",
-        )
+    """The image does not hold HU (volume/hounsfield.py): store HU, or set the window."""
+    if facts.not_hu is not None:
+        report = error if facts.not_hu.is_certain else warning
+        yield report(facts.case, f"{facts.image}: {facts.not_hu.text}")
 
 
 def hu_padding(facts: Facts, expected: Expected) -> Results:

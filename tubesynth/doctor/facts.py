@@ -25,6 +25,7 @@ from tubesynth.volume.files import (
     read_volume,
 )
 from tubesynth.volume.grid import Volume, bounding_box, shear_of
+from tubesynth.volume.hounsfield import Finding, judge
 from tubesynth.volume.nifti import stored_affine
 from tubesynth.volume.resample import resample_labels, target_grid
 
@@ -67,6 +68,7 @@ class Facts:
 
     digest: str = ""
     hu: dict[str, float] = field(default_factory=dict)  # min, p0.1, p1, p50, p99, p99.9, max
+    not_hu: Finding | None = None  # what the image holds instead of HU
     below_air: float = 0.0  # share of voxels under -1024
 
     label_digest: str = ""
@@ -103,7 +105,7 @@ def measure(case: Case, split: str, expected: Expected) -> Facts:
     facts.read_warnings = [line.getMessage() for line in lines]
     if image is not None:
         _measure_grid(facts, image, case.image)
-        _measure_hu(facts, image)
+        _measure_hu(facts, image, expected.preprocessing.hu_window)
     if labels is not None:
         _measure_labels(facts, labels, expected)
     if image is not None and labels is not None:
@@ -165,7 +167,7 @@ def _stored_axes(path: Path) -> tuple[str, bool]:
     return "".join(nib.aff2axcodes(affine)), has_directions
 
 
-def _measure_hu(facts: Facts, image: Volume) -> None:
+def _measure_hu(facts: Facts, image: Volume, window: tuple[float, float]) -> None:
     array = image.array
     facts.digest = content_digest(array)
     low, high = array.min(), array.max()
@@ -174,6 +176,7 @@ def _measure_hu(facts: Facts, image: Volume) -> None:
     percentiles = np.percentile(sample, levels).tolist()
     named = {f"p{level:g}": value for level, value in zip(levels, percentiles, strict=True)}
     facts.hu = {"min": float(low), **named, "max": float(high)}
+    facts.not_hu = judge(array, window)
     if low < AIR_HU:
         below = sum(int((array[:, :, z] < AIR_HU).sum()) for z in range(array.shape[2]))
         facts.below_air = below / array.size

@@ -18,6 +18,7 @@ from tubesynth.metrics.volume_features import VolumeFeatures, check_comparable, 
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import read_labels, read_volume
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.hounsfield import check_hu
 from tubesynth.volume.resample import image_on_grid, labels_on_grid
 
 CHECKED_CASES = 2  # of the validity check: each costs as much as eight others
@@ -41,7 +42,9 @@ def training_features(
 ) -> VolumeFeatures:
     """The features of a training CT on a grid (shape, affine) of the size of the synthetic CTs."""
     grid = Volume(np.zeros(shape, dtype=np.uint8), affine)
-    volume = aligned_to_grid(read_volume(path), grid, options["window"])
+    image = read_volume(path)
+    check_hu(image, path, options["window"])
+    volume = aligned_to_grid(image, grid, options["window"])
     return volume_features(case_id, volume.array, volume.spacing, sampled_only=True, **options)
 
 

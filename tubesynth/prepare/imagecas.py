@@ -30,6 +30,7 @@ from tubesynth.volume.files import (
     source_files,
 )
 from tubesynth.volume.grid import Box, Volume, bounding_box, same_grid
+from tubesynth.volume.hounsfield import check_hu
 from tubesynth.volume.nifti import stored_affine
 
 # The values 1 to 7 of a heartchambers_highres file, in the order of the nine classes.
@@ -154,6 +155,7 @@ def label_map(source: Source, scheme: LabelScheme) -> tuple[Volume, Volume, list
     """
     image, coronaries = read_volume(source.image), read_labels(source.label)
     check_dimensions(image, 3, source.image)
+    check_hu(image, source.image, window=None)
     check_same_grid(image, coronaries, source.image, source.label)
     if (highest := int(coronaries.array.max())) > 1:
         raise InputError(

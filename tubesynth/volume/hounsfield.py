@@ -1,0 +1,232 @@
+"""Whether an image holds Hounsfield units (HU), judged by its histogram.
+
+The CT numbers of a patient have fixed places: air -1000, lung -900 to -500, fat -100, water 0,
+muscle 50, contrast medium 200 to 600 HU, bone above. What is stored in another way (without its
+rescale intercept, scaled, as gray values, as multiples) or is no CT has its values elsewhere.
+Padding below air, metal, and fields of view without air or without contrast medium are ordinary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import warn_once
+from tubesynth.volume.files import check_dimensions, read_volume
+from tubesynth.volume.grid import Volume
+
+DEFAULT_WINDOW = (-1000.0, 1000.0)
+HU_WINDOW_LOW = -100.0  # a window that ends above it is not one of HU: pictures of 0 to 255
+SAMPLED_VOXELS = 500_000
+BELOW_AIR = -1100.0
+SEVERAL = 50  # different values in a sample; with fewer it is a drawing, not a scan
+INTERCEPTS = 2048, 1024  # HU + 2048 has air where HU + 1024 has tissue
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an image holds instead of HU, and the remedy; certain, or only likely."""
+
+    text: str
+    is_certain: bool = True
+
+
+def read_ct(path: Path, dim: int, window: tuple[float, float]) -> Volume:
+    """The CT in a file or a DICOM folder: read_volume, check_dimensions and check_hu."""
+    volume = read_volume(path)
+    check_dimensions(volume, dim, path)
+    check_hu(volume, path, window)
+    return volume
+
+
+def check_hu(image: Volume, path: Path, window: tuple[float, float] | None) -> None:
+    """InputError for an image that certainly does not hold HU, a warning where it is likely."""
+    finding = judge(image.array, window)
+    if finding is None:
+        return
+    if finding.is_certain:
+        raise InputError(f"{path}: {finding.text}")
+    warn_once(f"{path}: {finding.text}")
+
+
+def judge(array: np.ndarray, window: tuple[float, float] | None = None) -> Finding | None:
+    """What an image (X, Y, Z) holds instead of HU; None for a CT.
+
+    window: the model's, which may begin above air; None where it is not known yet.
+    """
+    low_end, high_end = DEFAULT_WINDOW if window is None else window
+    values = np.sort(sampled(array))
+    if values[0] == values[-1] and array.min() == array.max():
+        return Finding(f"every voxel is {values[0]:g}; remove the case")
+    if low_end >= HU_WINDOW_LOW:
+        return _without_contrast(values, low_end, high_end)
+    histogram = Histogram(values)
+    rules = (_label_map, _scaled, _offset, _not_negative, _multiples, _subtracted_twice)
+    for finding in (rule(histogram) for rule in rules):
+        if finding is not None:
+            return finding
+    return (
+        _without_contrast(values, low_end, high_end)
+        or _clipped(histogram, low_end, is_window_known=window is not None)
+        or _without_tissue(histogram)
+    )
+
+
+def sampled(array: np.ndarray) -> np.ndarray:
+    """(N,) float64: every n-th voxel along all axes, so that N is at most about SAMPLED_VOXELS."""
+    step = max(1, int(np.ceil((array.size / SAMPLED_VOXELS) ** (1 / 3))))
+    return array[::step, ::step, ::step].ravel().astype(np.float64)
+
+
+class Histogram:
+    """Sorted values (N,) without padding: values below air that are frequent or far from others."""
+
+    def __init__(self, values: np.ndarray):
+        lowest, highest = values[0], values[-1]
+        self.range_text = f"values {lowest:.4g} to {highest:.4g}, median {np.median(values):.4g}"
+        num_values = len(values)
+        while len(values) and values[0] < BELOW_AIR:
+            rest = values[np.searchsorted(values, values[0], "right") :]
+            is_frequent = len(values) - len(rest) >= 0.01 * num_values
+            if len(rest) and rest[0] - values[0] < 100 and not is_frequent:
+                break
+            values = rest
+        self.has_padding = len(values) < 0.99 * num_values
+        self.values = values if len(values) else np.zeros(1)
+
+    def percentile(self, level: float) -> float:
+        return float(np.percentile(self.values, level))
+
+    def share(self, low: float, high: float = np.inf) -> float:
+        """The share of values in [low, high)."""
+        first, last = np.searchsorted(self.values, (low, high))
+        return float(last - first) / len(self.values)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it may show a single tissue, whose histogram has no landmarks."""
+        return self.percentile(99) - self.percentile(1) < 150
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether air or fat occurs: noise alone makes more values below 0."""
+        return self.share(-np.inf, 0) >= 1e-3
+
+    def num_different(self) -> int:
+        return 1 + int((np.diff(self.values) > 0).sum())
+
+
+def _label_map(h: Histogram) -> Finding | None:
+    values = h.values
+    if values[0] == 0 and values[-1] <= 255 and h.share(0, 1) > 0.01 and (values % 1 == 0).all():
+        if (count := h.num_different()) < SEVERAL:
+            return Finding(
+                f"{h.range_text}, {count} different ones: a label map, or 8-bit gray; give a CT in"
+                " HU"
+            )
+    return None
+
+
+def _scaled(h: Histogram) -> Finding | None:
+    if h.percentile(99.9) - h.percentile(0.1) <= 20:
+        return Finding(f"{h.range_text}: scaled to a small range or standardized, not HU; store HU")
+    return None
+
+
+def _offset(h: Histogram) -> Finding | None:
+    if h.share(-np.inf, -100) >= (0.03 if h.has_padding else 1e-3):  # edges of padding are blurred
+        return None
+    for intercept in INTERCEPTS:
+        # fat to muscle, moved, against all that is not air or lung
+        tissue = h.share(intercept - 144, intercept + 156)
+        if tissue >= max(0.05, 0.4 * h.share(intercept - 674)):
+            return Finding(
+                f"{h.range_text}: not HU, the rescale intercept is missing; subtract {intercept}"
+            )
+    return None
+
+
+def _not_negative(h: Histogram) -> Finding | None:
+    """Gray values, MR: magnitudes from 0 on."""
+    bottom, top = h.percentile(1), h.percentile(99)
+    if h.is_negative:
+        return None
+    if bottom < 40 and 110 < h.values[-1] <= 255:
+        return Finding(
+            f"{h.range_text}: 8-bit gray, not HU; store HU, or set data.hu_window to its range"
+        )
+    if h.is_uniform:
+        return None
+    if h.share(20_000) >= 0.05:
+        return Finding(
+            f"{h.range_text}: an overflow, air is above bone; store HU as signed numbers"
+        )
+    if h.percentile(50) > 500 or bottom < 0.05 * top:
+        return Finding(
+            f"{h.range_text}: nothing below 0 and no tissue where HU have it: MR or another"
+            " modality, or raw numbers; give a CT in HU"
+        )
+    if top < 600:  # a small field of view within the heart
+        return None
+    return Finding(
+        f"{h.range_text}: neither air nor fat; check that it is a CT in HU", is_certain=False
+    )
+
+
+def _multiples(h: Histogram) -> Finding | None:
+    above_padding = h.values[np.searchsorted(h.values, BELOW_AIR) :]
+    low, high = np.percentile(above_padding, (10, 95)) if len(above_padding) else (0, 0)
+    if h.share(-np.inf, -4000) >= 0.03 or high - low > 3000:
+        return Finding(
+            f"{h.range_text}: too wide a range for HU, as of multiples of HU (10 x); store HU"
+        )
+    return None
+
+
+def _subtracted_twice(h: Histogram) -> Finding | None:
+    is_light = h.percentile(99) < -300
+    if not is_light and h.share(-250, 250) >= 0.03:
+        return None
+    if h.share(-np.inf, -1080) >= 0.05:  # fat and lung, moved
+        return Finding(
+            f"{h.range_text}: tissue is as light as air, as if the rescale intercept was subtracted"
+            " twice; add 1024"
+        )
+    if is_light:
+        text = f"{h.range_text}: air alone; check that it is the right file"
+        return Finding(text, is_certain=False)
+    return None
+
+
+def _without_contrast(values: np.ndarray, low: float, high: float) -> Finding | None:
+    first, last = np.percentile(values, (0.1, 99.9)).clip(low, high)
+    if last - first >= 0.02 * (high - low):
+        return None
+    return Finding(
+        f"values {values[0]:.4g} to {values[-1]:.4g} leave no contrast in data.hu_window [{low:g},"
+        f" {high:g}]; store HU, or set the window"
+    )
+
+
+def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> Finding | None:
+    """Many voxels of exactly the lowest value, which is far above air."""
+    low, high = h.values[0], h.values[-1]
+    share = h.share(low, np.nextafter(low, np.inf))
+    if not max(low_end, -900) < low or share < 0.01 or h.num_different() < SEVERAL:
+        return None
+    return Finding(
+        f"{h.range_text}: clipped, {100 * share:.0f} % of voxels are {low:g}; export it again"
+        f" without a window, or set data.hu_window within [{low:g}, {high:g}]",
+        is_certain=is_window_known and share >= 0.05,
+    )
+
+
+def _without_tissue(h: Histogram) -> Finding | None:
+    if h.share(-250, 250) >= 0.01 or h.is_uniform:
+        return None
+    return Finding(
+        f"{h.range_text}: hardly a voxel has the HU of fat, water or muscle; check that it is a CT"
+        " in HU",
+        is_certain=False,
+    )
