@@ -15,6 +15,7 @@ import torch
 
 from tubesynth import export
 from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.build.checkpoint_file import write_contents
 from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
 
 FIXTURES = Path(__file__).parent / "fixtures" / "0.1.0"
@@ -326,6 +327,19 @@ def test_a_crafted_pickle_is_refused_and_runs_nothing(container, files, tmp_path
         torch.save(contents, path)
     refused(path, capsys)
     assert not trace.exists()
+
+
+def test_equal_contents_have_equal_bytes(files, tmp_path):
+    """Also in another process, in whose memory other texts and tuples are the same object."""
+    for stage in (1, 2):
+        Checkpoint.load(files[stage]).save(tmp_path / "first.ckpt")
+        Checkpoint.load(tmp_path / "first.ckpt").save(tmp_path / "second.ckpt")
+        contents = read(tmp_path / "first.ckpt")
+        contents["best"]["name"] = "".join(["lo", "ss"])
+        write_contents(tmp_path / "third.ckpt", contents)
+        for name in ("second", "third"):
+            again = (tmp_path / f"{name}.ckpt").read_bytes()
+            assert again == (tmp_path / "first.ckpt").read_bytes()
 
 
 def test_a_file_that_does_not_fit_in_the_memory_is_not_called_damaged(files, monkeypatch):

@@ -124,8 +124,8 @@ def _write_ckpt(file: BinaryIO, contents: dict[str, Any]) -> None:
 
 
 def _canonical(value: Any) -> Any:
-    """A copy whose bytes depend on the contents alone: pickle writes what is there twice, by the
-    identity of a text or tuple, as a reference, and a resumed run has other identities.
+    """A copy whose bytes depend on the contents alone: pickle writes a text or tuple that is there
+    twice, as the same object, as a reference, and the objects of a resumed run are others.
     """
     if isinstance(value, str):
         return sys.intern(value)
