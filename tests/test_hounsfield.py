@@ -73,6 +73,12 @@ def test_what_is_no_hu_is_certain_and_named(kind, contrast_hu):
     assert finding is not None and finding.is_certain and words in finding.text
 
 
+@pytest.mark.parametrize("intercept", [1024, 2048])
+def test_a_missing_intercept_is_named_in_a_narrow_field_of_contrast_medium_too(intercept):
+    finding = judge(thorax()[18:38, 16:40, 10:30].clip(-1024) + intercept, WINDOW)
+    assert finding is not None and f"subtract {intercept}" in finding.text
+
+
 def with_padding(hu, value):
     side = np.linspace(-1, 1, hu.shape[0])
     return np.where(np.hypot(side[:, None, None], side[None, :, None]) > 0.95, value, hu)

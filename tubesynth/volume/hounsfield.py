@@ -138,9 +138,10 @@ def _offset(h: Histogram) -> Finding | None:
     if h.share(-np.inf, -100) >= (0.03 if h.has_padding else 1e-3):  # edges of padding are blurred
         return None
     for intercept in INTERCEPTS:
-        # fat to muscle, moved, against all that is not air or lung
-        tissue = h.share(intercept - 144, intercept + 156)
-        if tissue >= max(0.05, 0.4 * h.share(intercept - 674)):
+        # fat to muscle, and fat to contrast medium, moved, against all that is not air or lung
+        body, tissue = h.share(intercept - 674), h.share(intercept - 144, intercept + 156)
+        soft = h.share(intercept - 144, intercept + 626)
+        if tissue >= 0.05 and (tissue >= 0.4 * body or soft >= 0.85 * body):
             return Finding(
                 f"{h.range_text}: not HU, the rescale intercept is missing; subtract {intercept}"
             )
@@ -223,7 +224,7 @@ def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> Finding | N
 
 
 def _without_tissue(h: Histogram) -> Finding | None:
-    if h.share(-250, 250) >= 0.01 or h.is_uniform:
+    if h.share(-250, 250) >= 0.01 or h.share(-250, 600) >= 0.5:  # or inside the heart
         return None
     return Finding(
         f"{h.range_text}: hardly a voxel has the HU of fat, water or muscle; check that it is a CT"
