@@ -322,7 +322,11 @@ def test_real_label_maps_are_synthesized_through_a_translation(real_ct, stage_2,
     common = ["--model", stage_2, "--output-dir", tmp_path, "--input-dir", labels]
     with pytest.raises(InputError, match="outside the classes"):
         run(synthesize, *common)
-    run(synthesize, *common, "--label-map", "1=3", "2=7", "3=6", "4=6", "52=6")
+    translation = ["--label-map", "1=3", "2=7", "3=6", "4=6", "52=6"]
+    with pytest.raises(InputError, match="case lumbar: its label map has none of the structures"):
+        run(synthesize, *common, *translation)
+    assert not list(tmp_path.glob("*.img.nii.gz"))
+    run(synthesize, *common, *translation, "--force")
     for case, path in find_cases(labels).items():
         result = read_volume(tmp_path / f"{case}_s0.img.nii.gz")
         np.testing.assert_allclose(result.center_mm, read_labels(path).center_mm, atol=0.01)

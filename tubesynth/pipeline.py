@@ -60,6 +60,7 @@ from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import generator
+from tubesynth.volume.anatomy import Comparison, Ranges, describe
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens, place_tokens
 
@@ -83,7 +84,8 @@ class Sample:
 class Pipeline:
     """A trained model on a device, which takes and returns volumes.
 
-    config: that of the model. digest: the digest of its weights.
+    config: that of the model. digest: the digest of its weights. conditions: what the label maps
+    of its training were like, None for stage 1 and models of version 0.2.0.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Pipeline:
         device: torch.device,
         precision: Precision = "32",
         tile: Tile = "auto",
+        conditions: Ranges | None = None,
     ):
         if precision != "32" and precision not in AUTOCAST_DTYPE:
             raise InputError(f"precision {precision}: choose 32, bf16-mixed or 16-mixed")
@@ -103,7 +106,7 @@ class Pipeline:
         self.tile: Tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
-        self.scale = scale
+        self.scale, self.conditions = scale, conditions
 
     @classmethod
     @suggests_names
@@ -142,7 +145,8 @@ class Pipeline:
         weights = checkpoint.weights(ema)
         unet.load_state_dict(weights)
         digest, scale = weights_digest(weights), checkpoint.latent_scale
-        return cls(config, autoencoder, unet, scale, digest, device, precision, tile)
+        known = checkpoint.conditions
+        return cls(config, autoencoder, unet, scale, digest, device, precision, tile, known)
 
     @property
     def grid(self) -> ModelGrid:
@@ -362,6 +366,29 @@ class Pipeline:
                 Sample(decode(latents, i), label_map, evaluations, latents[i : i + 1])
                 for i, label_map in enumerate(label_maps)
             ]
+
+    def compare_with_training(
+        self,
+        labels: Volume,
+        *,
+        vessels: VesselTokens | None = None,
+        spacing: Sequence[float] | None = None,
+        resolution: Sequence[int] | None = None,
+    ) -> Comparison:
+        """In which points a label map is unlike those of the training, on the model's grid.
+
+        Arguments: those of `synthesize`. Nothing is unusual to a model of version 0.2.0, which
+        does not know its training.
+        """
+        if self.conditions is None:
+            return Comparison([], False)
+        request = SampleRequest(labels, torch.Generator(), vessels)
+        factor, with_tokens = self.autoencoder.factor, self.config.data.token_step_mm is not None
+        placed = place_request(request, self.grid, factor, with_tokens, spacing, resolution)
+        on_grid, scheme = placed.labels, self.config.labels
+        return self.conditions.compare(
+            describe(on_grid.array, on_grid.spacing, placed.tokens, scheme)
+        )
 
     def trace(self, labels: Volume) -> VesselTokens:
         """The vessels of a label map as tokens, which can be edited and passed to `synthesize`."""

@@ -34,6 +34,7 @@ from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, Stage2Config
 from tubesynth.data.digest import file_digest
 from tubesynth.inference.arguments import arguments_as_flags
+from tubesynth.inference.comparison import compare_cases
 from tubesynth.inference.jobs import Job, add_model_options, image_path, run_jobs, tile_option
 from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_translation
 from tubesynth.inference.settings import common_settings, replace_settings
@@ -45,6 +46,7 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import save_png
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.seeding import derive, generator
+from tubesynth.volume.anatomy import Comparison
 from tubesynth.volume.centreline_file import (
     SUFFIX,
     read_centreline,
@@ -114,6 +116,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="STEPS",
         help="half-life of the averaged weights; default: the first of train.ema_half_life",
     )
+    add("--force", action="store_true", help="also from a label map without any known structure")
     add("--save-process", action="store_true", help="write the volume after every solver step")
     add_model_options(parser)
     add_overrides(parser, "sampling.eta=1")
@@ -258,6 +261,20 @@ def main(argv: list[str] | None = None) -> None:
             random = generator(torch.device("cpu"), args.seed, "sample", case, index)
             return SampleRequest(labels, random, vessels)
 
+        unusual: dict[str, list[str]] = {}
+
+        def compare(job: Job) -> Comparison | None:
+            request = request_of(job)
+            if request.labels is None:
+                return None
+            with arguments_as_flags():
+                return pipeline.compare_with_training(
+                    request.labels,
+                    vessels=request.vessels,
+                    spacing=settings["spacing"],
+                    resolution=settings["resolution"],
+                )
+
         def synthesize(batch: list[Job]) -> list[tuple[Volume, dict]]:
             def write_step(index: int, t: float, volume: Volume) -> None:
                 folder = process_folder(args.output_dir, batch[index].name)
@@ -280,9 +297,23 @@ def main(argv: list[str] | None = None) -> None:
                     if job.source is None:
                         save_panel(job, args.output_dir, sample, config.labels)
             values = {"model": str(args.model), "batch": len(batch)}
-            return [(each.volume, {**values, "evaluations": each.evaluations}) for each in samples]
+            return [
+                (
+                    sample.volume,
+                    {
+                        **values,
+                        "evaluations": sample.evaluations,
+                        "unlike_training": unusual.get(job.settings["case"], []),
+                    },
+                )
+                for job, sample in zip(batch, samples, strict=True)
+            ]
 
         jobs = sample_jobs(args, cases, centrelines, settings)
-        run_jobs(jobs, args.output_dir, synthesize, device, "synthesize", args.batch_size)
+
+        def check(jobs: list[Job]) -> None:
+            unusual.update(compare_cases(jobs, compare, args.force))
+
+        run_jobs(jobs, args.output_dir, synthesize, device, "synthesize", args.batch_size, check)
     finally:
         dist.stop()

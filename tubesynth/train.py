@@ -137,7 +137,8 @@ def make_stage(
     assert isinstance(config, Stage2Config) and models.autoencoder
     scaled = checkpoint or models.base  # its network was trained on latents of its scale
     scale = scaled.latent_scale if scaled else None
-    latents = encode_data_set(config, volumes, models.autoencoder, device, scale)
+    conditions = checkpoint.conditions if checkpoint else None
+    latents = encode_data_set(config, volumes, models.autoencoder, device, scale, conditions)
     if isinstance(config, Stage3Config):
         from tubesynth.training.control import ControlStage
 

@@ -29,6 +29,7 @@ from tubesynth.config.schema import Config, Stage1Config
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.anatomy import Ranges
 
 StateDict = dict[str, Tensor]
 
@@ -150,6 +151,7 @@ class Checkpoint:
 
     position, best: None for weights alone, whose only phase is the first of the stage.
     latent_scale, autoencoder: those of the latents of stages 2 and 3; None for other stages.
+    conditions: what the label maps of the training were like.
     """
 
     config: Config
@@ -159,6 +161,7 @@ class Checkpoint:
     latent_scale: LatentScale | None = None
     autoencoder: AutoencoderState | None = None
     interval: IntervalState | None = None  # None in files of weights alone and of version 0.2.0
+    conditions: Ranges | None = None  # of stages 2 and 3; None in files of version 0.2.0
     path: Path | None = field(default=None, compare=False)  # the file it was loaded from
 
     def weights(self, half_life: float | None = None) -> StateDict:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from tubesynth.build.checkpoint_values import require
 from tubesynth.build.networks import build_autoencoder, build_phases
 from tubesynth.runtime.errors import short
+from tubesynth.volume.anatomy import is_quantity
 
 if TYPE_CHECKING:
     from tubesynth.build.checkpoint import Checkpoint, IntervalState, PhaseState, Position
@@ -53,6 +54,10 @@ def check(checkpoint: "Checkpoint") -> None:
         for name, values in (("mean", scale.mean), ("std", scale.std)):
             _Check(path, "latent_scale").shape(values, torch.Size([latents.embedding_dim]), name)
         require(bool((scale.std > 0).all()), path, "latent_scale.std", "is not above 0")
+    if checkpoint.conditions:
+        check, keys = _Check(path, "conditions"), checkpoint.conditions.keys
+        check(all(map(is_quantity, keys)), "keys", "are no quantities of a label map")
+        check.shape(checkpoint.conditions.numbers, torch.Size([len(keys), 5]), "numbers")
 
 
 class _WithoutValues(TorchFunctionMode):

@@ -101,10 +101,12 @@ def run_jobs(
     device: torch.device,
     title: str,
     batch_size: int = 1,
+    check: Callable[[list[Job]], None] = lambda jobs: None,
 ) -> None:
     """Write the volumes of all jobs that are not finished, batch by batch; ranks share the jobs.
 
     process: returns, for each job of a batch, the volume (HU) and further values for its sidecar.
+    check: called on every rank with its jobs before the first volume is made.
     """
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,7 @@ def run_jobs(
         lambda: [job for job in jobs if not is_finished(output_dir, job)], message
     )
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
+    dist.interruptible(lambda: check(rank_jobs), "no volume was made")
     start = time.perf_counter()
 
     def write_volumes() -> None:

@@ -102,8 +102,8 @@ def radius_errors(
     if not len(predicted.radius_mm) or not len(true.radius_mm):
         return {}
     neighbors = min(MAX_BRANCHES, len(predicted.radius_mm))
-    tree = point_tree(predicted.position_mm)
-    distance_mm, nearest = tree.query(true.position_mm, k=range(1, neighbors + 1))  # (N, K) each
+    found = point_tree(predicted.position_mm).query(true.position_mm, k=neighbors)
+    distance_mm, nearest = (np.reshape(each, (-1, neighbors)) for each in found)  # (N, K) each
     matched = distance_mm[:, 0] <= reach_mm
     true_radius = np.asarray(true.radius_mm, dtype=float)
     differences = np.asarray(predicted.radius_mm, dtype=float)[nearest] - true_radius[:, None]

@@ -26,9 +26,12 @@ from tubesynth.runtime.log import progress
 from tubesynth.runtime.seeding import derive
 from tubesynth.runtime.stop_signal import kept
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
+from tubesynth.volume.anatomy import Ranges, describe
 from tubesynth.volume.cases import Case
+from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.vessels import VesselTokens
 
+MAX_DESCRIBED = 200  # label maps that condition_ranges measures, of 0.05 s each
 FORMAT = 3  # raise it when the same case and autoencoder would give other latents
 
 
@@ -58,6 +61,7 @@ class EncodedSplits:
     training: LatentDataset
     validation: LatentDataset
     scale: LatentScale
+    conditions: Ranges  # of the training set
 
     def batches(self, start: int, end: int) -> Iterator[dict]:
         """This rank's training batches for the global sample indices [start, end)."""
@@ -93,11 +97,12 @@ def encode_data_set(
     checkpoint: Checkpoint,
     device: torch.device,
     scale: LatentScale | None = None,
+    conditions: Ranges | None = None,
 ) -> EncodedSplits:
     """Encode every case that the disk cache lacks; all ranks share the work, then wait.
 
     checkpoint: the file of latents.autoencoder. scale: that of a resumed run or of the base model;
-    by default it is computed from the training set.
+    conditions: those of a resumed run. By default both are computed from the training set.
     """
     state = checkpoint.trained_autoencoder
     autoencoder = state.restore().to(device)
@@ -111,7 +116,23 @@ def encode_data_set(
         training,
         encoder.encode(volumes.validation, 1, "validation"),
         scale or LatentScale.from_moments(*training.moments()),
+        conditions or condition_ranges(training, config.labels),
     )
+
+
+def condition_ranges(training: LatentDataset, scheme: LabelScheme) -> Ranges:
+    """What the label maps of the training set are like, of all variants; ranks share the work."""
+    entries = [
+        (case, variant) for case, keys in enumerate(training.keys) for variant in range(len(keys))
+    ]
+    chosen = entries[:: -(-len(entries) // MAX_DESCRIBED)]
+    share = chosen[dist.rank() :: dist.world_size()]
+    rows = []
+    for case, variant in progress(share, "conditions", len(share)):
+        sample = training.sample(case, variant)
+        tokens = VesselTokens(**sample["tokens"]) if "tokens" in sample else None
+        rows.append(describe(sample["label"], sample["spacing"], tokens, scheme))
+    return Ranges.of(dist.gather_rows(rows))
 
 
 @dataclass

@@ -88,6 +88,7 @@ def run_stage(
             latents.scale if latents else None,
             latents.autoencoder_state if latents else None,
             interval_state,
+            latents.conditions if latents else None,
         ).save(checkpoints / f"{name}.ckpt")
         remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
         logger.info(f"step {position.step}: saved {name}.ckpt")

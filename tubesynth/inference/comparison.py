@@ -1,0 +1,39 @@
+"""Names the label maps that are unlike the training, before the first volume is made of one."""
+
+from collections.abc import Callable
+
+from tubesynth.inference.jobs import Job
+from tubesynth.runtime import dist
+from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import logger, progress
+from tubesynth.volume.anatomy import Comparison
+
+MOST_LINES = 6  # of a case in the terminal; its sidecar has all
+
+
+def compare_cases(
+    jobs: list[Job], compare: Callable[[Job], Comparison | None], force: bool
+) -> dict[str, list[str]]:
+    """{case: in which points it is unlike the training} of this rank's jobs; rank 0 logs all.
+
+    compare: None for a job without a label map. InputError, unless force, for a label map without
+    any structure of the training. Every rank must call it.
+    """
+    rows = []
+    first_jobs = {job.settings["case"]: job for job in reversed(jobs)}
+    for case, job in progress(first_jobs.items(), "label maps", len(first_jobs)):
+        if found := compare(job):
+            rows.append({"case": case, "unusual": found.unusual, "is_empty": found.is_empty})
+    all_rows = dist.gather_rows(rows)
+    for row in all_rows:
+        lines, more = row["unusual"][:MOST_LINES], row["unusual"][MOST_LINES:]
+        for line in [*lines, *([f"and {len(more)} more, listed in its sidecar"] if more else [])]:
+            logger.warning(f"case {row['case']}: {line}")
+    empty = [row["case"] for row in all_rows if row["is_empty"]]
+    if empty and not force:
+        others = f" and {len(empty) - 1} more" if empty[1:] else ""
+        raise InputError(
+            f"case {empty[0]}{others}: its label map has none of the structures that the model was"
+            " trained with: correct it (tubesynth doctor shows its classes), or give --force"
+        )
+    return {row["case"]: row["unusual"] for row in rows}
