@@ -55,7 +55,7 @@ from tubesynth.volume.centreline_file import (
     write_centreline,
 )
 from tubesynth.volume.classes import LabelScheme
-from tubesynth.volume.files import check_labels, read_labels, write_volume
+from tubesynth.volume.files import check_dimensions, check_labels, read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
 
@@ -248,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
             case, index = job.settings["case"], job.settings["sample"]
             if job.source is not None:
                 labels = read_labels(job.source)
+                check_dimensions(labels, config.dim, job.source)
                 if translation is not None:
                     labels = Volume(translation[labels.array], labels.affine)
                 remedy = "translate them with --label-map"
