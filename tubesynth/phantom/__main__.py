@@ -55,6 +55,8 @@ def main(argv=None) -> None:
         f"{root}: {len(split) - num_validation} training and {num_validation} validation cases "
         f"({len(missing)} written, {len(split) - len(missing)} complete before)"
     )
+    if num_validation == 0:
+        print("a training needs a validation case: --cases 2 or more adds one")
 
 
 def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
