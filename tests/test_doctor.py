@@ -20,7 +20,7 @@ from tubesynth.doctor import config_rules
 from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, content_digest, measure, pieces
 from tubesynth.doctor.set_rules import SET_RULES
-from tubesynth.doctor.training_memory import estimate
+from tubesynth.doctor.training_memory import PROGRAM, estimate
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 
@@ -607,3 +607,20 @@ def test_real_ct_gets_sensible_findings(real_ct, tmp_path, capsys):
     assert errors == [("label_values", case) for case in ("abdomen", "aorta", "lumbar")]
     padded = [f for f in findings if f["rule"] == "hu_padding" and f["case"] == "chest"]
     assert "-3024" in padded[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "measured_gb"),
+    [
+        ("stage_1_3d_f4", 0.85),
+        ("stage_1_3d_f4_full", 2.17),
+        ("stage_2_3d_f4_lfm_base", 8.60),
+        ("stage_2_3d_f4_lfm_crossattn", 10.77),
+        ("stage_3_3d_f4_controlnet", 5.92),
+    ],
+)
+def test_the_estimated_memory_is_above_that_of_a_gpu_and_below_twice_it(name, measured_gb):
+    """Measured of a step on an H200 (docs/gpu.jsonl), without the context of the program."""
+    config = load_config(name, ["train.precision=bf16-mixed"])
+    step_gb = (estimate(config).training - PROGRAM) / 1e9
+    assert measured_gb < step_gb < 2 * measured_gb

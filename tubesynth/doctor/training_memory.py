@@ -4,7 +4,8 @@ The networks are built on the meta device, which has shapes but no memory, and o
 recorded: every tensor that autograd saves for the backward pass counts once. Weights, gradients and
 Adam's two moments add 16 bytes a parameter (4 for a frozen one), averaged weights 4 each, and
 gradients in flight some tensors of the largest size. Workspaces and fragmentation are a factor. On
-a CPU and at small sizes, stage 1 took 0.8 and stage 2 0.65 of the estimate.
+a CPU and at small sizes, stage 1 took 0.8 and stage 2 0.65 of the estimate; a step of the published
+configs on an H200 took 0.7 to 0.9 of it, without the program (docs/gpu.md).
 """
 
 import math
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tubesynth.config.schema import (
     AutoencoderConfig,
@@ -49,7 +52,7 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
         saved[storage._cdata] = storage, storage.nbytes()  # holding it keeps its address unique
         return tensor
 
-    with torch.device("meta"):
+    with torch.device("meta"), _FusedAttention():
         modules, forward = _forward(config, autoencoder or AutoencoderConfig())
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             forward()
@@ -68,6 +71,29 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
     weights = (16 + ema) * trainable + 4 * frozen
     total = PROGRAM + OVERHEAD * (activations + losses + weights)
     return Estimate(int(total), (12 + ema) * trainable + 4 * frozen, trainable + frozen)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as in the fused kernels: on meta, torch saves the N x N weights."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    """Queries, keys, values and the result are saved; the shape is all that counts."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        ctx.save_for_backward(query, key, value, result)
+        return result
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        raise AssertionError("the estimate has no backward pass")
 
 
 def _forward(
