@@ -76,7 +76,8 @@ KINDS = (Kind("stage_1", 1), Kind("stage_1_two_ranks", 1, ranks=2), Kind("stage_
 class Faults:
     """Draws faults from a seed, applies them, and counts them."""
 
-    def __init__(self, seed: str, run: Path, cache: Path):
+    def __init__(self, seed: str, run: Path, cache: Path, ranks: int):
+        self.ranks = ranks
         self.random, self.counts = random.Random(seed), Counter()
         self.cache, self.checkpoints = cache, run / "checkpoints"
 
@@ -124,7 +125,8 @@ class Faults:
                 preexec_fn=full_disk if full else None,
             )
             self.counts["full disk"] += full
-            wait = self.random.choice([1.0, 5.0, 9.0]) + 6 * self.random.random()
+            # an import of torch takes seconds; two ranks and their launcher are three processes
+            wait = (2 * self.ranks - 1) * (self.random.choice([1, 5, 9]) + 6 * self.random.random())
             try:
                 return process.wait(wait)
             except subprocess.TimeoutExpired:
@@ -158,7 +160,8 @@ def descendants(pid: int) -> list[int]:
 def disturbed(kind: Kind, folder: Path, number: int, args, deadline: float) -> dict:
     """Lives of one run under faults until it is done; after the deadline without faults."""
     run = folder / kind.name / f"disturbed_{number}"
-    faults, codes = Faults(f"{args.seed} {kind.name} {number}", run, kind.cache(folder)), Counter()
+    seed = f"{args.seed} {kind.name} {number}"
+    faults, codes = Faults(seed, run, kind.cache(folder), kind.ranks), Counter()
     arguments, log = kind.command(folder, run, args.epochs), run.with_suffix(".log")
     done = False
     while not done and time.monotonic() < deadline:
