@@ -4,6 +4,7 @@ A process that imports torch and its compiler takes five seconds of a core befor
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -24,7 +25,11 @@ def _rank(rank: int, folder: Path, function, arguments: tuple) -> None:
 
 
 def on_two_ranks(folder: Path, function, *arguments) -> list:
-    """[function(rank, *arguments) for rank in (0, 1)], in two processes. folder: of this call."""
+    """[function(rank, *arguments) for rank in (0, 1)], in two processes.
+
+    They meet in a new folder: addresses of an earlier call's ranks would be waited for in vain.
+    """
+    folder = Path(tempfile.mkdtemp(dir=folder))
     multiprocessing.start_processes(
         _rank, (folder, function, arguments), nprocs=2, start_method="forkserver"
     )

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from odd_conditions import described, odd_conditions
 
 from tubesynth import synthesize
@@ -84,9 +83,9 @@ def test_ranges_survive_the_checkpoint_and_wrong_ones_are_refused(stage_2, tmp_p
     alone = checkpoint.weights_alone()
     alone.save(tmp_path / "model.safetensors")
     loaded, original = Checkpoint.load(tmp_path / "model.safetensors").conditions, alone.conditions
-    assert loaded is not None and original is not None and loaded.total == original.total
-    assert loaded.keys == original.keys and torch.equal(loaded.numbers, original.numbers)
-    for key, wrong in (("keys", ["ml"]), ("numbers", torch.zeros(3, 5))):
+    assert loaded is not None and original is not None
+    assert loaded == original
+    for key, wrong in (("keys", ["ml"]), ("numbers", [[1.0]])):
         damaged = replace(alone, conditions=replace(original, **{key: wrong}))
         damaged.save(tmp_path / "damaged.safetensors")
         with pytest.raises(InputError, match=f"conditions.{key}"):

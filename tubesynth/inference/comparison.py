@@ -6,6 +6,7 @@ from tubesynth.inference.jobs import Job
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger, progress
+from tubesynth.runtime.stop_signal import STARTS_AGAIN
 from tubesynth.volume.anatomy import Comparison
 
 MOST_LINES = 6  # of a case in the terminal; its sidecar has all
@@ -19,11 +20,16 @@ def compare_cases(
     compare: None for a job without a label map. InputError, unless force, for a label map without
     any structure of the training. Every rank must call it.
     """
-    rows = []
     first_jobs = {job.settings["case"]: job for job in reversed(jobs)}
-    for case, job in progress(first_jobs.items(), "label maps", len(first_jobs)):
-        if found := compare(job):
-            rows.append({"case": case, "unusual": found.unusual, "is_empty": found.is_empty})
+
+    def compare_each() -> list[dict]:
+        rows = []
+        for case, job in progress(first_jobs.items(), "label maps", len(first_jobs)):
+            if found := compare(job):
+                rows.append({"case": case, "unusual": found.unusual, "is_empty": found.is_empty})
+        return rows
+
+    rows = dist.interruptible(compare_each, f"no volume was made; {STARTS_AGAIN}")
     all_rows = dist.gather_rows(rows)
     for row in all_rows:
         lines, more = row["unusual"][:MOST_LINES], row["unusual"][MOST_LINES:]

@@ -116,7 +116,7 @@ def run_jobs(
         lambda: [job for job in jobs if not is_finished(output_dir, job)], message
     )
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
-    dist.interruptible(lambda: check(rank_jobs), "no volume was made")
+    check(rank_jobs)
     start = time.perf_counter()
 
     def write_volumes() -> None:

@@ -24,9 +24,9 @@ from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.seeding import derive
-from tubesynth.runtime.stop_signal import kept
+from tubesynth.runtime.stop_signal import STARTS_AGAIN, kept
 from tubesynth.training.inputs import Volumes, rank_loader, to_device
-from tubesynth.volume.anatomy import Ranges, describe
+from tubesynth.volume.anatomy import Description, Ranges, describe
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.vessels import VesselTokens
@@ -127,11 +127,16 @@ def condition_ranges(training: LatentDataset, scheme: LabelScheme) -> Ranges:
     ]
     chosen = entries[:: -(-len(entries) // MAX_DESCRIBED)]
     share = chosen[dist.rank() :: dist.world_size()]
-    rows = []
-    for case, variant in progress(share, "conditions", len(share)):
-        sample = training.sample(case, variant)
-        tokens = VesselTokens(**sample["tokens"]) if "tokens" in sample else None
-        rows.append(describe(sample["label"], sample["spacing"], tokens, scheme))
+
+    def describe_each() -> list[Description]:
+        rows = []
+        for case, variant in progress(share, "conditions", len(share)):
+            sample = training.sample(case, variant)
+            tokens = VesselTokens(**sample["tokens"]) if "tokens" in sample else None
+            rows.append(describe(sample["label"], sample["spacing"], tokens, scheme))
+        return rows
+
+    rows = dist.interruptible(describe_each, f"no step was made; {STARTS_AGAIN}")
     return Ranges.of(dist.gather_rows(rows))
 
 

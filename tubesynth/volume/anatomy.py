@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.polyline import point_tree
@@ -110,23 +108,23 @@ class Comparison:
 @dataclass
 class Ranges:
     """What occurred in training. total: the number of label maps. keys: N keys of a Description.
-    numbers: (N, 5) float64, for each key how many label maps have it, then minimum, maximum, mean
-    and standard deviation (of logarithms for the quantities in RELATIVE).
+    numbers: (N, 4), for each key how many label maps have it, minimum, maximum and standard
+    deviation (of logarithms for the quantities in RELATIVE).
     """
 
     total: int
     keys: list[str]
-    numbers: Tensor
+    numbers: list[list[float]]
 
     @classmethod
     def of(cls, descriptions: Iterable[Description]) -> "Ranges":
         rows = list(descriptions)
         keys = list(dict.fromkeys(key for row in rows for key in row))
-        numbers = torch.zeros(len(keys), 5, dtype=torch.float64)
-        for index, key in enumerate(keys):
+        numbers = []
+        for key in keys:
             values = np.array([_scale(key, row[key]) for row in rows if key in row])
-            of_key = [len(values), values.min(), values.max(), values.mean(), values.std()]
-            numbers[index] = torch.tensor(of_key, dtype=torch.float64)
+            of_key = len(values), values.min(), values.max(), values.std()
+            numbers.append([float(number) for number in of_key])
         return cls(len(rows), keys, numbers)
 
     def compare(self, description: Description) -> "Comparison":
@@ -137,9 +135,7 @@ class Ranges:
 
     def _unusual(self, description: Description) -> list[str]:
         lines, of_total = [], f"of {self.total} training label maps"
-        for key, (count, low, high, _, deviation) in zip(
-            self.keys, self.numbers.tolist(), strict=True
-        ):
+        for key, (count, low, high, deviation) in zip(self.keys, self.numbers, strict=True):
             quantity, name = key.split("/")[:2]
             if key not in description:
                 # a class may be missing where it was missing in training
