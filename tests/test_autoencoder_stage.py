@@ -24,7 +24,8 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.inputs import Volumes
 from tubesynth.volume.cases import find_cases
-from tubesynth.volume.files import read_labels, read_volume
+from tubesynth.volume.files import read_labels, read_volume, write_volume
+from tubesynth.volume.grid import Volume
 
 CPU = torch.device("cpu")
 SWITCHES = [
@@ -313,6 +314,17 @@ def test_a_conditioned_decoder_reconstructs_with_and_without_label_maps(
     assert not np.array_equal(without.array, written.array)
     record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
     assert record["settings"]["label_sha256"] == file_digest(path)
+    # a label map of another scheme, through its translation
+    label = read_labels(path)
+    write_volume(tmp_path / "tens" / path.name, Volume(10 * label.array, label.affine), "uint8")
+    (tmp_path / "one").mkdir()
+    image_path = find_cases(validation / "images")[name]
+    (tmp_path / "one" / image_path.name).write_bytes(image_path.read_bytes())
+    options = ["--model", str(model), "--input-dir", str(tmp_path / "one")]
+    options += ["--output-dir", str(tmp_path / "tens_out"), "--labels", str(tmp_path / "tens")]
+    reconstruct.main([*options, "--label-map", *(f"{10 * k}={k}" for k in range(1, 9))])
+    translated = read_volume(tmp_path / "tens_out" / f"{name}.img.nii.gz")
+    assert np.array_equal(translated.array, written.array)
 
 
 def test_labels_for_a_model_that_takes_none_are_refused(stage_1, workplace, tmp_path):

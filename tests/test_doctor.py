@@ -1,6 +1,7 @@
 """python -m tubesynth.doctor: every rule names the file that breaks it, and no other."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -415,6 +416,23 @@ def test_for_imagecas_as_distributed_the_remedy_is_prepare(tmp_path):
     matches = doctor.check_data(doctor.find_splits(tmp_path), Expected())
     messages = [finding.message for finding in matches if finding.rule == "absent_classes"]
     assert len(messages) == 1 and "tubesynth prepare" in messages[0]
+
+
+def test_segments_are_listed_and_their_label_map_is_proposed_and_then_used(data, capsys):
+    for case, part in ((1, "training"), (2, "training"), (3, "validation")):
+        classes = heart(case)[1]
+        label = np.where(classes == 8, 2 + np.arange(SHAPE[2]) // 3, 0).astype(np.uint8)  # 3 to 11
+        put(data, part, case, label=label)
+    (message,) = [f[3] for f in look(data) if f[1] == "stored_values"]
+    assert "look like coronary segments" in message and "{3: 8, 4: 8, 5: 8" in message
+    label_map = "data.label_map=" + re.search(r"{[^}]*}", message)[0]
+    _, findings = run_json(capsys, "--config", data.parent / "one.yml", label_map)
+    rows = [f["message"] for f in findings if f["rule"] == "stored_values"]
+    assert len(rows) == 9 and rows[0].startswith("value 3: median ")
+    assert all(row.endswith("class 8 (coronary arteries)") for row in rows)
+    assert not [f for f in findings if f["level"] == "error" and f["case"]]
+    (vessels,) = [f["message"] for f in findings if f["rule"] == "vessels"]
+    assert "class 8 (coronary arteries) in 3 of 3 label maps" in vessels
 
 
 def test_a_class_unlike_the_other_cases_is_a_warning(data):

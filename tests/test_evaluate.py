@@ -116,6 +116,22 @@ def test_scores_do_not_depend_on_the_number_of_workers(folders):
     assert frechet[0] == pytest.approx(frechet[1], rel=1e-6)
 
 
+def test_label_maps_of_another_scheme_have_the_scores_of_their_translation(folders):
+    for folder in ("real", "labels", "reconstruction"):
+        for case in ("2", "10"):
+            next((folders / folder).glob(f"{case}.*")).unlink()
+    names, quick = ("real", "reconstruction"), ["--no-distribution"]
+    expected = evaluate(folders, *names, "labels", extra=quick)
+    labels = heart_and_vessel(1)[1]
+    segments = np.where(labels == 8, 20 + np.arange(SHAPE[2]) // 8, 10 * labels)
+    write(folders / "segments", "1.label", segments, "uint8")
+    (folders / "map.yml").write_text("data: {label_map: {30: 3, 20: 8, 21: 8, 22: 8, 23: 8}}\n")
+    extra = (*quick, "--labels", folders / "segments", "--config", folders / "map.yml")
+    result = evaluate(folders, *names, extra=extra)
+    assert result["reconstruction"] == expected["reconstruction"]
+    assert result["vessels"] == expected["vessels"]
+
+
 def test_exact_copies_have_perfect_scores_and_swapped_cases_have_not(folders):
     for case, other in (("1", "1"), ("2", "10"), ("10", "2")):
         hu, labels = heart_and_vessel(int(other))

@@ -463,7 +463,7 @@ def test_label_outside_the_class_range_is_refused_with_its_values():
     labels = np.array([0, 8, 9, 12], np.uint8)
     check_labels(labels[:2], 9, "a")
     refusal(
-        lambda: check_labels(labels, 9, "a.nii.gz"), "a.nii.gz", "9, 12", "0 to 8", "labels.names"
+        lambda: check_labels(labels, 9, "a.nii.gz"), "a.nii.gz", "9, 12", "0 to 8", "data.label_map"
     )
 
 

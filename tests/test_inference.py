@@ -307,6 +307,32 @@ def test_a_guidance_weight_that_is_not_finite_is_refused(workplace, stage_2, tmp
             run(synthesize, "--model", stage_2, *common, "--label-map", *pairs.split())
 
 
+def test_the_label_map_of_the_config_counts_unless_the_command_line_has_one(
+    workplace, stage_2, tmp_path
+):
+    case, path = next(iter(find_cases(workplace / "data/validation/labels").items()))
+    labels = read_labels(path)
+    for folder, factor in (("classes", 1), ("tens", 10)):
+        array = factor * labels.array
+        write_volume(tmp_path / folder / path.name, Volume(array, labels.affine), "uint8")
+    tens = {10 * value: value for value in range(1, 9)}
+    wrong = "data.label_map={10: 1}"
+    results = {}
+    for name, folder, options in (
+        ("plain", "classes", []),
+        ("config", "tens", [f"data.label_map={json.dumps(tens)}"]),
+        ("option", "tens", [wrong, "--label-map", *(f"{k}={v}" for k, v in tens.items())]),
+        ("none", "classes", [wrong, "--label-map"]),
+    ):
+        run(
+            synthesize,
+            *("--model", stage_2, "--input-dir", tmp_path / folder, "--steps", 1),
+            *("--output-dir", tmp_path / name, *options),
+        )
+        results[name] = (tmp_path / name / f"{case}_s0.img.nii.gz").read_bytes()
+    assert len(set(results.values())) == 1
+
+
 def test_real_ct_keeps_its_world_position_in_the_reconstruction(real_ct, stage_1, tmp_path):
     images = real_ct / "images"
     run(reconstruct, "--input-dir", images, "--output-dir", tmp_path, "--model", stage_1)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tubesynth.config.labels import load_scheme
+from tubesynth.config.labels import load_label_map, load_scheme
 from tubesynth.data import pool
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_case, score_case
@@ -83,11 +83,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.training is not None:
         files_of(args.training, "--training")
     runs = runs_of(args.synthesis)
+    classes = evaluated_classes(args)
+    label_map = load_label_map(args.config, classes)
     cases, notes = collect_cases(
-        args.real, args.labels, args.reconstruction, runs, args.centrelines
+        args.real, args.labels, args.reconstruction, runs, args.centrelines, label_map
     )
     losses = validation_losses(args.training_log)
-    classes = evaluated_classes(args)
     settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
     with_sets = not args.no_distribution
     with_features = with_sets and args.features is None
@@ -185,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--config",
         metavar="YAML",
-        help="its section labels defines the label maps' classes (default: nine classes)",
+        help="its section labels (default: nine classes) and data.label_map, of the label maps",
     )
     add("--vessel-class", type=int, help="vessel class; default: that of the scheme")
     add(
@@ -244,7 +245,7 @@ def evaluate_case(
         volumes = read_case(case)
         if case.images[0][0] == "real":
             check_hu(volumes[0], case.images[0][2], settings.hu_window)
-        label = None if case.label is None else read_labels(case.label)
+        label = None if case.label is None else read_labels(case.label, case.label_map)
         tokens = None if label is None else tokens_of(label, settings.classes)
         original = None  # tokens that user centrelines have replaced
         if case.centreline is not None and label is not None:

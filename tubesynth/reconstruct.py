@@ -18,6 +18,7 @@ from pathlib import Path
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.jobs import Job, add_model_options, digest_of, run_jobs, tile_option
+from tubesynth.inference.label_maps import label_map_of
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         pipeline = Pipeline.load(args.model, device=device, precision=args.precision, tile=tile)
         data = pipeline.config.data
         labels = find_label_maps(args, pipeline, cases)
+        label_map = label_map_of(pipeline.config, args.label_map)
         settings = {
             "model_digest": pipeline.digest,
             "resolution": list(args.resolution or data.resolution),
@@ -97,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
             condition = {}
             if labels:
                 condition = {"label_sha256": digest_of(labels[case]), "token_format": TOKEN_FORMAT}
+            if labels and label_map is not None:
+                condition["label_map"] = [[value, label_map[value]] for value in label_map]
             jobs.append(Job(case, path, {**settings, **condition}))
 
         def reconstruct(batch: list[Job]) -> list[tuple[Volume, dict]]:
@@ -106,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
             with arguments_as_flags():
                 result = pipeline.reconstruct(
                     image,
-                    labels=read_labels(labels[job.name]) if labels else None,
+                    labels=read_labels(labels[job.name], label_map) if labels else None,
                     spacing=settings["spacing"],
                     resolution=settings["resolution"],
                 )

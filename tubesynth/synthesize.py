@@ -7,9 +7,10 @@ r"""Synthesize new CTs from label maps with a trained model.
 
 Sample k of case C is C_s<k>.img.nii.gz. It depends on (seed, C, k) alone, so any sample can be
 repeated without the others. Its label map, on the same grid, is labels/C_s<k>.label.nii.gz: both
-together are a new labeled case. --label-map translates other label values, e.g. 1=3 2=7 3=6; all
-values that it does not name become 0. --centrelines is a folder with C.centreline.json of each case
-(volume/centreline_file.py): user centrelines, which replace the vessels of the label map.
+together are a new labeled case. --label-map 1=3 2=7 3=6 translates other label values, in place of
+data.label_map; all values that it does not name become 0. --centrelines is a folder with
+C.centreline.json of each case (volume/centreline_file.py): user centrelines, which replace the
+vessels of the label map.
 
 --cases N makes the label maps itself, of N new patients of the phantom generator; their centrelines
 and pictures are written to centrelines/ and panels/. It is the default of packaged and exported
@@ -36,7 +37,7 @@ from tubesynth.data.digest import file_digest
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.comparison import compare_cases
 from tubesynth.inference.jobs import Job, add_model_options, image_path, run_jobs, tile_option
-from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_translation
+from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_map_of
 from tubesynth.inference.settings import common_settings, replace_settings
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.phantom.anatomy import make_phantom
@@ -90,7 +91,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="C.centreline.json of each case: vessels in place of those in its label map",
     )
-    add("--label-map", nargs="+", metavar="VALUE=CLASS", help="other label values, e.g. 1=3 2=7")
     add("--unconditional", action="store_true", help="no label maps: needs label_dropout")
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--num-samples", type=int, default=1, help="volumes per label map")
@@ -165,7 +165,8 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
     sampling = replace(config.sampling, solver=args.solver or config.sampling.solver)
     if args.steps:
         sampling = replace(sampling, steps=args.steps, time_grid=None)
-    config = replace(config, sampling=sampling)
+    data = replace(config.data, label_map=label_map_of(config, args.label_map))
+    config = replace(config, data=data, sampling=sampling)
     pipeline.config = config
     return pipeline, config
 
@@ -239,7 +240,6 @@ def main(argv: list[str] | None = None) -> None:
         pipeline, config = load_model(args, device)
         settings = common_settings(args, config, pipeline.digest)
         num_classes = config.labels.num_classes
-        translation = label_translation(args.label_map, num_classes)
         cases = find_sources(args, config)
         centrelines = find_centrelines(args.centrelines, cases)
 
@@ -247,10 +247,8 @@ def main(argv: list[str] | None = None) -> None:
             labels, vessels = None, None
             case, index = job.settings["case"], job.settings["sample"]
             if job.source is not None:
-                labels = read_labels(job.source)
+                labels = read_labels(job.source, config.data.label_map)
                 check_dimensions(labels, config.dim, job.source)
-                if translation is not None:
-                    labels = Volume(translation[labels.array], labels.affine)
                 remedy = "translate them with --label-map"
                 check_labels(labels.array, num_classes, job.source, remedy)
                 if case in centrelines:

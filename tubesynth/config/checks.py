@@ -5,7 +5,7 @@ strict.py has already checked keys and types. Each function checks one section a
 
 from collections.abc import Callable
 
-from tubesynth.config.labels import check_scheme
+from tubesynth.config.labels import check_label_map, check_scheme
 from tubesynth.config.limits import check_limits
 from tubesynth.config.schema import (
     DIFFUSION_SAMPLERS,
@@ -47,6 +47,9 @@ def check(config: Config, source: str) -> None:
     check_seed(config.seed, "seed", require)
     check_limits(config, require)
     check_scheme(config.labels, source)
+    if config.data.label_map is not None:
+        num_classes = config.labels.num_classes
+        check_label_map(config.data.label_map, num_classes, f"{source}: data.label_map")
     check_data(config.data, config.dim, require)
     check_train(config, require)
     if isinstance(config, Stage1Config):

@@ -8,13 +8,16 @@ labels:
   sources: {heart: [heart_myocardium, heart_atrium_left, heart_ventricle_left]}
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tubesynth.config.packaged import find_config
-from tubesynth.config.strict import build, read_yaml, to_plain
+from tubesynth.config.schema import DataConfig
+from tubesynth.config.strict import build, flatten, read_yaml, to_plain
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, numbered_classes
+from tubesynth.volume.files import MOST_LABEL
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,29 @@ def check_scheme(scheme: LabelScheme, source: str) -> None:
         raise InputError(f"{source}: labels.{problem}")
 
 
+def check_label_map(label_map: Mapping[int, int], num_classes: int, source: str) -> None:
+    """InputError at the first value or class that cannot be; source: the key or option."""
+    for value, label in label_map.items():
+        if value > MOST_LABEL:
+            raise InputError(f"{source}: {value}: expected values from 0 to {MOST_LABEL}")
+        if not 0 <= label < num_classes:
+            raise InputError(
+                f"{source}: {value} becomes {label}: choose a class from 0 to {num_classes - 1}"
+            )
+
+
+def load_label_map(path: str | Path | None, scheme: LabelScheme) -> dict[int, int] | None:
+    """data.label_map of a config, or of a file without stage; None: it has none."""
+    data = {} if path is None else read_yaml(find_config(path)).get("data", {})
+    if not isinstance(data, dict) or "label_map" not in data:
+        return None
+    source = str(find_config(path))
+    label_map = build(DataConfig, {"label_map": data["label_map"]}, source, "data.").label_map
+    if label_map is not None:
+        check_label_map(label_map, scheme.num_classes, f"{source}: data.label_map")
+    return label_map
+
+
 def load_scheme(path: str | Path | None) -> LabelScheme:
     """The scheme of a config, or of a file with the section `labels` alone; None: nine classes.
 
@@ -105,5 +131,6 @@ def load_scheme(path: str | Path | None) -> LabelScheme:
 
 
 def is_label_section(path: str | Path) -> bool:
-    """Whether a YAML file holds the section `labels` alone, so that it is no training config."""
-    return read_yaml(find_config(path)).keys() == {"labels"}
+    """Whether a YAML file holds labels, data.label_map or both alone: it is no training config."""
+    keys = flatten(read_yaml(find_config(path)))
+    return all(key.startswith(("labels", "data.label_map")) for key in keys)

@@ -35,6 +35,9 @@ class DataConfig:
     spacing: list[float] = field(default_factory=lambda: [0.7, 0.7, 1.05])  # mm
     hu_window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU -> [0, 1]
     antialias: bool = False  # low-pass filter images before their voxels become larger
+    # {stored value: class} of label maps of another scheme, other values become 0; null: the values
+    # are classes. Several values may be the vessel class.
+    label_map: dict[int, int] | None = None
     token_step_mm: float | None = None  # arc length between vessel tokens; null: no tokens
     dataset_type: Literal["default", "cache", "persistent"] = "persistent"  # none | memory | disk
     cache_dir: str = "cache"

@@ -89,10 +89,15 @@ def _convert(kind, value, source: str, key: str) -> Any:
             raise wrong("a list such as [1, 2, 3]")
         return origin(_convert(inner, item, source, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict:
-        inner = typing.get_args(kind)[1]  # of dict[str, T]
+        name_kind, inner = typing.get_args(kind)  # of dict[str, T] and dict[int, T]
         if not isinstance(value, dict):
             raise wrong("names with values")
-        return {str(k): _convert(inner, item, source, f"{key}.{k}") for k, item in value.items()}
+        if name_kind is int and not all(str(name).isdecimal() for name in value):
+            raise wrong("whole numbers with values, such as {1: 8}")
+        return {
+            name_kind(name): _convert(inner, item, source, f"{key}.{name}")
+            for name, item in value.items()
+        }
     if kind is bool:
         if not isinstance(value, bool):
             raise wrong("true or false")
@@ -141,7 +146,7 @@ def flatten(plain: dict, prefix: str = "") -> dict:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 

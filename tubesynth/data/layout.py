@@ -3,11 +3,13 @@
     ROOT/{training,validation}/{images,labels}    the layout for training
     ROOT/{images,labels}                          one set
     ROOT/N.img.nii.gz, ROOT/N.label.nii.gz        plain files, also in subfolders, as in ImageCAS
+    ROOT/*/CTCA/N.nrrd, ROOT/*/Annotations/N.nrrd    ASOCA; also without the folder above
 
 Unpaired and doubled files are returned as a list of problems, so that all can be reported.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
@@ -16,6 +18,7 @@ from tubesynth.volume.cases import Case, case_id, find_cases, natural_order, vis
 from tubesynth.volume.files import file_suffix
 
 SPLITS = ("training", "validation")
+ASOCA_FOLDERS = ("CTCA", "Annotations")  # of images and of label maps
 
 Problem = tuple[str | None, str]  # (case, message)
 
@@ -30,9 +33,18 @@ class Split:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_splits(root: Path) -> list[Split]:
-    """The splits of a data folder; InputError if the folder does not exist."""
-    root = Path(root)
+def find_splits(root: Path, label_map: Mapping[int, int] | None = None) -> list[Split]:
+    """The splits of a data folder; InputError if the folder does not exist.
+
+    label_map: the class of each stored value of its label maps, where they are no classes.
+    """
+    splits = _find_splits(Path(root))
+    for split in splits:
+        split.cases = [replace(case, label_map=label_map) for case in split.cases]
+    return splits
+
+
+def _find_splits(root: Path) -> list[Split]:
     require_folder(root, "check data.root or --data")
     if any((root / name).is_dir() for name in SPLITS):
         return [paired_folders(root / name, name) for name in SPLITS]
@@ -81,17 +93,21 @@ def plain_files(root: Path) -> Split:
 def scan(root: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
     """({id: image}, {id: label map}) of a folder and its subfolders, in natural order of the ids.
 
-    A second file of an id is added to the problems.
+    Label maps have .label. in their name, or lie in a folder Annotations. A second file of an id
+    is added to the problems.
     """
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     folders = [root, *(path for path in visible_entries(root) if path.is_dir())]
+    deeper = [path for folder in folders[1:] for path in visible_entries(folder) if path.is_dir()]
+    folders += [path for path in deeper if path.name in ASOCA_FOLDERS]
     for folder in folders:
         for path in visible_entries(folder):
             name = path.name.lower()
             if not file_suffix(path):
                 continue
-            files = labels if ".label." in name else images
+            is_label = ".label." in name or folder.name == ASOCA_FOLDERS[1]
+            files = labels if is_label else images
             case = case_id(path)
             if case in files:
                 problems.append((case, f"{path}: {files[case]} has the same id; keep one"))

@@ -75,7 +75,7 @@ def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume 
     image = read_ct(case.image, len(preprocessing.spacing), preprocessing.hu_window)
     if case.label is None:
         return image, None
-    labels = read_labels(case.label)
+    labels = read_labels(case.label, case.label_map)
     check_same_grid(image, labels, case.image, case.label)
     check_labels(labels.array, preprocessing.num_classes, case.label)
     return image, labels

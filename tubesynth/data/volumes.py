@@ -88,6 +88,7 @@ def _volume_key(case: Case, preprocessing: Preprocessing, digest: Callable) -> s
         image=digest(case.image),
         label=label,
         preprocessing=asdict(preprocessing),
+        **({} if case.label_map is None else {"label_map": sorted(case.label_map.items())}),
     )
 
 
@@ -116,7 +117,8 @@ def ensure_tokens(
     shape, affine = volume.array("image").shape, np.array(volume.meta["affine"])
 
     def build():
-        return dict(vars(source.on_grid(read_labels(case.label), shape, affine))), {}
+        labels = read_labels(case.label, case.label_map)
+        return dict(vars(source.on_grid(labels, shape, affine))), {}
 
     meta = _meta(case, volume=volume.key, settings=source.settings)
     return store.ensure(TOKENS, token_key(volume.key, source), build, meta)

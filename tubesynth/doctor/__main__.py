@@ -23,7 +23,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tubesynth.build.preprocessing import preprocessing_of
-from tubesynth.config.labels import is_label_section, load_scheme
+from tubesynth.config.labels import is_label_section, load_label_map, load_scheme
 from tubesynth.config.loading import load_config
 from tubesynth.data.layout import Split, find_splits
 from tubesynth.data.pool import check_workers, each
@@ -72,14 +72,18 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
     workers = check_workers(args.workers)
     try:
         if args.config and is_label_section(args.config):
-            expected = Expected(labels=load_scheme(args.config))
+            scheme = load_scheme(args.config)
+            expected = Expected(labels=scheme, label_map=load_label_map(args.config, scheme))
         elif args.config:
             config = load_config(args.config, args.overrides)
-            expected = Expected(preprocessing_of(config), config.labels, for_training=True)
+            label_map = config.data.label_map
+            expected = Expected(
+                preprocessing_of(config), config.labels, label_map, for_training=True
+            )
             root = root or Path(config.data.root)
         if root is None:
             raise InputError(f"{args.config}: holds the section labels alone: give --data DIR too")
-        splits = find_splits(root)
+        splits = find_splits(root, expected.label_map)
     except InputError as problem:
         rule = "config" if args.config and config is None else "folder"
         splits, findings = [], [Finding("error", rule, None, str(problem))]
@@ -175,7 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--config",
         metavar="YAML",
-        help="the config of the run; with --data also a file with its section labels alone",
+        help="the config of the run; with --data also a file with labels or data.label_map alone",
     )
     add("--data", type=Path, metavar="DIR", help="the data folder; default: data.root")
     add("--json", action="store_true", help="print JSON and nothing else")

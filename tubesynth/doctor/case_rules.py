@@ -5,6 +5,7 @@ Each rule takes the measured facts of the case and what the config expects of it
 
 from tubesynth.doctor.facts import AIR_HU, Expected, Facts
 from tubesynth.doctor.findings import Results, error, info, warning
+from tubesynth.volume.files import LABEL_REMEDY
 
 SPACING_MM = 0.1, 10.0
 MAX_TILT_DEG = 30
@@ -129,15 +130,15 @@ def field_of_view(facts: Facts, expected: Expected) -> Results:
 
 
 def label_values(facts: Facts, expected: Expected) -> Results:
-    """Values that are no class of the scheme, or background alone: remap or replace the file."""
+    """Values that are no class: set data.label_map; background alone: replace the file."""
     num_classes = expected.labels.num_classes
     invalid = [value for value in facts.voxels if value >= num_classes]
     if invalid:
         values = ", ".join(map(str, invalid[:8])) + (", ..." if len(invalid) > 8 else "")
         yield error(
             facts.case,
-            f"{facts.label}: values {values} are outside the classes 0 to {num_classes - 1}; remap"
-            " them or add their classes to labels.names",
+            f"{facts.label}: values {values} are outside the classes 0 to {num_classes - 1};"
+            f" {LABEL_REMEDY}",
         )
     elif facts.voxels and not facts.volumes_ml:
         yield warning(facts.case, f"{facts.label}: all background; check that it is the right file")

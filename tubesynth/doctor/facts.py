@@ -6,7 +6,7 @@ own bytes. Arrays are (X, Y, Z) in RAS+ order.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from tubesynth.runtime.log import collected_lines
 from tubesynth.volume.cases import Case
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import (
+    as_classes,
     check_dimensions,
     check_same_grid,
     file_suffix,
-    read_labels,
+    read_label_values,
     read_volume,
 )
 from tubesynth.volume.grid import Volume, bounding_box, shear_of
@@ -39,6 +40,7 @@ class Expected:
 
     preprocessing: Preprocessing = Preprocessing((256, 256, 128), (0.7, 0.7, 1.05))
     labels: LabelScheme = NINE_CLASSES
+    label_map: Mapping[int, int] | None = None  # data.label_map, also that of the cases
     for_training: bool = False  # the config is that of a training run
 
     def includes(self, values: Iterable[int]) -> bool:
@@ -71,6 +73,7 @@ class Facts:
     not_hu: Finding | None = None  # what the image holds instead of HU
     below_air: float = 0.0  # share of voxels under -1024
 
+    stored_ml: dict[int, float] = field(default_factory=dict)  # of each stored value
     label_digest: str = ""
     voxels: dict[int, int] = field(default_factory=dict)  # of each class in the map
     volumes_ml: dict[int, float] = field(default_factory=dict)
@@ -99,7 +102,9 @@ def measure(case: Case, split: str, expected: Expected) -> Facts:
             image, facts.image_error = None, str(error)
         if case.label is not None:
             try:
-                labels = read_labels(case.label)
+                values = read_label_values(case.label)
+                facts.stored_ml = _volumes_ml(values, count_classes(values.array))
+                labels = as_classes(values, case.label_map, case.label)
             except InputError as error:
                 facts.label_error = str(error)
     facts.read_warnings = [line.getMessage() for line in lines]
@@ -130,10 +135,10 @@ def content_digest(array: np.ndarray) -> str:
 
 
 def count_classes(array: np.ndarray) -> dict[int, int]:
-    """{class: voxels} of a uint8 label map, slice by slice: bincount copies to int64."""
-    counts = np.zeros(256, dtype=np.int64)
+    """{class: voxels} of a label map, slice by slice: bincount copies to int64."""
+    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
     for z in range(array.shape[2]):
-        counts += np.bincount(array[:, :, z].ravel(order="K"), minlength=256)
+        counts += np.bincount(array[:, :, z].ravel(order="K"), minlength=len(counts))
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
@@ -147,6 +152,15 @@ def pieces(mask: np.ndarray) -> list[int]:
     numbers = np.empty(mask[box].shape, dtype=np.int32)
     ndimage.label(mask[box], np.ones((3, 3, 3)), output=numbers)
     return sorted(np.bincount(numbers.ravel())[1:].tolist(), reverse=True)
+
+
+def voxel_ml(volume: Volume) -> float:
+    return float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
+
+
+def _volumes_ml(labels: Volume, voxels: dict[int, int]) -> dict[int, float]:
+    """The volumes of the values of a label map, without the background."""
+    return {value: count * voxel_ml(labels) for value, count in voxels.items() if value}
 
 
 def _measure_grid(facts: Facts, image: Volume, path: Path) -> None:
@@ -185,12 +199,12 @@ def _measure_hu(facts: Facts, image: Volume, window: tuple[float, float]) -> Non
 def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
     array = labels.array
     facts.voxels = count_classes(array)
-    voxel_ml = float(abs(np.linalg.det(labels.affine[:3, :3]))) / 1000
-    facts.volumes_ml = {c: n * voxel_ml for c, n in facts.voxels.items() if c}
+    facts.volumes_ml = _volumes_ml(labels, facts.voxels)
     if facts.volumes_ml:  # maps of background alone are equal without being copies
         facts.label_digest = content_digest(array)
     if facts.voxels.get(expected.labels.vessel):
-        facts.pieces_ml = [n * voxel_ml for n in pieces(array == expected.labels.vessel)]
+        sizes = pieces(array == expected.labels.vessel)
+        facts.pieces_ml = [n * voxel_ml(labels) for n in sizes]
     step = max(1, int(np.ceil((array.size / SAMPLED_VOXELS) ** (1 / 3))))
     coarse = array[::step, ::step, ::step]
     for value in facts.volumes_ml:

@@ -11,9 +11,11 @@ import numpy as np
 from tubesynth.data.layout import SPLITS, Split
 from tubesynth.doctor.facts import Expected, Facts
 from tubesynth.doctor.findings import Results, error, info, warning
+from tubesynth.doctor.label_schemes import propose
 
 OUTLIER_RATIO = 5.0  # to the median volume of a class, upwards or downwards
 MIN_CASES = 8  # for a median
+MAX_VALUES = 40  # of label maps of another scheme: one line each
 
 
 def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -167,6 +169,33 @@ def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) 
         yield warning(None, f"only validation holds {names}; move a case with it to training")
 
 
+def stored_values(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
+    """Label maps of another scheme: their values and volumes, and the data.label_map to set."""
+    labeled = [case.stored_ml for case in facts if case.stored_ml]
+    label_map, values = expected.label_map, sorted(set().union(*labeled))
+    proposal = propose(labeled, expected.labels) if labeled and label_map is None else None
+    if proposal:
+        name, classes = proposal
+        pairs = ", ".join(f"{value}: {label}" for value, label in classes.items())
+        yield warning(
+            None,
+            f"the label maps look like {name}, not like the classes of labels.names; set"
+            f" data.label_map to {{{pairs}}}, in this config or in that of tubesynth prepare",
+        )
+    if label_map is None and proposal is None and expected.includes(values):
+        return
+    for value in values[:MAX_VALUES]:
+        volumes = [volumes_ml[value] for volumes_ml in labeled if value in volumes_ml]
+        label = value if label_map is None else label_map.get(value, 0)
+        yield info(
+            None,
+            f"value {value}: median {np.median(volumes):.3g} ml in {len(volumes)} label maps,"
+            f" {expected.labels.describe(label)}",
+        )
+    if len(values) > MAX_VALUES:
+        yield info(None, f"and {len(values) - MAX_VALUES} more values")
+
+
 def volume_outlier(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """A class much larger or smaller than in the other cases: check the labels of the case."""
     by_class = defaultdict(list)
@@ -197,6 +226,7 @@ SET_RULES = [
     duplicate_labels,
     same_id,
     absent_classes,
+    stored_values,
     volume_outlier,
 ]
 

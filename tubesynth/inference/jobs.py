@@ -36,6 +36,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--resolution", type=int, nargs="+", metavar="N", help="voxels x y z; default: trained")
     add("--spacing", type=float, nargs="+", metavar="MM", help="mm x y z; default: trained")
     choices = get_args(Precision)
+    add(
+        "--label-map",
+        nargs="*",
+        metavar="VALUE=CLASS",
+        help="classes of the label maps' values, e.g. 1=3 2=7, in place of data.label_map; none:"
+        " the values are classes",
+    )
     add("--precision", default="32", choices=choices, help="precision of the networks")
     add(
         "--tile",

@@ -3,30 +3,27 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
+from tubesynth.config.labels import check_label_map
+from tubesynth.config.schema import Config
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 
 
-def label_translation(pairs: list[str] | None, num_classes: int) -> np.ndarray | None:
-    """(256,) uint8: the class of each stored value; None without --label-map."""
-    if pairs is None:
-        return None
-    table, values = np.zeros(256, dtype=np.uint8), set()
+def label_map_of(config: Config, pairs: list[str] | None) -> dict[int, int] | None:
+    """{value: class} of --label-map, or data.label_map without it; None: values are classes."""
+    if not pairs:
+        return config.data.label_map if pairs is None else None
+    label_map: dict[int, int] = {}
     for pair in pairs:
         value, equals, label = pair.partition("=")
-        is_pair = equals and value.isdecimal() and label.isdecimal()
-        if not is_pair or max(int(value), int(label)) > 255:
+        if not (equals and value.isdecimal() and label.isdecimal()):
             raise InputError(f"--label-map {pair}: expected VALUE=CLASS with whole numbers, as 1=3")
-        if value in values:
+        if int(value) in label_map:
             raise InputError(f"--label-map {pair}: {value} has two classes: give it one")
-        if int(label) >= num_classes:
-            raise InputError(f"--label-map {pair}: choose a class from 0 to {num_classes - 1}")
-        values.add(value)
-        table[int(value)] = int(label)
-    return table
+        label_map[int(value)] = int(label)
+    check_label_map(label_map, config.labels.num_classes, "--label-map")
+    return label_map
 
 
 def find_label_maps(input_dir: Path, output_dir: Path) -> dict[str, Path]:

@@ -55,7 +55,7 @@ def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str)
         "resolution": list(args.resolution or data.resolution),
         "spacing": list(args.spacing or data.spacing),
         "precision": args.precision,
-        "label_map": args.label_map,
+        "label_map": data.label_map and [f"{v}={label}" for v, label in data.label_map.items()],
     }
     if data.token_step_mm is not None:  # for the U-Net, the decoder or both
         settings["vessels"] = {"token_step_mm": data.token_step_mm, "format": TOKEN_FORMAT}

@@ -5,7 +5,7 @@ the scanner's. A reconstruction or synthesis is scored on its own grid; the real
 map are resampled onto it, once for all images of the case on that grid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,13 +42,17 @@ Segment = Callable[[Volume], Volume]
 
 @dataclass(frozen=True)
 class EvaluationCase:
-    """The files of one case; `images` in the order of the panel: (source, sample, file)."""
+    """The files of one case; `images` in the order of the panel: (source, sample, file).
+
+    label_map: the class of each stored value of a label map of another scheme.
+    """
 
     id: str
     label: Path | None
     images: list[tuple[str, int, Path]]
     control: Path | None = None  # the real CT of another patient: the negative control
     centreline: Path | None = None  # user centrelines that replace the label map's vessels
+    label_map: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True)

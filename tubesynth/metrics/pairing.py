@@ -5,7 +5,7 @@ and so on. A JSON sidecar beside a volume holds the cost of synthesizing it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -61,6 +61,7 @@ def collect_cases(
     reconstruction: Path | None,
     runs: Sequence[Run],
     centrelines: Path | None = None,
+    label_map: Mapping[int, int] | None = None,
 ) -> tuple[list[EvaluationCase], list[str]]:
     """The cases of all images, and notes on real CTs without an image and on missing images."""
     if real is None and not runs:
@@ -115,7 +116,8 @@ def collect_cases(
         if centreline:
             read_centreline(centreline)  # a wrong file is an error before any case is scored
         case_images = real_image + images.get(case, [])
-        cases.append(EvaluationCase(case, maps.get(case), case_images, control, centreline))
+        label = maps.get(case)
+        cases.append(EvaluationCase(case, label, case_images, control, centreline, label_map))
     return cases, notes
 
 

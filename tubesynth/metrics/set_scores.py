@@ -86,8 +86,10 @@ def validity(cases: Iterable[EvaluationCase], vessel_class: int, options: dict[s
 
     def volumes(case):
         real, grid = (read_volume(path) for *_, path in case.images[:2])
-        label = None if case.label is None else labels_on_grid(read_labels(case.label), grid).array
-        return case.id, image_on_grid(real, grid, options["window"]).array, label
+        image = image_on_grid(real, grid, options["window"]).array
+        if case.label is None:
+            return case.id, image, None
+        return case.id, image, labels_on_grid(read_labels(case.label, case.label_map), grid).array
 
     paired = [case for case in cases if case.images[0][0] == "real" and len(case.images) > 1]
     checked = paired[:CHECKED_CASES]

@@ -16,7 +16,7 @@ from tubesynth.phantom.scanner import Canvas, blend, blur, coronary_share, ct_no
 from tubesynth.phantom.shapes import Lattice
 from tubesynth.phantom.thorax import lung_vessels, thorax_shapes
 from tubesynth.volume.centreline_file import Branch
-from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, translate
 from tubesynth.volume.grid import Volume, centered_affine
 
 # The painted classes, in the order of NINE_CLASSES.names; make_phantom turns them into its scheme.
@@ -70,7 +70,7 @@ def scan(
     hu += ct_noise(shape, spacing, phase["noise"], noise_rng)
     image = np.rint(np.clip(hu, -1024, 3071, out=hu), out=hu).astype(np.int16)
     affine = centered_affine(shape, spacing)
-    labels = scheme.from_nine_classes()[canvas.labels]
+    labels = translate(canvas.labels, scheme.from_nine_classes())
     return Phantom(Volume(image, affine), Volume(labels, affine), anatomy.branches)
 
 

@@ -22,7 +22,7 @@ import hashlib
 from pathlib import Path
 
 from tubesynth.config.checks import check_seed, requirement
-from tubesynth.config.labels import load_scheme
+from tubesynth.config.labels import load_label_map, load_scheme
 from tubesynth.config.strict import to_plain
 from tubesynth.data import manifest
 from tubesynth.data.pool import check_workers, each
@@ -46,6 +46,7 @@ MAX_MARGIN_MM = 1000.0
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     workers, scheme = check_workers(args.workers), load_scheme(args.config)
+    label_map = load_label_map(args.config, scheme)
     sources = find_sources(args.input_dir, args.heart_dir, scheme)
     if len(sources) < 2:
         raise InputError(
@@ -61,15 +62,17 @@ def main(argv: list[str] | None = None) -> None:
         "crop_margin_mm": margin_mm,
         # Manifests of version 0.1.0 have no such setting: the nine classes were the only scheme.
         "labels": None if scheme == NINE_CLASSES else to_plain(scheme),
+        "label_map": label_map and {str(value): label_map[value] for value in label_map},
     }
-    options = Options(args.output_dir, scheme, margin_mm, args.link)
+    options = Options(args.output_dir, scheme, label_map, margin_mm, args.link)
     with manifest.exclusive(args.output_dir):
         records, num_prepared = interruptible(
             lambda: prepare(options, sources, settings, workers),
             kept("the cases that are prepared", args.output_dir),
         )
     print(summary(options, [records[source.id] for source in sources], num_prepared))
-    if args.heart_dir is None:
+    classes = set() if label_map is None else {*label_map.values()} - {0, scheme.vessel}
+    if args.heart_dir is None and not classes:
         vessels = scheme.describe(scheme.vessel)
         print(f"label maps hold {vessels} alone: the other classes need --heart-dir")
     print(f"sources and outputs: {args.output_dir / manifest.NAME}")
@@ -186,7 +189,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--config",
         metavar="YAML",
-        help="its section labels is the scheme of the label maps; default: the nine classes",
+        help="its section labels is the scheme of the label maps (default: the nine classes),"
+        " data.label_map the classes of the files' values (default: 1 is the vessel class)",
     )
     add(
         "--validation-fraction",

@@ -3,6 +3,7 @@
 Worker processes import this module; they cannot import the functions of a `__main__`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Options:
 
     root: Path
     scheme: LabelScheme
+    label_map: Mapping[int, int] | None  # of the coronaries' files; None: 1 is the vessel class
     crop_margin_mm: float | None  # None: images are not cropped
     link: str  # hard | copy
 
@@ -28,7 +30,7 @@ class Options:
 def make_case(source: Source, split: str, options: Options) -> dict | str:
     """Write a case's files and, last, its record; returns the record, or the error's message."""
     try:
-        image, labels, notes = label_map(source, options.scheme)
+        image, labels, notes = label_map(source, options.scheme, options.label_map)
     except InputError as error:
         return str(error)
     root, margin_mm = options.root, options.crop_margin_mm

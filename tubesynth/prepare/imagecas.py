@@ -1,7 +1,8 @@
 """Label maps from the files of ImageCAS and TotalSegmentator, on the grid of each image.
 
 ImageCAS (Zeng et al. 2023) comes as N.img.nii.gz and N.label.nii.gz in subfolders 1-200 to
-801-1000; its label maps are 0 and 1, the coronary arteries. TotalSegmentator's task
+801-1000, ASOCA (Gharleghi et al. 2022) as Normal/CTCA/N.nrrd and Normal/Annotations/N.nrrd; label
+maps of both are 0 and 1, the coronary arteries. TotalSegmentator's task
 heartchambers_highres gives the heart: one file a case with values 1 to 7, or a folder with one mask
 a structure. Label maps are written with the axes of the stored image, so that every program
 overlays them.
@@ -9,7 +10,7 @@ overlays them.
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,14 @@ from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import require_folder
 from tubesynth.volume.cases import case_id, natural_order, visible_entries
-from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, translate
 from tubesynth.volume.files import (
+    LABEL_REMEDY,
+    as_classes,
     check_dimensions,
     check_same_grid,
     file_suffix,
+    read_label_values,
     read_labels,
     read_volume,
     source_files,
@@ -148,35 +152,40 @@ def _in_folder(folder: Path, structures: tuple[str, ...]) -> HeartFiles:
     return HeartFiles(volumes[0]) if volumes else HeartFiles()
 
 
-def label_map(source: Source, scheme: LabelScheme) -> tuple[Volume, Volume, list[str]]:
+def label_map(
+    source: Source, scheme: LabelScheme, class_of_value: Mapping[int, int] | None
+) -> tuple[Volume, Volume, list[str]]:
     """(image, uint8 label map of the scheme on its grid, notes on labels that were resampled).
 
-    The coronary arteries lie on top of the heart's structures.
+    class_of_value: of the source's label map, which lies on top of the heart's structures; None:
+    it holds 0 and 1, the coronary arteries.
     """
-    image, coronaries = read_volume(source.image), read_labels(source.label)
+    image, values = read_volume(source.image), read_label_values(source.label)
     check_dimensions(image, 3, source.image)
     check_hu(image, source.image, window=None)
-    check_same_grid(image, coronaries, source.image, source.label)
-    if (highest := int(coronaries.array.max())) > 1:
+    check_same_grid(image, values, source.image, source.label)
+    if class_of_value is None and (highest := int(values.array.max())) > 1:
         raise InputError(
-            f"{source.label}: label value {highest}; ImageCAS has 0 and 1 (coronaries) only"
+            f"{source.label}: label value {highest}; ImageCAS and ASOCA have 0 and 1 (coronaries)"
+            f" only: in a file for --config, {LABEL_REMEDY}"
         )
+    labels = as_classes(values, class_of_value or {1: scheme.vessel}, source.label)
     classes = np.zeros(image.shape, dtype=np.uint8, order="F")
     notes: list[str] = []
     if source.heart.multi_label is not None:
         path = source.heart.multi_label
-        heart = read_labels(path)
+        heart = read_label_values(path)
         if (highest := int(heart.array.max())) > len(HEARTCHAMBERS):
             raise InputError(
                 f"{path}: label value {highest}; heartchambers_highres has 1 to"
                 f" {len(HEARTCHAMBERS)}"
             )
         heart = _on_grid(heart, path, image, source.image, notes)
-        np.take(scheme.from_nine_classes(), heart.array, out=classes)
+        classes[:] = translate(heart.array, scheme.from_nine_classes())
     for structure, path in source.heart.masks:
         mask = _on_grid(read_labels(path), path, image, source.image, notes)
         classes[mask.array > 0] = scheme.class_of(structure)
-    classes[coronaries.array > 0] = scheme.vessel
+    np.copyto(classes, labels.array, where=labels.array > 0)
     return image, Volume(classes, image.affine), notes
 
 

@@ -37,7 +37,7 @@ def split_cases(data: DataConfig, split: str) -> list[Case]:
     if not root.is_dir():
         problem = no_such(root, "folder")
         raise InputError(f"data.root: {root}: {problem}: set data.root to the prepared folder")
-    return pair_cases(root / split / "images", root / split / "labels")
+    return pair_cases(root / split / "images", root / split / "labels", data.label_map)
 
 
 def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:

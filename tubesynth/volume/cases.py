@@ -6,6 +6,7 @@ never the order of a listing.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,15 @@ from tubesynth.volume.files import SUFFIXES, file_suffix, is_dicom_folder
 
 @dataclass(frozen=True)
 class Case:
-    """The files of a case: an image (or a DICOM folder) and its label map, if it has one."""
+    """The files of a case: an image (or a DICOM folder) and its label map, if it has one.
+
+    label_map: the class of each stored value of a label map of another scheme (data.label_map).
+    """
 
     id: str
     image: Path
     label: Path | None = None
+    label_map: Mapping[int, int] | None = None
 
 
 def case_id(path) -> str:
@@ -74,7 +79,9 @@ def find_cases(folder) -> dict[str, Path]:
     return {case: files[case][0] for case in sorted(files, key=natural_order)}
 
 
-def pair_cases(images_dir, labels_dir=None) -> list[Case]:
+def pair_cases(
+    images_dir, labels_dir=None, label_map: Mapping[int, int] | None = None
+) -> list[Case]:
     """Images with their label maps by case id; InputError names the files without a partner."""
     images = find_cases(images_dir)
     if labels_dir is None:
@@ -90,7 +97,7 @@ def pair_cases(images_dir, labels_dir=None) -> list[Case]:
         raise InputError(
             f"unpaired cases: {'; '.join(problems)}; add or remove files; id: name up to the dot"
         )
-    return [Case(case, path, labels[case]) for case, path in images.items()]
+    return [Case(case, path, labels[case], label_map) for case, path in images.items()]
 
 
 def natural_order(text: str) -> list:

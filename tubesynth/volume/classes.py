@@ -6,7 +6,7 @@ The structures of TotalSegmentator have the names of its tasks heartchambers_hig
 coronary_arteries (Wasserthal et al. 2023).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,16 +54,16 @@ class LabelScheme:
         name = next(names, structure)
         return self.names.index(name) if name in self.names else 0
 
-    def from_nine_classes(self) -> np.ndarray:
-        """(256,) uint8: the class of this scheme for each of the nine, 0 for those that it lacks.
+    def from_nine_classes(self) -> dict[int, int]:
+        """The class of this scheme for each of the nine, 0 for those that it lacks.
 
         The coronary arteries become the vessel class, the others follow `class_of`.
         """
-        table = np.zeros(256, dtype=np.uint8)
-        for name, (structure,) in NINE_CLASSES.sources.items():
-            table[NINE_CLASSES.names.index(name)] = self.class_of(structure)
-        table[NINE_CLASSES.vessel] = self.vessel
-        return table
+        classes = {
+            NINE_CLASSES.names.index(name): self.class_of(structure)
+            for name, (structure,) in NINE_CLASSES.sources.items()
+        }
+        return classes | {NINE_CLASSES.vessel: self.vessel}
 
     def problems(self) -> Iterator[str]:
         """Values that do not fit each other, each as 'key: value, remedy'."""
@@ -83,6 +83,15 @@ class LabelScheme:
         for name, limits in self.plausible_ml.items():
             if len(limits) != 2 or not 0 <= limits[0] < limits[1]:
                 yield f"plausible_ml.{name}: expected [low, high] in ml, got {list(limits)}"
+
+
+def translate(values: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
+    """The class (uint8) of each stored value, of unsigned type; 0 for values without a class."""
+    table = np.zeros(np.iinfo(values.dtype).max + 1, np.uint8)
+    for value, label in label_map.items():
+        if value < len(table):
+            table[value] = label
+    return table[values]
 
 
 def numbered_classes(

@@ -6,17 +6,23 @@ be read-only views of the file's bytes. nifti.py decodes NIfTI, itk.py the forma
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import logger
 from tubesynth.runtime.memory import check_fits
 from tubesynth.runtime.reading import no_such, read_bytes
+from tubesynth.volume.classes import translate
 from tubesynth.volume.grid import Volume, grid_text, same_grid
 
 MOST_BYTES = 2**36  # of a file
+MOST_LABEL = 2**16 - 1
+# Of values that are no classes. With a further class for each, vessels would be in several classes.
+LABEL_REMEDY = "give each value's class in data.label_map; several may be the vessel class"
 SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
 
@@ -32,14 +38,41 @@ def read_volume(path) -> Volume:
     return volume
 
 
-def read_labels(path) -> Volume:
-    """The label map in a file as uint8; it may store whole numbers, 0 to 255, of any type."""
+def read_labels(path, label_map: Mapping[int, int] | None = None) -> Volume:
+    """The label map in a file as uint8 class indices; the file may store any type of number.
+
+    label_map: {stored value: class} of a file of another scheme; all other values become 0.
+    """
+    return as_classes(read_label_values(path), label_map, path)
+
+
+def as_classes(values: Volume, label_map: Mapping[int, int] | None, path) -> Volume:
+    """The result of read_label_values as class indices, as read_labels gives them."""
+    array = values.array
+    if label_map is None:
+        if array.dtype != np.uint8:
+            raise InputError(f"{path}: label value {array.max()} is above 255; {LABEL_REMEDY}")
+        return values
+    classes = translate(array, label_map)
+    if array.any() and not classes.any():
+        present = np.unique(array[array > 0])
+        if not label_map.keys() & set(present.tolist()):
+            listed = ", ".join(map(str, present[:8]))
+            logger.warning(
+                f"{path}: all background: data.label_map has no class for its values ({listed});"
+                " add them, or leave it out if the values are classes"
+            )
+    return Volume(classes, values.affine)
+
+
+def read_label_values(path) -> Volume:
+    """The stored values of a label map, whole numbers from 0: uint8, or uint16 if they need it."""
     volume = _read(Path(path))
     array = volume.array
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= 255):  # also false for NaN
+    if not (low >= 0 and high <= MOST_LABEL):  # also false for NaN
         raise InputError(
-            f"{path}: label values from {low} to {high}, not 0 to 255; give a label map"
+            f"{path}: label values from {low} to {high}, not 0 to {MOST_LABEL}; give a label map"
         )
     whole = np.rint(array) if array.dtype.kind == "f" else array
     if whole is not array:
@@ -49,14 +82,15 @@ def read_labels(path) -> Volume:
                 f"{path}: label value {fractions[0]} is no whole number; resample label maps to the"
                 " nearest voxel"
             )
-    return Volume(whole.astype(np.uint8, copy=False), volume.affine)
+    dtype = np.uint8 if high <= 255 else np.uint16
+    return Volume(whole.astype(dtype, copy=False), volume.affine)
 
 
 def check_labels(
     labels: np.ndarray,
     num_classes: int,
     path,
-    remedy: str = "remap them or add their classes to labels.names",
+    remedy: str = LABEL_REMEDY,
 ) -> None:
     """InputError for label values outside 0 to num_classes - 1; labels: an array of any shape."""
     if labels.size and int(labels.max()) >= num_classes:
