@@ -102,10 +102,12 @@ def check_label_map(label_map: Mapping[int, int], num_classes: int, source: str)
 
 def load_label_map(path: str | Path | None, scheme: LabelScheme) -> dict[int, int] | None:
     """data.label_map of a config, or of a file without stage; None: it has none."""
-    data = {} if path is None else read_yaml(find_config(path)).get("data", {})
-    if not isinstance(data, dict) or "label_map" not in data:
+    if path is None:
         return None
     source = str(find_config(path))
+    data = read_yaml(source).get("data")
+    if not isinstance(data, dict) or "label_map" not in data:
+        return None
     label_map = build(DataConfig, {"label_map": data["label_map"]}, source, "data.").label_map
     if label_map is not None:
         check_label_map(label_map, scheme.num_classes, f"{source}: data.label_map")

@@ -9,6 +9,7 @@ from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 
 CHAMBERS = tuple(NINE_CLASSES.sources[name][0] for name in NINE_CLASSES.names[1:6])
 PULMONARY_ARTERY = "pulmonary_artery"
+LARGEST_TREE_ML = NINE_CLASSES.plausible_ml["coronary arteries"][1]
 # {name: ({value: structure}, two values of every scan of the heart, the highest value)}
 SCHEMES = {
     "MM-WHS": (
@@ -46,7 +47,8 @@ def propose(
             classes = {value: scheme.class_of(structures.get(value, "")) for value in values}
             named = {value: label for value, label in classes.items() if label}
             return (f"those of {name}", named) if named else None
-    largest = (scheme.plausible_range_ml(scheme.vessel) or NINE_CLASSES.plausible_range_ml(8))[1]
+    limits = scheme.plausible_range_ml(scheme.vessel)
+    largest = LARGEST_TREE_ML if limits is None else limits[1]
     is_small = all(sum(each.values()) <= largest for each in volumes_ml)
     if not is_small or values == [scheme.vessel] or _plausible(volumes_ml, scheme):
         return None

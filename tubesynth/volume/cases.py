@@ -67,6 +67,8 @@ def find_cases(folder) -> dict[str, Path]:
         raise InputError(
             f"{error.filename}: may not be read ({error.strerror}): give permission"
         ) from error
+    if not files and is_dicom_folder(folder):  # of one series
+        return {case_id(folder.resolve()): folder}
     if not files:
         raise InputError(f"{folder}: holds no volumes ({', '.join(SUFFIXES)} or DICOM folders)")
     for case, paths in files.items():

@@ -13,6 +13,7 @@ import numpy as np
 
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.memory import check_fits
+from tubesynth.volume.dicom_frames import Planes, frame_planes
 from tubesynth.volume.files import file_suffix
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.nifti import check_affine, to_ras
@@ -41,7 +42,8 @@ def read_itk(path: Path) -> Volume:
 def read_dicom_series(folder: Path) -> Volume:
     """The one DICOM series in a folder, its slices ordered by position.
 
-    A gantry tilt becomes a shear of the affine; InputError for missing slices or several series.
+    A gantry tilt becomes a shear of the affine; InputError for what is no volume (see _slices), or
+    for several series.
     """
     sitk = _simpleitk()
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
@@ -51,28 +53,98 @@ def read_dicom_series(folder: Path) -> Volume:
         raise InputError(
             f"{folder}: holds {len(series)} DICOM series ({', '.join(series)}); keep one"
         )
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
     try:
         headers = [_header(sitk, file) for file in files]
         _check_memory(sitk, headers[0], len(files), folder)
-        # (N, 3) mm in LPS: the position of each slice's first voxel
-        positions = np.array([header.GetOrigin()[:3] for header in headers])
-        image = sitk.ReadImage(files[0]) if len(files) == 1 else sitk.ReadImage(files)
+        sizes = [header.GetSize()[2] for header in headers]
+        if max(sizes) > 1:
+            return _read_frames(sitk, files, folder, max(sizes))
+        names = [Path(file).name for file in files]
+        order, step = _slices(_header_planes(headers, names, folder), names, folder)
+        image = sitk.ReadImage([files[i] for i in order] if len(files) > 1 else files[0])
     except RuntimeError as error:
         raise InputError(f"{folder}: not readable ({_reason(error)}); export it again") from error
-    step = None
-    if len(files) > 1:
-        # distances between neighboring slices (N - 1,): all equal to 5 % of their median
-        sizes = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-        worst = int(np.abs(sizes - np.median(sizes)).argmax())
-        if abs(sizes[worst] - np.median(sizes)) > 0.05 * np.median(sizes) + 0.01:
-            names = f"{Path(files[worst]).name} and {Path(files[worst + 1]).name}"
-            raise InputError(
-                f"{folder}: {sizes[worst]:.2f} mm between {names}, else {np.median(sizes):.2f} mm: "
-                "slices are missing or doubled; export the series again"
-            )
-        step = (positions[-1] - positions[0]) / (len(files) - 1)
     return _to_volume(image, folder, step)
+
+
+def _read_frames(sitk, files: list[str], folder: Path, num_frames: int) -> Volume:
+    """The volume in one file of several frames, which lie in any order."""
+    if len(files) > 1:
+        raise InputError(
+            f"{folder}: {len(files)} files with up to {num_frames} frames; keep the one to read"
+        )
+    planes = frame_planes(Path(files[0]), num_frames)
+    names = [f"frame {i + 1}" for i in range(num_frames)]
+    order, step = _slices(planes, names, Path(files[0]))
+    frames = sitk.ReadImage(files[0])  # which owns the memory of the view
+    image = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(frames)[order])
+    x, y = planes.orientations[0].reshape(2, 3)
+    image.SetOrigin(planes.positions[order[0]])
+    image.SetDirection(np.stack([x, y, np.cross(x, y)], axis=1).ravel())
+    image.SetSpacing([*planes.spacings[0, ::-1], 1.0])
+    return _to_volume(image, folder, step)
+
+
+def _header_planes(headers: list, names: list[str], folder: Path) -> Planes:
+    """The planes of a series with a file a slice; InputError where a file does not say its own."""
+    tags = {"0028|0030": "pixel spacing", "0020|0032": "position", "0020|0037": "orientation"}
+    for header, name in zip(headers, names, strict=True):
+        missing = [text for tag, text in tags.items() if not header.HasMetaDataKey(tag)]
+        if missing:
+            raise InputError(f"{folder}: no {missing[0]} in {name}; export the series again")
+        if header.GetSize() != headers[0].GetSize():
+            (x, y), (x0, y0) = header.GetSize()[:2], headers[0].GetSize()[:2]
+            raise InputError(
+                f"{folder}: {x} x {y} pixels in {name}, {x0} x {y0} in {names[0]}: one is a"
+                " localizer or of another series; remove it"
+            )
+    directions = np.array([header.GetDirection() for header in headers]).reshape(-1, 3, 3)
+    return Planes(
+        np.array([header.GetOrigin()[:3] for header in headers]),
+        directions[:, :, :2].transpose(0, 2, 1).reshape(-1, 6),
+        np.array([header.GetSpacing()[1::-1] for header in headers]),
+    )
+
+
+def _slices(planes: Planes, names: list[str], path: Path) -> tuple[list[int], np.ndarray | None]:
+    """(order of the slices along their normal, (3,) mm in LPS from one to the next).
+
+    InputError for slices that are no volume together: of several orientations, pixel spacings or
+    phases, or with gaps. A gantry tilt is a step that is not normal to the slices.
+    """
+    for values, tolerance, kind in (
+        (planes.orientations, 1e-3, "orientations"),
+        (planes.spacings, 1e-3, "pixel spacings"),
+    ):
+        other = np.abs(values - values[0]).max(axis=1) > tolerance
+        if other.any():
+            raise InputError(
+                f"{path}: slices of several {kind}, such as {names[0]} and"
+                f" {names[int(other.argmax())]}; export each as a series of its own"
+            )
+    if len(names) == 1:
+        return [0], None
+    normal = np.cross(*planes.orientations[0].reshape(2, 3))
+    order = np.argsort(planes.positions @ normal, kind="stable")
+    positions = planes.positions[order]
+    # distances between neighboring slices (N - 1,): all equal to 5 % of their median
+    sizes = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    num_places = 1 + int((sizes > 0.01).sum())
+    if num_places < len(sizes) + 1:
+        phases, rest = divmod(len(names), num_places)
+        many = f"{phases} phases of {num_places} slices" if not rest else "slices of several phases"
+        raise InputError(
+            f"{path}: {many} at the same positions ({len(names)} in all); export one phase alone"
+        )
+    worst = int(np.abs(sizes - np.median(sizes)).argmax())
+    if abs(sizes[worst] - np.median(sizes)) > 0.05 * np.median(sizes) + 0.01:
+        pair = f"{names[order[worst]]} and {names[order[worst + 1]]}"
+        raise InputError(
+            f"{path}: {sizes[worst]:.2f} mm between {pair}, else {np.median(sizes):.2f} mm: "
+            "slices are missing or doubled; export the series again"
+        )
+    return order.tolist(), (positions[-1] - positions[0]) / (len(names) - 1)
 
 
 def _to_volume(image, path: Path, slice_step: np.ndarray | None = None) -> Volume:
