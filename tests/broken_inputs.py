@@ -356,7 +356,7 @@ for name, make in {
     add(f"file: {name}", "reconstruct", partial(odd_entry, make=make), "broken.img.nii.gz")
 add("file: a name that is no UTF-8", "reconstruct", partial(odd_entry, make=bytes_name), "rename")
 twice = partial(odd_entry, make=lambda path: path.write_bytes(CT), name="good.nii")
-add("file: two files of a case", "reconstruct", twice, "good.nii", "keep one")
+add("file: two files of a case", "reconstruct", twice, "good.nii", "rename")
 add(
     "folder: without volumes",
     "reconstruct",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from tubesynth.data.layout import find_splits
 from tubesynth.runtime import memory
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases, pair_cases
@@ -496,6 +497,34 @@ def test_cases_pair_by_id_up_to_the_first_dot_in_natural_order(tmp_path):
     cases = pair_cases(images, labels)
     assert [case.id for case in cases] == ["2", "10", "b"]
     assert all(case.label.name.startswith(case.id + ".") for case in cases)
+
+
+def test_uids_and_names_of_nnu_net_are_paired_and_numbers_of_patients_kept(tmp_path):
+    uids = ["1.2.840.113619.7", "1.2.840.113619.10"]
+    images = touch(tmp_path / "uid", *(f"{uid}.nii.gz" for uid in uids))
+    labels = touch(tmp_path / "uid_labels", *(f"{uid}.label.nii.gz" for uid in uids))
+    assert [case.id for case in pair_cases(images, labels)] == uids
+    assert list(find_cases(touch(tmp_path / "samples", f"{uids[0]}_s1.img.nii.gz"))) == [
+        f"{uids[0]}_s1"
+    ]
+    images = touch(tmp_path / "imagesTr", "a_1_0000.nii.gz", "a_2_0000.nii.gz")
+    labels = touch(tmp_path / "labelsTr", "a_1.nii.gz", "a_2.nii.gz")
+    assert [case.id for case in pair_cases(images, labels)] == ["a_1", "a_2"]
+    channels = touch(tmp_path / "channels", "a_1_0000.nii.gz", "a_1_0001.nii.gz", "a_2_0000.nii.gz")
+    refusal(lambda: pair_cases(channels, labels), "a_1_0000.nii.gz", "without _0000 where all")
+    patients = touch(tmp_path / "patients", "p_0000.nii.gz", "p_0001.nii.gz")
+    assert [case.id for case in pair_cases(patients, patients)] == ["p_0000", "p_0001"]
+
+
+def test_the_folders_of_nnu_net_are_found(tmp_path):
+    touch(tmp_path / "imagesTr", "a_1_0000.nii.gz", "a_2_0000.nii.gz")
+    touch(tmp_path / "labelsTr", "a_1.nii.gz", "a_2.nii.gz")
+    (split,) = find_splits(tmp_path)
+    assert [(case.id, case.label.name) for case in split.cases] == [
+        ("a_1", "a_1.nii.gz"),
+        ("a_2", "a_2.nii.gz"),
+    ]
+    assert not split.problems
 
 
 def test_unpaired_and_repeated_cases_and_empty_folders_are_refused_by_name(tmp_path):

@@ -4,6 +4,7 @@
     ROOT/{images,labels}                          one set
     ROOT/N.img.nii.gz, ROOT/N.label.nii.gz        plain files, also in subfolders, as in ImageCAS
     ROOT/*/CTCA/N.nrrd, ROOT/*/Annotations/N.nrrd    ASOCA; also without the folder above
+    ROOT/imagesTr/N_0000.nii.gz, ROOT/labelsTr/N.nii.gz    nnU-Net, of one channel
 
 Unpaired and doubled files are returned as a list of problems, so that all can be reported.
 """
@@ -14,11 +15,19 @@ from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import no_such, require_folder
-from tubesynth.volume.cases import Case, case_id, find_cases, natural_order, visible_entries
+from tubesynth.volume.cases import (
+    Case,
+    case_id,
+    find_cases,
+    natural_order,
+    visible_entries,
+    without_channel,
+)
 from tubesynth.volume.files import file_suffix
 
 SPLITS = ("training", "validation")
 ASOCA_FOLDERS = ("CTCA", "Annotations")  # of images and of label maps
+LABEL_FOLDERS = ("Annotations", "labelsTr")
 
 Problem = tuple[str | None, str]  # (case, message)
 
@@ -93,8 +102,8 @@ def plain_files(root: Path) -> Split:
 def scan(root: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
     """({id: image}, {id: label map}) of a folder and its subfolders, in natural order of the ids.
 
-    Label maps have .label. in their name, or lie in a folder Annotations. A second file of an id
-    is added to the problems.
+    Label maps have .label. in their name, or lie in one of LABEL_FOLDERS. A second file of an id is
+    added to the problems.
     """
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
@@ -106,14 +115,14 @@ def scan(root: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str
             name = path.name.lower()
             if not file_suffix(path):
                 continue
-            is_label = ".label." in name or folder.name == ASOCA_FOLDERS[1]
+            is_label = ".label." in name or folder.name in LABEL_FOLDERS
             files = labels if is_label else images
             case = case_id(path)
             if case in files:
-                problems.append((case, f"{path}: {files[case]} has the same id; keep one"))
+                problems.append((case, f"{path}: {files[case]} has the same id; rename one"))
             else:
                 files[case] = path
-    return _ordered(images), _ordered(labels)
+    return without_channel(_ordered(images)), _ordered(labels)
 
 
 def _ordered(files: dict[str, Path]) -> dict[str, Path]:

@@ -129,7 +129,9 @@ def find_hearts(
                 continue
             heart = _in_folder(path, structures) if path.is_dir() else HeartFiles(path)
             if case in hearts:
-                raise InputError(f"{path}: {hearts[case].files[0]} is of case {case} too; keep one")
+                raise InputError(
+                    f"{path}: {hearts[case].files[0]} is of case {case} too; rename one"
+                )
             if heart.files:
                 hearts[case] = heart
     return hearts

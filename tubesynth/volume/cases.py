@@ -1,7 +1,7 @@
 """The cases of a folder: images and label maps paired by file name.
 
-A case's id is its file name up to the first dot. Only the id pairs an image with its label map,
-never the order of a listing.
+A case's id is its file name up to the first dot, or the DICOM UID that the name begins with. Only
+the id pairs an image with its label map, never the order of a listing.
 """
 
 import os
@@ -13,6 +13,9 @@ from pathlib import Path
 from tubesynth.runtime.errors import InputError, is_utf_8
 from tubesynth.runtime.reading import require_folder
 from tubesynth.volume.files import SUFFIXES, file_suffix, is_dicom_folder
+
+UID = re.compile(r"[012](?:\.\d+){3,}[^.]*")  # 1.2.840.1 and 1.2.840.1_s0
+CHANNEL = "_0000"
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,20 @@ class Case:
 
 
 def case_id(path) -> str:
-    """The file's name up to the first dot: 12.img.nii.gz is case 12."""
-    return Path(path).name.split(".")[0]
+    """The file's name up to the first dot, but for a DICOM UID: 12.img.nii.gz is case 12."""
+    name = Path(path).name
+    uid = UID.match(name)
+    return uid[0] if uid else name.split(".")[0]
+
+
+def without_channel(files: dict[str, Path]) -> dict[str, Path]:
+    """Files by id, without the _0000 of nnU-Net's images, whose label maps have none.
+
+    Only where all ids of several end so: else they may be the numbers of patients.
+    """
+    if len(files) < 2 or not all(case.endswith(CHANNEL) for case in files):
+        return files
+    return {case.removesuffix(CHANNEL): path for case, path in files.items()}
 
 
 def visible_entries(folder: Path) -> list[Path]:
@@ -75,10 +90,10 @@ def find_cases(folder) -> dict[str, Path]:
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
             raise InputError(
-                f"{folder}: case {case} has {len(paths)} files ({names}); keep one, or rename"
-                " them: the case is the file name up to the first dot"
+                f"{folder}: case {case} has {len(paths)} files ({names}); rename all but one,"
+                " or move copies away: the case is the file name up to the first dot"
             )
-    return {case: files[case][0] for case in sorted(files, key=natural_order)}
+    return without_channel({case: files[case][0] for case in sorted(files, key=natural_order)})
 
 
 def pair_cases(
@@ -97,7 +112,8 @@ def pair_cases(
             problems.append(f"{folder} has no partner for {len(unpaired)}: {names}")
     if problems:
         raise InputError(
-            f"unpaired cases: {'; '.join(problems)}; add or remove files; id: name up to the dot"
+            f"unpaired cases: {'; '.join(problems)}; add or rename files; id: name up to the dot,"
+            f" without {CHANNEL} where all images of a folder have it"
         )
     return [Case(case, path, labels[case], label_map) for case, path in images.items()]
 

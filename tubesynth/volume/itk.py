@@ -51,7 +51,8 @@ def read_dicom_series(folder: Path) -> Volume:
         raise InputError(f"{folder}: holds no DICOM series; give a folder with the slices of one")
     if len(series) > 1:
         raise InputError(
-            f"{folder}: holds {len(series)} DICOM series ({', '.join(series)}); keep one"
+            f"{folder}: holds {len(series)} DICOM series ({', '.join(series)}); give each its"
+            " own folder"
         )
     files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
     try:
