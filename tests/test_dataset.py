@@ -259,7 +259,7 @@ def test_leaving_a_loader_early_ends_its_threads_and_an_error_reaches_the_caller
         break
     assert set(threading.enumerate()) <= before
     wrong = VolumeDataset(cases, replace(GRID, num_classes=5))
-    with pytest.raises(InputError, match="labels.names"):
+    with pytest.raises(InputError, match="data.label_map"):
         list(Loader(wrong, RankBatchSampler(0, 5, 1), num_workers=2))
     assert set(threading.enumerate()) <= before
 

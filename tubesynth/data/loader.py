@@ -5,6 +5,7 @@ lock, so threads are fast enough. Processes would spend most of their time on pa
 sample, and would need shared memory and a fork beside a CUDA context.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Protocol
 from tubesynth.data.dataset import collate
 from tubesynth.data.sampler import RankBatchSampler
 
+THREADS = "loader"
 BATCHES_AHEAD = 2  # per worker: enough during one slow read
 
 
@@ -46,7 +48,7 @@ class Loader:
         if self.num_workers == 0:
             yield from map(self.load, self.sampler)
             return
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader")
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix=THREADS)
         try:
             pending: deque[Future[dict]] = deque()
             for sample_indices in self.sampler:
@@ -56,7 +58,10 @@ class Loader:
             while pending:
                 yield pending.popleft().result()
         finally:  # also where the caller leaves the loop early, or a batch raises
-            pool.shutdown(wait=True, cancel_futures=True)
+            # A generator that an error abandons may be collected by a thread of the pool, which
+            # cannot wait for itself.
+            is_of_pool = threading.current_thread().name.startswith(THREADS)
+            pool.shutdown(wait=not is_of_pool, cancel_futures=True)
 
     def load(self, sample_indices: Iterable[int]) -> dict:
         return collate([self.dataset.view(i) for i in sample_indices], self.pin_memory)
