@@ -125,6 +125,8 @@ def test_label_maps_of_another_scheme_have_the_scores_of_their_translation(folde
     labels = heart_and_vessel(1)[1]
     segments = np.where(labels == 8, 20 + np.arange(SHAPE[2]) // 8, 10 * labels)
     write(folders / "segments", "1.label", segments, "uint8")
+    with pytest.raises(InputError, match="values 20, .* are outside the classes 0 to 8; give each"):
+        evaluate(folders, *names, extra=(*quick, "--labels", folders / "segments"))
     (folders / "map.yml").write_text("data: {label_map: {30: 3, 20: 8, 21: 8, 22: 8, 23: 8}}\n")
     extra = (*quick, "--labels", folders / "segments", "--config", folders / "map.yml")
     result = evaluate(folders, *names, extra=extra)

@@ -55,7 +55,7 @@ from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible, kept
 from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.classes import LabelScheme, numbered_classes
-from tubesynth.volume.files import read_labels
+from tubesynth.volume.files import check_labels, read_labels
 from tubesynth.volume.hounsfield import check_hu
 from tubesynth.volume.rasterize import rasterize_vessels
 
@@ -246,6 +246,8 @@ def evaluate_case(
         if case.images[0][0] == "real":
             check_hu(volumes[0], case.images[0][2], settings.hu_window)
         label = None if case.label is None else read_labels(case.label, case.label_map)
+        if label is not None:
+            check_labels(label.array, settings.classes.num_classes, case.label)
         tokens = None if label is None else tokens_of(label, settings.classes)
         original = None  # tokens that user centrelines have replaced
         if case.centreline is not None and label is not None:
