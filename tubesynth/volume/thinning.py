@@ -93,12 +93,11 @@ def _restore(
         """Distance of voxels (M, 3) to the nearest of the rows, its number, and whether it is far.
 
         Far is more than 2.5 times the vessel's radius at that row (distance to the surface, plus
-        half a voxel for the row's own), and more than 1.25 times its half width.
+        half a voxel for the row's own).
         """
         distance, nearest = map(np.asarray, point_tree(inside[rows]).query(voxels))
         radius = surface.query(inside[rows])[0] + spacing.max() / 2
-        half_width = _half_width(inside[rows], distance, nearest, spacing)
-        return distance, nearest, distance > np.maximum(2.5 * radius, 1.25 * half_width)[nearest]
+        return distance, nearest, distance > 2.5 * radius[nearest]
 
     distance = np.full(len(inside), np.inf)
     nearest, is_far = np.zeros(len(inside), int), ~in_skeleton
@@ -142,21 +141,6 @@ def _restore(
         path_distance, _, far_from_path = nearest_of(region[path], inside[region])
         distance, is_far = np.minimum(distance, path_distance), is_far & far_from_path
         is_far[tip] = False  # so that the loop always ends
-
-
-def _half_width(
-    rows: np.ndarray, distance: np.ndarray, nearest: np.ndarray, spacing: np.ndarray
-) -> np.ndarray:
-    """(R,) mm: how far the vessel reaches from its skeleton's points, rows (R, 3), across.
-
-    It is the median over the points nearby of the distance of each one's farthest voxel: in a flat
-    vessel that is half its width all along, while at the end of a lost piece one point has it all.
-    distance, nearest: (N,) of each voxel to its nearest row.
-    """
-    reach = np.zeros(len(rows))
-    np.maximum.at(reach, nearest, distance)
-    nearby = point_tree(rows).query_ball_point(rows, 4 * spacing.max())
-    return np.array([np.median(reach[each]) for each in nearby])
 
 
 def _neighbor_graph(points: np.ndarray, depth: np.ndarray, spacing: np.ndarray):
