@@ -196,7 +196,7 @@ def test_the_run_stores_its_scheme_and_another_one_is_refused(workplace):
 
 def test_classes_are_matched_by_source_by_name_or_not_at_all():
     by_name = numbered_classes(4, vessel=1)
-    assert by_name.from_nine_classes()[:9].tolist() == [0] * 8 + [1]
-    assert NINE_CLASSES.from_nine_classes()[:9].tolist() == list(range(9))
+    assert by_name.from_nine_classes() == {value: int(value == 8) for value in range(1, 9)}
+    assert NINE_CLASSES.from_nine_classes() == {value: value for value in range(1, 9)}
     assert NINE_CLASSES.class_of("heart_ventricle_left") == 3
     assert NINE_CLASSES.class_of("spleen") == 0

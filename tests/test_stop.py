@@ -97,14 +97,15 @@ def test_an_interrupted_encoding_keeps_its_latents(
 def test_an_interrupted_synthesis_keeps_its_volumes(stage_2, workplace, tmp_path, monkeypatch):
     command = ["--model", stage_2, "--input-dir", workplace / "data" / "validation" / "labels"]
     command += ["--output-dir", tmp_path / "out"]
-    signal_at_call(monkeypatch, synthesize, "read_labels", 2)
+    # Both label maps are read before the first volume is made, and each again for its own.
+    signal_at_call(monkeypatch, synthesize, "read_labels", 4)
     with pytest.raises(Stopped, match="SIGTERM: the volumes that are finished stay in .*resumes"):
         run(synthesize, *command)
     assert len(list((tmp_path / "out").glob("*.img.nii.gz"))) == 1
     monkeypatch.undo()
     read = signal_at_call(monkeypatch, synthesize, "read_labels", -1)
     run(synthesize, *command)
-    assert len(read) == 1 and len(list((tmp_path / "out").glob("*.img.nii.gz"))) == 2
+    assert len(read) == 2 and len(list((tmp_path / "out").glob("*.img.nii.gz"))) == 2
 
 
 def test_an_interrupted_evaluation_says_that_it_starts_again(phantoms, tmp_path, monkeypatch):
