@@ -60,7 +60,11 @@ def test_a_training_stopped_in_validation_or_panels_resumes_to_the_uninterrupted
         run(train, *command)
     monkeypatch.undo()
     last = tmp_path / "checkpoints" / "last.ckpt"
-    assert torch.load(last, weights_only=True)["position"]["due"] == due
+    position = torch.load(last, weights_only=True)["position"]
+    assert position["due"] == due
+    if method == "vessel_rows":  # a second life is killed between this line and its checkpoint
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write(f'{{"step": {position["step"]}, "split": "validation", "loss": 1.0}}\n')
     run(train, *command)
     done = stage_1.parent.parent
     assert deterministic_lines(tmp_path) == deterministic_lines(done)

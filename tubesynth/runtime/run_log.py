@@ -29,8 +29,13 @@ class RunLog:
         logger: str,
         resume_step: int,
         device: torch.device | None = None,
+        repeats_validation: bool = False,
     ):
-        """resume_step: that of the run's own checkpoint; -1 for a new run, which keeps none."""
+        """resume_step: that of the run's own checkpoint; -1 for a new run, which keeps none.
+
+        repeats_validation: whether the run begins with the validation of that step: a killed life
+        may have written its line, but no checkpoint after it.
+        """
         self.active = dist.is_main()
         self.logger = None
         if not self.active:
@@ -41,7 +46,7 @@ class RunLog:
         write_text(run_dir / "config.yml", config_text)
         write_text(run_dir / "environment.json", json.dumps(environment(device), indent=2) + "\n")
         for path in (self._file("training"), self._file("timing")):
-            _drop_lines_after(path, resume_step)
+            _drop_lines_after(path, resume_step, repeats_validation)
         if logger == "tensorboard":
             self.logger = TensorBoard(run_dir, resume_step)
         elif logger == "wandb":
@@ -75,12 +80,15 @@ class RunLog:
             self.logger.close()
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Drop the lines of steps after the checkpoint: the resumed run repeats them."""
+def _drop_lines_after(path: Path, step: int, repeats_validation: bool) -> None:
+    """Drop the lines of steps after the checkpoint, and that of a validation which is repeated."""
     if not path.exists():
         return
     rows = json_lines(path, "move it away, or choose another run folder")
-    retained = [
-        line + "\n" for line, row in rows if fits(row, {"step": int}) and row["step"] <= step
-    ]
+    retained = []
+    for line, row in rows:
+        if fits(row, {"step": int}) and row["step"] <= step:
+            is_repeated = row["step"] == step and row.get("split") == "validation"
+            if not (repeats_validation and is_repeated):
+                retained.append(line + "\n")
     write_text(path, "".join(retained))

@@ -18,7 +18,7 @@ from tubesynth.runtime.run_log import RunLog
 from tubesynth.training.head import samples_per_step
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
-from tubesynth.training.loop import Run, Stage, fit
+from tubesynth.training.loop import VALIDATION, Run, Stage, fit
 from tubesynth.training.means import Interval
 from tubesynth.training.resume import is_in_run, newest_first, restore
 
@@ -72,7 +72,8 @@ def run_stage(
     last = checkpoints / "last.ckpt"
     if dist.is_main():
         sweep(checkpoints)
-    log = RunLog(run_dir, dump(config), logger_name, logged_step, device)
+    repeats_validation = best.step is None or VALIDATION in position.due.split()
+    log = RunLog(run_dir, dump(config), logger_name, logged_step, device, repeats_validation)
 
     def save(name: str) -> None:
         interval_state = interval.state(stage.phases)
