@@ -180,9 +180,10 @@ def disturbed(kind: Kind, folder: Path, number: int, args, deadline: float) -> d
         "exit_codes": {str(code): number for code, number in sorted(codes.items())},
         "faults": sum(faults.counts.values()),
         "by_kind": dict(faults.counts),
-        # A Ctrl-C while Python still imports ends it in Python's own way.
+        # Python has its own way to end at a Ctrl-C while it imports, and of its resource tracker.
         "tracebacks": text.count("Traceback (most recent call last)")
-        - text.count("\nKeyboardInterrupt\n"),
+        - text.count("\nKeyboardInterrupt\n")
+        - text.count("multiprocessing/resource_tracker.py\", line"),
         "differences": differences(folder / kind.name / "undisturbed", run)[:20],
     }
 
