@@ -183,7 +183,7 @@ def disturbed(kind: Kind, folder: Path, number: int, args, deadline: float) -> d
         # Python has its own way to end at a Ctrl-C while it imports, and of its resource tracker.
         "tracebacks": text.count("Traceback (most recent call last)")
         - text.count("\nKeyboardInterrupt\n")
-        - text.count("multiprocessing/resource_tracker.py\", line"),
+        - text.count('multiprocessing/resource_tracker.py", line'),
         "differences": differences(folder / kind.name / "undisturbed", run)[:20],
     }
 
