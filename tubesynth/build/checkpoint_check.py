@@ -55,12 +55,12 @@ def check(checkpoint: "Checkpoint") -> None:
             _Check(path, "latent_scale").shape(values, torch.Size([latents.embedding_dim]), name)
         require(bool((scale.std > 0).all()), path, "latent_scale.std", "is not above 0")
     if checkpoint.conditions:
-        check, known = _Check(path, "conditions"), checkpoint.conditions
-        check(all(map(is_quantity, known.keys)), "keys", "are no quantities of a label map")
-        rows = [row for row in known.numbers if isinstance(row, list) and len(row) == 4]
-        are_rows = len(rows) == len(known.keys) == len(known.numbers)
+        check, ranges = _Check(path, "conditions"), checkpoint.conditions
+        check(all(map(is_quantity, ranges.keys)), "keys", "are no quantities of a label map")
+        rows = [row for row in ranges.numbers if isinstance(row, list) and len(row) == 4]
+        are_rows = len(rows) == len(ranges.keys) == len(ranges.numbers)
         are_counts = all(_is_number(value) for row in rows for value in row)
-        are_counts = are_counts and all(0 < row[0] <= known.total for row in rows)
+        are_counts = are_counts and all(0 < row[0] <= ranges.total for row in rows)
         check(are_rows and are_counts, "numbers", "are not four numbers for each key")
 
 

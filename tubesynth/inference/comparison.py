@@ -25,8 +25,10 @@ def compare_cases(
     def compare_each() -> list[dict]:
         rows = []
         for case, job in progress(first_jobs.items(), "label maps", len(first_jobs)):
-            if found := compare(job):
-                rows.append({"case": case, "unusual": found.unusual, "is_empty": found.is_empty})
+            if comparison := compare(job):
+                rows.append(
+                    {"case": case, "unusual": comparison.unusual, "is_empty": comparison.is_empty}
+                )
         return rows
 
     rows = dist.interruptible(compare_each, f"no volume was made; {STARTS_AGAIN}")

@@ -44,10 +44,10 @@ def describe(
     """A label map (X, Y, Z) or (X, Y) on a model's grid; tokens are relative to its center."""
     spacing = np.asarray(spacing, float)
     labels = labels.reshape((*labels.shape, 1)[:3])
-    found: Description = {}
+    description: Description = {}
     for axis, name in enumerate(AXES[: 3 if labels.shape[2] > 1 else 2]):
-        found[f"spacing_mm/voxels/{name}"] = float(spacing[axis])
-        found[f"extent_mm/field of view/{name}"] = float(spacing[axis] * labels.shape[axis])
+        description[f"spacing_mm/voxels/{name}"] = float(spacing[axis])
+        description[f"extent_mm/field of view/{name}"] = float(spacing[axis] * labels.shape[axis])
     center = (np.array(labels.shape) - 1) / 2
     step = 1
     while labels.size / step**3 > MAX_VOXELS:
@@ -62,28 +62,30 @@ def describe(
     middle = position[heart].mean(axis=0) if heart.any() else None
     for value in np.flatnonzero(counts):
         name = scheme.name(int(value))
-        found[f"ml/{name}"] = float(counts[value] * voxel_ml)
+        description[f"ml/{name}"] = float(counts[value] * voxel_ml)
         if middle is not None and value != scheme.vessel:
             place = position[values == value].mean(axis=0) - middle
-            found |= {f"place_mm/{name}/{a}": float(p) for a, p in zip(AXES, place, strict=True)}
+            description |= {
+                f"place_mm/{name}/{a}": float(p) for a, p in zip(AXES, place, strict=True)
+            }
     if tokens is not None and len(tokens):
-        found |= _vessels(tokens, position[heart], float((spacing * of_step).max()))
-    return found
+        description |= _vessels(tokens, position[heart], float((spacing * of_step).max()))
+    return description
 
 
 def _vessels(tokens: VesselTokens, heart: np.ndarray, voxel_mm: float) -> Description:
     """Radius, length and place; heart: (N, 3) mm, its voxels."""
     same_branch = np.diff(tokens.branch) == 0
     steps = np.abs(np.diff(tokens.root_distance_mm))[same_branch]
-    found = {
+    description = {
         "radius_mm/vessels": float(np.median(tokens.radius_mm)),
         "length_mm/vessels": max(float(steps.sum()), 1.0),
     }
     if len(heart):
         distance = point_tree(heart).query(np.asarray(tokens.position_mm, float))[0]
-        found["share/vessels"] = float((distance <= voxel_mm / 2).mean())
-        found["distance_mm/vessels"] = float(distance.mean())
-    return found
+        description["share/vessels"] = float((distance <= voxel_mm / 2).mean())
+        description["distance_mm/vessels"] = float(distance.mean())
+    return description
 
 
 def is_quantity(key: object) -> bool:
