@@ -79,5 +79,5 @@ def test_a_case_with_a_damaged_record_is_prepared_again(raw, tmp_path):
 def test_lines_of_a_log_that_no_run_has_written_are_dropped(tmp_path):
     lines = [b'{"step": 1, "loss": 2.0}', *DAMAGED.values(), b'{"step": "x"}', b'{"step": 9}', b"3"]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-    _drop_lines_after(tmp_path / "metrics.jsonl", 5)
+    _drop_lines_after(tmp_path / "metrics.jsonl", 5, False)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1, "loss": 2.0}\n'
