@@ -145,8 +145,8 @@ class Pipeline:
         weights = checkpoint.weights(ema)
         unet.load_state_dict(weights)
         digest, scale = weights_digest(weights), checkpoint.latent_scale
-        known = checkpoint.conditions
-        return cls(config, autoencoder, unet, scale, digest, device, precision, tile, known)
+        conditions = checkpoint.conditions
+        return cls(config, autoencoder, unet, scale, digest, device, precision, tile, conditions)
 
     @property
     def grid(self) -> ModelGrid:

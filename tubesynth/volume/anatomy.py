@@ -153,10 +153,10 @@ class Ranges:
                 text = WORDS[quantity].format(name=name, value=description[key], axis=axis)
                 ends = [_unscale(key, end) for end in (low, high)]
                 lines.append(f"{text}; {ends[0]:.3g} to {ends[1]:.3g} in training")
-        known = {key.split("/")[1] for key in self.keys if key.startswith("ml/")}
+        trained_names = {key.split("/")[1] for key in self.keys if key.startswith("ml/")}
         for key in description:
             quantity, name = key.split("/")[:2]
-            if quantity == "ml" and name not in known:
+            if quantity == "ml" and name not in trained_names:
                 lines.append(f"{name}: in the label map, but 0 {of_total} have it")
         return lines
 
