@@ -7,10 +7,10 @@ from tubesynth.data.augment import (
     Augmentation,
     Pose,
     pose_array,
+    pose_axes,
     pose_matrix,
     pose_tokens,
     random_transform,
-    turnable_planes,
 )
 
 SPACING = np.array([0.7, 0.7, 1.05])
@@ -34,14 +34,14 @@ def tube(shape, start_mm, end_mm, radius_mm):
     return mask, tokens
 
 
-def tangent_alignment(mask, tokens):
+def tangent_alignment(mask, tokens, spacing=SPACING):
     """|cosine| between the tube's long axis and the tokens' tangent; all tokens lie in the tube."""
     shape = np.array(mask.shape)
-    index = np.rint(tokens["position_mm"] / SPACING + (shape - 1) / 2).astype(int)
+    index = np.rint(tokens["position_mm"] / spacing + (shape - 1) / 2).astype(int)
     inside = ((index >= 0) & (index < shape)).all(axis=1)
     assert inside.sum() >= 10
     assert mask[tuple(index[inside].T)].all()
-    points = (np.argwhere(mask) - (shape - 1) / 2) * SPACING
+    points = (np.argwhere(mask) - (shape - 1) / 2) * spacing
     _, _, axes = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
     return abs(axes[0] @ tokens["tangent"][0])
 
@@ -71,7 +71,8 @@ def test_every_pose_moves_a_marked_voxel_as_its_matrix_does():
     for flips in np.ndindex(2, 2, 2):
         for plane in ((0, 1), (0, 2), (1, 2)):
             for turns in range(4):
-                pose = Pose((0, 0, 0), shape, tuple(map(bool, flips)), plane, turns)
+                turned = ((plane, turns), ((1, 2), 1))
+                pose = Pose((0, 0, 0), shape, tuple(map(bool, flips)), turned)
                 posed_spot = np.argwhere(pose_array(array, pose))[0]
                 assert np.array_equal(posed_spot - center, pose_matrix(pose) @ (spot - center))
 
@@ -89,13 +90,52 @@ def test_tokens_are_relative_to_the_center_of_the_crop_and_outside_ones_are_gone
 
 
 def test_only_planes_of_equal_extent_and_spacing_are_turned():
-    assert turnable_planes((256, 256, 128), (0.7, 0.7, 1.05)) == [(0, 1)]
-    assert turnable_planes((128, 128, 128), (0.7, 0.7, 1.05)) == [(0, 1)]
-    assert turnable_planes((64, 64, 64), (1, 1, 1)) == [(0, 1), (0, 2), (1, 2)]
-    assert turnable_planes((64, 48, 32), (1, 1, 1)) == []
-    for seed in range(50):
-        transform = random_transform(np.random.default_rng(seed), (12, 10, 8), SPACING, None, ALL)
-        assert transform.pose.turns == 0
+    for size, spacing, planes in (
+        ((256, 256, 128), (0.7, 0.7, 1.05), {(0, 1)}),
+        ((128, 128, 128), (0.7, 0.7, 1.05), {(0, 1)}),
+        ((64, 64, 64), (1, 1, 1), {(0, 1), (0, 2), (1, 2)}),
+        ((64, 48, 32), (1, 1, 1), set()),
+    ):
+        transforms = [
+            random_transform(np.random.default_rng(seed), size, spacing, None, ALL)
+            for seed in range(50)
+        ]
+        assert {plane for t in transforms for plane, _ in t.pose.turns} == planes
+
+
+@pytest.mark.parametrize(
+    ("convention", "dim", "flipped", "turned"),
+    [
+        ("per_axis", 3, 1 - 0.5**3, 0.1),
+        ("published", 3, 0.5, 1 - 0.9**3),
+        ("per_axis", 2, 0.75, 0.1),
+        ("published", 2, 0.5, 0.1),
+    ],
+)
+def test_the_shares_of_samples_that_a_convention_changes(convention, dim, flipped, turned):
+    size, spacing = ((16, 16, 16), SPACING) if dim == 3 else ((16, 16, 1), (1, 1, 1))
+    a = Augmentation(flip=0.5, rotate90=0.1, convention=convention)
+    rng = np.random.default_rng(1)
+    poses = [random_transform(rng, size, spacing, None, a).pose for _ in range(6000)]
+    for expected, measured in (
+        (flipped, np.mean([any(pose.flips) for pose in poses])),
+        (turned, np.mean([len(pose.turns) > 0 for pose in poses])),
+    ):
+        assert abs(measured - expected) < 4 * np.sqrt(expected * (1 - expected) / len(poses))
+    axes = np.sum([pose.flips for pose in poses], axis=1)
+    assert convention == "per_axis" or axes.max() == 1  # never two axes
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_published_turns_exchange_shape_and_spacing_and_keep_the_tube_in_its_place(seed):
+    mask, tokens = tube((32, 28, 24), [-7, -4, -6], [6, 5, 3], 2.2)
+    a = Augmentation(flip=0.5, rotate90=0.7, convention="published")
+    pose = random_transform(np.random.default_rng(seed), mask.shape, SPACING, None, a).pose
+    posed, new = pose_array(mask, pose), pose_tokens(tokens, pose, mask.shape, SPACING)
+    spacing = pose_axes(SPACING, pose)
+    assert posed.shape == tuple(pose_axes(mask.shape, pose))
+    assert tangent_alignment(posed, new, spacing) > 0.99
+    assert len(new["branch"]) == 60
 
 
 def test_rates_and_ranges_are_those_of_the_settings():
@@ -104,7 +144,7 @@ def test_rates_and_ranges_are_those_of_the_settings():
     transforms = [random_transform(rng, (16, 16, 8), SPACING, (8, 8, 8), a) for _ in range(4000)]
     rate = {
         0.5: np.mean([t.pose.flips for t in transforms]),
-        0.25: np.mean([t.pose.turns > 0 for t in transforms]),
+        0.25: np.mean([len(t.pose.turns) > 0 for t in transforms]),
         0.3: np.mean([t.scale != 1 for t in transforms]),
     }
     for expected, measured in rate.items():
@@ -127,5 +167,7 @@ def test_without_augmentation_a_case_stays_as_it_is_and_one_setting_moves_no_oth
 
 def test_a_slice_is_never_flipped_along_its_missing_axis():
     for seed in range(20):
-        transform = random_transform(np.random.default_rng(seed), (8, 8, 1), (1, 1, 1), None, ALL)
-        assert not transform.pose.flips[2] and transform.pose.plane == (0, 1)
+        for convention in ("per_axis", "published"):
+            a = Augmentation(flip=0.5, rotate90=0.7, convention=convention)
+            pose = random_transform(np.random.default_rng(seed), (8, 8, 1), (1, 1, 1), None, a).pose
+            assert not pose.flips[2] and all(plane == (0, 1) for plane, _ in pose.turns)

@@ -89,6 +89,10 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 1\ndata: {hu_window: [0, 1]}\n", "a window of at least 100"),
         ("stage: 1\ndata: {hu_window: [0, 65535]}\n", "images are stored as int16"),
         ("stage: 1\ndata: {batch_size: 0}\n", "data.batch_size"),
+        (
+            "stage: 1\ndata: {batch_size: 2, augment: {rotate90: 0.1, convention: published}}\n",
+            "data.augment.convention: published turns exchange the sides",
+        ),
         ("stage: 1\nseed: -1\n", "seed: -1"),
         ("stage: 1\nseed: 99999999999999999999\n", "seed: 99999999999999999999"),
         ("stage: 1\ndata: {num_workers: -1}\n", "data.num_workers"),

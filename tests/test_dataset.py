@@ -111,26 +111,39 @@ def test_the_same_index_is_the_same_sample_and_another_index_of_the_case_is_not(
     assert not torch.equal(crops[0], crops[1])
 
 
-def test_image_label_and_tokens_of_a_sample_show_the_same_vessels(cases):
-    dataset = VolumeDataset(cases, GRID, seed=5, crop=(12, 12, 10), augmentation=ALL, tokens=TOKENS)
+@pytest.mark.parametrize("convention", ["per_axis", "published"])
+def test_image_label_tokens_and_fields_of_a_sample_show_the_same_vessels(cases, convention):
+    augmentation = replace(ALL, convention=convention)
+    dataset = VolumeDataset(
+        cases, GRID, seed=5, crop=(12, 12, 10), augmentation=augmentation, tokens=TOKENS
+    )
     whole = VolumeDataset(cases, GRID, seed=5)
+    sides = set()
     for i in range(20):
         sample = dataset[i]
         labels, position = sample["label"].numpy(), sample["tokens"]["position_mm"].numpy()
-        index = position / [1, 1, 1.5] + (np.array(labels.shape) - 1) / 2
+        index = position / sample["spacing"].numpy() + (np.array(labels.shape) - 1) / 2
         index = np.rint(index).astype(int)
+        assert sample["image_fields"].shape == (2, *labels.shape)
         inside = ((index >= 0) & (index < labels.shape)).all(axis=1)
         assert (labels[tuple(index[inside].T)] == 8).all()
         if sample["case"] == "4":
             assert len(position) == 0 and not (labels == 8).any()
         else:
             assert inside.sum() > 0
+            closeness = sample["image_fields"][0].numpy()
+            assert closeness[tuple(index[inside].T)].min() > closeness[labels != 8].mean()
         pairs = np.stack([labels.ravel(), sample["image"].numpy().ravel()])
         reference = whole.sample([c.id for c in cases].index(sample["case"]))
         paired = {
             tuple(p) for p in np.stack([reference["label"], reference["image"][0]]).reshape(2, -1).T
         }
         assert {tuple(p) for p in pairs.T} <= paired
+        sides.add((labels.shape, tuple(sample["spacing"].tolist())))
+    if convention == "published":  # turns exchange the sides with their spacings
+        assert {((12, 10, 12), (1, 1.5, 1)), ((10, 12, 12), (1.5, 1, 1))} < sides
+    else:
+        assert sides == {((12, 12, 10), (1, 1, 1.5))}
 
 
 def test_image_and_label_land_on_the_images_grid_as_simpleitk_resamples_them(cases):

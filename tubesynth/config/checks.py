@@ -129,6 +129,15 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
     for key in ("flip", "rotate90", "intensity"):
         value = getattr(data.augment, key)
         require(0 <= value <= 1, f"data.augment.{key}: a probability, got {value}")
+    sides = data.crop or data.resolution
+    require(
+        data.augment.convention == "per_axis"
+        or data.augment.rotate90 == 0
+        or data.batch_size == 1
+        or min(sides) == max(sides),
+        f"data.augment.convention: published turns exchange the sides {sides} of a sample, but a"
+        " batch has one shape: set data.batch_size=1, data.augment.rotate90=0 or a cubic data.crop",
+    )
 
 
 def check_multiples(data: DataConfig, factor: int, reason: str, require: Require) -> None:

@@ -21,11 +21,15 @@ RESTARTS = ("schedule", "epochs", "optimizers")
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    flip: float = 0.0  # probability of a flip, for each axis independently
-    rotate90: float = 0.0  # probability of quarter turns in a plane that keeps the shape
+    flip: float = 0.0  # probability of a flip: see convention
+    rotate90: float = 0.0  # probability of quarter turns: see convention
     intensity: float = 0.0  # probability of a scale and, independently, of a shift
     intensity_scale: float = 0.1  # s: the factor is uniform in [1 - s, 1 + s]
     intensity_shift: float = 0.05  # s: the offset is uniform in [-s, s], in units of the window
+    # per_axis: flips of each axis, independently; turns in one plane that keeps shape and spacing.
+    # published: a flip of one random axis; turns in each plane, independently, which exchange the
+    # spacings of the sample. Shares of the samples that each changes: data/augment.py.
+    convention: Literal["per_axis", "published"] = "per_axis"
 
 
 @dataclass(frozen=True)

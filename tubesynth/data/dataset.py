@@ -18,6 +18,7 @@ from tubesynth.data.augment import (
     Pose,
     Transform,
     pose_array,
+    pose_axes,
     pose_tokens,
     random_transform,
 )
@@ -102,10 +103,11 @@ class VolumeDataset(torch.utils.data.Dataset):
         if pose.size != shape:
             for array in arrays.values():
                 will_need(array, pose.start, pose.size)
+        posed_spacing = pose_axes(spacing, pose)
         sample = {
             "case": self.cases[case].id,
             "image": self._without_flat_axis(pose_array(arrays["image"], pose))[None],
-            "spacing": spacing.astype(np.float32),
+            "spacing": posed_spacing.astype(np.float32),
             "intensity": np.array([transform.scale, transform.shift], dtype=np.float32),
         }
         if "label" in arrays:
@@ -114,7 +116,7 @@ class VolumeDataset(torch.utils.data.Dataset):
             sample["tokens"] = pose_tokens(tokens, pose, shape, spacing)
         if tokens is not None and self.image_fields:
             vessels = VesselTokens(**sample["tokens"])
-            fields = condition_fields(vessels, pose.size, spacing, factor=1)
+            fields = condition_fields(vessels, pose_axes(pose.size, pose), posed_spacing, factor=1)
             sample["image_fields"] = self._without_flat_axis(fields)
         return sample
 

@@ -112,14 +112,24 @@ class AutoencoderStage:
         """The vessel mask of a batch, (B, X, ...) bool."""
         return batch["label"] == self.config.labels.vessel
 
+    def near_vessels(self, batch: dict) -> Tensor:
+        """(B, X, ...) bool: within losses.vessel_margin_mm of a vessel, one voxel at least."""
+        least = self.config.losses.vessel_margin_mm
+        # Turned samples of a batch have different spacings along the same axis.
+        masks = zip(self.vessels(batch), batch["spacing"].tolist(), strict=True)
+        return torch.cat(
+            [
+                dilated(mask[None], spacing[: mask.ndim], max(least, *spacing[: mask.ndim]))
+                for mask, spacing in masks
+            ]
+        )
+
     def reconstruction_terms(self, reconstruction: Tensor, batch: dict) -> dict[str, Tensor]:
         """The weighted L1, L2 and spectral terms between image and reconstruction."""
-        weights, spacing, image = self.config.losses, self.config.data.spacing, batch["image"]
+        weights, image = self.config.losses, batch["image"]
         voxel_weights = None
         if weights.vessel_weight != 1:
-            margin_mm = max(weights.vessel_margin_mm, *spacing)
-            near_vessels = dilated(self.vessels(batch), spacing, margin_mm)
-            voxel_weights = region_weights(near_vessels, weights.vessel_weight)
+            voxel_weights = region_weights(self.near_vessels(batch), weights.vessel_weight)
         terms = {}
         if weights.l1:
             terms["l1"] = weights.l1 * l1_loss(reconstruction, image, voxel_weights)
@@ -233,7 +243,7 @@ class AutoencoderStage:
         case = batch["case"][0]
         if case not in self.surroundings:
             vessels = self.vessels(batch)[0].cpu().numpy()[flat]
-            spacing = batch["spacing"][0].cpu().numpy()
+            spacing = batch["spacing"][0].numpy()
             self.surroundings[case] = VesselSurroundings.of(vessels, spacing)
         surroundings, window = self.surroundings[case], self.config.data.hu_window
         if surroundings is None:

@@ -42,8 +42,8 @@ def split_cases(data: DataConfig, split: str) -> list[Case]:
 
 def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
     """A batch of a loader on the device: image float32 (B, 1, X, ...) in [0, 1], label uint8
-    (B, X, ...), spacing (B, 3) in mm, case ids; for cases with vessel tokens image_fields
-    (B, 2, X, ...), and for training samples sample indices.
+    (B, X, ...), case ids; for cases with vessel tokens image_fields (B, 2, X, ...), and for
+    training samples sample indices. The spacing (B, 3) in mm stays on the CPU, which uses it.
     """
     hu = batch["image"].to(device, non_blocking=True)  # int16 over the bus
     intensity = batch["intensity"].to(device, non_blocking=True)
@@ -51,7 +51,7 @@ def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
         "case": batch["case"],
         "image": hu_to_unit_image(hu, data.hu_window, intensity),
         "label": batch["label"].to(device, non_blocking=True),
-        "spacing": batch["spacing"].to(device, non_blocking=True),
+        "spacing": batch["spacing"],
     }
     if "image_fields" in batch:
         on_device["image_fields"] = batch["image_fields"].to(device, non_blocking=True)

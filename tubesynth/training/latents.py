@@ -39,7 +39,12 @@ def latent_key(
     config: Stage2Config, volumes: Volumes, autoencoder: str, case: Case, variant: int
 ) -> str:
     """The store's key of a case's latents; autoencoder: the digest of its weights."""
-    augmentation = [config.seed, vars(config.data.augment)] if variant else None
+    augmentation = None
+    if variant:
+        settings = dict(vars(config.data.augment))
+        if settings["convention"] == "per_axis":
+            del settings["convention"]  # keys from before there was another
+        augmentation = [config.seed, settings]
     return entry_key(
         format=FORMAT,
         volume=volume_key(volumes.store, case, volumes.preprocessing),

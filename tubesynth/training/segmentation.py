@@ -62,7 +62,7 @@ class SegmentationStage:
         """Dice and clDice of this rank's validation cases."""
         rows = []
         for batch, mask, truth in self.masks():
-            spacing = batch["spacing"][0].cpu().numpy()
+            spacing = batch["spacing"][0].numpy()
             cldice = centreline_overlap(mask, truth, spacing)["cldice"]
             rows.append({"case": batch["case"][0], "dice": dice(mask, truth), "cldice": cldice})
         return rows
