@@ -107,7 +107,7 @@ def write_frames(path, positions, writer=None, orientations=(FLAT,), spacing=(0.
     writer.file(path, "1.2.3.1", ENHANCED_CT, np.stack([hu(p) for p in positions]), elements)
 
 
-def write_series(folder, slices):
+def write_series(folder, slices, num_acquired=None):
     """A file a slice; slices: of (position, orientation, spacing, rows), None leaves a key out."""
     writer = Writer(EXPLICIT)
     for i, (position, orientation, spacing, rows) in enumerate(slices):
@@ -115,6 +115,8 @@ def write_series(folder, slices):
         elements = {t: writer.element(t, "DS", v) for t, v in keys.items() if v is not None}
         elements[0x00281052] = writer.element(0x00281052, "DS", "-1024")
         elements[0x00281053] = writer.element(0x00281053, "DS", "1")
+        if num_acquired is not None:
+            elements[0x00201002] = writer.element(0x00201002, "IS", str(num_acquired))
         voxels = np.resize(hu(position or (0, 0, i)), (rows, SHAPE[1]))
         writer.file(folder / f"s{i}.dcm", f"1.2.3.{i + 1}", CT, voxels, elements)
 
@@ -191,3 +193,13 @@ def test_a_series_of_several_sizes_or_spacings_is_refused(tmp_path):
 def test_the_folder_of_one_series_is_its_case(tmp_path):
     in_files(tmp_path / "patient.7", EVEN)
     assert find_cases(tmp_path / "patient.7") == {"patient": tmp_path / "patient.7"}
+
+
+def test_slices_that_were_acquired_and_are_absent_are_a_warning(tmp_path, caplog):
+    for number, folder in ((4, tmp_path / "whole"), (5, tmp_path / "one_less")):
+        folder.mkdir()
+        slices = [(position, FLAT, (0.6, 0.5), SHAPE[0]) for position in EVEN]
+        write_series(folder, slices, number)
+        assert read_volume(folder).shape[2] == 4
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "one_less: 4 of the 5 slices that were acquired" in line

@@ -79,6 +79,12 @@ def test_a_missing_intercept_is_named_in_a_narrow_field_of_contrast_medium_too(i
     assert finding is not None and f"subtract {intercept}" in finding.text
 
 
+@pytest.mark.parametrize("contrast_hu", [45.0, 350.0, 550.0])
+def test_a_tenth_of_hu_is_a_warning(contrast_hu):
+    finding = judge(np.rint(thorax(0, contrast_hu) / 10), WINDOW)
+    assert finding is not None and not finding.is_certain and "HU / 10" in finding.text
+
+
 def with_padding(hu, value):
     side = np.linspace(-1, 1, hu.shape[0])
     return np.where(np.hypot(side[:, None, None], side[None, :, None]) > 0.95, value, hu)

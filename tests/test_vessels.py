@@ -249,6 +249,24 @@ def test_the_same_mask_gives_the_same_tokens_and_they_survive_to_array():
         assert getattr(again, name).dtype == getattr(first, name).dtype
 
 
+@pytest.mark.parametrize("sides", [(8, 2), (8, 1), (12, 2), (6, 3), (2, 10)])
+def test_a_flat_vessel_is_one_branch_from_end_to_end(sides):
+    mask = np.zeros((80, 24, 24), bool)
+    mask[8:72, 6 : 6 + sides[0], 8 : 8 + sides[1]] = True
+    tokens = extract_tokens(mask, centered_affine(mask.shape, (0.5, 0.5, 0.5)))
+    assert set(tokens.branch) == {0}
+    assert tokens.root_distance_mm.max() == pytest.approx(32, abs=2.5)
+
+
+@pytest.mark.parametrize(("gap", "radius"), [(4, 1.5), (6, 2.5)])
+def test_vessels_side_by_side_remain_two(gap, radius):
+    _, y, z = np.mgrid[:80, :40, :40]
+    mask = np.hypot(y - 15, z - 20) <= radius
+    mask |= np.hypot(y - 15 - gap, z - 20) <= radius
+    tokens = extract_tokens(mask, centered_affine(mask.shape, (0.5, 0.5, 0.5)))
+    assert set(tokens.branch) == {0, 1}
+
+
 def test_noise_gives_finite_tokens_within_a_voxel_of_the_mask():
     from scipy.ndimage import binary_fill_holes
 

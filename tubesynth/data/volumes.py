@@ -22,7 +22,7 @@ from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
 FORMAT = 3  # raise it when resample_case gives other voxels for the same input
-TOKEN_FORMAT = 3  # raise it when TokenSource gives other tokens for the same label map
+TOKEN_FORMAT = 4  # raise it when TokenSource gives other tokens for the same label map
 VOLUMES, TOKENS, LATENTS = "volumes", "tokens", "latents"  # the kinds of entries
 
 

@@ -4,6 +4,7 @@ The affine maps voxel indices to world millimeters (RAS+), as nibabel gives it a
 Its columns may be oblique: the spacing is the length of each column.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 
@@ -33,16 +34,22 @@ class Volume:
         return f"Volume({grid_text(self)}, {self.array.dtype})"
 
     @classmethod
-    def from_file(cls, path: str | PathLike, labels: bool = False) -> "Volume":
+    def from_file(
+        cls,
+        path: str | PathLike,
+        labels: bool = False,
+        label_map: Mapping[int, int] | None = None,
+    ) -> "Volume":
         """The volume in a file or a DICOM folder.
 
         path: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .png, or a folder with one DICOM series.
-        labels: read a label map, uint8 class indices; else stored integers or float32. A file
+        labels: read a label map, uint8 class indices; else stored integers or float32. label_map:
+        the class of each stored value of a label map of another scheme (data.label_map). A file
         that is not readable is an InputError (a ValueError) that names it and the remedy.
         """
         from tubesynth.volume.files import read_labels, read_volume
 
-        return read_labels(path) if labels else read_volume(path)
+        return read_labels(path, label_map) if labels else read_volume(path)
 
     def save(self, path: str | PathLike, dtype=None) -> None:
         """Write .nii, .nii.gz or .png (one slice); the file appears whole or not at all.

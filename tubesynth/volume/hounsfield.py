@@ -69,6 +69,7 @@ def judge(array: np.ndarray, window: tuple[float, float] | None = None) -> Findi
     return (
         _without_contrast(values, low_end, high_end)
         or _clipped(histogram, low_end, is_window_known=window is not None)
+        or _fractions(histogram)
         or _without_tissue(histogram)
     )
 
@@ -183,6 +184,16 @@ def _multiples(h: Histogram) -> Finding | None:
             f"{h.range_text}: too wide a range for HU, as of multiples of HU (10 x); store HU"
         )
     return None
+
+
+def _fractions(h: Histogram) -> Finding | None:
+    """Several tissues, around 0, within a range that a single one has."""
+    if not 60 < h.percentile(99) - h.percentile(1) < 160 or h.share(-15, 15) < 0.3:
+        return None
+    return Finding(
+        f"{h.range_text}: too narrow a range for HU, as of HU / 10; check that it is a CT in HU",
+        is_certain=False,
+    )
 
 
 def _subtracted_twice(h: Histogram) -> Finding | None:

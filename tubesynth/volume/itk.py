@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import warn_once
 from tubesynth.runtime.memory import check_fits
 from tubesynth.volume.dicom_frames import Planes, frame_planes
 from tubesynth.volume.files import file_suffix
@@ -61,6 +62,7 @@ def read_dicom_series(folder: Path) -> Volume:
         sizes = [header.GetSize()[2] for header in headers]
         if max(sizes) > 1:
             return _read_frames(sitk, files, folder, max(sizes))
+        _check_number(headers, folder)
         names = [Path(file).name for file in files]
         order, step = _slices(_header_planes(headers, names, folder), names, folder)
         image = sitk.ReadImage([files[i] for i in order] if len(files) > 1 else files[0])
@@ -85,6 +87,17 @@ def _read_frames(sitk, files: list[str], folder: Path, num_frames: int) -> Volum
     image.SetDirection(np.stack([x, y, np.cross(x, y)], axis=1).ravel())
     image.SetSpacing([*planes.spacings[0, ::-1], 1.0])
     return _to_volume(image, folder, step)
+
+
+def _check_number(headers: list, folder: Path) -> None:
+    """A warning for fewer files than Images in Acquisition (DICOM PS3.3, C.7.6.1) says."""
+    tag = "0020|1002"
+    numbers = {header.GetMetaData(tag).strip() for header in headers if header.HasMetaDataKey(tag)}
+    if len(numbers) == 1 and (number := numbers.pop()).isdecimal() and int(number) > len(headers):
+        warn_once(
+            f"{folder}: {len(headers)} of the {number} slices that were acquired; export the series"
+            " again if it was to be whole"
+        )
 
 
 def _header_planes(headers: list, names: list[str], folder: Path) -> Planes:

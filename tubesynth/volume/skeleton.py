@@ -1,10 +1,10 @@
 """From skeleton voxels to a graph of centreline pieces without narrow loops and short spurs.
 
 Voxels with three or more of 26 neighbors are junctions, and touching ones form one node; the voxels
-between two nodes are an edge. Spurs shorter than the radius of the vessel they leave, and loops
-narrower than it, are artifacts of thinning and are removed. Points are rows (x, y, z, radius) in mm
-relative to the middle of the volume. The radius is a first estimate: the distance to the nearest
-voxel outside.
+between two nodes are an edge. Artifacts of thinning are removed: spurs shorter than the radius of
+the vessel they leave, spurs across a flat vessel, and loops narrower than a vessel. Points are rows
+(x, y, z, radius) in mm relative to the middle of the volume. The radius is a first estimate: the
+distance to the nearest voxel outside.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def skeleton_graph(cloud: VoxelCloud) -> Graph:
     radius = point_tree(cloud.outside).query(cloud.skeleton)[0] - cloud.spacing.mean() / 2
     radius = np.maximum(radius, cloud.spacing.min() / 4)
     graph = _trace(np.column_stack([cloud.skeleton, radius]), cloud.spacing)
-    _simplify(graph)
+    _simplify(graph, cloud)
     return graph
 
 
@@ -110,14 +110,15 @@ def _trace(points: np.ndarray, spacing: np.ndarray) -> Graph:
     return graph
 
 
-def _simplify(graph: Graph) -> None:
-    """Remove narrow loops and short spurs in place, until nothing changes."""
+def _simplify(graph: Graph, cloud: VoxelCloud) -> None:
+    """Remove narrow loops and spurs in place, until nothing changes."""
+    inside = point_tree(cloud.inside / cloud.spacing)
     while True:
         size = len(graph.edges)
         for key in _narrow_loops(graph):
             graph.remove(key)
         _dissolve(graph)
-        for _, key in sorted(_short_spurs(graph)):
+        for _, key in sorted(_spurs(graph, inside, cloud.spacing)):
             # The removal of an earlier spur may have joined this one to a longer vessel.
             if key in graph.edges:
                 tip, junction = sorted(graph.edges[key][:2], key=lambda n: len(graph.at[n]))
@@ -129,14 +130,53 @@ def _simplify(graph: Graph) -> None:
             return
 
 
-def _short_spurs(graph: Graph) -> Iterator[tuple[float, int]]:
-    """(length in mm, key) of ends that leave a junction and stay within its radius."""
-    for key, (a, b, points) in graph.edges.items():
+def _spurs(graph: Graph, inside, spacing: np.ndarray) -> Iterator[tuple[float, int]]:
+    """(length in mm, key) of ends that leave a junction and are no vessels of their own.
+
+    They stay within the junction's radius, or cross a flat vessel. inside: tree of the mask's
+    voxels, in voxels.
+    """
+    for key, (a, b, _) in graph.edges.items():
         if a != b and (len(graph.at[a]) == 1) != (len(graph.at[b]) == 1):
-            junction, tip = (points[-1], points[0]) if len(graph.at[a]) == 1 else points[[0, -1]]
-            reach_mm = float(np.linalg.norm(tip[:3] - junction[:3]))
-            if reach_mm < junction[3]:
+            node = b if len(graph.at[a]) == 1 else a
+            points = graph.from_node(key, node)[1]
+            reach_mm = float(np.linalg.norm(points[-1, :3] - points[0, :3]))
+            if reach_mm < points[0, 3] or _crosses_flat_vessel(graph, key, node, inside, spacing):
                 yield reach_mm, key
+
+
+def _crosses_flat_vessel(graph: Graph, key: int, node: int, inside, spacing: np.ndarray) -> bool:
+    """Whether the mask continues beside a spur: on both sides, or as far as the tip of another one.
+
+    Beside the tip of a vessel is none of the mask. The sides are those of the vessel that the spur
+    leaves, at twice the spur's own width and a voxel more. Two spurs whose tips are closer than
+    they are long may be vessels side by side, and two in one line the vessel itself.
+    """
+    points = graph.from_node(key, node)[1][:, :3]  # (K, 3) from the junction to the tip
+    tip, spur = points[-1], points[-1] - points[0]
+    beside_mm = 2 * (float(np.median(graph.edges[key][2][:, 3])) + spacing.max())
+
+    def is_inside(positions: np.ndarray) -> bool:
+        distance = inside.query(positions / spacing, p=np.inf)[0]
+        return bool((distance <= 0.5 + 1e-6).all())
+
+    continued = []  # unit directions of the other edges along which the mask continues
+    for other in set(graph.at[node]) - {key}:
+        far, along = graph.from_node(other, node)
+        along = along[:, :3]
+        if len(graph.at[far]) == 1 and len(along) >= len(points):  # a spur too
+            other_spur = along[-1] - along[0]
+            size = np.linalg.norm(spur) * np.linalg.norm(other_spur)
+            is_apart = np.linalg.norm(other_spur - spur) >= np.linalg.norm(spur)
+            is_bent = spur @ other_spur > -0.5 * size
+            if is_apart and is_bent and is_inside(np.linspace(tip, along[-1], 4 * len(along))):
+                return True
+        reach_mm = np.linalg.norm(along - along[0], axis=1)
+        row = min(int(np.searchsorted(reach_mm, beside_mm)), len(along) - 1)
+        direction = (along[row] - along[0]) / max(reach_mm[row], 1e-9)
+        if is_inside(tip + beside_mm * direction[None]):
+            continued.append(direction)
+    return any(first @ second < -0.5 for first in continued for second in continued)
 
 
 def _narrow_loops(graph: Graph) -> list[int]:
