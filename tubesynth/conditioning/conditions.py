@@ -38,8 +38,10 @@ def case_conditions(
 
 
 def conditions_to_device(batch: dict, device: torch.device) -> dict:
-    """On a device: the label, and where the batch has them its tokens and its fields in float32."""
-    on_device: dict = {"label": batch["label"].to(device, non_blocking=True)}
+    """On a device, where the batch has them: label, tokens, and fields in float32."""
+    on_device: dict = {}
+    if "label" in batch:
+        on_device["label"] = batch["label"].to(device, non_blocking=True)
     if "tokens" in batch:
         on_device["tokens"] = {
             name: values.to(device, non_blocking=True) for name, values in batch["tokens"].items()
@@ -52,7 +54,8 @@ def conditions_to_device(batch: dict, device: torch.device) -> dict:
 def decoder_condition_of(batch: dict, keep: Tensor | None = None) -> DecoderCondition:
     """The condition of a stage-1 decoder; keep: (B, 2) of 0 or 1 for its fields and its labels."""
     keep_fields, keep_labels = (None, None) if keep is None else keep.unbind(1)
-    return DecoderCondition(batch.get("image_fields"), batch["label"], keep_fields, keep_labels)
+    fields, labels = batch.get("image_fields"), batch.get("label")
+    return DecoderCondition(fields, labels, keep_fields, keep_labels)
 
 
 def conditions_of(
@@ -60,5 +63,5 @@ def conditions_of(
 ) -> Conditions:
     """The conditions of a batch; keep_*: (B,) of 0 or 1, where 0 drops that condition of a case."""
     return Conditions(
-        batch["label"], batch.get("tokens"), batch.get("fields"), keep_label, keep_vessels
+        batch.get("label"), batch.get("tokens"), batch.get("fields"), keep_label, keep_vessels
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tubesynth.config.packaged import find_config
-from tubesynth.config.schema import DataConfig
+from tubesynth.config.schema import Config, DataConfig, Stage1Config
 from tubesynth.config.strict import build, flatten, read_yaml, to_plain
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, numbered_classes
@@ -130,6 +130,19 @@ def load_scheme(path: str | Path | None) -> LabelScheme:
     scheme = build(LabelScheme, section_of(content, source), source, "labels.")
     check_scheme(scheme, source)
     return scheme
+
+
+def label_remedy(config: Config) -> str | None:
+    """What to do about missing label maps; None: the config trains on images alone."""
+    if not isinstance(config, Stage1Config):
+        return "add them"
+    settings = {
+        "losses.vessel_weight=1": config.losses.vessel_weight != 1,
+        "autoencoder.decoder_condition=none": config.autoencoder.decoder_condition != "none",
+        "train.best_score=loss": config.train.best_score.startswith("vessel_"),
+    }
+    needed = [setting for setting, is_needed in settings.items() if is_needed]
+    return f"add them, or set {', '.join(needed)} to train on images alone" if needed else None
 
 
 def is_label_section(path: str | Path) -> bool:

@@ -116,7 +116,8 @@ class VolumeDataset(torch.utils.data.Dataset):
             sample["tokens"] = pose_tokens(tokens, pose, shape, spacing)
         if tokens is not None and self.image_fields:
             vessels = VesselTokens(**sample["tokens"])
-            fields = condition_fields(vessels, pose_axes(pose.size, pose), posed_spacing, factor=1)
+            size = tuple(pose_axes(pose.size, pose))
+            fields = condition_fields(vessels, size, posed_spacing, factor=1)
             sample["image_fields"] = self._without_flat_axis(fields)
         return sample
 

@@ -56,7 +56,12 @@ def find_splits(root: Path, label_map: Mapping[int, int] | None = None) -> list[
 def _find_splits(root: Path) -> list[Split]:
     require_folder(root, "check data.root or --data")
     if any((root / name).is_dir() for name in SPLITS):
-        return [paired_folders(root / name, name) for name in SPLITS]
+        splits = [paired_folders(root / name, name) for name in SPLITS]
+        for split in splits:
+            folder = root / split.name / "labels"
+            if not split.has_labels and any(other.has_labels for other in splits):
+                split.problems.append((None, f"{folder}: {no_such(folder, 'folder')}; add it"))
+        return splits
     if (root / "images").is_dir():
         return [paired_folders(root, "")]
     return [plain_files(root)]
@@ -74,9 +79,6 @@ def paired_folders(folder: Path, name: str) -> Split:
             split.problems.append((case, f"{images[case]} has no label map in {folder / 'labels'}"))
         for case in labels.keys() - images.keys():
             split.problems.append((case, f"{labels[case]} has no image in {folder / 'images'}"))
-    elif name:
-        problem = no_such(folder / "labels", "folder")
-        split.problems.append((None, f"{folder / 'labels'}: {problem}; training needs labels"))
     split.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
     split.problems.sort(key=lambda problem: (problem[0] or "", problem[1]))
     return split

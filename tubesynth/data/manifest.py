@@ -21,9 +21,9 @@ from tubesynth.runtime.reading import fits, read_json, stored_json
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"
-_FILE = {"path": str, "bytes": int, "time_ns": int, "sha256": str}
-_RECORD = {"part": str, "image": _FILE, "label": _FILE, "made": str, "sources": [_FILE]}
-_RECORD |= {"notes": [str]}
+FILE_FORM = {"path": str, "bytes": int, "time_ns": int, "sha256": str}
+# A record of a labeled case has a file "label" too.
+_RECORD = {"part": str, "image": FILE_FORM, "made": str, "sources": [FILE_FORM], "notes": [str]}
 MAX_SHOWN = 60  # characters of a setting in an error
 
 

@@ -23,7 +23,12 @@ from itertools import groupby
 from pathlib import Path
 
 from tubesynth.build.preprocessing import preprocessing_of
-from tubesynth.config.labels import is_label_section, load_label_map, load_scheme
+from tubesynth.config.labels import (
+    is_label_section,
+    label_remedy,
+    load_label_map,
+    load_scheme,
+)
 from tubesynth.config.loading import load_config
 from tubesynth.data.layout import Split, find_splits
 from tubesynth.data.pool import check_workers, each
@@ -78,7 +83,11 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
             config = load_config(args.config, args.overrides)
             label_map = config.data.label_map
             expected = Expected(
-                preprocessing_of(config), config.labels, label_map, for_training=True
+                preprocessing_of(config),
+                config.labels,
+                label_map,
+                for_training=True,
+                label_remedy=label_remedy(config),
             )
             root = root or Path(config.data.root)
         if root is None:

@@ -42,6 +42,7 @@ class Expected:
     labels: LabelScheme = NINE_CLASSES
     label_map: Mapping[int, int] | None = None  # data.label_map, also that of the cases
     for_training: bool = False  # the config is that of a training run
+    label_remedy: str | None = None  # what to do where there are no label maps; None: not needed
 
     def includes(self, values: Iterable[int]) -> bool:
         """Whether all label values are classes; otherwise the map is of another scheme."""

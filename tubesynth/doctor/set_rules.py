@@ -19,12 +19,18 @@ MAX_VALUES = 40  # of label maps of another scheme: one line each
 
 
 def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
-    """An image without a label map, a label map without an image, two files of one id."""
+    """An image without a label map, or the reverse; two files of one id; no label maps at all."""
     for split in splits:
         for case, problem in split.problems:
             yield error(case, problem)
-        if split.cases and not split.has_labels and not split.name:
-            yield warning(None, "images only: training needs a label map for each image")
+    if not any(split.cases for split in splits) or any(split.has_labels for split in splits):
+        return
+    if expected.label_remedy:
+        yield error(None, f"images only, but this config needs label maps: {expected.label_remedy}")
+    elif expected.for_training:
+        yield info(None, "images only: nothing that needs vessels is scored")
+    else:
+        yield warning(None, "images only: all but stage 1 needs a label map for each image")
 
 
 def folders(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:

@@ -4,7 +4,8 @@
 
 writes OUT/{training,validation}/images/N.img.nii.gz (hard links) and labels/N.label.nii.gz: heart
 structures from TotalSegmentator's heartchambers_highres, with the coronary arteries on top. Without
---heart-dir the label maps hold the coronary arteries alone. OUT/manifest.json holds the SHA-256 of
+--heart-dir the label maps hold the coronary arteries alone; a folder without any label map gives
+images alone, on which stage 1 trains. OUT/manifest.json holds the SHA-256 of
 every source and output; a second run makes only what is missing or has changed.
 
 Models see a field of view of fixed size around the middle of the image's grid. --crop-to-heart
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     workers, scheme = check_workers(args.workers), load_scheme(args.config)
     label_map = load_label_map(args.config, scheme)
     sources = find_sources(args.input_dir, args.heart_dir, scheme)
+    images_only = all(source.label is None for source in sources)
+    if images_only and args.crop_to_heart:
+        raise InputError(f"--crop-to-heart: {args.input_dir} has no label maps: leave it out")
     if len(sources) < 2:
         raise InputError(
             f"{args.input_dir}: holds one case; training and validation each need one, add cases"
@@ -63,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         # Manifests of version 0.1.0 have no such setting: the nine classes were the only scheme.
         "labels": None if scheme == NINE_CLASSES else to_plain(scheme),
         "label_map": label_map and {str(value): label_map[value] for value in label_map},
+        "images_only": images_only or None,  # None as in older manifests
     }
     options = Options(args.output_dir, scheme, label_map, margin_mm, args.link)
     with manifest.exclusive(args.output_dir):
@@ -72,7 +77,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     print(summary(options, [records[source.id] for source in sources], num_prepared))
     classes = set() if label_map is None else {*label_map.values()} - {0, scheme.vessel}
-    if args.heart_dir is None and not classes:
+    if images_only:
+        print(f"{args.input_dir} has no label maps: images alone are prepared")
+    elif args.heart_dir is None and not classes:
         vessels = scheme.describe(scheme.vessel)
         print(f"label maps hold {vessels} alone: the other classes need --heart-dir")
     print(f"sources and outputs: {args.output_dir / manifest.NAME}")

@@ -10,8 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from tubesynth.data import manifest
-from tubesynth.prepare.imagecas import Source, crop, heart_box, label_map, place, with_axes_of
+from tubesynth.prepare.imagecas import (
+    Source,
+    crop,
+    heart_box,
+    label_map,
+    place,
+    read_image,
+    with_axes_of,
+)
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import fits
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.files import file_suffix, source_files, write_volume
 
@@ -29,37 +38,43 @@ class Options:
 
 def make_case(source: Source, split: str, options: Options) -> dict | str:
     """Write a case's files and, last, its record; returns the record, or the error's message."""
+    labels, notes = None, []
     try:
-        image, labels, notes = label_map(source, options.scheme, options.label_map)
+        image = read_image(source)
+        if source.label is not None:
+            labels, notes = label_map(source, image, options.scheme, options.label_map)
     except InputError as error:
         return str(error)
     root, margin_mm = options.root, options.crop_margin_mm
-    box = None if margin_mm is None else heart_box(labels, margin_mm)
-    if margin_mm is not None and box is None:
-        notes.append("no labels to crop to: kept whole")
-    if box is not None:
-        image, labels = crop(image, box), crop(labels, box)
+    box = None
+    if margin_mm is not None and labels is not None:
+        box = heart_box(labels, margin_mm)
+        if box is None:
+            notes.append("no labels to crop to: kept whole")
+        else:
+            image, labels = crop(image, box), crop(labels, box)
     two_files = len(source_files(source.image)) > 1  # header and data: written as one file
     is_written = two_files or margin_mm is not None
-    label_path = root / split / "labels" / f"{source.id}.label.nii.gz"
     image_path = image_target(root, source, split, is_written)
     if is_written:
         write_volume(image_path, with_axes_of(image, source.image), np.int16)
         method = "converted" if margin_mm is None else "cropped"
     else:
         method = place(source.image, image_path, options.link)
-    write_volume(label_path, with_axes_of(labels, source.image), np.uint8)
-    values, counts = np.unique(labels.array, return_counts=True)
     record = {
         "part": split,
         "image": manifest.file_record(image_path, root),
-        "label": manifest.file_record(label_path, root),
         "made": method,
         "box": None if box is None else [[side.start, side.stop] for side in box],
-        "class_voxels": dict(zip(map(str, values.tolist()), counts.tolist(), strict=True)),
         "sources": [manifest.file_record(path) for path in source.files],
         "notes": notes,
     }
+    if labels is not None:
+        label_path = root / split / "labels" / f"{source.id}.label.nii.gz"
+        write_volume(label_path, with_axes_of(labels, source.image), np.uint8)
+        values, counts = np.unique(labels.array, return_counts=True)
+        record["label"] = manifest.file_record(label_path, root)
+        record["class_voxels"] = dict(zip(map(str, values.tolist()), counts.tolist(), strict=True))
     manifest.add(root, source.id, record)
     return record
 
@@ -74,6 +89,9 @@ def is_finished(root: Path, source: Source, split: str, record: dict | None) -> 
     """Whether sources and outputs are unchanged since the record was written."""
     if record is None or record["part"] != split or len(record["sources"]) != len(source.files):
         return False
-    outputs = [(root / record[kind]["path"], record[kind]) for kind in ("image", "label")]
+    kinds = ("image",) if source.label is None else ("image", "label")
+    if not all(fits(record.get(kind), manifest.FILE_FORM) for kind in kinds):
+        return False
+    outputs = [(root / record[kind]["path"], record[kind]) for kind in kinds]
     pairs = [*outputs, *zip(source.files, record["sources"], strict=True)]
     return all(manifest.is_unchanged(path, file_record) for path, file_record in pairs)

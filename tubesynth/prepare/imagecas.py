@@ -64,13 +64,14 @@ class Source:
 
     id: str
     image: Path
-    label: Path
+    label: Path | None  # None: all cases are images alone
     heart: HeartFiles = HeartFiles()
 
     @property
     def files(self) -> list[Path]:
         """All files; header and data file of a volume that has two."""
-        volumes = [self.image, self.label, *self.heart.files]
+        labels = [] if self.label is None else [self.label]
+        volumes = [self.image, *labels, *self.heart.files]
         return [file for volume in volumes for file in source_files(volume)]
 
 
@@ -84,7 +85,10 @@ def heart_structures(scheme: LabelScheme) -> tuple[str, ...]:
 
 
 def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -> list[Source]:
-    """All cases of a folder and its subfolders; InputError lists the ids that lack a file."""
+    """All cases of a folder and its subfolders; InputError lists the ids that lack a file.
+
+    A folder without any label map is one of images alone, unless heart_dir is given.
+    """
     require_folder(input_dir, "check --input-dir")
     problems: list[Problem] = []
     images, labels = scan(Path(input_dir), problems)
@@ -93,8 +97,9 @@ def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -
     if not images and not labels:
         raise InputError(f"{input_dir}: no N.img.nii.gz in it or its subfolders; check --input-dir")
     hearts = find_hearts(heart_dir, set(images), heart_structures(scheme)) if heart_dir else {}
+    images_only = not labels and heart_dir is None
     missing_ids = {
-        "label map": images.keys() - labels.keys(),
+        "label map": set() if images_only else images.keys() - labels.keys(),
         "image": labels.keys() - images.keys(),
         f"heart structures in {heart_dir}": images.keys() - hearts.keys() if heart_dir else set(),
     }
@@ -102,7 +107,7 @@ def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -
     if missing:
         raise InputError(f"{input_dir}: {'; '.join(missing)}; add these files or remove the cases")
     return [
-        Source(case, path, labels[case], hearts.get(case, HeartFiles()))
+        Source(case, path, labels.get(case), hearts.get(case, HeartFiles()))
         for case, path in images.items()
     ]
 
@@ -154,17 +159,24 @@ def _in_folder(folder: Path, structures: tuple[str, ...]) -> HeartFiles:
     return HeartFiles(volumes[0]) if volumes else HeartFiles()
 
 
+def read_image(source: Source) -> Volume:
+    """The CT of a case; InputError if it is no volume in HU."""
+    image = read_volume(source.image)
+    check_dimensions(image, 3, source.image)
+    check_hu(image, source.image, window=None)
+    return image
+
+
 def label_map(
-    source: Source, scheme: LabelScheme, class_of_value: Mapping[int, int] | None
-) -> tuple[Volume, Volume, list[str]]:
-    """(image, uint8 label map of the scheme on its grid, notes on labels that were resampled).
+    source: Source, image: Volume, scheme: LabelScheme, class_of_value: Mapping[int, int] | None
+) -> tuple[Volume, list[str]]:
+    """(uint8 label map of the scheme on the image's grid, notes on labels that were resampled).
 
     class_of_value: of the source's label map, which lies on top of the heart's structures; None:
     it holds 0 and 1, the coronary arteries.
     """
-    image, values = read_volume(source.image), read_label_values(source.label)
-    check_dimensions(image, 3, source.image)
-    check_hu(image, source.image, window=None)
+    assert source.label is not None
+    values = read_label_values(source.label)
     check_same_grid(image, values, source.image, source.label)
     if class_of_value is None and (highest := int(values.array.max())) > 1:
         raise InputError(
@@ -188,7 +200,7 @@ def label_map(
         mask = _on_grid(read_labels(path), path, image, source.image, notes)
         classes[mask.array > 0] = scheme.class_of(structure)
     np.copyto(classes, labels.array, where=labels.array > 0)
-    return image, Volume(classes, image.affine), notes
+    return Volume(classes, image.affine), notes
 
 
 def _on_grid(

@@ -238,8 +238,10 @@ class AutoencoderStage:
         return sums, rows, usage, cases
 
     def vessel_rows(self, batch: dict, reconstruction: Tensor) -> list[dict]:
-        """One row for a validation case with vessels, no row for a case without."""
+        """One row for a validation case with vessels, no row for a case without or unlabeled."""
         flat = (...,) if self.config.dim == 3 else (..., None)
+        if "label" not in batch:
+            return []
         case = batch["case"][0]
         if case not in self.surroundings:
             vessels = self.vessels(batch)[0].cpu().numpy()[flat]

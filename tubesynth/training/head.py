@@ -26,7 +26,7 @@ def log_head(config: Config, volumes: Volumes, device: torch.device) -> None:
     cases, batch = len(volumes.training), samples_per_step(config)
     epochs = config.train.epochs
     cached = config.data.dataset_type == "persistent" or config.stage in (2, 3)
-    for line in (
+    lines = [
         f"tubesynth {tubesynth.__version__}{f' ({commit})' if commit else ''},"
         f" torch {torch.__version__}, stage {config.stage}, seed {config.seed}",
         f"device: {device.type}, {device_name(device)}; processes: {processes};"
@@ -35,7 +35,10 @@ def log_head(config: Config, volumes: Volumes, device: torch.device) -> None:
         f" ({config.data.root}); cache: {config.data.cache_dir if cached else 'none'}",
         f"length: {epochs} epochs, {math.ceil(epochs * cases / batch)} steps,"
         f" {cases / batch:.4g} steps an epoch; samples a step: {batch}",
-    ):
+    ]
+    if not volumes.has_labels:
+        lines.append("labels: none, images alone: nothing that needs vessels is scored")
+    for line in lines:
         logger.info(line)
 
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.conditioning.model_grid import hu_to_unit_image
+from tubesynth.config.labels import label_remedy
 from tubesynth.config.schema import Config, DataConfig, Stage1Config
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
+from tubesynth.data.layout import SPLITS
 from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
@@ -31,30 +33,42 @@ from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.intensity import unit_to_hu
 
 
-def split_cases(data: DataConfig, split: str) -> list[Case]:
-    """The paired cases of ROOT/training or ROOT/validation."""
-    root = Path(data.root)
+def find_splits(config: Config) -> tuple[list[Case], list[Case]]:
+    """The cases of ROOT/training and ROOT/validation, with their label maps.
+
+    Without any folder of label maps the images alone, if the config needs no label maps.
+    """
+    root = Path(config.data.root)
     if not root.is_dir():
         problem = no_such(root, "folder")
         raise InputError(f"data.root: {root}: {problem}: set data.root to the prepared folder")
-    return pair_cases(root / split / "images", root / split / "labels", data.label_map)
+    images, labels = ([root / split / kind for split in SPLITS] for kind in ("images", "labels"))
+    if not any(folder.is_dir() for folder in labels):
+        if remedy := label_remedy(config):
+            problem = no_such(labels[0], "folder")
+            raise InputError(f"{labels[0]}: {problem}: this config needs label maps: {remedy}")
+        labels = [None] * len(SPLITS)
+    training, validation = (
+        pair_cases(*folders, config.data.label_map) for folders in zip(images, labels, strict=True)
+    )
+    return training, validation
 
 
 def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
-    """A batch of a loader on the device: image float32 (B, 1, X, ...) in [0, 1], label uint8
-    (B, X, ...), case ids; for cases with vessel tokens image_fields (B, 2, X, ...), and for
-    training samples sample indices. The spacing (B, 3) in mm stays on the CPU, which uses it.
+    """A batch of a loader on the device: image float32 (B, 1, X, ...) in [0, 1] and case ids; for
+    labeled cases label uint8 (B, X, ...); for cases with vessel tokens image_fields
+    (B, 2, X, ...); for training samples sample indices. The spacing (B, 3) in mm stays on the CPU.
     """
     hu = batch["image"].to(device, non_blocking=True)  # int16 over the bus
     intensity = batch["intensity"].to(device, non_blocking=True)
     on_device = {
         "case": batch["case"],
         "image": hu_to_unit_image(hu, data.hu_window, intensity),
-        "label": batch["label"].to(device, non_blocking=True),
         "spacing": batch["spacing"],
     }
-    if "image_fields" in batch:
-        on_device["image_fields"] = batch["image_fields"].to(device, non_blocking=True)
+    for name in ("label", "image_fields"):
+        if name in batch:
+            on_device[name] = batch[name].to(device, non_blocking=True)
     if "sample_index" in batch:
         on_device["sample_index"] = batch["sample_index"].tolist()
     return on_device
@@ -79,10 +93,12 @@ class Volumes:
     @classmethod
     def find(cls, config: Config) -> "Volumes":
         """Pair the files of data.root; InputError where an image or a label map has no partner."""
-        training, validation = (
-            split_cases(config.data, split) for split in ("training", "validation")
-        )
-        return cls(config, training, validation)
+        return cls(config, *find_splits(config))
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the cases have label maps: all or none of them have."""
+        return all(case.label is not None for case in self.training + self.validation)
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
         """Resample every case that the disk cache lacks; all ranks share the work, then wait.
@@ -162,10 +178,10 @@ class Volumes:
             for name, unit in units.items()
         }
         images["real"] = without_padding(images["real"])
-        label = batch["label"][0].cpu().numpy()
+        label = batch["label"][0].cpu().numpy() if "label" in batch else None
         if self.dim == 2:
             images = {name: image[..., None] for name, image in images.items()}
-            label = label[..., None]
+            label = None if label is None else label[..., None]
         return render_panel(
             images,
             tuple(batch["spacing"][0].tolist()),
