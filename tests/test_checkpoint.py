@@ -29,7 +29,7 @@ def test_a_checkpoint_of_0_1_0_is_written_again_under_the_present_names(tmp_path
     assert (old["format"], new["format"]) == (5, FORMATS[2])
     assert new["position"]["sample_index"] == old["position"]["draw"] == 8
     phase, old_phase = new["phases"]["unet"], old["phases"]["unet"]
-    assert phase.keys() == {"module", "optimizer", "scaler", "ema"}
+    assert phase.keys() == {"module", "optimizer", "scaler", "ema", "swa"}
     pairs = [
         (phase["module"], old_phase["module"]),
         (phase["ema"][10.0], old_phase["ema"][10.0]),

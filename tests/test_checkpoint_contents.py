@@ -51,6 +51,7 @@ def refused(path: Path, capsys) -> str:
 MODULE = ("phases", "unet", "module")
 FIRST = (*MODULE, "conv_in.weight")
 EMA = ("phases", "unet", "ema")
+SWA = ("phases", "unet", "swa")
 ADAM = ("phases", "unet", "optimizer")
 GROUP = (*ADAM, "param_groups", 0)
 MOMENT = (*ADAM, "state", 0, "exp_avg")
@@ -113,6 +114,7 @@ WRONG: list[tuple] = [
     (2, ("best", "step"), None, "'best.step' is missing beside the value"),
     (2, ("best", "value"), "low", "'best.value' is str, not float"),
     (2, ("best", "step"), 99, "'best.step' is 99, not 0 to 8"),
+    (2, ("best", "without_improvement"), -1, "'best.without_improvement' is -1"),
     # Phases and weights
     (2, ("phases",), [], "'phases' is list, not dict"),
     (2, ("phases", "unet"), [], "'phases.unet' is list, not dict"),
@@ -152,6 +154,13 @@ WRONG: list[tuple] = [
         (*EMA, 10.0, "conv_in.weight"),
         lambda w: w * math.nan,
         "phases/unet/ema/10.0/conv_in.weight",
+    ),
+    (2, SWA, {"epochs": 0, "module": {}}, "'phases.unet.swa.epochs' is 0, below 1"),
+    (
+        2,
+        SWA,
+        {"epochs": 1, "module": {}},
+        "'phases.unet.swa.module.embed_time.0.weight' is missing",
     ),
     # Optimizer and gradient scaler
     (2, ADAM, ABSENT, "'phases.unet.optimizer' is missing"),

@@ -130,6 +130,10 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 1\ntrain: {learning_rate: -1.0}\n", "train.learning_rate"),
         ("stage: 1\ntrain: {warmup_steps: -3}\n", "train.warmup_steps"),
         ("stage: 1\ntrain: {keep: -1}\n", "train.keep"),
+        ("stage: 1\ntrain: {patience: 0}\n", "train.patience"),
+        ("stage: 2\ntrain: {swa: {from_epoch: 3}}\n", "train.swa.learning_rate"),
+        ("stage: 1\ntrain: {swa: {from_epoch: 3, learning_rate: 1}}\n", "train.swa: averages"),
+        ("stage: 2\ntrain: {swa: {from_epoch: 101, learning_rate: 1}}\n", "train.swa.from_epoch"),
         ("stage: 1\ntrain: {gradient_clip: -1.0}\n", "train.gradient_clip"),
         ("stage: 1\ntrain: {ema_half_life: 100}\n", "keeps no averaged weights"),
         (

@@ -14,7 +14,7 @@ from torch import nn
 from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Best, Position
 from tubesynth.config.loading import load_config
-from tubesynth.config.schema import TrainConfig
+from tubesynth.config.schema import SwaConfig, TrainConfig
 from tubesynth.metrics.training_log import loss_curve
 from tubesynth.runtime import log
 from tubesynth.runtime.compiler import require_compiler
@@ -23,8 +23,9 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import generator
 from tubesynth.train import make_stage
+from tubesynth.training.bad_steps import suspects
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Run, StepResult, fit, suspects, training_step
+from tubesynth.training.loop import Run, StepResult, fit, training_step
 from tubesynth.training.means import Interval, StepMeans
 from tubesynth.training.phase import Phase
 
@@ -95,6 +96,31 @@ def weights(phase: Phase) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in phase.module.parameters()])
 
 
+def test_swa_is_the_mean_over_the_ends_of_epochs_at_its_own_learning_rate(tmp_path):
+    """From epoch 3 of 6 on: the mean after epochs 3 to 6, at a rate that is annealed to 2."""
+    train = replace(PLAIN, learning_rate=1.0, swa=SwaConfig(3, 2.0, annealing_epochs=2))
+    phase = linear_phase(train=train)
+    trained, rates = [], []
+
+    class Recorded(Toy):
+        def validate(self):
+            trained.append(weights(phase))
+            rates.append(phase.optimizer.param_groups[0]["lr"])
+            return {"loss": 0.0}
+
+    initial = weights(phase)
+    run(Recorded(phase, scores=()), tmp_path, train=train)
+    assert torch.equal(trained[0], initial) and rates[1:] == [1.0, 1.0, 1.0, 1.5, 2.0, 2.0]
+    state = phase.state()
+    mean = torch.cat([w.flatten() for w in state.weights().values()])
+    torch.testing.assert_close(mean, torch.stack(trained[3:]).mean(0))
+    assert state.swa.epochs == 4 and phase.sampled is phase.swa.module
+    fresh = linear_phase(train=train)
+    assert fresh.state().swa is None and fresh.sampled is fresh.module
+    fresh.load(state, with_optimizer=True)
+    assert torch.equal(fresh.sampled.weight, phase.sampled.weight) and fresh.state().swa.epochs == 4
+
+
 @pytest.mark.parametrize(
     ("name", "mode", "steps"), [("loss", "min", [0, 1, 4]), ("psnr", "max", [0, 2, 3])]
 )
@@ -105,7 +131,26 @@ def test_the_best_checkpoint_is_written_when_its_score_improves(name, mode, step
     best = Best(name, mode)
     saved = run(Toy(linear_phase(), scores=scores), tmp_path, best)
     assert [step for kind, step in saved if kind == "best"] == steps
-    assert best == Best(name, mode, {"loss": 1.0, "psnr": 22.0}[name], steps[-1])
+    value = {"loss": 1.0, "psnr": 22.0}[name]
+    assert best == Best(name, mode, value, steps[-1], without_improvement=6 - steps[-1])
+
+
+def test_a_run_ends_when_its_patience_is_used_up_also_across_a_resume(tmp_path):
+    """The best of steps 0 to 3 is at step 1; the count of a stopped run goes on at step 4."""
+    scores = iter(
+        [{"loss": value} for value in (3.0, 2.0, 2.0, math.nan, 2.5, 1.0, 5.0, 4.0, 3.0, 2.0)]
+    )
+    best, position, phase = Best("loss", "min"), Position(), linear_phase()
+
+    def steps(patience):
+        train = replace(PLAIN, patience=patience, epochs=20)
+        run(Toy(phase, scores=scores), tmp_path, best, position, train)
+        return position.step, best.without_improvement
+
+    assert steps(2) == (3, 2)
+    assert steps(2) == (3, 2)  # nothing is left to do
+    assert steps(3) == (4, 3)
+    assert steps(4) == (9, 4)  # the best was that of step 5
 
 
 def test_a_resumed_run_keeps_its_best_score(tmp_path):
@@ -263,7 +308,7 @@ def test_several_averages_are_stored_by_their_half_lives():
         torch.testing.assert_close(state.ema[steps], each.state().ema[steps], atol=0, rtol=0)
         assert state.weights(steps) is state.ema[steps]
     assert not torch.equal(state.ema[2.0]["weight"], state.ema[50.0]["weight"])
-    assert state.weights() is state.ema[2.0] and phase.ema.half_life == 2.0
+    assert state.weights() is state.ema[2.0] and phase.sampled is phase.averages[0].module
     with pytest.raises(InputError, match="half-life of 7 steps.*2, 50"):
         state.weights(7.0)
     bare = linear_phase().state()

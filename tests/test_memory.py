@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tubesynth.runtime.memory import free_bytes, left_by_control_groups
+from tubesynth.runtime.memory import free_bytes, gpu_mb, left_by_control_groups
 
 GIB = 2**30
 
@@ -51,3 +51,9 @@ def test_a_group_that_is_not_mounted_is_replaced_by_its_mounted_parent(tmp_path)
 def test_without_control_groups_there_is_no_limit(tmp_path):
     assert left_by_control_groups(tmp_path / "none", tmp_path / "fs") == []
     assert free_bytes(torch.device("cpu")) > 0
+
+
+def test_the_memory_in_use_is_that_of_all_programs_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GIB, 8 * GIB))
+    assert gpu_mb(torch.device("cuda")) == {"gpu_used_mb": 5 * 1024, "gpu_total_mb": 8 * 1024}
+    assert gpu_mb(torch.device("cpu")) == {}

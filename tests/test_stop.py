@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tubesynth import evaluate, synthesize, train
+from tubesynth import cache, evaluate, synthesize, train
 from tubesynth.runtime import stop_signal
 from tubesynth.runtime.errors import EXIT_STOPPED, STOP_FILE, Stopped
 from tubesynth.runtime.stop_signal import interruptible
@@ -85,15 +85,14 @@ def test_a_training_stopped_in_validation_or_panels_resumes_to_the_uninterrupted
 def test_an_interrupted_encoding_keeps_its_latents(
     stage_1, workplace, tmp_path, monkeypatch, capsys
 ):
-    cache = f"data.cache_dir={tmp_path / 'cache'}"
-    command = ["--config", workplace / "s2.yml", "--run-dir", tmp_path / "run", "--preprocess"]
+    command = ["--config", workplace / "s2.yml", f"data.cache_dir={tmp_path / 'cache'}"]
     signal_at_call(monkeypatch, LatentEncoder, "_encode_case", 3)
     with pytest.raises(Stopped, match="SIGTERM: the encoded cases stay in .*resumes"):
-        run(train, *command, cache)
+        run(train, *command, "--run-dir", tmp_path / "run")
     monkeypatch.undo()
     assert len(list((tmp_path / "cache" / "latents").iterdir())) == 2
     encoded = signal_at_call(monkeypatch, LatentEncoder, "_encode_case", -1)
-    run(train, *command, cache)
+    run(cache, "build", *command)
     assert len(encoded) == 4  # of six cases
     assert "train.log" not in capsys.readouterr().err  # no run has begun that writes it
 

@@ -107,6 +107,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         (1, 1, ["train.precision=16-mixed", "train.accumulate=2", "train.epochs=4"]),
         (2, 1, ["train.precision=bf16-mixed", "unet.dropout=0.2", "data.num_workers=2"]),
         (2, 2, ["train.ema_half_life=[4, 8]", "unet.dropout=0.2"]),
+        (2, 1, ["train.swa={from_epoch: 1, learning_rate: 1e-2}", "train.patience=9"]),
     ],
 )
 def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(
@@ -451,6 +452,21 @@ def test_compiling_without_a_compiler_is_refused_in_one_line(workplace, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_preprocess_trains_a_profile_shows_each_part_and_keep_null_keeps_all(workplace, tmp_path):
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path / "run")]
+    main([*command, "--preprocess", "--profiler", "simple", "train.epochs=3", "train.keep=null"])
+    assert len(list((tmp_path / "run" / "checkpoints").glob("epoch_*.ckpt"))) == 3
+    table = (tmp_path / "run" / "profile.txt").read_text()
+    assert all(line in (tmp_path / "run" / "train.log").read_text() for line in table.splitlines())
+    rows = {row[0]: row[1:] for row in map(str.split, table.splitlines()[1:])}
+    shares = {name: float(row[0].rstrip("%")) for name, row in rows.items()}
+    assert abs(sum(shares.values()) - 200) < 1  # with the total
+    # Two phases in each of 12 steps; best.ckpt, last.ckpt and epoch_*.ckpt; a validation more.
+    assert [rows[name][2] for name in ("data", "forward", "backward")] == ["12", "24", "24"]
+    assert rows["validation"][2] == "4" and int(rows["checkpoints"][2]) >= 7
+    assert shares["backward"] > shares["data"]
+
+
 def test_the_log_of_a_run_has_a_head_dated_lines_and_an_end(stage_1):
     """There is no terminal; a resumed run appends to the file."""
     run_dir = stage_1.parent.parent
@@ -479,7 +495,8 @@ def test_a_cpu_in_place_of_a_gpu_is_a_warning_that_device_cpu_silences(
     workplace, stage_1, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--preprocess"]
+    monkeypatch.setattr("tubesynth.train.run_stage", lambda *arguments: None)
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path)]
 
     def warnings(*options) -> list[str]:
         main([*command, *options])

@@ -17,7 +17,6 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -81,7 +80,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--latent-mode", help="flow or diffusion")
     parser.add_argument("--gradient-clip", type=float, nargs="?", const=1.0, help="default 1.0")
     parser.add_argument(
-        "--preprocess", action="store_true", help="only build the disk cache, then stop"
+        "--preprocess",
+        action="store_true",
+        help="build the disk cache before the first step, which every run does;"
+        " tubesynth cache build stops after it",
+    )
+    parser.add_argument(
+        "--profiler",
+        choices=["simple"],
+        help="write where the time of a step goes to profile.txt and to the log",
     )
     parser.add_argument("--run-dir", type=Path, help="default: runs/<name of the config>")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write no file")
@@ -168,8 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     with listening():
         device = dist.start(args.device)
         try:
-            # Preparing the cache writes nothing to the run's folder.
-            with nullcontext(None) if args.preprocess else locked(run_dir) as lock:
+            with locked(run_dir) as lock:
                 checkpoint = checkpoint_to_resume(args.resume, run_dir, config, models)
                 train(config, volumes, models, run_dir, lock, checkpoint, device, args)
         finally:
@@ -193,7 +199,7 @@ def train(
     volumes: Volumes,
     models: BaseModels,
     run_dir: Path,
-    lock: RunLock | None,
+    lock: RunLock,
     checkpoint: Checkpoint | None,
     device: torch.device,
     args: argparse.Namespace,
@@ -207,11 +213,9 @@ def train(
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, models, position, checkpoint, device)
     dist.stop_if_signalled(f"no step was made; {RESUMES}")
-    if args.preprocess:
-        if config.data.dataset_type == "persistent" or config.stage > 1:
-            logger.info(f"the cache is built: {config.data.cache_dir}")
-        else:
-            logger.info("data.dataset_type stores nothing on the disk: there is no cache to build")
-        return
-    assert lock
-    run_stage(config, stage, volumes, position, lock, checkpoint, args.logger, device)
+    if args.preprocess and config.data.dataset_type != "persistent" and config.stage == 1:
+        logger.warning(
+            f"--preprocess: data.dataset_type {config.data.dataset_type} stores nothing on the disk"
+        )
+    profile = args.profiler is not None
+    run_stage(config, stage, volumes, position, lock, checkpoint, args.logger, device, profile)

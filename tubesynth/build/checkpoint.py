@@ -64,13 +64,14 @@ class Position:
 class Best:
     """The best value of one validation score so far, and its step; NaN and None before the first.
 
-    mode: "min" or "max", the better direction.
+    mode: "min" or "max", the better direction. without_improvement: validations since that step.
     """
 
     name: str
     mode: str
     value: float = math.nan
     step: int | None = None
+    without_improvement: int = 0  # 0 in files of version 0.2.0
 
     def improved(self, scores: dict[str, float], step: int) -> bool:
         """Whether this step has a better score, which is then stored; NaN is never better."""
@@ -82,9 +83,14 @@ class Best:
         value = scores[self.name]
         better = value < self.value if self.mode == "min" else value > self.value
         if not (better or math.isnan(self.value)):
+            self.without_improvement += 1
             return False
-        self.value, self.step = value, step
+        self.value, self.step, self.without_improvement = value, step, 0
         return True
+
+    def ends_run(self, patience: int | None) -> bool:
+        """Whether this number of validations in a row had no better score; None: never."""
+        return patience is not None and self.without_improvement >= patience
 
 
 @dataclass
@@ -102,6 +108,14 @@ class IntervalState:
 
 
 @dataclass
+class SwaState:
+    """The mean of a module's weights at the ends of this number of epochs."""
+
+    epochs: int
+    module: StateDict
+
+
+@dataclass
 class PhaseState:
     """One trained module: its weights, optimizer, gradient scaler and averaged weights."""
 
@@ -109,13 +123,14 @@ class PhaseState:
     optimizer: dict[str, Any] | None  # None: the weights alone
     scaler: dict[str, Any]  # gradient scaler of 16-mixed; empty otherwise
     ema: dict[float, StateDict]  # averaged weights by half-life in optimizer steps
+    swa: SwaState | None = None  # of train.swa; None before its first epoch
 
     def weights(self, half_life: float | None = None) -> StateDict:
-        """The averaged weights of this half-life, by default of the first; without averages, the
-        weights themselves.
+        """The averaged weights of this half-life; by default those of train.swa, the first of
+        train.ema_half_life or, without averages, the weights themselves.
         """
         if half_life is None:
-            return next(iter(self.ema.values()), self.module)
+            return self.swa.module if self.swa else next(iter(self.ema.values()), self.module)
         if half_life not in self.ema:
             stored = ", ".join(f"{steps:g}" for steps in self.ema) or "none"
             raise InputError(

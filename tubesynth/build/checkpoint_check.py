@@ -99,6 +99,8 @@ def _check_progress(checkpoint: "Checkpoint") -> None:
     require(best.mode == modes[best.name], path, "best.mode", expected)
     within = best.step is None or 0 <= best.step <= position.step
     require(within, path, "best.step", f"is {best.step}, not 0 to {position.step}")
+    count = best.without_improvement
+    require(0 <= count <= MOST_STEPS, path, "best.without_improvement", f"is {short(count)}")
     has_value = best.step is not None or math.isnan(best.value)
     require(has_value, path, "best.step", f"is missing beside the value {best.value}")
 
@@ -130,6 +132,9 @@ class _Check:
         for half_life, weights in phase.ema.items():
             self(half_life > 0, f"ema.{half_life}", "is a half-life of no more than 0 steps")
             self.weights(weights, module, f"ema.{half_life:g}")
+        if phase.swa is not None:
+            self(phase.swa.epochs >= 1, "swa.epochs", f"is {phase.swa.epochs}, below 1")
+            self.weights(phase.swa.module, module, "swa.module")
         has_both = (phase.optimizer is None) == (position is None)
         self(has_both, "optimizer", "and 'position' need each other")
         if phase.optimizer is not None and position is not None:

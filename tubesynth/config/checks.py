@@ -165,7 +165,13 @@ def check_train(config: Config, require: Require) -> None:
         require(getattr(train, key) >= 1, f"train.{key}: must be at least 1")
     require(train.learning_rate > 0, f"train.learning_rate: {train.learning_rate}, not above 0")
     for key in ("warmup_steps", "keep", "max_bad_steps"):
-        require(getattr(train, key) >= 0, f"train.{key}: {getattr(train, key)}, below 0")
+        value = getattr(train, key)
+        require(value is None or value >= 0, f"train.{key}: {value}, below 0")
+    require(
+        train.patience is None or train.patience >= 1,
+        f"train.patience: {train.patience}, below 1: a number of validations, or null to train all"
+        " epochs",
+    )
     require(
         train.gradient_clip is None or train.gradient_clip >= 0,
         f"train.gradient_clip: {train.gradient_clip}, below 0: give a norm, or 0 for no clipping",
@@ -180,6 +186,19 @@ def check_train(config: Config, require: Require) -> None:
         all(steps > 0 for steps in averages) and len(set(averages)) == len(averages),
         f"train.ema_half_life: expected numbers of steps above 0, no two alike, got {averages}",
     )
+    if swa := train.swa:
+        require(
+            isinstance(config, Stage2Config),
+            f"train.swa: averages the weights of stages 2 and 3, and this is stage {config.stage}:"
+            " leave it out",
+        )
+        require(
+            1 <= swa.from_epoch <= train.epochs,
+            f"train.swa.from_epoch: {swa.from_epoch}, not 1 to train.epochs, {train.epochs}",
+        )
+        rate, epochs = swa.learning_rate, swa.annealing_epochs
+        require(rate > 0, f"train.swa.learning_rate: {rate}, not above 0")
+        require(epochs >= 0, f"train.swa.annealing_epochs: {epochs}, below 0")
     for item in train.restart:
         require(
             item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"

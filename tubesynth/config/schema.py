@@ -52,6 +52,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class SwaConfig:
+    """Stochastic weight averaging (Izmailov 2018, arXiv 1803.05407): the mean of the weights at the
+    ends of the epochs from from_epoch on, which is scored and sampled from.
+    """
+
+    from_epoch: int
+    learning_rate: float  # reached from train.schedule by half a cosine, then constant
+    annealing_epochs: int = 10  # length of the half cosine, which starts with from_epoch
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     epochs: int = 100
     learning_rate: float = 1e-4
@@ -66,13 +77,17 @@ class TrainConfig:
     # Half-lives of averaged weights in optimizer steps; null: no averaged weights. The first of a
     # list is scored and sampled from.
     ema_half_life: float | list[float] | None = None
+    swa: SwaConfig | None = None  # of stages 2 and 3
     log_every: int = 10  # steps
     validate_every: int = 1  # epochs
     panel_every: int = 5  # epochs
     panel_cases: int = 1  # number of validation cases with panels, each with a fixed noise
     save_every: int = 5  # epochs; last.ckpt is also written at every validation
     best_score: str = "loss"  # the validation score that chooses best.ckpt: see BEST_SCORES
-    keep: int = 2  # newest periodic checkpoints (epoch_*.ckpt) that stay, besides last and best
+    # Validations in a row without a better best_score after which the run ends; null: never.
+    patience: int | None = None
+    # Newest periodic checkpoints (epoch_*.ckpt) that stay, besides last and best; null: all.
+    keep: int | None = 2
     max_bad_steps: int = 20  # the run stops after this number of non-finite steps in a row
     # Items of RESTARTS that restart on --resume with another config.
     restart: list[str] = field(default_factory=list)

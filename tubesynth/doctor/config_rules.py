@@ -94,10 +94,13 @@ def checkpoints(plan: Plan) -> Results:
     folder = _existing(Path("runs"))
     free = shutil.disk_usage(folder).free
     size, train = plan.estimate.checkpoint, plan.config.train
-    files = train.keep + 2  # the periodic ones, last.ckpt and best.ckpt
+    periodic = train.epochs // train.save_every if train.keep is None else train.keep
+    files = periodic + 2  # and last.ckpt and best.ckpt
     text = f"{files} checkpoints of about {_size(size)} in runs/; {_size(free)} free"
     if size * (files + 1) > free:  # one more while it is written
-        yield warning(None, f"{text}; free some, lower train.keep, or give --run-dir elsewhere")
+        yield warning(
+            None, f"{text}; free some, set a lower train.keep, or give --run-dir elsewhere"
+        )
     else:
         yield info(None, text)
 

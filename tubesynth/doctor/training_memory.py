@@ -66,11 +66,11 @@ def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Es
     activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
     if config.train.precision != "32":
         activations *= AUTOCAST_SHARE
-    ema = 4 * len(half_lives(config.train.ema_half_life))
+    averages = len(half_lives(config.train.ema_half_life)) + (config.train.swa is not None)
     losses = LOSS_VOLUMES * volume if isinstance(config, Stage1Config) else 0
-    weights = (16 + ema) * trainable + 4 * frozen
+    weights = (16 + 4 * averages) * trainable + 4 * frozen
     total = PROGRAM + OVERHEAD * (activations + losses + weights)
-    return Estimate(int(total), (12 + ema) * trainable + 4 * frozen, trainable + frozen)
+    return Estimate(int(total), (12 + 4 * averages) * trainable + 4 * frozen, trainable + frozen)
 
 
 class _FusedAttention(TorchFunctionMode):

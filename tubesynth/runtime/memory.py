@@ -88,6 +88,16 @@ def _from_meminfo() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def gpu_mb(device: torch.device) -> dict[str, float]:
+    """The memory of the GPU that all programs use, and all of it; {} on a CPU."""
+    if device.type != "cuda":
+        return {}
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return {"gpu_used_mb": (total - free) / 2**20, "gpu_total_mb": total / 2**20}
+
+
 def peak_mb(device: torch.device) -> float:
     """The peak since the process started: allocated GPU memory, or resident memory on a CPU."""
     if device.type == "cuda":

@@ -28,5 +28,8 @@ class ControlStage(LatentStage):
         network.base.load_state_dict(base.weights())
         network.controlnet.copy_from(network.base)
         super().__init__(config, volumes, latents, network)
-        for ema in self.phases[0].averages:
-            ema.module.base = network.base
+        averages = [ema.module for ema in self.phases[0].averages]
+        if swa := self.phases[0].swa:
+            averages.append(swa.module)
+        for average in averages:
+            average.base = network.base

@@ -55,9 +55,8 @@ class LatentStage:
 
     @property
     def sampled_network(self) -> UNet | ControlledUNet:
-        """The network to sample from: the first EMA copy, or the trained one without EMA."""
-        ema = self.phases[0].ema
-        return cast(UNet | ControlledUNet, ema.module) if ema else self.unet
+        """The network to sample from: averaged weights, where there are any."""
+        return cast(UNet | ControlledUNet, self.phases[0].sampled)
 
     def loss(self, forward: nn.Module, batch: dict) -> dict[str, Tensor]:
         """The mean loss of the objective over a batch, under the name of its regression target."""

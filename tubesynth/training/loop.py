@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tubesynth.build.checkpoint import Best, Position
-from tubesynth.config.schema import TrainConfig
+from tubesynth.config.schema import SwaConfig, TrainConfig
 from tubesynth.runtime import dist
-from tubesynth.runtime.errors import InputError, Stopped
+from tubesynth.runtime.errors import Stopped
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
+from tubesynth.runtime.profiler import INACTIVE, Profiler
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import derive
 from tubesynth.runtime.stop_signal import RESUMES
+from tubesynth.training.bad_steps import BadStepGuard, suspects
 from tubesynth.training.means import Interval
 from tubesynth.training.phase import Phase
 from tubesynth.training.reporter import Reporter
@@ -36,9 +38,6 @@ from tubesynth.training.reporter import Reporter
 # largest scale: the loss itself is no longer enlarged.
 SMALLEST_PROBING_SCALE = 1.0
 VALIDATION, PANELS = "validation", "panels"  # work that may be due after a step
-
-# The inputs of a batch that may hold a value that is not finite.
-INPUTS = ("image", "image_fields", "latent", "fields")
 
 
 class Stage(Protocol):
@@ -84,6 +83,7 @@ class Run:
     log: RunLog
     save: Callable[[str], None]  # writes checkpoints/NAME.ckpt
     interval: Interval  # what save writes besides the state of the stage
+    profiler: Profiler = INACTIVE
 
     @property
     def epoch(self) -> int:
@@ -92,10 +92,11 @@ class Run:
 
 
 def fit(run: Run) -> dict[str, float]:
-    """Train to the end of train.epochs; returns the last validation scores, on every rank.
+    """Train to the end of train.epochs, or until validations have not improved for train.patience.
 
-    A run without a best score yet, because it is new or train.best_score has changed, is validated
-    before its first step. Raises Stopped, after saving, when a rank has received a signal.
+    Returns the last validation scores, on every rank. A run without a best score yet, because it is
+    new or train.best_score has changed, is validated before its first step. Raises Stopped, after
+    saving, when a rank has received a signal.
     """
     try:
         return train_to_end(run)
@@ -130,7 +131,7 @@ def train_to_end(run: Run) -> dict[str, float]:
         total_steps,
     )
 
-    while position.step < total_steps:
+    while position.step < total_steps and not run.best.ends_run(train.patience):
         # The random numbers of a step depend on (seed, rank, step) alone.
         step, epoch = position.step, run.epoch
         torch.manual_seed(derive(run.seed, "step", dist.rank(), step))
@@ -138,13 +139,14 @@ def train_to_end(run: Run) -> dict[str, float]:
 
         # One batch for each accumulated backward pass.
         started = time.perf_counter()
-        micro_batches = [next(batches) for _ in range(train.accumulate)]
+        with run.profiler("data"):
+            micro_batches = [next(batches) for _ in range(train.accumulate)]
         seconds_waited = time.perf_counter() - started
 
-        # Gradients, optimizer and EMA of each phase.
+        # Gradients, optimizer and averages of each phase.
         skipped = False
         for phase in stage.phases:
-            result = training_step(phase, micro_batches, step, train)
+            result = training_step(phase, micro_batches, step, train, run.profiler)
             if result.updated:
                 run.interval.means.add(result.values)
             else:
@@ -160,6 +162,13 @@ def train_to_end(run: Run) -> dict[str, float]:
         position.sample_index += run.global_batch
         is_last = position.step == total_steps
         completed_epochs = range(epoch + 1, run.epoch + 1)  # those that end with this step
+
+        # Stochastic weight averaging.
+        if train.swa and completed_epochs and run.epoch >= train.swa.from_epoch:
+            for phase in stage.phases:
+                assert phase.swa
+                with run.profiler("averages"):
+                    phase.swa.update_parameters(phase.module)
         reporter.end_step(time.perf_counter() - started, seconds_waited, skipped)
 
         # Report. Means and statistics are collective: every rank takes part.
@@ -181,6 +190,11 @@ def train_to_end(run: Run) -> dict[str, float]:
         scores = end_step(run, " ".join(due), total_steps) or scores
         dist.stop_if_signalled("between two steps")
     reporter.close()
+    if position.step < total_steps:
+        logger.info(
+            f"the run ends early, at step {position.step}/{total_steps}: train.patience, which is"
+            f" {train.patience} validations without a better {run.best.name}, is used up"
+        )
     return scores
 
 
@@ -199,8 +213,9 @@ def end_step(run: Run, due: str, total_steps: int) -> dict[str, float]:
                 scores = validate(run, total_steps)
                 run.save("last")
             elif work == PANELS:
-                for name, picture in run.stage.preview().items():
-                    run.log.panel(position.step, name, picture)
+                with run.profiler("panels"):
+                    for name, picture in run.stage.preview().items():
+                        run.log.panel(position.step, name, picture)
             else:
                 run.save(work)
             remaining.remove(work)
@@ -216,9 +231,10 @@ def set_learning_rates(run: Run, total_steps: int) -> dict[str, float]:
     factor = learning_rate_factor(
         run.position.step - start, total_steps - start, train.warmup_steps, train.schedule
     )
-    rates = {"learning_rate": train.learning_rate * factor}
+    epochs = run.position.sample_index / run.epoch_length
+    rates = {"learning_rate": toward_swa(train.learning_rate * factor, train.swa, epochs)}
     for phase in run.stage.phases:
-        rate = phase.learning_rate * factor
+        rate = toward_swa(phase.learning_rate * factor, train.swa, epochs)
         rates[f"learning_rate_{phase.name}"] = rate
         for group in phase.optimizer.param_groups:
             group["lr"] = rate
@@ -235,6 +251,17 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def toward_swa(rate: float, swa: SwaConfig | None, epochs: float) -> float:
+    """The schedule's learning rate, annealed to that of train.swa, after this number of epochs."""
+    since_start = epochs - (swa.from_epoch - 1) if swa else -1.0
+    if swa is None or since_start < 0:
+        return rate
+    if since_start >= swa.annealing_epochs:
+        return swa.learning_rate
+    share = 0.5 - 0.5 * math.cos(math.pi * since_start / swa.annealing_epochs)
+    return rate + share * (swa.learning_rate - rate)
+
+
 class StepResult(NamedTuple):
     """The result of one optimizer step of one phase."""
 
@@ -246,7 +273,11 @@ class StepResult(NamedTuple):
 
 
 def training_step(
-    phase: Phase, micro_batches: list[dict], step: int, train: TrainConfig
+    phase: Phase,
+    micro_batches: list[dict],
+    step: int,
+    train: TrainConfig,
+    profiler: Profiler = INACTIVE,
 ) -> StepResult:
     """One optimizer step of one phase on the mean loss of its micro-batches.
 
@@ -263,27 +294,34 @@ def training_step(
         with ExitStack() as stack:
             if not is_last and isinstance(phase.forward, DistributedDataParallel):
                 stack.enter_context(phase.forward.no_sync())
-            with torch.autocast(device_type, dtype) if dtype else nullcontext():
+            with (
+                profiler("forward"),
+                torch.autocast(device_type, dtype) if dtype else nullcontext(),
+            ):
                 terms = phase.loss(phase.forward, batch)
                 if not terms:
                     return StepResult({})
                 loss = reduce(add, terms.values()) / len(micro_batches)
-            phase.scaler.scale(loss).backward()
+            with profiler("backward"):
+                phase.scaler.scale(loss).backward()
         for name, term in terms.items():
             share = term.detach() / len(micro_batches)
             values[name] = values[name] + share if name in values else share
 
     # Clipping. Reading the norm is the step's only wait for the device.
-    phase.scaler.unscale_(phase.optimizer)
-    parameters = [p for p in phase.module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, train.gradient_clip or math.inf)
-    updated, problem = math.isfinite(float(norm)), None
+    with profiler("optimizer"):
+        phase.scaler.unscale_(phase.optimizer)
+        parameters = [p for p in phase.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, train.gradient_clip or math.inf)
+        updated, problem = math.isfinite(float(norm)), None
 
     # Optimizer and EMA.
     if updated:
-        phase.scaler.step(phase.optimizer)
-        for ema in phase.averages:
-            ema.update(phase.module, step + 1)
+        with profiler("optimizer"):
+            phase.scaler.step(phase.optimizer)
+        with profiler("averages"):
+            for ema in phase.averages:
+                ema.update(phase.module, step + 1)
     else:
         losses = dict(zip(values, [value.item() for value in values.values()], strict=True))
         bad_losses = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -296,48 +334,12 @@ def training_step(
     return StepResult({**values, f"{phase.name}_gradient_norm": norm}, updated, problem)
 
 
-class BadStepGuard:
-    """Stops a run after more than `budget` consecutive steps with a non-finite loss or gradient."""
-
-    def __init__(self, budget: int):
-        self.budget = budget
-        self.in_a_row = 0
-
-    def reset(self) -> None:
-        """Start counting again, after a step with finite values."""
-        self.in_a_row = 0
-
-    def add_failure(self, step: int, phase: str, problem: str, cases: str) -> None:
-        """Count one step; InputError, with phase, loss names and cases, above the budget."""
-        self.in_a_row += 1
-        fault = f"step {step}, {phase}: {problem} is not finite ({cases})"
-        logger.warning(f"{fault}: the step is skipped")
-        if self.in_a_row > self.budget:
-            raise InputError(
-                f"{fault}, {self.in_a_row} steps in a row: lower train.learning_rate, set"
-                " train.gradient_clip, or use --precision 32; the checkpoints before are kept"
-            )
-
-
-def suspects(micro_batches: list[dict]) -> str:
-    """The cases of a step over all ranks; only those with inputs that are not finite, if any."""
-    rows = []
-    for batch in micro_batches:
-        inputs = [batch[name] for name in INPUTS if name in batch]
-        for row, case in enumerate(batch["case"]):
-            finite = all(bool(values[row].isfinite().all()) for values in inputs)
-            rows.append({"case": case, "finite": finite})
-    rows = dist.gather_rows(rows)
-    damaged = [row["case"] for row in rows if not row["finite"]]
-    names = ", ".join(dict.fromkeys(damaged or [row["case"] for row in rows]))
-    return f"input of case {names}" if damaged else f"case {names}"
-
-
 def validate(run: Run, total_steps: int) -> dict[str, float]:
     """The validation scores, logged; saves best.ckpt where they are the best so far."""
     step, best = run.position.step, run.best
     # Checkpoints hold plain numbers only, and a metric may return NumPy's.
-    scores = {name: float(value) for name, value in run.stage.validate().items()}
+    with run.profiler("validation"):
+        scores = {name: float(value) for name, value in run.stage.validate().items()}
     run.log.scalars(step, run.epoch, "validation", scores)
     is_best = best.improved(scores, step)
     printed = [f"{name} {scores[name]:.4g}" for name in run.stage.printed_scores if name in scores]

@@ -1,4 +1,4 @@
-"""A phase of training: one trained module with its loss, optimizer, gradient scaler and EMA copies.
+"""A phase of training: one trained module with its loss, optimizer, gradient scaler and averages.
 
 The raw module is saved, averaged and sampled from. It is never compiled or wrapped, so the names of
 its weights stay the same; only training steps run through the forward module.
@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from tubesynth.build.checkpoint import PhaseState
+from tubesynth.build.checkpoint import PhaseState, SwaState
 from tubesynth.config.schema import TrainConfig, half_lives
 from tubesynth.runtime.ema import Ema
 
@@ -42,14 +43,17 @@ class Phase:
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     averages: list[Ema] = field(init=False)
+    swa: AveragedModel | None = field(init=False)  # the loop updates it at the ends of epochs
 
     @property
-    def ema(self) -> Ema | None:
-        """The averaged copy that is scored and sampled from."""
-        return self.averages[0] if self.averages else None
+    def sampled(self) -> nn.Module:
+        """The module that is scored and sampled from, as of PhaseState.weights."""
+        if self.swa is not None and self.swa.n_averaged > 0:
+            return self.swa.module
+        return self.averages[0].module if self.averages else self.module
 
     def place(self, device: torch.device, train: TrainConfig) -> None:
-        """Move the module to the device; make its wrapper, optimizer, scaler and EMA copies."""
+        """Move the module to the device; make its wrapper, optimizer, scaler and averages."""
         self.module.to(device).train()
         if train.channels_last:  # convolutions follow the layout of their weights
             for parameter in self.module.parameters():
@@ -70,23 +74,29 @@ class Phase:
         self.optimizer = torch.optim.Adam(trainable, lr=self.learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "16-mixed")
         self.averages = [Ema(self.module, steps) for steps in half_lives(self.ema_half_life)]
+        self.swa = AveragedModel(self.module).eval().requires_grad_(False) if train.swa else None
 
     def state(self) -> PhaseState:
+        epochs = int(self.swa.n_averaged) if self.swa else 0
         return PhaseState(
             self.module.state_dict(),
             self.optimizer.state_dict(),
             self.scaler.state_dict(),
             {ema.half_life: ema.module.state_dict() for ema in self.averages},
+            SwaState(epochs, self.swa.module.state_dict()) if self.swa and epochs else None,
         )
 
     def load(self, state: PhaseState, with_optimizer: bool) -> None:
-        """Load weights and EMA copies, and by choice the optimizer with the gradient scaler.
+        """Load weights and averages, and by choice the optimizer with the gradient scaler.
 
         An EMA copy with a half-life that the checkpoint lacks starts from the weights.
         """
         self.module.load_state_dict(state.module)
         for ema in self.averages:
             ema.module.load_state_dict(state.ema.get(ema.half_life, state.module))
+        if self.swa and state.swa:
+            self.swa.module.load_state_dict(state.swa.module)
+            self.swa.n_averaged.fill_(state.swa.epochs)
         if with_optimizer:
             assert state.optimizer is not None
             self.optimizer.load_state_dict(state.optimizer)

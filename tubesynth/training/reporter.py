@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import duration, line_is_due, logger
-from tubesynth.runtime.memory import peak_mb
+from tubesynth.runtime.memory import gpu_mb, peak_mb
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.training.means import Interval
 
@@ -73,6 +73,7 @@ class Reporter:
             "waiting": waited / seconds,
             "peak_memory_mb": dist.max_over_ranks(peak_mb(self.device)),
         }
+        timing |= {name: dist.max_over_ranks(mb) for name, mb in gpu_mb(self.device).items()}
         means = self.interval.means.read()
         self.latest = {**means, **values, "skipped_steps": self.interval.skipped_steps}
         self.log.scalars(self.step, epoch, "training", self.latest)
@@ -96,10 +97,13 @@ class Reporter:
             return
         terms = "".join(f"{name} {value:.4g}, " for name, value in self._terms(values()))
         left = duration((self.total_steps - self.step) * seconds_per_step)
+        memory = f"{peak_mb(self.device) / 1024:.2f} GiB"
+        if gpu := gpu_mb(self.device):
+            used, total = (mb / 1024 for mb in gpu.values())
+            memory += f" (GPU: {used:.2f} of {total:.2f} GiB in use)"
         logger.info(
             f"epoch {min(epoch + 1, self.epochs)}/{self.epochs}, step {self.step}/"
-            f"{self.total_steps}: {terms}{step_time:.3g} s a step, {left} left,"
-            f" {peak_mb(self.device) / 1024:.2f} GiB"
+            f"{self.total_steps}: {terms}{step_time:.3g} s a step, {left} left, {memory}"
         )
         self.last_dated_line = now
 

@@ -268,6 +268,8 @@ def _report(
         for ema in phase.averages:
             stored = ema.half_life in checkpoint.phases[phase.name].ema
             (restored if stored else restarted).append(f"average over {ema.half_life:g} steps")
+        if phase.swa and (swa := checkpoint.phases[phase.name].swa):
+            restored.append(f"mean of {swa.epochs} epochs")
     for item in RESTARTS:
         schedule = f"schedule ({train.warmup_steps} steps of warm-up, then {train.schedule})"
         text = schedule if item == "schedule" else item

@@ -9,10 +9,11 @@ from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import Config
 from tubesynth.config.strict import dump
 from tubesynth.runtime import dist
-from tubesynth.runtime.atomic import sweep
+from tubesynth.runtime.atomic import sweep, write_text
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
+from tubesynth.runtime.profiler import INACTIVE, Profiler
 from tubesynth.runtime.run_lock import RunLock
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.training.head import samples_per_step
@@ -22,7 +23,7 @@ from tubesynth.training.loop import VALIDATION, Run, Stage, fit
 from tubesynth.training.means import Interval
 from tubesynth.training.resume import is_in_run, newest_first, restore
 
-LOG_FILE = "train.log"
+LOG_FILE, PROFILE_FILE = "train.log", "profile.txt"
 
 
 class CheckpointedStage(Stage, Protocol):
@@ -53,10 +54,12 @@ def run_stage(
     checkpoint: Checkpoint | None,
     logger_name: str,
     device: torch.device,
+    profile: bool = False,
 ) -> dict[str, float]:
     """Train a stage on every rank; returns the last validation scores. Rank 0 writes and reports.
 
     checkpoint: that of a resumed run, else None; position: the one at which the run starts.
+    profile: write where the time of rank 0 goes to profile.txt and to the log.
     """
     run_dir = lock.run_dir
     score = config.train.best_score
@@ -74,7 +77,9 @@ def run_stage(
         sweep(checkpoints)
     repeats_validation = best.step is None or VALIDATION in position.due.split()
     log = RunLog(run_dir, dump(config), logger_name, logged_step, device, repeats_validation)
+    profiler = Profiler(device) if profile and dist.is_main() else INACTIVE
 
+    @profiler("checkpoints")
     def save(name: str) -> None:
         interval_state = interval.state(stage.phases)
         if not dist.is_main():
@@ -91,7 +96,8 @@ def run_stage(
             interval_state,
             latents.conditions if latents else None,
         ).save(checkpoints / f"{name}.ckpt")
-        remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
+        if config.train.keep is not None:
+            remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
         logger.info(f"step {position.step}: saved {name}.ckpt")
 
     run = Run(
@@ -106,6 +112,7 @@ def run_stage(
         log=log,
         save=save,
         interval=interval,
+        profiler=profiler,
     )
     with log_file(run_dir / LOG_FILE):
         logger.info(f"run folder: {run_dir}; log file: {run_dir / LOG_FILE}")
@@ -115,6 +122,10 @@ def run_stage(
             scores = fit(run)
         finally:
             log.close()
+            if lines := profiler.table():
+                write_text(run_dir / PROFILE_FILE, "\n".join(lines) + "\n")
+                for line in ("time of the training loop, of rank 0:", *lines):
+                    logger.info(line)
         printed = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k in stage.printed_scores)
         logger.info(f"done: {last} (step {position.step}; {printed or 'nothing was left to do'})")
         if best.step is not None:
