@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tubesynth.config import published
 from tubesynth.config.labels import load_scheme
 from tubesynth.config.loading import config_from_plain, load_config
 from tubesynth.config.strict import dump, read_yaml
@@ -285,3 +286,32 @@ def test_every_config_opens_with_its_command_hardware_time_and_result(path):
     assert command and f"--config {name}" in command[1]
     for entry in ("Hardware", "Time", "Result"):
         assert f"\n#   {entry}: " in head
+
+
+@pytest.mark.parametrize(
+    ("original", "expected"),
+    [
+        ("model: {vae_config: {}}\ndata: {random_crop: [128, 128, 128]}\n", "stage_1_3d_f4"),
+        ("model: {vae_config: {}}\ndata: {random_crop: null}\n", "stage_1_3d_f4_full"),
+        (
+            "model: {model_config: {num_res_blocks: 2}}\ndata:\ncallbacks: {gpustats: }\n",
+            "stage_2_3d_f4_ddpm_base or as_published/stage_2_3d_f4_lfm_base",
+        ),
+        ("model: {model_config: {with_conditioning: True}}\n", "stage_2_3d_f4_lfm_crossattn"),
+        ("model: {}\nprocessing: {generation: {}}\n", "stage_3_3d_f4_controlnet"),
+    ],
+)
+def test_a_config_of_the_published_code_is_named_by_its_equivalent(
+    original, expected, tmp_path, monkeypatch
+):
+    names = [f"as_published/{path.stem}" for path in sorted(CONFIG_FOLDER.glob("stage_*.yml"))]
+    monkeypatch.setattr(published, "packaged_configs", lambda: dict.fromkeys(names, Path()))
+    assert f"--config as_published/{expected}, and" in refusal(tmp_path, original)
+
+
+def test_the_folder_config_of_the_published_readme_is_said_to_be_a_packaged_config(caplog):
+    with caplog.at_level("WARNING", logger="tubesynth"):
+        assert load_config("config/stage_2_3d_f4_lfm_base.yml").stage == 2
+        assert load_config("configs/stage_2_3d_f4_lfm_base.yml").stage == 2
+    (line,) = caplog.messages
+    assert "no such file: using the packaged config stage_2_3d_f4_lfm_base" in line

@@ -14,6 +14,7 @@ from tubesynth.config.checks import check
 from tubesynth.config.labels import with_label_section
 from tubesynth.config.overrides import apply_overrides, naming_overrides
 from tubesynth.config.packaged import find_config
+from tubesynth.config.published import refuse_published
 from tubesynth.config.schema import STAGES, Config
 from tubesynth.config.strict import build, read_yaml
 from tubesynth.runtime.errors import InputError, short
@@ -28,7 +29,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     file = find_config(path)
     overrides = list(overrides)
-    content = apply_overrides(read_yaml(file), overrides)
+    content = read_yaml(file)
+    refuse_published(content, str(file))
+    content = apply_overrides(content, overrides)
     with naming_overrides(str(file), overrides):
         return config_from_plain(content, str(file))
 

@@ -10,6 +10,7 @@ import difflib
 from pathlib import Path
 
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import warn_once
 from tubesynth.runtime.reading import no_such
 
 PACKAGE = Path(__file__).parent.parent
@@ -42,6 +43,10 @@ def find_config(name: str | Path) -> Path:
         path = path.relative_to(path.parts[0])
     configs, key = packaged_configs(), path.as_posix()
     if key in configs:
+        if Path(name).parts[0] == "config":  # as the README of the published code spells its own
+            published = f"as_published/{key}"
+            hint = f"; the published settings are {published}" if published in configs else ""
+            warn_once(f"{name}: no such file: using the packaged config {key}{hint}")
         return configs[key]
     near = difflib.get_close_matches(key, configs, n=1)
     remedy = f"did you mean {near[0]}?" if near else "`tubesynth configs` lists those by name"
