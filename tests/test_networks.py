@@ -7,7 +7,7 @@ from networks import labelled_inputs, make_unet, make_vqvae, small_unet
 from tubesynth.models.blocks import sinusoidal
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.discriminator import PatchDiscriminator
-from tubesynth.models.unet import TIME_SCALE
+from tubesynth.models.unet_encoder import TIME_SCALE
 
 
 def number(module):

@@ -213,8 +213,8 @@ def test_no_stored_tensor_has_voxels_by_tokens_elements():
 def test_a_dropped_case_and_a_case_without_tokens_are_encoded_alike():
     torch.manual_seed(0)
     encoder = TokenEncoder(3, 24)
-    tokens = no_tokens(2, "cpu")
-    assert encoder(tokens).features.shape == (2, 0, 24)
+    tokens, grid = no_tokens(2, "cpu"), (SIZE, torch.ones(2, 3))
+    assert encoder(tokens, *grid).features.shape == (2, 0, 24)
     position, radius = scattered(10)
     tokens = {
         "position_mm": position.expand(2, -1, -1),
@@ -223,11 +223,11 @@ def test_a_dropped_case_and_a_case_without_tokens_are_encoded_alike():
         "root_distance_mm": torch.linspace(0, 300, 10).expand(2, -1),
         "mask": torch.ones(2, 10, dtype=torch.bool),
     }
-    result = encoder(tokens)
+    result = encoder(tokens, *grid)
     repeated = result.repeat_cases(4, torch.tensor([1.0, 0.0, 0.0, 1.0]))
     assert repeated.mask.sum(1).tolist() == [10, 0, 0, 10]
     assert torch.equal(repeated.features, torch.cat([result.features] * 2))
     assert result.features.isfinite().all() and result.radius_mm.min() > 0
     # positions 1 mm apart have different features anywhere
-    shifted = encoder({**tokens, "position_mm": tokens["position_mm"] + 1.0})
+    shifted = encoder({**tokens, "position_mm": tokens["position_mm"] + 1.0}, *grid)
     assert (shifted.features - result.features).abs().amax(-1).min() > 1e-3

@@ -114,7 +114,7 @@ def ways_of(latent_mode: str) -> dict[str, SamplingConfig]:
 def reference_of(config, steps: int | None) -> SamplingConfig:
     if config.latent_mode == "diffusion":
         return SamplingConfig("ddim", steps=steps or config.diffusion.num_timesteps)
-    # Steps far shorter than the shortest wavelength of the time embedding (models/unet.py).
+    # Steps far shorter than the shortest wavelength of the time embedding (models/unet_encoder.py).
     return SamplingConfig("midpoint", steps=steps or 200)
 
 

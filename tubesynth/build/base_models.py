@@ -38,6 +38,8 @@ OBJECTIVE_KEYS = {
     ),
 }
 
+DROPOUTS = ("unet.dropout", "unet.attention_dropout")  # may differ: the base model is frozen
+
 # Settings that decide what a stage-1 decoder is conditioned on, by autoencoder.decoder_condition.
 VESSEL_KEYS = ("labels.vessel", "data.token_step_mm")
 DECODER_CONDITION_KEYS = {
@@ -131,7 +133,9 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
             f" {path}"
         )
     halvings, widths = len(stored.autoencoder.channels), config.unet.label_channels
-    if len(widths) <= halvings:
+    if len(widths) <= halvings and (
+        config.unet.label_encoder == "convolutions" or isinstance(config, Stage3Config)
+    ):
         yield (
             f"unet.label_channels: {widths}: {path} has f {factor}, so the label map is halved"
             f" {halvings} times: give at least {halvings + 1} widths"
@@ -163,7 +167,7 @@ def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:
     compared = ["latent_mode", "the number of classes", "labels.vessel"]
     if uses_vessels(config.unet):
         compared.append("data.token_step_mm")
-    compared += [name for name in stored if name.startswith("unet.") and name != "unet.dropout"]
+    compared += [name for name in stored if name.startswith("unet.") and name not in DROPOUTS]
     compared += [f"{mode}.{name}" for name in OBJECTIVE_KEYS[mode]]
     for name in compared:
         if settings[name] != stored[name]:

@@ -3,10 +3,8 @@
 strict.py has already checked keys and types. Each function checks one section and calls `require`.
 """
 
-from collections.abc import Callable
-
 from tubesynth.config.labels import check_label_map, check_scheme
-from tubesynth.config.limits import check_limits
+from tubesynth.config.limits import Require, check_limits, check_widths
 from tubesynth.config.schema import (
     DIFFUSION_SAMPLERS,
     FLOW_SOLVERS,
@@ -19,15 +17,12 @@ from tubesynth.config.schema import (
     Stage1Config,
     Stage2Config,
     half_lives,
-    uses_vessels,
-    vessel_levels,
 )
+from tubesynth.config.unet_checks import check_unet
 from tubesynth.runtime.errors import InputError
 
 PERCEPTUAL_LEAST_SIDE = 31  # voxels: the smallest input of AlexNet's last pooling
 LEAST_WINDOW = 100  # HU; a smaller window of int16 values would show steps of gray
-
-Require = Callable[[bool, str], None]  # (condition, message): InputError if the condition is false
 
 
 def requirement(source: str) -> Require:
@@ -79,17 +74,6 @@ def check(config: Config, source: str) -> None:
 
 def check_seed(seed: int, key: str, require: Require) -> None:
     require(0 <= seed < 2**63, f"{key}: {seed}: expected a whole number from 0 to below 2^63")
-
-
-def check_widths(section, name: str, keys: tuple[str, ...], require: Require) -> None:
-    """Each key holds a number, or a list of numbers, of at least 1: channels, layers."""
-    for key in keys:
-        value = getattr(section, key)
-        numbers = value if isinstance(value, list) else [value]
-        require(
-            len(numbers) > 0 and min(numbers) >= 1,
-            f"{name}.{key}: expected at least 1, got {value}",
-        )
 
 
 def check_data(data: DataConfig, dim: int, require: Require) -> None:
@@ -290,50 +274,6 @@ def check_losses(config: Stage1Config, require: Require) -> None:
         losses.perceptual == 0 or smallest >= PERCEPTUAL_LEAST_SIDE,
         f"losses.perceptual: slices need {PERCEPTUAL_LEAST_SIDE} voxels a side, data.crop or"
         f" data.resolution has {smallest}",
-    )
-
-
-def check_unet(config: Stage2Config, require: Require) -> None:
-    """The U-Net of stage 2 and its conditions."""
-    unet, levels = config.unet, len(config.unet.channels)
-    widths = ("channels", "num_res_blocks", "label_channels", "spade_hidden", "vessel_channels")
-    check_widths(unet, "unet", widths, require)
-    require(
-        unet.channels[0] % 2 == 0,
-        f"unet.channels: {unet.channels}: the first is also the size of the time embedding, which"
-        " is made of pairs: make it even",
-    )
-    require(0 <= unet.dropout < 1, f"unet.dropout: expected 0 to below 1, got {unet.dropout}")
-    require(unet.head_channels >= 1, "unet.head_channels: must be at least 1")
-    for key, attended in (
-        ("attention_levels", [*unet.attention_levels, levels - 1]),  # the middle has attention
-        ("vessel_levels", vessel_levels(unet)),
-    ):
-        for level in attended:
-            require(
-                0 <= level < levels,
-                f"unet.{key}: level {level} does not exist (levels 0 to {levels - 1})",
-            )
-            require(
-                unet.channels[level] % unet.head_channels == 0,
-                f"unet.head_channels: {unet.head_channels} does not divide the"
-                f" {unet.channels[level]} channels of level {level}",
-            )
-    require(
-        unet.vessel_attention == "off" or len(vessel_levels(unet)) > 0,
-        f"unet.vessel_levels: empty, so unet.vessel_attention {unet.vessel_attention} would have no"
-        " effect: name a level, or set unet.vessel_attention=off",
-    )
-    bias = 2 * config.dim + 8  # models/distance_bias.py: bias_channels, which needs torch
-    require(
-        unet.vessel_attention != "distance" or unet.head_channels > bias,
-        f"unet.head_channels: {unet.head_channels} is not above the {bias} channels of the distance"
-        " bias: set at least 16; 32 to 64 are usual",
-    )
-    require(
-        not uses_vessels(unet) or config.data.token_step_mm is not None,
-        "data.token_step_mm: not set, but unet.vessel_attention or unet.vessel_fields needs"
-        " vessel tokens: give the length between two of them in mm, e.g. 1.0",
     )
 
 

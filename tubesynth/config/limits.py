@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from tubesynth.config.schema import Config
 
+Require = Callable[[bool, str], None]  # (condition, message): InputError if the condition is false
+
 WIDTH, DEPTH, LEVELS = 2**15, 100, 12
 MOST = {
     "data.resolution": 2**12,
@@ -24,6 +26,7 @@ MOST = {
     "losses.perceptual_slices": 2**12,
     "segmenter.channels": WIDTH,
     "unet.channels": WIDTH,
+    "unet.head_channels": WIDTH,
     "unet.label_channels": WIDTH,
     "unet.num_res_blocks": DEPTH,
     "unet.spade_hidden": WIDTH,
@@ -34,7 +37,7 @@ MOST = {
 }
 
 
-def check_limits(config: Config, require: Callable[[bool, str], None]) -> None:
+def check_limits(config: Config, require: Require) -> None:
     """Require every number, and the length of every list, to be sensible."""
     for key, most in MOST.items():
         section, name = key.split(".")
@@ -44,3 +47,14 @@ def check_limits(config: Config, require: Callable[[bool, str], None]) -> None:
             require(len(numbers) <= LEVELS, f"{key}: {len(numbers)} numbers: at most {LEVELS}")
             for number in numbers:
                 require(number <= most, f"{key}: {number}: must be at most {most}")
+
+
+def check_widths(section, name: str, keys: tuple[str, ...], require: Require) -> None:
+    """Each key holds a number, or a list of numbers, of at least 1: channels, layers."""
+    for key in keys:
+        value = getattr(section, key)
+        numbers = value if isinstance(value, list) else [value]
+        require(
+            len(numbers) > 0 and min(numbers) >= 1,
+            f"{name}.{key}: expected at least 1, got {value}",
+        )

@@ -160,10 +160,17 @@ class UNetConfig:
     channels: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
     num_res_blocks: int = 2
     attention_levels: list[int] = field(default_factory=lambda: [2, 3])
-    head_channels: int = 32
+    # Width of an attention head, or one width per level (0 for a level without attention).
+    head_channels: int | list[int] = 32
+    # Of the label map, for SPADE: convolutions with label_channels; sampled: one-hot labels, one
+    # voxel per latent cell; none: the model is not conditioned on label maps.
+    label_encoder: Literal["convolutions", "sampled", "none"] = "convolutions"
     label_channels: list[int] = field(default_factory=lambda: [32, 64, 128])
     spade_hidden: int = 128
-    dropout: float = 0.0
+    # Layers, initialization and time code: this project's, or those of the published model.
+    architecture: Literal["default", "published"] = "default"
+    dropout: float = 0.0  # in the residual blocks
+    attention_dropout: float = 0.0  # in the transformers of the published vessel attention
     # Cross-attention to the vessel tokens: plain, or biased by distance in units of the radius.
     vessel_attention: Literal["off", "plain", "distance"] = "off"
     vessel_levels: list[int] | None = None  # null: those of attention_levels
@@ -302,6 +309,12 @@ def vessel_levels(unet: UNetConfig) -> list[int]:
     if unet.vessel_attention == "off":
         return []
     return unet.attention_levels if unet.vessel_levels is None else unet.vessel_levels
+
+
+def head_channels(unet: UNetConfig) -> list[int]:
+    """The width of an attention head by level."""
+    widths = unet.head_channels
+    return widths if isinstance(widths, list) else [widths] * len(unet.channels)
 
 
 def uses_vessels(unet: UNetConfig) -> bool:

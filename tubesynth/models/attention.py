@@ -6,19 +6,24 @@ Fused attention kernels take at most 256 channels a head; heads of 32 to 64 are 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import group_norm, zero_init
+from tubesynth.models.blocks import PUBLISHED_GROUPS, group_norm, zero_init
 
 
 class SelfAttention(nn.Module):
-    """(B, C, X, ...) -> the same shape. The residual branch is zero-initialized."""
+    """(B, C, X, ...) -> the same shape. The residual branch is zero-initialized.
 
-    def __init__(self, channels: int, head_channels: int):
+    published: 32 groups whatever the width, and no zero initialization.
+    """
+
+    def __init__(self, channels: int, head_channels: int, published: bool = False):
         super().__init__()
         assert channels % head_channels == 0
         self.num_heads = channels // head_channels
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups=PUBLISHED_GROUPS if published else None)
         self.to_qkv = nn.Linear(channels, 3 * channels)
-        self.to_out = zero_init(nn.Linear(channels, channels))
+        self.to_out = nn.Linear(channels, channels)
+        if not published:
+            zero_init(self.to_out)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels = x.shape[:2]

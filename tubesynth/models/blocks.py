@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+PUBLISHED_GROUPS = 32  # of every GroupNorm of the published U-Net
 
 
 def conv(
@@ -44,9 +45,11 @@ def he_init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    """GroupNorm of at most 32 groups with at least four channels each (Karras et al. 2022, EDM)."""
-    groups = math.gcd(32, max(1, channels // 4))
+def group_norm(channels: int, affine: bool = True, groups: int | None = None) -> nn.GroupNorm:
+    """GroupNorm, by default of at most 32 groups with at least four channels each (Karras et al.
+    2022, EDM).
+    """
+    groups = groups or math.gcd(32, max(1, channels // 4))
     return nn.GroupNorm(groups, channels, eps=1e-6, affine=affine)
 
 

@@ -34,11 +34,11 @@ class Conditions:
 class CachedConditions:
     """Features of the conditions that do not depend on t: computed once, used at every solver step.
 
-    spade: per decoder block, the scale-and-shift maps of its two norms. encoder_vessels,
+    spade: per decoder block, the scale-and-shift maps of its two norms, or None. encoder_vessels,
     middle_vessels, decoder_vessels: the keys and values of each block's cross-attention, or None.
     """
 
-    spade: list[tuple[Tensor, Tensor]]
+    spade: list[tuple[Tensor, Tensor] | None]
     encoder_vessels: list[CachedKeysValues | None]
     middle_vessels: CachedKeysValues | None
     decoder_vessels: list[CachedKeysValues | None]
@@ -50,7 +50,7 @@ class CachedConditions:
             return cache and cache.rows(index)
 
         return CachedConditions(
-            [(first[index], second[index]) for first, second in self.spade],
+            [maps and (maps[0][index], maps[1][index]) for maps in self.spade],
             [pick(cache) for cache in self.encoder_vessels],
             pick(self.middle_vessels),
             [pick(cache) for cache in self.decoder_vessels],

@@ -14,7 +14,8 @@ from tubesynth.models.blocks import conv, expand_to, repeat_cases, zero_init
 from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.dropout import number_dropouts
 from tubesynth.models.spade import LabelEncoder
-from tubesynth.models.unet import Encoder, UNet
+from tubesynth.models.unet import UNet
+from tubesynth.models.unet_encoder import Encoder
 
 
 class ControlNet(Encoder):
@@ -32,11 +33,16 @@ class ControlNet(Encoder):
         num_classes: int,
         label_channels: tuple[int, ...],
         label_factor: int,
+        published: bool = False,
         **encoder,
     ):
-        super().__init__(dim, channels=channels, label_factor=label_factor, **encoder)
-        widths = (*label_channels[:-1], channels[0])
-        self.control_encoder = LabelEncoder(dim, num_classes, widths, label_factor)
+        super().__init__(
+            dim, channels=channels, label_factor=label_factor, published=published, **encoder
+        )
+        widths = label_channels if published else (*label_channels[:-1], channels[0])
+        self.control_encoder = LabelEncoder(
+            dim, num_classes, widths, label_factor, published, channels[0]
+        )
         zero_init(self.control_encoder.layers[-1])  # the copy starts as the base model's encoder
         self.to_residuals = nn.ModuleList(
             zero_init(conv(dim, width, width, kernel=1))

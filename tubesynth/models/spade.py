@@ -2,13 +2,23 @@
 
 Park et al. 2019 (arXiv 1903.07291). The label map is first encoded by strided convolutions to
 latent resolution: one-hot labels at image resolution have 16 to 64 times as many voxels.
+`published` are the layers of the published model, with PyTorch's default initialization.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV, conv, group_norm, he_init
+from tubesynth.models.blocks import (
+    CONV,
+    PUBLISHED_GROUPS,
+    conv,
+    group_norm,
+    he_init,
+    zero_init,
+)
 
 POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -23,18 +33,37 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
 
 
 class LabelEncoder(nn.Module):
-    """Labels (B, X, ...) uint8 -> features (B, channels[-1], X / f, ...) at latent resolution."""
+    """Labels (B, X, ...) uint8 -> features (B, channels[-1], X / f, ...) at latent resolution.
 
-    def __init__(self, dim: int, num_classes: int, channels: tuple[int, ...], factor: int):
+    published: at full resolution a first convolution, at every level one more, and a last layer
+    that is zero-initialized and may have another width.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        channels: tuple[int, ...],
+        factor: int,
+        published: bool = False,
+        published_width: int | None = None,
+    ):
         super().__init__()
-        self.dim = dim
         self.num_classes = num_classes
         self.channels = channels[-1]
         halvings = factor.bit_length() - 1
         assert 2**halvings == factor and halvings < len(channels)
+        strides = [2 if i < halvings else 1 for i in range(len(channels) - 1)]
+        if published:
+            layers = [conv(dim, num_classes, channels[0]), nn.SiLU()]
+            for (width, next_width), stride in zip(pairwise(channels), strides, strict=True):
+                layers += [conv(dim, width, width), nn.SiLU()]
+                layers += [conv(dim, width, next_width, stride=stride), nn.SiLU()]
+            last = conv(dim, channels[-1], published_width or channels[-1])
+            self.layers = nn.Sequential(*layers, zero_init(last))
+            return
         layers, width = [], num_classes
-        for i, level_width in enumerate(channels[:-1]):
-            stride = 2 if i < halvings else 1
+        for level_width, stride in zip(channels[:-1], strides, strict=True):
             # With kernel 4 and stride 2 every voxel of a thin vessel contributes to two cells.
             kernel = dict(kernel_size=4, stride=2) if stride == 2 else dict(kernel_size=3, stride=1)
             layers += [CONV[dim](width, level_width, padding=1, **kernel), nn.SiLU()]
@@ -45,6 +74,25 @@ class LabelEncoder(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         dtype = next(self.layers.parameters()).dtype
         return self.layers(one_hot(labels, self.num_classes, dtype))
+
+
+class LabelSampler(nn.Module):
+    """Labels (B, X, ...) uint8 -> one-hot (B, num_classes, X / f, ...): the voxel at the middle of
+    each latent cell. It has no weights.
+    """
+
+    def __init__(self, num_classes: int, factor: int):
+        super().__init__()
+        self.channels, self.factor = num_classes, factor
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return one_hot(middle_voxels(labels, self.factor), self.channels, torch.float32)
+
+
+def middle_voxels(volume: Tensor, factor: int) -> Tensor:
+    """(B, X, ...) -> (B, X / f, ...): the voxel behind the middle of each latent cell."""
+    middles = slice(factor // 2, None, factor)
+    return volume[(slice(None), *[middles] * (volume.ndim - 1))]
 
 
 class FieldEncoder(nn.Module):
@@ -71,20 +119,31 @@ class Spade(nn.Module):
     """GroupNorm with scale and shift maps computed from the label features.
 
     The maps (`modulation`) do not depend on t: a sampler computes them once for all its steps.
+    published: the norm has weights of its own, the features are sampled, not averaged, and both
+    maps are instance-normalized.
     """
 
-    def __init__(self, dim: int, channels: int, label_channels: int, hidden: int):
+    def __init__(
+        self, dim: int, channels: int, label_channels: int, hidden: int, published: bool = False
+    ):
         super().__init__()
-        self.dim = dim
-        self.norm = group_norm(channels, affine=False)
-        self.shared = nn.Sequential(conv(dim, label_channels, hidden), nn.ReLU()).apply(he_init)
+        self.dim, self.published = dim, published
+        groups = PUBLISHED_GROUPS if published else None
+        self.norm = group_norm(channels, affine=published, groups=groups)
+        self.shared = nn.Sequential(
+            conv(dim, label_channels, hidden), nn.LeakyReLU() if published else nn.ReLU()
+        )
+        if not published:
+            self.shared.apply(he_init)
         self.to_scale_shift = conv(dim, hidden, 2 * channels)
 
     def modulation(self, label_features: Tensor, size: tuple[int, ...]) -> Tensor:
         """(B, label_channels, ...) -> (B, 2 channels, *size): scale and shift."""
         if label_features.shape[2:] != size:
-            label_features = POOL[self.dim](label_features, size)
-        return self.to_scale_shift(self.shared(label_features))
+            resize = F.interpolate if self.published else POOL[self.dim]
+            label_features = resize(label_features, size)
+        maps = self.to_scale_shift(self.shared(label_features))
+        return F.instance_norm(maps) if self.published else maps
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)

@@ -6,261 +6,35 @@ label map and on the closeness and radius fields of the vessels. `cache_conditio
 features that depend on the conditions alone; a sampler calls it once for all its steps.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tubesynth.models.attention import SelfAttention
 from tubesynth.models.blocks import (
+    PUBLISHED_GROUPS,
     conv,
     expand_to,
     group_norm,
     repeat_cases,
-    run_block,
-    sinusoidal,
     zero_init,
 )
 from tubesynth.models.conditions import CachedConditions, Conditions
-from tubesynth.models.dropout import SampleDropout, number_dropouts
-from tubesynth.models.spade import FieldEncoder, LabelEncoder, Spade
-from tubesynth.models.vessel_attention import CachedKeysValues, VesselAttention
-from tubesynth.models.vessel_tokens import TokenEncoder, no_tokens
-
-# Factor of t in [0, 1] before the embedding; the shortest wavelength in t is 2 pi / 100 = 0.06.
-# With the usual factor of 1000 the velocity ripples in t faster than a solver steps
-# (docs/results.md, Solvers).
-TIME_SCALE = 100.0
-
-
-CacheKeysValues = Callable[[VesselAttention | None, int], CachedKeysValues | None]
-
-
-class RowState(NamedTuple):
-    """What every residual block reads besides its input, one row per row of the batch.
-
-    embedding: (R, E) of time and spacing. dropout_seeds: (R,) int64 below 2^32, or None.
-    """
-
-    embedding: Tensor
-    dropout_seeds: Tensor | None = None
-
-
-class ResBlock(nn.Module):
-    """Two convolutions, scaled and shifted by the embedding; in the decoder the norms are SPADE."""
-
-    def __init__(self, dim, cin, cout, embedding_dim, dropout=0.0, spade=None):
-        super().__init__()
-        self.spade = spade is not None
-        self.norm1 = Spade(dim, cin, *spade) if spade else group_norm(cin)
-        self.conv1 = conv(dim, cin, cout)
-        self.embed = nn.Linear(embedding_dim, 2 * cout)
-        self.norm2 = Spade(dim, cout, *spade) if spade else group_norm(cout)
-        self.dropout = SampleDropout(dropout)
-        self.conv2 = zero_init(conv(dim, cout, cout))
-        self.skip = conv(dim, cin, cout, kernel=1) if cin != cout else nn.Identity()
-        self.act = nn.SiLU()
-
-    def modulations(self, label_features: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The SPADE maps of both norms."""
-        assert isinstance(self.norm1, Spade) and isinstance(self.norm2, Spade)
-        first = self.norm1.modulation(label_features, size)
-        return first, self.norm2.modulation(label_features, size)
-
-    def forward(self, x: Tensor, state: RowState, modulations=None) -> Tensor:
-        first, second = ((m,) for m in modulations) if modulations else ((), ())
-        h = self.conv1(self.act(self.norm1(x, *first)))
-        # Scale and shift come after the norm, which would remove an offset added before it.
-        film = self.embed(self.act(state.embedding))  # (B, 2 cout)
-        scale, shift = expand_to(film, h).chunk(2, dim=1)
-        h = self.norm2(h, *second) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(self.act(h), state.dropout_seeds))
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbor upsampling to the size of the next skip (also odd), then a convolution."""
-
-    def __init__(self, dim: int, channels: int):
-        super().__init__()
-        self.conv = conv(dim, channels, channels)
-
-    def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        return self.conv(nn.functional.interpolate(x, size=size, mode="nearest"))
-
-
-class Encoder(nn.Module):
-    """The downsampling half of a U-Net and its middle: the part that a ControlNet copies.
-
-    channels: widths by level. attention_levels: levels with self-attention; the middle always has
-    it. vessel_attention: off, plain (no bias) or distance, in the levels of vessel_levels.
-    label_factor: image voxels per latent cell along each axis.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        in_channels: int,
-        channels: tuple[int, ...],
-        num_res_blocks: int,
-        attention_levels: tuple[int, ...],
-        head_channels: int,
-        label_factor: int,
-        dropout: float,
-        checkpointing: bool,
-        vessel_attention: str,
-        vessel_levels: tuple[int, ...],
-        vessel_channels: int,
-    ):
-        super().__init__()
-        self.checkpointing = checkpointing
-        self.dim, self.label_factor = dim, label_factor
-        self.attention_levels, self.head_channels = attention_levels, head_channels
-        self.vessel_levels = vessel_levels if vessel_attention != "off" else ()
-        self.vessel_channels, self.vessel_bias = vessel_channels, vessel_attention == "distance"
-        self.time_channels = channels[0]
-        embedding_dim = 4 * channels[0]
-        self.embed_time = nn.Sequential(
-            nn.Linear(channels[0], embedding_dim),
-            nn.SiLU(),
-            nn.Linear(embedding_dim, embedding_dim),
-        )
-        self.embed_spacing = nn.Sequential(
-            nn.Linear(dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
-        )
-        self.token_encoder = None
-        if vessel_attention != "off":
-            self.token_encoder = TokenEncoder(dim, vessel_channels)
-
-        def res_block(cin, cout):
-            return ResBlock(dim, cin, cout, embedding_dim, dropout)
-
-        self.conv_in = conv(dim, in_channels, channels[0])
-        self.down = nn.ModuleList()
-        self.skip_widths, width = [channels[0]], channels[0]
-        for level, level_width in enumerate(channels):
-            for _ in range(num_res_blocks):
-                self.down.append(self._block(res_block(width, level_width), level, level_width))
-                width = level_width
-                self.skip_widths.append(width)
-            if level < len(channels) - 1:
-                self.down.append(nn.ModuleDict({"shrink": conv(dim, width, width, stride=2)}))
-                self.skip_widths.append(width)
-
-        self.middle_in = res_block(width, width)
-        self.middle_attention = SelfAttention(width, head_channels)
-        self.middle_vessels = self._vessel_attention(len(channels) - 1, width)
-        self.middle_out = res_block(width, width)
-
-    def _block(self, res: ResBlock, level: int, width: int) -> nn.ModuleDict:
-        """A residual block, followed by the attention layers of its level."""
-        block = nn.ModuleDict({"res": res})
-        if level in self.attention_levels:
-            block["attention"] = SelfAttention(width, self.head_channels)
-        if vessels := self._vessel_attention(level, width):
-            block["vessels"] = vessels
-        return block
-
-    def _vessel_attention(self, level: int, width: int) -> VesselAttention | None:
-        if level not in self.vessel_levels:
-            return None
-        return VesselAttention(
-            self.dim, width, self.head_channels, self.vessel_channels, self.vessel_bias
-        )
-
-    def level_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The grid of every level, for latents of this size."""
-        sizes = [tuple(size)]
-        for _ in range(sum("shrink" in block for block in blocks_of(self.down))):
-            sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
-        return sizes
-
-    def keys_values_cache(
-        self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
-    ) -> CacheKeysValues:
-        """The function that caches keys and values of a vessel attention layer (None: no layer).
-
-        size: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
-        """
-        sizes, tokens = self.level_sizes(size), None
-        if self.token_encoder:
-            raw_tokens = conditions.tokens or no_tokens(len(spacing), spacing.device)
-            encoded = self.token_encoder(raw_tokens)
-            tokens = encoded.repeat_cases(len(spacing), conditions.keep_vessels)
-
-        def cache(attention: VesselAttention | None, level: int) -> CachedKeysValues | None:
-            if attention is None:
-                return None
-            assert tokens is not None
-            # Image voxels per cell of this level; fractional where an odd size was halved.
-            voxels = [n * self.label_factor / m for n, m in zip(size, sizes[level], strict=True)]
-            cell_mm = spacing * spacing.new_tensor(voxels)
-            return attention.cache_keys_values(tokens, sizes[level], cell_mm)
-
-        return cache
-
-    def cache_encoder(self, cache: CacheKeysValues) -> CachedConditions:
-        """The cached conditions of the encoder and the middle."""
-        level, encoder_vessels = 0, []
-        for block in blocks_of(self.down):
-            level += "shrink" in block
-            encoder_vessels.append(cache(_vessel_attention_of(block), level))
-        return CachedConditions([], encoder_vessels, cache(self.middle_vessels, level), [])
-
-    def embed(self, t: Tensor, spacing: Tensor, dropout_seeds: Tensor | None = None) -> RowState:
-        """t (R,), spacing (R, dim) mm -> an embedding (R, 4 channels[0]), with the seeds."""
-        times = sinusoidal(TIME_SCALE * t, self.time_channels, max_period=10 * TIME_SCALE)
-        embedding = self.embed_time(times)
-        embedding = embedding + self.embed_spacing(torch.log(spacing.float()))
-        return RowState(embedding, dropout_seeds)
-
-    def encode(
-        self, h: Tensor, state: RowState, cached: CachedConditions
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Features after conv_in -> output of the middle, and the skip of every encoder block."""
-        skips = [h]
-        for block, vessels in zip(blocks_of(self.down), cached.encoder_vessels, strict=True):
-            if "shrink" in block:
-                h = block["shrink"](h)
-            else:
-                h = self._run_level(block, h, state, vessels)
-            skips.append(h)
-        h = self._run(self.middle_in, h, state)
-        h = self._run(self.middle_attention, h)
-        if self.middle_vessels:
-            h = self._run(self.middle_vessels, h, cached.middle_vessels)
-        return self._run(self.middle_out, h, state), skips
-
-    def _run(self, layer: nn.Module, *inputs) -> Tensor:
-        return run_block(layer, *inputs, checkpointing=self.checkpointing)
-
-    def _run_level(self, block, h: Tensor, state: RowState, vessels, modulations=None) -> Tensor:
-        """A residual block and the attention layers behind it."""
-        h = self._run(block["res"], h, state, modulations)
-        if "attention" in block:
-            h = self._run(block["attention"], h)
-        if "vessels" in block:
-            h = self._run(block["vessels"], h, vessels)
-        return h
-
-
-def blocks_of(modules: nn.ModuleList) -> list[nn.ModuleDict]:
-    """The entries of a list of module dictionaries, typed."""
-    return cast(list[nn.ModuleDict], list(modules))
-
-
-def _vessel_attention_of(block: nn.ModuleDict) -> VesselAttention | None:
-    return cast(VesselAttention, block["vessels"]) if "vessels" in block else None
+from tubesynth.models.dropout import number_dropouts
+from tubesynth.models.res_block import ResBlock, Upsample
+from tubesynth.models.spade import FieldEncoder, LabelEncoder, LabelSampler
+from tubesynth.models.unet_encoder import Encoder, blocks_of, vessel_attention_of
 
 
 class UNet(Encoder):
     """x (R, C, X, ...), t (R,) in [0, 1], spacing (R, dim) mm of the image -> (R, C, X, ...).
 
     R rows: the B cases once, or once per guidance term. `encoder` holds the arguments of Encoder;
-    the others belong to the decoder. vessel_fields: SPADE is conditioned on the vessel fields too.
-    hidden_class: SPADE sees this class of the label map as background (None: no class is hidden).
+    the others belong to the decoder. label_encoder: convolutions, sampled (one-hot labels at latent
+    resolution), or none: the network is not conditioned on labels, and has no SPADE.
+    vessel_fields: SPADE is conditioned on the vessel fields too. hidden_class: SPADE sees this
+    class of the label map as background (None: no class is hidden).
     """
 
     def __init__(
@@ -277,6 +51,8 @@ class UNet(Encoder):
         dropout: float,
         vessel_fields: bool,
         hidden_class: int | None,
+        label_encoder: str = "convolutions",
+        published: bool = False,
         **encoder,
     ):
         super().__init__(
@@ -286,25 +62,35 @@ class UNet(Encoder):
             num_res_blocks=num_res_blocks,
             label_factor=label_factor,
             dropout=dropout,
+            published=published,
             **encoder,
         )
         self.hidden_class = hidden_class
-        self.label_encoder = LabelEncoder(dim, num_classes, label_channels, label_factor)
-        self.field_encoder = FieldEncoder(dim, label_channels[-1]) if vessel_fields else None
-        spade = (label_channels[-1], spade_hidden)
+        self.label_encoder, spade = None, None
+        if label_encoder == "sampled":
+            self.label_encoder = LabelSampler(num_classes, label_factor)
+        elif label_encoder == "convolutions":
+            self.label_encoder = LabelEncoder(
+                dim, num_classes, label_channels, label_factor, published
+            )
+        if self.label_encoder:
+            spade = (self.label_encoder.channels, spade_hidden)
+            if published:  # its decoder with SPADE has no dropout
+                self.attention_dropout = 0.0
+        self.field_encoder = FieldEncoder(dim, spade[0]) if vessel_fields and spade else None
         width, skip_widths = channels[-1], list(self.skip_widths)
 
         self.up = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(channels))):
             for i in range(num_res_blocks + 1):
                 cin = width + skip_widths.pop()
-                res = ResBlock(dim, cin, level_width, 4 * channels[0], dropout, spade)
+                res = ResBlock(dim, cin, level_width, self.embedding_dim, dropout, spade, published)
                 block = self._block(res, level, level_width)
                 if level > 0 and i == num_res_blocks:
                     block["grow"] = Upsample(dim, level_width)
                 self.up.append(block)
                 width = level_width
-        self.norm_out = group_norm(width)
+        self.norm_out = group_norm(width, groups=PUBLISHED_GROUPS if published else None)
         self.conv_out = zero_init(conv(dim, width, in_channels))
         number_dropouts(self)
         self.act = nn.SiLU()
@@ -320,14 +106,19 @@ class UNet(Encoder):
         features = self._label_features(conditions, sizes[0], spacing)
         level, spade, decoder_vessels = len(sizes) - 1, [], []
         for block in blocks_of(self.up):
-            spade.append(cast(ResBlock, block["res"]).modulations(features, sizes[level]))
-            decoder_vessels.append(cache(_vessel_attention_of(block), level))
+            res = cast(ResBlock, block["res"])
+            spade.append(None if features is None else res.modulations(features, sizes[level]))
+            decoder_vessels.append(cache(vessel_attention_of(block), level))
             level -= "grow" in block
         encoder = self.cache_encoder(cache)
         return replace(encoder, spade=spade, decoder_vessels=decoder_vessels)
 
-    def _label_features(self, conditions: Conditions, size, spacing: Tensor) -> Tensor:
-        """(R, label_channels[-1], *size): the sum over label map and fields; zero where dropped."""
+    def _label_features(self, conditions: Conditions, size, spacing: Tensor) -> Tensor | None:
+        """(R, channels, *size): the sum over label map and fields, zero where dropped; None where
+        the decoder has no SPADE.
+        """
+        if self.label_encoder is None:
+            return None
 
         def masked(features: Tensor, keep: Tensor | None) -> Tensor:
             features = repeat_cases(features, len(spacing))

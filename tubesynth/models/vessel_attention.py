@@ -94,30 +94,23 @@ class VesselAttention(nn.Module):
     ) -> CachedKeysValues:
         """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin."""
         tokens = tokens.padded(LEAST_TOKENS)
-        batch = len(cell_mm)
         # (B, N, dim): the center of every cell
         voxels_mm = lattice(size, cell_mm.device) * cell_mm.double()[:, None]
         query_position = self.position_to_query(position_features(voxels_mm))
         # The kernel is called with scale = 1, since it must not scale the bias.
         key = self._heads(self.to_key(tokens.features)) / math.sqrt(self.content)
         value = self._heads(self.to_value(tokens.features))
-        dtype = key.dtype
+        dtype, scale = key.dtype, self.scale if self.distance else None
+        query_bias, key_bias = attention_bias(tokens, size, cell_mm, scale, dtype)
         if self.distance:
-            query_bias = query_channels(size, cell_mm, dtype)
-            key_bias = key_channels(
-                tokens.position_mm, tokens.radius_mm, self.scale, tokens.mask, cell_mm, dtype
-            )
             null_bias = constant_channels(self.null_bias, self.dim, dtype)
         else:
-            query_bias = key.new_full((batch, len(query_position[0]), 1), CONSTANT)
-            key_bias = (MASKED * ~tokens.mask).to(dtype)[:, None, :, None]
-            key_bias = key_bias.expand(-1, self.num_heads, -1, -1)
             null_bias = (self.null_bias / CONSTANT).to(dtype)[:, None]
         null_key = torch.cat([null_bias, self.null_key.to(dtype)], dim=-1)
         return CachedKeysValues(
             query_position,
             query_bias,
-            self._with_null(torch.cat([key_bias, key], dim=-1), null_key),
+            self._with_null(join_bias(key_bias, key), null_key),
             self._with_null(value, self.null_value.to(dtype)),
         )
 
@@ -126,9 +119,7 @@ class VesselAttention(nn.Module):
         voxels = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         query = self._heads(self.to_query(voxels) + cached.query_position)
         assert query.dtype == cached.key.dtype, "cached keys have another precision"
-        # The bias channels come first: their large terms must cancel before others are summed.
-        query_bias = cached.query_bias[:, None].expand(-1, self.num_heads, -1, -1)
-        query = torch.cat([query_bias, query], dim=-1)
+        query = join_bias(cached.query_bias[:, None], query)
         attended = F.scaled_dot_product_attention(query, cached.key, cached.value, scale=1.0)
         attended = self.to_out(attended.transpose(1, 2).flatten(2))
         return x + attended.transpose(1, 2).reshape(batch, channels, *x.shape[2:])
@@ -141,3 +132,31 @@ class VesselAttention(nn.Module):
     def _with_null(x: Tensor, null: Tensor) -> Tensor:
         """(B, heads, T, c) and the null token's (heads, c) -> (B, heads, T + 1, c)."""
         return torch.cat([x, null[:, None].expand(len(x), -1, -1, -1)], dim=2)
+
+
+def attention_bias(
+    tokens: EncodedTokens,
+    size: tuple[int, ...],
+    cell_mm: Tensor,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Channels of the queries (B, N, c) and of the keys (B, heads or 1, T, c) that exclude padding.
+
+    scale: (heads,) of the bias by distance, in radii; None: there is none.
+    """
+    if scale is not None:
+        key_bias = key_channels(
+            tokens.position_mm, tokens.radius_mm, scale, tokens.mask, cell_mm, dtype
+        )
+        return query_channels(size, cell_mm, dtype), key_bias
+    query_bias = cell_mm.new_full((len(cell_mm), math.prod(size), 1), CONSTANT, dtype=dtype)
+    return query_bias, (MASKED * ~tokens.mask).to(dtype)[:, None, :, None]
+
+
+def join_bias(bias: Tensor, x: Tensor) -> Tensor:
+    """The bias channels (B, heads or 1, N, c), then those of x (B, heads, N, C).
+
+    The bias comes first: its large terms must cancel before others are summed.
+    """
+    return torch.cat([bias.expand(-1, x.shape[1], -1, -1), x], dim=-1)

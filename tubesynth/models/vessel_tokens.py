@@ -61,7 +61,8 @@ class TokenEncoder(nn.Module):
             nn.LayerNorm(channels),
         )
 
-    def forward(self, tokens: Tokens) -> EncodedTokens:
+    def forward(self, tokens: Tokens, voxels: tuple[int, ...], spacing: Tensor) -> EncodedTokens:
+        """voxels: sides of the image. spacing: (B, dim) mm. This encoding depends on neither."""
         position = tokens["position_mm"][..., : self.dim]
         radius = tokens["radius_mm"].clamp_min(THINNEST_MM)
         distance = tokens["root_distance_mm"]
@@ -74,6 +75,40 @@ class TokenEncoder(nn.Module):
         ]
         features = self.layers(torch.cat(features, dim=-1))
         return EncodedTokens(features, position, radius, tokens["mask"])
+
+
+class PublishedTokenEncoder(nn.Module):
+    """Position in [0, 1] of the image as sines and cosines, and the radius -> `channels`.
+
+    The radius is in voxels, of the mean spacing, divided by the mean side. It has no weights.
+    """
+
+    def __init__(self, dim: int, channels: int):
+        super().__init__()
+        self.dim, self.position_channels = dim, channels - 1
+
+    def forward(self, tokens: Tokens, voxels: tuple[int, ...], spacing: Tensor) -> EncodedTokens:
+        """voxels: sides of the image. spacing: (B, dim) mm."""
+        position, radius = tokens["position_mm"][..., : self.dim], tokens["radius_mm"]
+        sides = spacing.new_tensor(voxels, dtype=torch.float64)
+        # The index of a voxel divided by the side; positions are counted from the center.
+        coordinates = position / (spacing.double() * sides)[:, None] + (sides - 1) / (2 * sides)
+        sinusoids = unit_position_features(coordinates, self.position_channels)
+        share = radius / (spacing.mean(1) * sides.float().mean())[:, None]
+        features = torch.cat([sinusoids, share[..., None]], dim=-1)
+        return EncodedTokens(features, position, radius.clamp_min(THINNEST_MM), tokens["mask"])
+
+
+def unit_position_features(coordinates: Tensor, channels: int) -> Tensor:
+    """(..., dim) in [0, 1] -> (..., channels) float32, per axis the sines and then the cosines.
+
+    Wavelengths 2 pi 10,000^(2 i dim / channels), as for word positions (Vaswani et al. 2017): in
+    [0, 1] few of them vary.
+    """
+    width = channels // coordinates.shape[-1]  # per axis
+    even = torch.arange(0, width, 2, dtype=torch.float64, device=coordinates.device)
+    angles = coordinates.double()[..., None] * 10_000 ** (-even / width)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2).float()
 
 
 def position_channels(dim: int) -> int:
