@@ -8,15 +8,20 @@
     python tests/bench/bench.py step --config configs/stage_1_3d_f4_full.yml --device cuda
     python tests/bench/bench.py sample --device cuda \\
         --config configs/stage_2_3d_f4_lfm_crossattn.yml
+    python tests/bench/bench.py synthesis --device cuda --config configs/heart_stage_2.yml
+    python tests/bench/bench.py ceiling --device cuda --precision bf16-mixed
 
 data: the loader, from a warm cache of phantoms (made in the folder or in a temporary one) to the
 tensors of a training step; and the building of that cache. evaluate: the scores of pairs of CTs.
 autoencoder: a training step of stage 1, and its convolutions alone. codebook: the quantizer of one
 volume's latents, beside the usual one. vessel_attention: the cost of the distance bias. step: a
-training step of any config. sample: the time that cached conditions save. Each case runs in a
-process of its own, so that its peak memory is measured alone. Where there is a peer, speedup is its
-time over ours, and memory_ratio our peak over its. docs/benchmarks.md has the results; the other
-files of this folder compare with other libraries.
+training step of any config. sample: the time that cached conditions save. synthesis: sampling and
+decoding of whole CTs. ceiling: a matrix product and a copy.
+
+Each case runs in a process of its own, so that its peak memory is measured alone. Where there is a
+peer, speedup is its time over ours, and memory_ratio our peak over its. docs/benchmarks.md has the
+results; the other files of this folder compare with other libraries, and tests/gpu/measure.sh runs
+what a GPU is to be measured by.
 """
 
 import argparse
@@ -28,7 +33,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from parts import autoencoder, codebook, data, evaluate, sample, step, vessel_attention
+from parts import (
+    autoencoder,
+    ceiling,
+    codebook,
+    data,
+    evaluate,
+    sample,
+    step,
+    synthesis,
+    vessel_attention,
+)
 from parts.measure import show
 
 from tubesynth.runtime.errors import CommandParser, run_command
@@ -54,6 +69,8 @@ BENCHES = {
     "vessel_attention": Bench(vessel_attention),
     "step": Bench(step),
     "sample": Bench(sample),
+    "synthesis": Bench(synthesis, lines=synthesis.lines),
+    "ceiling": Bench(ceiling),
 }
 
 

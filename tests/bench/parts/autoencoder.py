@@ -34,7 +34,7 @@ def config_of(args):
     from tubesynth.config.loading import config_from_plain
     from tubesynth.config.overrides import apply_overrides
 
-    data = {"crop": list(args.crop)}
+    data = {"crop": list(args.crop), "batch_size": args.batch}
     if len(args.crop) == 2:
         data |= {"resolution": [256, 256], "spacing": [0.7, 0.7]}
     plain = {"stage": 1, "dim": len(args.crop), "data": data}
@@ -44,10 +44,11 @@ def config_of(args):
 def run_case(case: str, args) -> dict:
     """One case, measured: its JSON object."""
     import torch
+    from parts.step import training_step
     from parts.turns import device_name, device_of, in_turns
 
     device = device_of(args.device)
-    step, stage = training_step(args)
+    step, stage = training_step(config_of(args), 0, device)
     if case == "convolutions":
         step = bare(recorded_convolutions(stage, step))
     (measured,) = in_turns([step], args.repeats, device)
@@ -60,31 +61,6 @@ def run_case(case: str, args) -> dict:
         threads=torch.get_num_threads(),
         settings=args.overrides,
     )
-
-
-def training_step(args):
-    """(a function of one optimizer step of both phases, the stage that it trains)."""
-    import torch
-
-    from tubesynth.build.checkpoint import Position
-    from tubesynth.training.autoencoder import AutoencoderStage
-    from tubesynth.training.loop import training_step
-
-    config, device = config_of(args), torch.device(args.device)
-    torch.manual_seed(0)
-    stage = AutoencoderStage(config, None, Position(step=10**9), device)
-    shape = (args.batch, *args.crop)
-    batch = {
-        "image": torch.rand(shape)[:, None].to(device),
-        "label": torch.randint(config.labels.num_classes, shape, dtype=torch.uint8).to(device),
-        "sample_index": list(range(args.batch)),
-    }
-
-    def step():
-        for phase in stage.phases:
-            training_step(phase, [batch], 0, config.train)
-
-    return step, stage
 
 
 def recorded_convolutions(stage, step) -> list[tuple]:

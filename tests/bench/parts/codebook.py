@@ -9,8 +9,8 @@ vector. extra_mb is the peak memory beyond that of the process before the work.
 import math
 import time
 
-from parts.measure import PeakMemory, measure, result, significant
-from parts.options import GRID, add_repeats, check_options
+from parts.measure import PeakMemory, result, significant
+from parts.options import GRID, add_device, add_repeats, check_options
 
 CASES = ("eval", "train")
 PEER_BYTES_PER_PAIR = 16  # distances, and one-hot rows as int64 and float32
@@ -25,6 +25,7 @@ def add_arguments(parser) -> None:
     add("--channels", type=int, default=8)
     add("--peer-vectors", type=int, help="vectors that the usual quantizer gets; default: that fit")
     add_repeats(parser, 3, "runs of each side")
+    add_device(parser)
 
 
 def check(args) -> None:
@@ -35,17 +36,19 @@ def check(args) -> None:
 def run_case(case: str, args) -> dict:
     """Both sides, one after the other: the JSON object."""
     import torch
+    from parts.turns import device_name, device_of, in_turns
 
     from tubesynth.models.quantizers.codebook import EmaQuantizer
     from tubesynth.runtime.memory import free_bytes
 
+    device = device_of(args.device)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    latents = torch.randn(1, args.channels, *args.latent)
+    latents = torch.randn(1, args.channels, *args.latent).to(device)
     ours = EmaQuantizer(
         args.codes, args.channels, commitment=0.25, decay=DECAY, revive_after=0
     ).train(case == "train")
-    codebook = torch.randn(args.codes, args.channels)
+    ours, codebook = ours.to(device), torch.randn(args.codes, args.channels).to(device)
 
     def restart():
         ours.codebook.copy_(codebook)
@@ -53,16 +56,20 @@ def run_case(case: str, args) -> dict:
         ours.ema_count.fill_(1.0)
         ours.initialised.fill_(True)
 
-    with PeakMemory() as before:
-        time.sleep(0.1)
-    measured = measure(lambda: ours(latents), args.repeats, restart)
+    def quantize():
+        restart()
+        ours(latents)
+
+    before = peak_before(device)
+    (measured,) = in_turns([quantize], args.repeats, device)
 
     vectors = latents.movedim(1, -1).reshape(-1, args.channels)
-    room = SHARE_OF_MEMORY * free_bytes(torch.device("cpu")) / PEER_BYTES_PER_PAIR / args.codes
+    room = SHARE_OF_MEMORY * free_bytes(device) / PEER_BYTES_PER_PAIR / args.codes
     some = vectors[: args.peer_vectors or min(len(vectors), int(room))]
-    with PeakMemory() as before_peer:
-        time.sleep(0.1)
-    peer = measure(lambda: usual_quantizer(some, codebook, case == "train"), args.repeats)
+    before_peer = peak_before(device)
+    (peer,) = in_turns(
+        [lambda: usual_quantizer(some, codebook, case == "train")], args.repeats, device
+    )
 
     restart()
     indices = ours(latents)[2].flatten()[: len(some)]
@@ -72,19 +79,30 @@ def run_case(case: str, args) -> dict:
         case,
         measured,
         f"{'x'.join(map(str, args.latent))} x {args.codes} codes x {args.channels}",
-        device="cpu",
+        device=device_name(device),
         threads=torch.get_num_threads(),
-        extra_mb=_difference(measured.peak_mb, before.peak_mb),
+        extra_mb=_difference(measured.peak_mb, before),
         peer="one-hot",
         peer_seconds=significant(peer.seconds),
         peer_peak_mb=peer.peak_mb and round(peer.peak_mb, 1),
-        peer_extra_mb=_difference(peer.peak_mb, before_peer.peak_mb),
+        peer_extra_mb=_difference(peer.peak_mb, before_peer),
         peer_vectors=len(some),
         speedup=significant(peer.seconds / len(some) * math.prod(args.latent) / measured.seconds),
         memory_ratio=peer.peak_mb and significant(measured.peak_mb / peer.peak_mb),
         peer_cpu_seconds=peer.cpu_seconds and significant(peer.cpu_seconds),
         same_indices=same,
     )
+
+
+def peak_before(device) -> float | None:
+    """MB that the process holds without the work."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 1e6
+    with PeakMemory() as memory:
+        time.sleep(0.1)
+    return memory.peak_mb
 
 
 def usual_quantizer(vectors, codebook, follow: bool):

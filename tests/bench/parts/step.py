@@ -43,7 +43,7 @@ def run_case(case: str, args) -> dict:
     from torch.utils.flop_counter import FlopCounterMode
 
     config, device = config_of(args), device_of(args.device)
-    step = training_step(config, args.tokens, device)
+    step, _ = training_step(config, args.tokens, device)
     step()  # the optimizers' moments
     with FlopCounterMode(display=False) as counter:
         step()
@@ -67,7 +67,7 @@ def run_case(case: str, args) -> dict:
 
 
 def training_step(config, tokens: int, device):
-    """A function of one optimizer step of every phase on the same batch."""
+    """A function of one optimizer step of every phase on the same batch, and its stage."""
     import torch
 
     from tubesynth.training.loop import training_step
@@ -81,7 +81,7 @@ def training_step(config, tokens: int, device):
         for phase in stage.phases:
             training_step(phase, [micro_batch], 0, config.train)
 
-    return step
+    return step, stage
 
 
 def random_case(config, tokens: int, device) -> dict:
