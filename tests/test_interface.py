@@ -12,7 +12,7 @@ import tubesynth
 from tubesynth import configs
 from tubesynth.__main__ import COMMANDS, main
 from tubesynth.config.loading import load_config
-from tubesynth.config.packaged import description_of, find_config, packaged_configs
+from tubesynth.config.packaged import description_of, find_config, packaged_configs, run_name
 from tubesynth.runtime.errors import InputError
 
 
@@ -54,6 +54,17 @@ def test_packaged_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatc
     assert load_config("demo/stage_2").stage == 2
     with pytest.raises(InputError, match="did you mean demo/stage_2"):
         load_config("demo/stage_22")
+
+
+def test_runs_of_packaged_configs_have_the_name_of_their_config(tmp_path):
+    names = (
+        "stage_1_3d_f4",
+        "demo/stage_1.yml",
+        str(REPOSITORY / "configs" / "demo" / "stage_1.yml"),
+    )
+    assert [run_name(name) for name in names] == ["stage_1_3d_f4", "demo/stage_1", "demo/stage_1"]
+    (tmp_path / "stage_1.yml").write_text("stage: 1")
+    assert run_name(tmp_path / "stage_1.yml") == "stage_1"
 
 
 def test_a_file_that_exists_wins_over_a_packaged_config(tmp_path, monkeypatch):

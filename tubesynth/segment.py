@@ -24,6 +24,7 @@ import torch
 
 from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.loading import load_config
+from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import SegmenterConfig
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.summary import statistics, write_csv, write_json
@@ -113,7 +114,7 @@ def train_seeds(args: argparse.Namespace) -> None:
         raise InputError("--without-real: there is nothing to train on: give --synthetic")
     for seed in args.seeds or []:
         check_seed(seed, "--seeds", requirement(args.config))
-    run_dir = args.run_dir or Path("runs") / Path(args.config).stem
+    run_dir = args.run_dir or Path("runs") / run_name(args.config)
     require_tools(config, args.logger, args.device)
     device = dist.start(args.device)
     try:

@@ -29,6 +29,7 @@ from tubesynth.build.base_models import (
 )
 from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
+from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
@@ -159,7 +160,7 @@ def make_stage(
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     config = config_of(args)
-    run_dir = args.run_dir or Path("runs") / Path(args.config).stem
+    run_dir = args.run_dir or Path("runs") / run_name(args.config)
     if args.dry_run:
         print(describe_plan(config, run_dir))
         return

@@ -55,6 +55,13 @@ def find_config(name: str | Path) -> Path:
     )
 
 
+def run_name(config: str | Path) -> str:
+    """The name of a config for its runs: demo/stage_1 of a packaged one, else its file's name."""
+    path = find_config(config).resolve()
+    names = (name for name, file in packaged_configs().items() if file.resolve() == path)
+    return next(names, path.stem)
+
+
 def packaged_models(stage: int | str | None = None) -> dict[str, Path]:
     """{name: file} of every packaged model, or of the vessel segmenters for stage "segmenter"."""
     suffix = "-segmenter" if stage == "segmenter" else ""
