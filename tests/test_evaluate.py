@@ -314,11 +314,16 @@ def test_training_cts_are_compared_although_the_first_case_has_no_synthesis(fold
 
 
 def test_features_of_a_network_leave_the_diversity_of_samples(folders, monkeypatch):
-    monkeypatch.setattr("tubesynth.evaluate.load_features", lambda path: RADIOMIC)
-    options = ["--features", folders / "weights.pt"]
+    monkeypatch.setattr("tubesynth.evaluate.load_features", lambda path, raw=False: RADIOMIC)
+    options = ["--features", folders / "weights.pt", "--as-published"]
     names = ("real", "labels", "synthesis")
     radiomic = evaluate(folders, *names)["synthesis"]["diversity_ms_ssim"]
-    assert evaluate(folders, *names, extra=options)["synthesis"]["diversity_ms_ssim"] == radiomic
+    scores = evaluate(folders, *names, extra=options)["synthesis"]
+    assert scores["diversity_ms_ssim"] == radiomic
+    # The published distance and this program's: of the same features, not standardized here.
+    for plane in ("axial", "coronal", "sagittal"):
+        distances = [scores[f"frechet_{plane}{end}"]["mean"] for end in ("", "_as_published")]
+        assert distances[0] == pytest.approx(distances[1], rel=1e-9) and distances[0] > 0
 
 
 def test_the_verdict_is_the_headline_score_and_stands_first(folders, capsys):

@@ -10,7 +10,7 @@ from networks import needs_torchvision, radimagenet_layout, random_resnet
 from scipy.ndimage import gaussian_filter
 
 from tubesynth.metrics.features import FEATURE_NAMES, load_features, radiomic_features
-from tubesynth.models.pretrained import load_network
+from tubesynth.models.pretrained import PretrainedNetwork, load_network
 from tubesynth.runtime.errors import InputError
 
 
@@ -157,3 +157,13 @@ def test_wrong_weights_are_refused_in_one_line(tmp_path):
         with pytest.raises(InputError, match=message) as error:
             load_features(path)
         assert "\n" not in str(error.value)
+
+
+def test_raw_features_are_of_slices_at_their_own_size_and_not_scaled():
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 5, 3)
+    network = PretrainedNetwork(layer, 16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "a layer")
+    slices = torch.rand(20, 1, 12, 9)
+    expected = layer(slices.repeat(1, 3, 1, 1)).mean((2, 3)).detach()
+    torch.testing.assert_close(network.raw_features(slices), expected)
+    assert not torch.allclose(network.slice_features(slices), expected, atol=1e-2)

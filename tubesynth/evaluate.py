@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 import argparse
 import multiprocessing
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tubesynth.config.labels import load_label_map, load_scheme
+from tubesynth.config.labels import load_label_map
 from tubesynth.data import pool
+from tubesynth.inference.label_maps import evaluated_classes
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_case, score_case
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.distribution import diversity_scores, negative_control, sample_diversity
 from tubesynth.metrics.features import load_features
 from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
+from tubesynth.metrics.published import frechet_as_published, load_lpips
 from tubesynth.metrics.set_scores import (
+    Sets,
     case_features,
     joined,
     run_job,
@@ -54,7 +57,6 @@ from tubesynth.runtime.atomic import save_png, write_text
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible, kept
 from tubesynth.volume.centreline_file import user_centreline_tokens
-from tubesynth.volume.classes import LabelScheme, numbered_classes
 from tubesynth.volume.files import check_labels, read_labels
 from tubesynth.volume.hounsfield import check_hu
 from tubesynth.volume.rasterize import rasterize_vessels
@@ -89,12 +91,16 @@ def evaluate(args: argparse.Namespace) -> None:
         args.real, args.labels, args.reconstruction, runs, args.centrelines, label_map
     )
     losses = validation_losses(args.training_log)
-    settings = Settings(tuple(args.hu_window), tuple(args.lumen_range), classes)
+    window, lumen = tuple(args.hu_window), tuple(args.lumen_range)
+    settings = Settings(window, lumen, classes, args.as_published)
     with_sets = not args.no_distribution
     with_features = with_sets and args.features is None
+    # A wrong file ends the command before any case is scored.
     if args.segmenter is not None:
-        trained_segmenter(args.segmenter)  # a wrong file ends the command before any case is scored
-    options = (settings, args.output_dir, with_sets, with_features, args.segmenter)
+        trained_segmenter(args.segmenter)
+    if args.lpips:
+        load_lpips(*args.lpips)
+    options = (settings, args.output_dir, with_sets, with_features, args.segmenter, args.lpips)
     jobs = [(case, *options) for case in cases]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     scores = pool.each(evaluate_case, jobs, workers, "evaluate")
@@ -140,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--real", type=Path, help="folder of real CTs")
-    add("--labels", type=Path, help="folder of their label maps (the condition)")
+    add("--labels", "--label-dir", type=Path, help="folder of their label maps (the condition)")
     add(
         "--centrelines",
         type=Path,
@@ -148,9 +154,16 @@ def parser() -> argparse.ArgumentParser:
         help="folder with CASE.centreline.json of each case: user centrelines that replace the"
         " vessels of its label map, as in synthesize --centrelines",
     )
-    add("--reconstruction", type=Path, help="folder of reconstructions; needs --real")
+    add(
+        "--reconstruction",
+        "--reconstruction-dir",
+        type=Path,
+        help="folder of reconstructions; needs --real, unless it has the layout of the published"
+        " code: ID/ID.img-rec and ID/ID.img, for --synthesis ID-synth/1-synth, ID.img and ID.label",
+    )
     add(
         "--synthesis",
+        "--synthesis-dir",
         action="append",
         metavar="[NAME=]DIR",
         help="folder of synthetic CTs; needs --labels; repeat it with names to compare runs",
@@ -162,7 +175,12 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="folder of the scores and pictures",
     )
-    add("--workers", type=int, help="processes, one case each (default: one per core)")
+    add(
+        "--workers",
+        "--num-workers",
+        type=int,
+        help="processes, one case each (default: one per core)",
+    )
     add("--training", type=Path, help="folder of training CTs, to detect copies of them")
     add(
         "--segmenter",
@@ -172,6 +190,19 @@ def parser() -> argparse.ArgumentParser:
         " scored",
     )
     add("--features", type=Path, help="RadImageNet weights for the distribution scores")
+    add(
+        "--lpips",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="weights of LPIPS (AlexNet): torchvision's alexnet and LPIPS's alex.pth",
+    )
+    add(
+        "--as-published",
+        action="store_true",
+        help="also SSIM, MS-SSIM, LPIPS (--lpips) and FID (--features) as the published code"
+        " computes them, named *_as_published",
+    )
     add("--no-distribution", action="store_true", help="skip the distribution scores")
     add(
         "--training-log",
@@ -199,26 +230,6 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def evaluated_classes(args: argparse.Namespace) -> LabelScheme:
-    """The scheme of --config, or the nine classes, with the roles that the flags name."""
-    scheme = load_scheme(args.config)
-    vessel = scheme.vessel if args.vessel_class is None else args.vessel_class
-    heart = scheme.heart if args.heart_classes is None else tuple(args.heart_classes)
-    aorta = scheme.aorta if args.aorta_class is None else args.aorta_class
-    for option, values in (
-        ("--vessel-class", (vessel,)),
-        ("--heart-classes", heart),
-        ("--aorta-class", () if aorta is None else (aorta,)),
-    ):
-        if not all(0 < value < 256 for value in values):
-            raise InputError(f"{option} {' '.join(map(str, values))}: give classes from 1 to 255")
-    if (vessel, heart, aorta) == (scheme.vessel, scheme.heart, scheme.aorta):
-        return scheme
-    if max(vessel, *heart, aorta or 0) < scheme.num_classes:
-        return replace(scheme, vessel=vessel, heart=heart, aorta=aorta)
-    return numbered_classes(max(vessel, *heart, aorta or 0) + 1, vessel, heart, aorta)
-
-
 @lru_cache(maxsize=1)
 def trained_segmenter(path: Path) -> VesselSegmenter:
     """The segmenter, loaded once per process."""
@@ -233,11 +244,13 @@ def evaluate_case(
     with_diversity: bool,
     with_features: bool,
     segmenter: Path | None = None,
+    lpips: Sequence[str] = (),
 ) -> CaseScores:
     """Score and render one case, in one thread, so that --workers does not change a score.
 
     with_diversity, with_features: also compute the diversity of the samples, and the slice
-    features of the distribution scores; segmenter: the checkpoint of a vessel segmenter.
+    features of the distribution scores; segmenter: the checkpoint of a vessel segmenter; lpips:
+    the files of LPIPS.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -254,7 +267,8 @@ def evaluate_case(
             original, tokens = tokens, user_centreline_tokens(case.centreline, label)
             label = rasterize_vessels(label, tokens, settings.classes.vessel)
         segment = None if segmenter is None else trained_segmenter(segmenter)
-        scores = score_case(case, volumes, label, tokens, settings, segment)
+        distance = load_lpips(*lpips) if lpips else None
+        scores = score_case(case, volumes, label, tokens, settings, segment, distance)
         panel = case_panel(case, volumes, label, tokens, settings.classes, original)
         save_png(panel_path(output_dir, case.id), panel)
         window = settings.hu_window
@@ -282,15 +296,20 @@ def add_distribution(
     """Add the distribution scores to `result`, the content of metrics.json; returns notes."""
     options: dict[str, Any] = {"window": settings.hu_window}
     sets_of_cases = [s.sets for s in scores]
+    published: list[Sets] = []
     if args.features is not None:  # these features are too large to be sent between processes
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options |= {"feature_fn": load_features(args.features), "device": device}
         workers = 1
-        sets_of_cases = [
-            case_features(case, read_case(case), **options)
-            for case in tqdm(cases, desc="features", unit="case", disable=None)
-            if len(case.images) > 1
-        ]
+        sets_of_cases, raw = [], {}
+        if settings.as_published:
+            raw = {**options, "feature_fn": load_features(args.features, raw=True)}
+        for case in tqdm(cases, desc="features", unit="case", disable=None):
+            if len(case.images) > 1:
+                volumes = read_case(case)
+                sets_of_cases.append(case_features(case, volumes, **options))
+                if raw:
+                    published.append(case_features(case, volumes, **raw))
     sets, notes = joined(sets_of_cases)
     training = []
     synthesized = [case for case in cases if case.images[-1][0].startswith("synthesis")]
@@ -311,6 +330,9 @@ def add_distribution(
         result["validity"] = check
         result["floor"] |= control
         by_source = {s: metrics for s, (metrics, _) in zip(sets, source_results, strict=True)}
+        raw_sets, _ = joined(published)
+        for source in raw_sets.keys() & by_source.keys():
+            by_source[source] |= frechet_as_published(raw_sets["real"], raw_sets[source])
         notes += dict.fromkeys(note for _, texts in source_results for note in texts)
         notes += check.get("messages", [])
     result["reconstruction"] |= by_source.get("reconstruction", {})

@@ -48,6 +48,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--labels",
+        "--label-dir",
         type=Path,
         metavar="DIR",
         help="folder of the CTs' label maps, for a decoder conditioned on the anatomy",

@@ -79,6 +79,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--input-dir",
+        "--label-dir",
         type=Path,
         metavar="DIR",
         help="folder of label maps; default: validation/labels in data.root, or for a packaged or"

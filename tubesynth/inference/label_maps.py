@@ -1,13 +1,16 @@
-"""The label maps that synthesize reads: their folder, their classes and their centrelines."""
+"""The label maps that commands read: their folder, their classes and their centrelines."""
 
+import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from tubesynth.config.labels import check_label_map
+from tubesynth.config.labels import check_label_map, load_scheme
 from tubesynth.config.schema import Config
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
+from tubesynth.volume.classes import LabelScheme, numbered_classes
 
 
 def label_map_of(config: Config, pairs: list[str] | None) -> dict[int, int] | None:
@@ -45,3 +48,23 @@ def find_centrelines(folder: Path | None, cases: Iterable[str]) -> dict[str, Pat
     for path in centrelines.values():
         read_centreline(path)  # an unreadable file is an error before the first volume
     return centrelines
+
+
+def evaluated_classes(args: argparse.Namespace) -> LabelScheme:
+    """The scheme of --config, or the nine classes, with the roles that the flags name."""
+    scheme = load_scheme(args.config)
+    vessel = scheme.vessel if args.vessel_class is None else args.vessel_class
+    heart = scheme.heart if args.heart_classes is None else tuple(args.heart_classes)
+    aorta = scheme.aorta if args.aorta_class is None else args.aorta_class
+    for option, values in (
+        ("--vessel-class", (vessel,)),
+        ("--heart-classes", heart),
+        ("--aorta-class", () if aorta is None else (aorta,)),
+    ):
+        if not all(0 < value < 256 for value in values):
+            raise InputError(f"{option} {' '.join(map(str, values))}: give classes from 1 to 255")
+    if (vessel, heart, aorta) == (scheme.vessel, scheme.heart, scheme.aorta):
+        return scheme
+    if max(vessel, *heart, aorta or 0) < scheme.num_classes:
+        return replace(scheme, vessel=vessel, heart=heart, aorta=aorta)
+    return numbered_classes(max(vessel, *heart, aorta or 0) + 1, vessel, heart, aorta)

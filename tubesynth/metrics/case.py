@@ -21,6 +21,7 @@ from tubesynth.metrics.condition import (
     vessel_scores,
 )
 from tubesynth.metrics.image import image_scores
+from tubesynth.metrics.published import Distance, lpips_scores, similarity_as_published
 from tubesynth.metrics.segmentation import find_vessels
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU, centreline_scores
 from tubesynth.metrics.vessel_match import vessel_match
@@ -28,6 +29,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import read_volume
 from tubesynth.volume.grid import Volume, same_grid
+from tubesynth.volume.intensity import hu_to_unit
 from tubesynth.volume.resample import (
     image_on_grid,
     labels_on_grid,
@@ -62,6 +64,7 @@ class Settings:
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
     lumen_range: tuple[float, float] = LUMEN_RANGE_HU
     classes: LabelScheme = NINE_CLASSES
+    as_published: bool = False  # also the scores of metrics/published.py
 
 
 @dataclass
@@ -106,13 +109,14 @@ def score_case(
     tokens: VesselTokens | None,
     settings: Settings,
     segment: Segment | None = None,
+    distance: Distance | None = None,
 ) -> CaseScores:
     """All scores of one case.
 
     volumes: the result of read_case. label, tokens: both or neither. segment: a segmenter of
-    vessels, for the scores named segmenter_*. The vessels of the real CT are scored on the grid of
-    the first image made from it: the ceiling at that resolution. The negative control is scored as
-    if it were a synthesis of this case.
+    vessels, for the scores named segmenter_*; distance: LPIPS, for those named lpips*. The vessels
+    of the real CT are scored on the grid of the first image made from it: the ceiling at that
+    resolution. The negative control is scored as if it were a synthesis of this case.
     """
     result = CaseScores()
     grids: list[SharedGrid] = []
@@ -143,7 +147,7 @@ def score_case(
         common = shared(volumes[reference], case.images[reference][0])
         image = common.real if is_real and common.real is not None else volume
         if common.real is not None and not is_real:
-            scores = pair_scores(common.real, image, common.label, settings.hu_window)
+            scores = pair_scores(common.real, image, common.label, settings, distance)
             result.images.append({**key, **scores})
         if label is not None and tokens is not None:
             scores = score_vessels(image, common, tokens, label, settings, segment)
@@ -156,7 +160,7 @@ def score_case(
     if case.control is not None and (real_on_grid := grids[0].real) is not None:
         key = {"case": case.id, "sample": 0, "source": "floor"}
         control = aligned_to_grid(read_volume(case.control), grids[0].grid, settings.hu_window)
-        scores = pair_scores(real_on_grid, control, None, settings.hu_window)
+        scores = pair_scores(real_on_grid, control, None, settings, distance)
         result.images.append({**key, **scores})
         if label is not None and tokens is not None:
             scores = vessel_match(control, real_on_grid, tokens, label)
@@ -166,7 +170,11 @@ def score_case(
 
 
 def pair_scores(
-    real: Volume, other: Volume, label: Volume | None, hu_window: tuple[float, float]
+    real: Volume,
+    other: Volume,
+    label: Volume | None,
+    settings: Settings,
+    distance: Distance | None = None,
 ) -> dict[str, float]:
     """Image scores of two volumes (and a label map) on one grid; on a GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,7 +183,14 @@ def pair_scores(
         arrays = [array[:, :, 0] for array in arrays]
     tensors = [torch.from_numpy(np.array(array)).to(device) for array in arrays]
     count = 0 if label is None else int(label.array.max()) + 1
-    return image_scores(tensors[0], tensors[1], hu_window, *tensors[2:], num_classes=count)
+    window = settings.hu_window
+    scores = image_scores(tensors[0], tensors[1], window, *tensors[2:], num_classes=count)
+    real_unit, other_unit = (torch.as_tensor(hu_to_unit(x, window)) for x in tensors[:2])
+    if settings.as_published:
+        scores |= similarity_as_published(real_unit, other_unit)
+    if distance is not None:
+        scores |= lpips_scores(real_unit, other_unit, distance, settings.as_published)
+    return scores
 
 
 def score_vessels(

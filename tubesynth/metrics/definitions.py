@@ -5,6 +5,15 @@ DEFINITIONS = {
     "ssim": "SSIM (Wang 2004) of the images of psnr; 3D Gaussian window of 11 voxels, sigma 1.5, "
     "K1 0.01, K2 0.03; voxels whose window lies inside the image",
     "ms_ssim": "MS-SSIM (Wang 2003) of the images of psnr; 5 scales above 160 voxels per axis",
+    "lpips": "LPIPS (Zhang 2018, AlexNet) of the images of psnr, mean over each plane's slices and "
+    "over the planes with slices of at least 31 voxels a side",
+    "ssim_as_published, ms_ssim_as_published": "as the published code computes them: a Gaussian "
+    "window of 4 voxels, sigma 1.5; always 5 scales, each without the odd last voxel of the one "
+    "before",
+    "lpips_as_published": "as there: sum over three planes, of images in [0, 1] where the network "
+    "expects [-1, 1]; over all slices, of which the published code draws half",
+    "frechet_PLANE_as_published": "as there: squared Frechet distance (FID) of the features of all "
+    "slices of the images of psnr, at their own size and not scaled for the network",
     "mae_hu": "mean absolute error in HU of images clipped to hu_window",
     "_classK": "suffix: the metric inside class K of the label map",
     "vessel_match": "agreement of the profile across each centreline point (contrast to the "

@@ -78,15 +78,16 @@ def radiomic_features(slices: Tensor) -> Tensor:
 RADIOMIC = FeatureFunction(radiomic_features, standardize=True, window=WINDOW_HU)
 
 
-def load_features(path: str | Path) -> FeatureFunction:
+def load_features(path: str | Path, raw: bool = False) -> FeatureFunction:
     """The feature function of a weights file of a network that models/pretrained.py supports.
 
     Other files are an InputError. Features are not standardized, so that Frechet distances can be
-    compared with published ones.
+    compared with published ones. raw: of slices at their own size, not scaled for the weights.
     """
     from tubesynth.models.pretrained import load_network
 
-    return FeatureFunction(load_network(path).slice_features)
+    network = load_network(path)
+    return FeatureFunction(network.raw_features if raw else network.slice_features)
 
 
 def _features(full: Tensor) -> Tensor:

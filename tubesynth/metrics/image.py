@@ -55,36 +55,44 @@ def ms_ssim(a: Tensor, b: Tensor, data_range: float) -> list[float]:
 
 
 def ssim_and_ms_ssim(
-    a: Tensor, b: Tensor, data_range: float, labels: Tensor | None = None, num_classes: int = 0
+    a: Tensor,
+    b: Tensor,
+    data_range: float,
+    labels: Tensor | None = None,
+    num_classes: int = 0,
+    window: int = WINDOW,
+    ceil_mode: bool = True,
 ) -> tuple[list[float], list[float], list[list[float]] | None]:
     """SSIM, MS-SSIM (B floats each) and SSIM by class (B x num_classes, None without labels).
 
     One pass: the first scale of MS-SSIM is SSIM, and its map is averaged over the classes of
-    labels (B, X, Y, Z) too.
+    labels (B, X, Y, Z) too. window: its voxels, odd with labels; ceil_mode: False leaves an odd
+    last voxel out of the next scale.
     """
-    scales = max(1, num_scales(a.shape[2:]))  # an image smaller than the window: one scale of nan
+    # An image smaller than the window has one scale, of nan.
+    scales = max(1, num_scales(a.shape[2:], window, ceil_mode))
     weights = [w / sum(SCALE_WEIGHTS[:scales]) for w in SCALE_WEIGHTS[:scales]]
     product = [1.0] * len(a)
     pool = F.avg_pool3d if a.ndim == 5 else F.avg_pool2d
     mean_ssim, by_class = [], None
     for scale, weight in enumerate(weights):
         if scale:
-            a, b = (pool(x.float(), 2, ceil_mode=True, count_include_pad=False) for x in (a, b))
-        if scale == 0:
-            similarity, contrast, by_class = _structure(a, b, data_range, labels, num_classes)
-            mean_ssim = similarity
+            a, b = (pool(x.float(), 2, None, 0, ceil_mode, False) for x in (a, b))
+            similarity, contrast, _ = _structure(a, b, data_range, window=window)
         else:
-            similarity, contrast, _ = _structure(a, b, data_range)
+            settings = (labels, num_classes, window)
+            similarity, contrast, by_class = _structure(a, b, data_range, *settings)
+            mean_ssim = similarity
         terms = similarity if scale == scales - 1 else contrast
         product = [p * max(t, 0.0) ** weight for p, t in zip(product, terms, strict=True)]
     return mean_ssim, product, by_class
 
 
-def num_scales(shape: Sequence[int]) -> int:
+def num_scales(shape: Sequence[int], window: int = WINDOW, ceil_mode: bool = True) -> int:
     """Scales of MS-SSIM whose image holds the window; 0 where SSIM is undefined."""
     size, scales = min(shape), 0
-    while size >= WINDOW and scales < len(SCALE_WEIGHTS):
-        size, scales = -(-size // 2), scales + 1
+    while size >= window and scales < len(SCALE_WEIGHTS):
+        size, scales = (size + ceil_mode) // 2, scales + 1
     return scales
 
 
@@ -131,18 +139,24 @@ def image_scores(
 
 
 def _structure(
-    a: Tensor, b: Tensor, data_range: float, labels: Tensor | None = None, num_classes: int = 0
+    a: Tensor,
+    b: Tensor,
+    data_range: float,
+    labels: Tensor | None = None,
+    num_classes: int = 0,
+    window: int = WINDOW,
 ) -> tuple[list[float], list[float], list[list[float]] | None]:
     """Mean SSIM and mean contrast-structure term (B floats each), and SSIM by class or None."""
-    if not num_scales(a.shape[2:]):
+    if not num_scales(a.shape[2:], window):
         undefined = [math.nan] * len(a)
         return undefined, undefined, [[math.nan] * num_classes for _ in a]
-    edge, regions = WINDOW // 2, None
+    edge, regions = window // 2, None
     total = torch.zeros(len(a), 2, dtype=torch.float64, device=a.device)
     by_class = torch.zeros(2, len(a), num_classes, dtype=torch.float64, device=a.device)
     if labels is not None:  # voxels whose window lies inside the image: 5 less at every end
         regions = labels[(slice(None), *(slice(edge, n - edge) for n in labels.shape[1:]))]
-    for start, luminance, structure in _similarity_slabs(a, b, data_range):  # (B, C, <= SLAB, ...)
+    # Slabs (B, C, at most SLAB, ...).
+    for start, luminance, structure in _similarity_slabs(a, b, data_range, window):
         # Each slab's mean counts with its thickness; the sum is divided by the whole thickness.
         total[:, 1] += structure.flatten(1).mean(1, dtype=torch.float64) * structure.shape[2]
         similarity = luminance.mul_(structure)  # SSIM = luminance * contrast-structure
@@ -152,13 +166,13 @@ def _structure(
             for i, (region, field) in enumerate(zip(slab, similarity.mean(1), strict=True)):
                 count, (class_sum,) = _sums(region, (field,), num_classes)
                 by_class[:, i] += torch.stack([class_sum, count])
-    total /= a.shape[2] - 2 * edge
+    total /= a.shape[2] - window + 1
     class_means = None if labels is None else (by_class[0] / by_class[1]).tolist()
     return total[:, 0].tolist(), total[:, 1].tolist(), class_means
 
 
 def _similarity_slabs(
-    a: Tensor, b: Tensor, data_range: float
+    a: Tensor, b: Tensor, data_range: float, window: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Slab by slab along x: (first x of the valid region, luminance term, contrast-structure term).
 
@@ -172,13 +186,13 @@ def _similarity_slabs(
             f"images of different shapes: {tuple(a.shape)} and {tuple(b.shape)}; resample one"
         )
     c1, c2 = K1**2, K2**2
-    for start in range(0, a.shape[2] - WINDOW + 1, SLAB):
+    for start in range(0, a.shape[2] - window + 1, SLAB):
         # In units of the data range, so that float32 differences of squares keep their digits.
-        x, y = (t[:, :, start : start + SLAB + WINDOW - 1].float() / data_range for t in (a, b))
-        # E[a], E[b], E[ab], E[a^2 + b^2]: (4, B, C, slab + 10, Y, Z) -> the valid region.
+        x, y = (t[:, :, start : start + SLAB + window - 1].float() / data_range for t in (a, b))
+        # E[a], E[b], E[ab], E[a^2 + b^2]: (4, B, C, slab + window - 1, Y, Z) -> the valid region.
         fields = torch.stack([x, y, x * y, x.square().addcmul_(y, y)])
         for axis in range(3, fields.ndim):
-            fields = _blur(fields, axis)
+            fields = _blur(fields, axis, window)
         mean_a, mean_b, mean_ab, mean_squares = fields
         product = mean_a * mean_b
         squares = mean_a.square().addcmul_(mean_b, mean_b)
@@ -188,36 +202,36 @@ def _similarity_slabs(
         yield start, luminance, structure
 
 
-def _blur(fields: Tensor, axis: int) -> Tensor:
-    """Gaussian window along one axis: n -> n - 10 voxels, the valid region.
+def _blur(fields: Tensor, axis: int, window: int) -> Tensor:
+    """Gaussian window along one axis: n -> n - window + 1 voxels, the valid region.
 
-    A banded matrix (SLAB, SLAB + 10) times blocks of SLAB voxels: about twenty times faster on a
-    CPU than a convolution with one channel, though most of the matrix is zeros.
+    A banded matrix (SLAB, SLAB + window - 1) times blocks of SLAB voxels: about twenty times faster
+    on a CPU than a convolution with one channel, though most of the matrix is zeros.
     """
-    out = fields.shape[axis] - WINDOW + 1
+    out = fields.shape[axis] - window + 1
     blocks = []
     for start in range(0, out, SLAB):
         size = min(SLAB, out - start)
-        block = fields.narrow(axis, start, size + WINDOW - 1)
-        band = _band(size, str(fields.device))
+        block = fields.narrow(axis, start, size + window - 1)
+        band = _band(size, window, str(fields.device))
         with torch.autocast(fields.device.type, enabled=False):  # 16 bits would show in the score
             if axis == fields.ndim - 1:
                 blocks.append(block @ band.T)
             else:
-                # (..., size + 10, rest) -> (..., size, rest): later axes are one for the product.
+                # (..., size + window - 1, rest) -> (..., size, rest): later axes are one.
                 rows = torch.matmul(band, block.flatten(axis + 1))
                 blocks.append(rows.unflatten(-1, block.shape[axis + 1 :]))
     return torch.cat(blocks, axis)
 
 
 @lru_cache
-def _band(size: int, device: str) -> Tensor:
-    """(size, size + 10): row i holds the normalized Gaussian in columns i to i + 10."""
-    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+def _band(size: int, window: int, device: str) -> Tensor:
+    """(size, size + window - 1): row i is the normalized Gaussian from column i on."""
+    offsets = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
     kernel = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
-    rows = torch.zeros(size, size + WINDOW - 1, dtype=torch.float64)
+    rows = torch.zeros(size, size + window - 1, dtype=torch.float64)
     for i in range(size):
-        rows[i, i : i + WINDOW] = kernel / kernel.sum()
+        rows[i, i : i + window] = kernel / kernel.sum()
     return rows.float().to(device)
 
 

@@ -16,6 +16,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import require_folder, stored_json
 from tubesynth.volume.cases import case_id, find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
+from tubesynth.volume.files import file_suffix
 
 MAX_CONTROLS = 10  # cases with a negative control: each takes as long to score as an image
 COSTS = ("evaluations", "seconds")
@@ -64,20 +65,29 @@ def collect_cases(
     label_map: Mapping[int, int] | None = None,
 ) -> tuple[list[EvaluationCase], list[str]]:
     """The cases of all images, and notes on real CTs without an image and on missing images."""
-    if real is None and not runs:
+    folders = [folder for folder in (reconstruction, *(run.folder for run in runs)) if folder]
+    layouts = {folder: published_layout(folder) for folder in folders}
+    reals, maps = (
+        files_of(folder, option)
+        or {c: p for each in layouts.values() for c, p in each[kind].items()}
+        for folder, option, kind in ((real, "--real", "img"), (labels, "--labels", "label"))
+    )
+    if not reals and not runs:
         raise InputError("nothing to score: give --real and --reconstruction, or --synthesis")
-    if reconstruction is not None and real is None:
+    if reconstruction is not None and not reals:
         raise InputError("--reconstruction is scored against the real CT; give --real")
-    if runs and labels is None:
+    if runs and not maps:
         raise InputError("--synthesis is scored against its condition; give --labels")
-    if centrelines is not None and labels is None:
+    if centrelines is not None and not maps:
         raise InputError("--centrelines replace the vessels of label maps; give --labels")
-    reals, maps = files_of(real, "--real"), files_of(labels, "--labels")
     images: dict[str, list[tuple[str, int, Path]]] = {}  # (source, sample, file) by case
-    for case, path in files_of(reconstruction, "--reconstruction").items():
-        images.setdefault(case, []).append(("reconstruction", 0, path))
+    if reconstruction is not None:
+        files = layouts[reconstruction]["img-rec"] or files_of(reconstruction, "--reconstruction")
+        for case, path in files.items():
+            images.setdefault(case, []).append(("reconstruction", 0, path))
     for run in runs:
-        for name, path in files_of(run.folder, "--synthesis").items():
+        files = layouts[run.folder]["synth"] or files_of(run.folder, "--synthesis")
+        for name, path in files.items():
             match = None if name in maps else re.fullmatch(r"(.+)_s(\d+)", name)
             case, sample = (match[1], int(match[2])) if match else (name, 0)
             case_images = images.setdefault(case, [])
@@ -93,7 +103,7 @@ def collect_cases(
                 f"{folder}: unpaired, no file for {listed(missing)}; ids are names up to the first "
                 "dot, add the missing files or remove these"
             )
-    chosen = list(images) or [case for case in reals if labels is None or case in maps]
+    chosen = list(images) or [case for case in reals if not maps or case in maps]
     if not chosen:
         raise InputError(f"{labels}: no label map has the id of a CT in {real}; rename the files")
     notes = []
@@ -119,6 +129,23 @@ def collect_cases(
         label = maps.get(case)
         cases.append(EvaluationCase(case, label, case_images, control, centreline, label_map))
     return cases, notes
+
+
+def published_layout(folder: Path) -> dict[str, dict[str, Path]]:
+    """The files of a result folder of the published code, by kind and by case.
+
+    It has a folder for each case: ID/ID.img and ID.img-rec of a reconstruction, or ID-synth/ID.img,
+    ID.label and 1-synth, 2-synth of a synthesis, whose names here are ID_s1, ID_s2. All kinds are
+    empty where the folder has another layout.
+    """
+    files: dict[str, dict[str, Path]] = {kind: {} for kind in ("img", "label", "img-rec", "synth")}
+    for path in sorted(folder.glob("*/*")) if folder.is_dir() else ():
+        name = path.name.removesuffix(file_suffix(path))
+        found = re.fullmatch(r"(?:(\d+)-|.*\.)(img|label|img-rec|synth)", name)
+        if file_suffix(path) and found:
+            case = path.parent.name.removesuffix("-synth")
+            files[found[2]][f"{case}_s{found[1]}" if found[1] else case] = path
+    return files
 
 
 def files_of(folder: Path | None, option: str) -> dict[str, Path]:

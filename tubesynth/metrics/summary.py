@@ -35,6 +35,7 @@ BOUNDS = {
     "ms_ssim": (0.0, 1.0),
     "ssim": (-1.0, 1.0),
     "psnr": (-math.inf, 100.0),
+    "lpips": (0.0, math.inf),
     **dict.fromkeys(("dice", "cldice", "vesselness_auc", "vesselness_shell"), (0.0, 1.0)),
     "vesselness_contrast": (-1.0, 1.0),
     "vesselness": (0.0, 1.0),
@@ -146,7 +147,7 @@ def cell(stat: Stat | None, metric: str) -> str:
     numbers, three for shares and all others; "-" where there is no mean."""
     if stat is None or stat["mean"] is None:
         return "-"
-    if "_hu" in metric or metric.startswith("frechet"):
+    if "_hu" in metric or metric.startswith("frechet") and not metric.endswith("published"):
         digits = 1
     else:
         digits = 2 if metric.startswith(("psnr", "betti")) else 3

@@ -67,6 +67,13 @@ class PretrainedNetwork(nn.Module):
         return self.layers((images - self.mean) / self.std)
 
     @torch.no_grad()
+    def raw_features(self, slices: Tensor) -> Tensor:
+        """(N, 1, H, W) -> (N, 2048): the same at their own size, and not scaled for the weights."""
+        self.to(slices.device)
+        chunks = slices.float().expand(-1, 3, -1, -1).split(SLICES_AT_ONCE)
+        return torch.cat([self.layers(chunk).mean((2, 3)) for chunk in chunks])
+
+    @torch.no_grad()
     def slice_features(self, slices: Tensor) -> Tensor:
         """(N, 1, H, W) in [0, 1] -> (N, 2048): averages of the maps of resized slices."""
         self.to(slices.device)

@@ -24,7 +24,11 @@ IMAGE_METRICS = (
     Metric("psnr", "PSNR, dB", True),
     Metric("ssim", "SSIM", True),
     Metric("ms_ssim", "MS-SSIM", True),
+    Metric("lpips", "LPIPS", False),
     Metric("mae_hu", "mean absolute error, HU", False),
+    Metric("ssim_as_published", "SSIM, as published", True),
+    Metric("ms_ssim_as_published", "MS-SSIM, as published", True),
+    Metric("lpips_as_published", "LPIPS, as published", False),
 )
 SET_METRICS = (
     Metric("frechet", "Fréchet distance", False),
@@ -32,6 +36,10 @@ SET_METRICS = (
     Metric("frechet_axial", "Fréchet distance, axial slices", False),
     Metric("frechet_coronal", "Fréchet distance, coronal slices", False),
     Metric("frechet_sagittal", "Fréchet distance, sagittal slices", False),
+    *(
+        Metric(f"frechet_{plane}_as_published", f"FID as published, {plane} slices", False)
+        for plane in ("sagittal", "coronal", "axial")
+    ),
     Metric("precision", "precision: slices that look real", True),
     Metric("recall", "recall: real slices that are covered", True),
     Metric("diversity_ms_ssim", "MS-SSIM between samples of one label map", False),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tubesynth.metrics.published import SUFFIX
 from tubesynth.metrics.summary import table
 from tubesynth.report.charts import Stats
 from tubesynth.report.verdict import HEADLINE
@@ -22,7 +23,8 @@ def tables(result: dict[str, Any], vessel_class: int) -> str:
     lines += [f"\n{count} case{'s' * (count != 1)}, mean [95 % interval of the mean]"]
     images = columns(result, result, "synthesis")
     if images:
-        metrics = ["psnr", "ssim", "ms_ssim", "mae_hu", f"mae_hu_class{vessel_class}", *SET_METRICS]
+        metrics = ["psnr", "ssim", "ms_ssim", "lpips", "mae_hu", f"mae_hu_class{vessel_class}"]
+        metrics += [*SET_METRICS, *sorted({m for s in images.values() for m in s if SUFFIX in m})]
         scored = [m for m in metrics if any(m in stats for stats in images.values())]
         lines += ["", table(images, scored)]
     vessels = columns(result, result["vessels"], "vessels")
