@@ -30,6 +30,7 @@ from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.reading import require_folder
 from tubesynth.runtime.stop_signal import interruptible
+from tubesynth.volume.grid import spacing_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,7 +171,7 @@ def description(entry: Entry) -> str:
         for name, a in meta["arrays"].items()
     )
     if entry.kind == VOLUMES:
-        spacing = "x".join(f"{s:g}" for s in meta["preprocessing"]["spacing"])
+        spacing = "x".join(f"{s:.4g}" for s in spacing_of(meta["affine"]))
         low, high = meta["preprocessing"]["hu_window"]
         return f"{arrays}, {spacing} mm, HU {low:g} to {high:g}"
     if entry.kind == LATENTS:
@@ -210,9 +211,13 @@ def references(store: Store, config) -> set[tuple[str, str]]:
     volumes = Volumes.find(config)
     volumes.store = store
     cases = volumes.training + volumes.validation
+    draws = volumes.preprocessing.draws
+    drawn = [(case, draw) for case in cases for draw in range(draws)]
     with hashing_threads() as pool:
-        keys = pool.map(lambda case: volume_key(store, case, volumes.preprocessing), cases)
-        keys = list(progress(keys, "digests", len(cases)))
+        keys = pool.map(
+            lambda each: volume_key(store, each[0], volumes.preprocessing, each[1]), drawn
+        )
+        keys = list(progress(keys, "digests", len(drawn)))
     referenced = {(VOLUMES, key) for key in keys}
     if volumes.tokens:
         referenced |= {(TOKENS, token_key(key, volumes.tokens)) for key in keys}
@@ -223,7 +228,8 @@ def references(store: Store, config) -> set[tuple[str, str]]:
         digest = Checkpoint.load(path, stage=1).trained_autoencoder.digest
     except InputError as error:
         raise InputError(f"latents.autoencoder: {error}") from error
-    for split, variants in ((volumes.training, config.latents.variants), (volumes.validation, 1)):
+    of_training = config.latents.variants * draws
+    for split, variants in ((volumes.training, of_training), (volumes.validation, 1)):
         for case in split:
             for variant in range(variants):
                 referenced.add((LATENTS, latent_key(config, volumes, digest, case, variant)))

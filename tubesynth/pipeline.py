@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,7 +169,8 @@ class Pipeline:
         volume: a CT in HU with any spacing and orientation.
         labels: its label map, for a decoder that is conditioned on the anatomy; others
             ignore it. Without it, such a decoder works on the latents alone.
-        spacing: (3,) mm of the result; default: data.spacing of the model's config.
+        spacing: (3,) mm of the result; default: data.spacing of the model's config, of a range
+            its middle, and for null that which fits the resolution to the input.
         resolution: (3,) voxels of the result; default: data.resolution of the model's config.
 
         InputError (a ValueError) if an argument does not fit the model.
@@ -217,7 +219,8 @@ class Pipeline:
             above 1 follows the condition more closely, 0 drops it, in the decoder too. Other
             weights than 1 need a model that was trained with dropout of that condition.
         control_scale: factor of the residuals of a stage-3 model's ControlNet; 0: the base model.
-        spacing: (3,) mm of the result; default: data.spacing of the model's config.
+        spacing: (3,) mm of the result; default: data.spacing of the model's config, of a range
+            its middle, and for null that which fits the resolution to the input.
         resolution: (3,) voxels of the result, multiples of the autoencoder's factor; default:
             data.resolution of the model's config.
         callback: is called as callback(t, volume) after every solver step; t ends at 1.
@@ -352,7 +355,10 @@ class Pipeline:
                     last_t[index] = case_t
                     callback(index, case_t, decode(latents, index))
 
-        spacing_mm = torch.tensor(label_maps[0].spacing[: config.dim], dtype=torch.float32)
+        spacing_mm = torch.tensor(
+            np.array([label_map.spacing[: config.dim] for label_map in label_maps]),
+            dtype=torch.float32,
+        )
         low, high = sampling.guidance_interval
         with self._autocast():
             velocity = guided_velocity(

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {
             "model_digest": pipeline.digest,
             "resolution": list(args.resolution or data.resolution),
-            "spacing": list(args.spacing or data.spacing),
+            "spacing": args.spacing or data.default_spacing,
             "original_grid": args.original_grid,
             "precision": args.precision,
         }

@@ -25,7 +25,8 @@ from tubesynth.volume.intensity import unit_to_hu
 class ModelGrid:
     """The grid of a model on a device.
 
-    Spacing and resolution, (3,) or (2,) for a 2D model, are by default those of the config.
+    Spacing and resolution, (3,) or (2,) for a 2D model, are by default those of the config; of a
+    range of spacings the middle.
     """
 
     def __init__(self, config: Config, device: torch.device):
@@ -64,10 +65,14 @@ class ModelGrid:
         resolution: Sequence[int] | None = None,
     ) -> Volume:
         """A label map of background, centered on the origin of world coordinates."""
-        preprocessing = self._preprocessing(spacing, resolution)
-        shape = preprocessing.resolution
-        flat_axes = (1.0,) * (3 - len(preprocessing.spacing))
-        affine = centered_affine(shape, (*preprocessing.spacing, *flat_axes))
+        shape = self._preprocessing(spacing, resolution).resolution
+        spacing = spacing or self.config.data.default_spacing
+        if spacing is None:
+            raise InputError(
+                "spacing is not known without a label map: this model has that of each input"
+                " (data.spacing: null): give one in mm"
+            )
+        affine = centered_affine(shape, (*spacing, 1.0)[:3])
         return Volume(np.zeros(shape, np.uint8), affine)
 
     def tensor(self, array: np.ndarray) -> Tensor:

@@ -78,17 +78,14 @@ def check_seed(seed: int, key: str, require: Require) -> None:
 
 def check_data(data: DataConfig, dim: int, require: Require) -> None:
     """Grid, window, batches and augmentation."""
-    for key in ("resolution", "spacing", "crop"):
+    check_spacing(data, dim, require)
+    for key in ("resolution", "crop"):
         value = getattr(data, key)
         if value is not None:
             require(
                 len(value) == dim and min(value) > 0,
                 f"data.{key}: expected {dim} positive numbers (the dim), got {value}",
             )
-    require(
-        all(1e-3 <= size <= 1e3 for size in data.spacing),
-        f"data.spacing: {data.spacing}: expected 0.001 to 1000 mm",
-    )
     require(
         data.crop is None or all(c <= n for c, n in zip(data.crop, data.resolution, strict=True)),
         f"data.crop: {data.crop} is larger than data.resolution {data.resolution}: make it smaller",
@@ -122,6 +119,35 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
         f"data.augment.convention: published turns exchange the sides {sides} of a sample, but a"
         " batch has one shape: set data.batch_size=1, data.augment.rotate90=0 or a cubic data.crop",
     )
+
+
+def check_spacing(data: DataConfig, dim: int, require: Require) -> None:
+    """A spacing, a range of spacings, or null."""
+    spacing, is_range = data.spacing, False
+    if spacing is None:
+        return
+    if any(isinstance(item, list) for item in spacing):
+        is_range = len(spacing) == 2 and all(isinstance(item, list) for item in spacing)
+        require(
+            is_range,
+            f"data.spacing: {spacing}: a range is two lists of numbers: the smallest and the"
+            " largest",
+        )
+    low, high = data.spacing_range or ((), ())
+    for ends in (low, high):
+        require(
+            len(ends) == dim and min(ends) > 0,
+            f"data.spacing: expected {dim} positive numbers (the dim), got {list(ends)}",
+        )
+        require(
+            all(1e-3 <= size <= 1e3 for size in ends),
+            f"data.spacing: {list(ends)}: expected 0.001 to 1000 mm",
+        )
+    require(
+        all(a <= b for a, b in zip(low, high, strict=True)),
+        f"data.spacing: {spacing}: give the smallest spacing of the range first",
+    )
+    require(data.spacing_draws >= 1, "data.spacing_draws: must be at least 1")
 
 
 def check_multiples(data: DataConfig, factor: int, reason: str, require: Require) -> None:

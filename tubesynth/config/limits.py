@@ -12,6 +12,7 @@ Require = Callable[[bool, str], None]  # (condition, message): InputError if the
 WIDTH, DEPTH, LEVELS = 2**15, 100, 12
 MOST = {
     "data.resolution": 2**12,
+    "data.spacing_draws": 2**10,
     "data.num_workers": 2**10,
     "data.batch_size": 2**16,
     "latents.variants": 2**16,

@@ -5,7 +5,7 @@ that contradict each other. dataclasses.replace makes a changed config.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 
@@ -36,7 +36,10 @@ class AugmentConfig:
 class DataConfig:
     root: str = "data/imagecas"  # holds training/ and validation/, each with images/ and labels/
     resolution: list[int] = field(default_factory=lambda: [256, 256, 128])  # voxels x, y, z
-    spacing: list[float] = field(default_factory=lambda: [0.7, 0.7, 1.05])  # mm
+    # mm. A range [[0.6, 0.6, 1.0], [0.8, 0.8, 1.2]]: drawn for each sample. null: that which fits
+    # the whole image into the resolution. The U-Net is conditioned on the spacing of each case.
+    spacing: list[float | list[float]] | None = field(default_factory=lambda: [0.7, 0.7, 1.05])
+    spacing_draws: int = 4  # spacings drawn for each case from a range; the disk cache holds each
     hu_window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU -> [0, 1]
     antialias: bool = False  # low-pass filter images before their voxels become larger
     # {stored value: class} of label maps of another scheme, other values become 0; null: the values
@@ -49,6 +52,22 @@ class DataConfig:
     batch_size: int = 1  # per process and accumulation step
     crop: list[int] | None = None  # random crop for training; null: the whole volume
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    @property
+    def spacing_range(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """mm: the smallest and the largest spacing, equal where it is fixed; None for null."""
+        if self.spacing is None:
+            return None
+        is_range = any(isinstance(item, list) for item in self.spacing)
+        low, high = cast(list[list[float]], self.spacing if is_range else [self.spacing] * 2)
+        return tuple(low), tuple(high)
+
+    @property
+    def default_spacing(self) -> list[float] | None:
+        """mm of results where none is asked for: the middle of a range; None: that of the input."""
+        if self.spacing_range is None:
+            return None
+        return [(low + high) / 2 for low, high in zip(*self.spacing_range, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,8 @@ class AutoencoderLossConfig:
 @dataclass(frozen=True)
 class LatentConfig:
     autoencoder: str | None = None  # file or name of a model of stage 1, or of one with its latents
-    variants: int = 1  # stored variants per case; the first has no augmentation
+    # Stored variants per case, and per spacing of a range; the first has no augmentation.
+    variants: int = 1
 
 
 @dataclass(frozen=True)

@@ -68,14 +68,17 @@ class VolumeDataset(torch.utils.data.Dataset):
         assert self.crop is None or all(c <= n for c, n in zip(self.crop, resolution, strict=True))
         if not self.cases:
             raise InputError("data.root: the data set has no cases; check the folder")
-        self.keys: list[str] | None = None
+        draws = range(preprocessing.draws)
+        self.keys: list[list[str]] | None = None  # by case and draw
         if self.store:
             with ThreadPoolExecutor(8) as pool:  # hashing and disk reads release Python's lock
-                self.keys = list(pool.map(self._key, self.cases))
-        self.loaded_cases: list[StoredCase] | None = None
+                self.keys = list(pool.map(lambda c: [self._key(c, d) for d in draws], self.cases))
+        self.loaded_cases: list[list[StoredCase]] | None = None
         if mode == "cache":
             with ThreadPoolExecutor() as pool:
-                self.loaded_cases = list(pool.map(self._resample, self.cases))
+                self.loaded_cases = list(
+                    pool.map(lambda c: [self._resample(c, d) for d in draws], self.cases)
+                )
 
     def __len__(self) -> int:
         """The number of cases, which is the number of samples of one epoch."""
@@ -89,11 +92,16 @@ class VolumeDataset(torch.utils.data.Dataset):
         """The sample of an index as views of the stored arrays, not copied yet."""
         case = case_of_sample(sample_index, len(self.cases), self.seed)
         rng = np.random.default_rng([self.seed, sample_index])
-        return {**self.sample(case, rng), "sample_index": sample_index}
+        random = np.random.default_rng([self.seed, sample_index, 2])  # rng's numbers stay the same
+        draw = int(random.integers(self.preprocessing.draws))
+        return {**self.sample(case, rng, draw), "sample_index": sample_index}
 
-    def sample(self, case: int, rng: np.random.Generator | None = None) -> dict:
-        """A case as views, cropped and augmented at random; unchanged without rng."""
-        arrays, tokens, affine = self.load(case)
+    def sample(self, case: int, rng: np.random.Generator | None = None, draw: int = 0) -> dict:
+        """A case as views, cropped and augmented at random; unchanged without rng.
+
+        draw: the number of the spacing, where a case has several.
+        """
+        arrays, tokens, affine = self.load(case, draw)
         shape, spacing = arrays["image"].shape, spacing_of(affine)
         if rng is None:
             transform = Transform(Pose((0, 0, 0), shape))
@@ -121,28 +129,29 @@ class VolumeDataset(torch.utils.data.Dataset):
             sample["image_fields"] = self._without_flat_axis(fields)
         return sample
 
-    def load(self, case: int) -> StoredCase:
+    def load(self, case: int, draw: int = 0) -> StoredCase:
         """A whole case: from memory, from the store, or resampled."""
         if self.loaded_cases is not None:
-            return self.loaded_cases[case]
+            return self.loaded_cases[case][draw]
         if self.store is None or self.keys is None:
-            return self._resample(self.cases[case])
-        source, key = self.cases[case], self.keys[case]
+            return self._resample(self.cases[case], draw)
+        source, key = self.cases[case], self.keys[case][draw]
         entry = self.store.checked(VOLUMES, key)
         if entry is None:  # not built yet, or damaged since it was built
-            entry, _ = ensure_volume(self.store, source, self.preprocessing, key)
+            entry, _ = ensure_volume(self.store, source, self.preprocessing, key, draw)
         tokens = None
         if self.tokens is not None and source.label is not None:
             tokens = ensure_tokens(self.store, source, entry, self.tokens)[0].arrays()
         return entry.arrays(), tokens, np.array(entry.meta["affine"])
 
-    def _key(self, case: Case) -> str:
+    def _key(self, case: Case, draw: int) -> str:
         assert self.store is not None
-        return volume_key(self.store, case, self.preprocessing)
+        return volume_key(self.store, case, self.preprocessing, draw)
 
-    def _resample(self, case: Case) -> StoredCase:
-        image, labels = read_case(case, self.preprocessing)
-        arrays, affine = case_on_grid(image, labels, self.preprocessing)
+    def _resample(self, case: Case, draw: int) -> StoredCase:
+        preprocessing = self.preprocessing.of_draw(case.id, draw)
+        image, labels = read_case(case, preprocessing)
+        arrays, affine = case_on_grid(image, labels, preprocessing)
         tokens = None
         if self.tokens is not None and labels is not None:
             tokens = vars(self.tokens.on_grid(labels, arrays["image"].shape, affine))

@@ -1,11 +1,12 @@
 """A CT and its label map on the grid of a model: the same voxels for training and inference.
 
-The grid has the CT's axes and center, the spacing (mm) and resolution (voxels) of the config. Image
-voxels are int16 HU, clipped to the model's window; label voxels are uint8 classes. This file needs
-no torch, so that processes that fill the cache start fast.
+The grid has the CT's axes and center, the spacing (mm) and resolution (voxels) of the config; a
+spacing may also be drawn for each case, or follow from the extent of the CT. Image voxels are int16
+HU, clipped to the model's window; label voxels are uint8 classes. This file needs no torch, so that
+processes that fill the cache start fast.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,16 +18,37 @@ from tubesynth.volume.hounsfield import read_ct
 
 
 @dataclass(frozen=True)
+class SpacingRange:
+    """Spacings (mm) between two, of which `draws` are drawn for each case."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    draws: int
+    seed: int
+
+    def draw(self, case_id: str, index: int) -> tuple[float, ...]:
+        """A case's spacing number `index`, uniform between low and high, to 0.0001 mm."""
+        share = np.random.default_rng([self.seed, index, *case_id.encode()]).random()
+        ends = zip(self.low, self.high, strict=True)
+        return tuple(round(low + share * (high - low), 4) for low, high in ends)
+
+    @property
+    def middle(self) -> tuple[float, ...]:
+        return tuple((low + high) / 2 for low, high in zip(self.low, self.high, strict=True))
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """The grid, the HU window that images are clipped to, and the number of classes.
 
     antialias: a low-pass filter before voxels become larger, see resample_image.
     resolution and spacing (mm) have two or three entries; two describe one slice with the thickness
-    of the file.
+    of the file. spacing None: the grid has the extent of the image, so each image its own spacing;
+    a range: see of_draw.
     """
 
     resolution: tuple[int, ...]
-    spacing: tuple[float, ...]
+    spacing: tuple[float, ...] | SpacingRange | None
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
     num_classes: int = NINE_CLASSES.num_classes
     antialias: bool = False
@@ -36,15 +58,54 @@ class Preprocessing:
         set_field = object.__setattr__
         flat_axes = (1,) * (3 - len(self.resolution))
         set_field(self, "resolution", (*(int(n) for n in self.resolution), *flat_axes))
-        set_field(self, "spacing", tuple(float(s) for s in self.spacing))
+        if self.spacing is not None and not isinstance(self.spacing, SpacingRange):
+            set_field(self, "spacing", tuple(float(s) for s in self.spacing))
         set_field(self, "hu_window", tuple(float(v) for v in self.hu_window))
+
+    @property
+    def dim(self) -> int:
+        """2 for one slice, else 3."""
+        return 2 if self.resolution[2] == 1 else 3
+
+    @property
+    def draws(self) -> int:
+        """The number of spacings of a case."""
+        return self.spacing.draws if isinstance(self.spacing, SpacingRange) else 1
+
+    def of_draw(self, case_id: str, draw: int) -> "Preprocessing":
+        """That of a case, with spacing number `draw` of a range."""
+        if not isinstance(self.spacing, SpacingRange):
+            return self
+        return replace(self, spacing=self.spacing.draw(case_id, draw))
+
+    def grid(self, volume: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
+        """(shape, affine) of a volume's grid; in the middle of a range of spacings."""
+        from tubesynth.volume.resample import target_grid
+
+        spacing, resolution = self.spacing, self.resolution
+        if isinstance(spacing, SpacingRange):
+            spacing = spacing.middle
+        if spacing is None:
+            extent_mm = np.array(volume.shape) * volume.spacing
+            spacing = (extent_mm / resolution)[: self.dim]
+        return target_grid(volume, spacing, resolution)
+
+    @property
+    def spacing_text(self) -> str:
+        """The spacing for a message."""
+        if self.spacing is None:
+            return "a size that fits the image (data.spacing: null)"
+        if isinstance(self.spacing, SpacingRange):
+            ends = zip(self.spacing.low, self.spacing.high, strict=True)
+            return " x ".join(f"{low:g}-{high:g}" for low, high in ends) + " mm"
+        return " x ".join(f"{s:g}" for s in self.spacing) + " mm"
 
 
 def image_on_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
     """A CT in HU on the model's grid: int16 HU (X, Y, Z), clipped to the window and rounded."""
-    from tubesynth.volume.resample import resample_image, target_grid
+    from tubesynth.volume.resample import resample_image
 
-    shape, affine = target_grid(image, preprocessing.spacing, preprocessing.resolution)
+    shape, affine = preprocessing.grid(image)
     low, high = preprocessing.hu_window
     hu = resample_image(
         image, shape, affine, low, preprocessing.hu_window, preprocessing.antialias
@@ -60,19 +121,16 @@ def labels_on_grid(
 
     image: the CT on the model's grid, which the label map gets; by default its own grid decides.
     """
-    from tubesynth.volume.resample import resample_labels, target_grid
+    from tubesynth.volume.resample import resample_labels
 
-    if image is None:
-        shape, affine = target_grid(labels, preprocessing.spacing, preprocessing.resolution)
-    else:
-        shape, affine = image.shape, image.affine
+    shape, affine = preprocessing.grid(labels) if image is None else (image.shape, image.affine)
     return Volume(np.ascontiguousarray(resample_labels(labels, shape, affine).array), affine)
 
 
 def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume | None]:
     """Image and label map as stored in their files; InputError if their grids differ, or the image
     does not hold HU."""
-    image = read_ct(case.image, len(preprocessing.spacing), preprocessing.hu_window)
+    image = read_ct(case.image, preprocessing.dim, preprocessing.hu_window)
     if case.label is None:
         return image, None
     labels = read_labels(case.label, case.label_map)

@@ -68,17 +68,22 @@ class BuildReport:
         )
 
 
-def volume_key(store: Store, case: Case, preprocessing: Preprocessing) -> str:
-    """The key of a case's volumes; reads the source files whose digests are not stored yet."""
-    return _volume_key(case, preprocessing, store.digest)
+def volume_key(store: Store, case: Case, preprocessing: Preprocessing, draw: int = 0) -> str:
+    """The key of a case's volumes; reads the source files whose digests are not stored yet.
+
+    draw: the number of the spacing, where a case has several.
+    """
+    return _volume_key(case, preprocessing.of_draw(case.id, draw), store.digest)
 
 
-def stored_volume_key(store: Store, case: Case, preprocessing: Preprocessing) -> str | None:
+def stored_volume_key(
+    store: Store, case: Case, preprocessing: Preprocessing, draw: int = 0
+) -> str | None:
     """The key of a case's volumes if the digests of its files are stored, else None."""
     digests = {path: store.stored_digest(path) for path in _sources(case)}
     if None in digests.values():
         return None
-    return _volume_key(case, preprocessing, digests.get)
+    return _volume_key(case, preprocessing.of_draw(case.id, draw), digests.get)
 
 
 def _volume_key(case: Case, preprocessing: Preprocessing, digest: Callable) -> str:
@@ -98,9 +103,14 @@ def token_key(volume: str, source: TokenSource) -> str:
 
 
 def ensure_volume(
-    store: Store, case: Case, preprocessing: Preprocessing, key: str | None = None
+    store: Store,
+    case: Case,
+    preprocessing: Preprocessing,
+    key: str | None = None,
+    draw: int = 0,
 ) -> tuple[Entry, bool]:
     """(entry of a case's volumes, whether this call built it)."""
+    preprocessing = preprocessing.of_draw(case.id, draw)
 
     def build():
         arrays, affine = resample_case(case, preprocessing)
@@ -138,17 +148,18 @@ def build_volumes(
     A case that cannot be built does not stop the others; InputError names it at the end.
     """
     start, report = time.perf_counter(), BuildReport()
-    missing = []
-    for case in cases[rank::world]:  # only missing entries are sent to worker processes
-        entries = _existing_entries(store, case, preprocessing, tokens)
+    missing, drawn = [], [(case, draw) for case in cases for draw in range(preprocessing.draws)]
+    for case, draw in drawn[rank::world]:  # only missing entries are sent to worker processes
+        concrete = preprocessing.of_draw(case.id, draw)
+        entries = _existing_entries(store, case, concrete, tokens)
         if entries is None:
-            missing.append(case)
+            missing.append((case, concrete))
         else:
             report.existing += len(entries)
             report.bytes += sum(entry.size for entry in entries)
     if workers is None:
         workers = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    jobs = [(store, case, preprocessing, tokens) for case in missing]
+    jobs = [(store, case, concrete, tokens) for case, concrete in missing]
     failures = []
     for built, existing, size, failure in each(_build_case, jobs, workers, "cache"):
         report.built += built

@@ -186,11 +186,11 @@ def vessels_on_the_grid(facts: Facts, expected: Expected) -> Results:
     """Vessels thinner than the model's voxels fall apart: use smaller voxels, or vessel tokens."""
     count = max(len(facts.pieces_ml), 1)
     if facts.grid_pieces > MAX_PIECES_RATIO * count and expected.includes(facts.voxels):
-        sizes = " x ".join(f"{s:g}" for s in expected.preprocessing.spacing)
+        sizes = expected.preprocessing.spacing_text
         yield warning(
             facts.case,
             f"{facts.label}: vessels in {count} pieces become {facts.grid_pieces} pieces in the"
-            f" model's voxels of {sizes} mm; choose a smaller data.spacing, or condition on vessel"
+            f" model's voxels of {sizes}; choose a smaller data.spacing, or condition on vessel"
             " tokens, which are traced in the file: unet.vessel_attention, unet.vessel_fields",
         )
 

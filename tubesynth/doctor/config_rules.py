@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -123,6 +124,7 @@ def memory(plan: Plan) -> Results:
         yield info(None, text)
     host = _host_memory()
     cases = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
+    cases *= preprocessing_of(config).draws
     if config.data.dataset_type == "cache":
         text = f"data.dataset_type cache keeps {_size(cases)} in memory; this machine has"
         if cases > MAX_SHARE * host:
@@ -172,12 +174,11 @@ def _cache_bytes(plan: Plan) -> tuple[int, int]:
     """(bytes still to be written, bytes already stored) of the volumes and latents."""
     config, cases = plan.config, plan.cases
     data, store = config.data, Store(config.data.cache_dir)
-    voxels = math.prod(data.resolution)
+    voxels, preprocessing = math.prod(data.resolution), preprocessing_of(config)
     missing = stored = 0
     if data.dataset_type == "persistent":
-        preprocessing = preprocessing_of(config)
-        for case in cases:
-            key = stored_volume_key(store, case, preprocessing)
+        for case, draw in product(cases, range(preprocessing.draws)):
+            key = stored_volume_key(store, case, preprocessing, draw)
             entry = store.open(VOLUMES, key) if key else None
             stored += entry.size if entry else 0
             missing += 0 if entry else BYTES_PER_VOXEL * voxels
@@ -185,7 +186,7 @@ def _cache_bytes(plan: Plan) -> tuple[int, int]:
         sizes = plan.latent_sizes
         cells = voxels // 2 ** (len(sizes.channels) * config.dim)
         per_variant = 2 * sizes.embedding_dim * cells + voxels  # float16 latents, uint8 labels
-        expected = per_variant * config.latents.variants * len(cases)
+        expected = per_variant * config.latents.variants * preprocessing.draws * len(cases)
         latents = sum(entry.size for entry in store.entries(LATENTS))
         stored += min(latents, expected)  # keys need the autoencoder: all latents count
         missing += max(0, expected - latents)

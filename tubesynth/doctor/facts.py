@@ -28,7 +28,7 @@ from tubesynth.volume.files import (
 from tubesynth.volume.grid import Volume, bounding_box, shear_of
 from tubesynth.volume.hounsfield import Finding, judge
 from tubesynth.volume.nifti import stored_affine
-from tubesynth.volume.resample import resample_labels, target_grid
+from tubesynth.volume.resample import resample_labels
 
 SAMPLED_VOXELS = 2_000_000  # for percentiles and centers
 AIR_HU = -1024
@@ -98,7 +98,7 @@ def measure(case: Case, split: str, expected: Expected) -> Facts:
     with collected_lines() as lines:
         try:
             image = read_volume(case.image)
-            check_dimensions(image, len(expected.preprocessing.spacing), case.image)
+            check_dimensions(image, expected.preprocessing.dim, case.image)
         except InputError as error:
             image, facts.image_error = None, str(error)
         if case.label is not None:
@@ -231,8 +231,7 @@ def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
 
 def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: Expected) -> None:
     """How the image's grid and the model's overlap; the axes are the same, but for a shear."""
-    grid = expected.preprocessing
-    shape, affine = target_grid(image, grid.spacing, grid.resolution)
+    shape, affine = expected.preprocessing.grid(image)
     # Voxel of the image = step * voxel of the model's grid + first, on each axis.
     relative = np.linalg.inv(image.affine) @ affine
     step, first = np.diag(relative)[:3], relative[:3, 3]

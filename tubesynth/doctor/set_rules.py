@@ -68,13 +68,15 @@ def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Res
     yield info(
         None, f"{shapes} voxels of {spacings} mm" + (f"; stored as {stored}" if stored else "")
     )
-    resolution = grid.resolution[: len(grid.spacing)]  # two sides in two dimensions
-    extent = [n * s for n, s in zip(resolution, grid.spacing, strict=True)]
+    resolution = grid.resolution[: grid.dim]  # two sides in two dimensions
+    extent = ""
+    if isinstance(grid.spacing, tuple):
+        sides = [n * s for n, s in zip(resolution, grid.spacing, strict=True)]
+        extent = f" = {' x '.join(f'{side:.0f}' for side in sides)} mm"
     yield info(
         None,
         f"the model sees {' x '.join(map(str, resolution))} voxels of"
-        f" {' x '.join(f'{s:g}' for s in grid.spacing)} mm ="
-        f" {' x '.join(f'{e:.0f}' for e in extent)} mm: cuts off"
+        f" {grid.spacing_text}{extent}: cuts off"
         f" {100 * np.mean([case.cropped for case in read]):.0f} % of the images, and"
         f" {100 * np.mean([case.padded for case in read]):.0f} % of it is padding",
     )

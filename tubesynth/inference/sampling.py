@@ -44,15 +44,15 @@ def guided_velocity(
 ) -> Velocity:
     """The guided velocity of B cases; features that do not depend on t are computed once.
 
-    size: of the latents. spacing_mm: (dim,) of the image. interval: the times with guidance.
+    size: of the latents. spacing_mm: (B, dim) of the image. interval: the times with guidance.
     """
     assert conditions.labels is not None
-    num_cases, num_rows = len(conditions.labels), len(terms) * len(conditions.labels)
+    num_cases = len(conditions.labels)
     # (S, 2) -> 2 x (S B,): the conditions of each row of the network's batch, term by term.
     keep = torch.tensor([[term.label, term.vessels] for term in terms], device=spacing_mm.device)
     keep_label, keep_vessels = keep.float().repeat_interleave(num_cases, dim=0).unbind(1)
     conditions = replace(conditions, keep_label=keep_label, keep_vessels=keep_vessels)
-    spacing = spacing_mm.expand(num_rows, -1)  # (S B, dim)
+    spacing = spacing_mm.repeat(len(terms), 1)  # (S B, dim)
     cached = unet.cache_conditions(conditions, size, spacing)
     # The first term has the most conditions (all but those of weight 0): it is the velocity outside
     # of the guidance interval.

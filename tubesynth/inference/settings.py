@@ -53,7 +53,7 @@ def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str)
         "guidance_label": args.guidance_label,
         "guidance_vessel": args.guidance_vessel,
         "resolution": list(args.resolution or data.resolution),
-        "spacing": list(args.spacing or data.spacing),
+        "spacing": args.spacing or data.default_spacing,
         "precision": args.precision,
         "label_map": data.label_map and [f"{v}={label}" for v, label in data.label_map.items()],
     }

@@ -38,16 +38,19 @@ FORMAT = 3  # raise it when the same case and autoencoder would give other laten
 def latent_key(
     config: Stage2Config, volumes: Volumes, autoencoder: str, case: Case, variant: int
 ) -> str:
-    """The store's key of a case's latents; autoencoder: the digest of its weights."""
-    augmentation = None
-    if variant:
+    """The store's key of a case's latents; autoencoder: the digest of its weights.
+
+    Where a case has D spacings, variant v has spacing v % D, and the first D no augmentation.
+    """
+    draws, augmentation = volumes.preprocessing.draws, None
+    if variant >= draws:
         settings = dict(vars(config.data.augment))
         if settings["convention"] == "per_axis":
             del settings["convention"]  # keys from before there was another
         augmentation = [config.seed, settings]
     return entry_key(
         format=FORMAT,
-        volume=volume_key(volumes.store, case, volumes.preprocessing),
+        volume=volume_key(volumes.store, case, volumes.preprocessing, variant % draws),
         autoencoder=autoencoder,
         tokens=volumes.tokens.settings if volumes.tokens else None,
         variant=variant,
@@ -112,7 +115,8 @@ def encode_data_set(
     state = checkpoint.trained_autoencoder
     autoencoder = state.restore().to(device)
     encoder = LatentEncoder(config, volumes, autoencoder, state.digest, device)
-    training = encoder.encode(volumes.training, config.latents.variants, "training")
+    variants = config.latents.variants * volumes.preprocessing.draws
+    training = encoder.encode(volumes.training, variants, "training")
     return EncodedSplits(
         config,
         device,
@@ -189,9 +193,9 @@ class LatentEncoder:
     ) -> None:
         store = self.volumes.store
         # A data set may load all its cases into memory: construct only those with missing entries.
-        sources = self._sources(cases, rank_share)
+        sources, draws = self._sources(cases, rank_share), self.volumes.preprocessing.draws
         for index, variant in progress(rank_share, f"encode {split}", len(rank_share), "volume"):
-            source = sources[variant > 0]
+            source = sources[variant >= draws]
             store.ensure(
                 LATENTS,
                 keys[index][variant],
@@ -201,7 +205,9 @@ class LatentEncoder:
                     "sources": [str(cases[index].image), str(cases[index].label)],
                     "autoencoder": self.digest,
                     "variant": variant,
-                    "volume": volume_key(store, cases[index], self.volumes.preprocessing),
+                    "volume": volume_key(
+                        store, cases[index], self.volumes.preprocessing, variant % draws
+                    ),
                 },
             )
 
@@ -214,19 +220,21 @@ class LatentEncoder:
             augmented: self.volumes.dataset(
                 cases, augmentation=augmentations[augmented], image_fields=False
             )
-            for augmented in {variant > 0 for _, variant in entries}
+            for augmented in {variant >= self.volumes.preprocessing.draws for _, variant in entries}
         }
 
     @torch.no_grad()
     def _encode_case(
         self, source: VolumeDataset, index: int, variant: int
     ) -> tuple[dict[str, np.ndarray], dict]:
-        """(arrays, metadata) of an entry. Variant 0 is the case without augmentation; the random
-        numbers of the others are keyed by (seed, case, variant).
+        """(arrays, metadata) of an entry. The first variant of each spacing is the case without
+        augmentation; the random numbers of the others are keyed by (seed, case, variant).
         """
         case = source.cases[index].id
         key = derive(self.config.seed, "variant", case, variant)
-        sample = source.sample(index, np.random.default_rng(key) if variant else None)
+        draws = self.volumes.preprocessing.draws
+        rng = np.random.default_rng(key) if variant >= draws else None
+        sample = source.sample(index, rng, variant % draws)
         batch = to_device(collate([sample]), self.config.data, self.device)
         latent = self.autoencoder.encode(batch["image"])[0].float().cpu()
         # Moments of each channel (3, C) in float64: number of cells, sum, sum of squares.
