@@ -14,10 +14,10 @@ from networks import make_ema_quantizer
 from parts.autoencoder import config_of, recorded_convolutions
 from parts.codebook import usual_quantizer
 from parts.measure import PeakMemory, measure, significant
-from parts.step import training_step
 
 from tubesynth.models.spade import one_hot
 from tubesynth.runtime.errors import InputError
+from tubesynth.training.random_step import random_step
 
 KEYS = "bench case seconds spread peak_mb size device threads commit".split()
 TINY = (
@@ -85,7 +85,7 @@ def test_every_convolution_of_a_step_is_recorded_with_its_gradients():
     args = bench.parse(["autoencoder", "--crop", "16", "16", "16"])
     args.overrides = ["autoencoder.channels=[4]", "autoencoder.residual_channels=[4]"]
     args.overrides += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
-    step, stage = training_step(config_of(args), 0, torch.device("cpu"))
+    step, stage = random_step(config_of(args), torch.device("cpu"), 0)
     calls = recorded_convolutions(stage, step)
     # autoencoder: down, 2 x 2 residual, out; in, 2 x 2 residual, up; discriminator: 4 layers, twice
     assert len(calls) == 6 + 6 + 4 + 4

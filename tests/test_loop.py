@@ -25,9 +25,10 @@ from tubesynth.runtime.seeding import generator
 from tubesynth.train import make_stage
 from tubesynth.training.bad_steps import suspects
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.loop import Run, StepResult, fit, training_step
+from tubesynth.training.loop import Run, fit
 from tubesynth.training.means import Interval, StepMeans
 from tubesynth.training.phase import Phase
+from tubesynth.training.step import StepResult, training_step
 
 CPU = torch.device("cpu")
 PLAIN = TrainConfig(epochs=6, learning_rate=1e-2, schedule="constant", log_every=1, panel_every=100)
@@ -42,6 +43,11 @@ def linear_phase(name="net", loss=square_loss, train=PLAIN, **kwargs) -> Phase:
     phase = Phase(name, nn.Linear(3, 1), loss, train.learning_rate, **kwargs)
     phase.place(CPU, train)
     return phase
+
+
+def step_of(phase: Phase, batches: list[dict], step: int, train: TrainConfig) -> StepResult:
+    """One optimizer step of a single phase."""
+    return training_step([phase], batches, step, train).results[0]
 
 
 def batch_of(index: int, size: int = 2) -> dict:
@@ -175,17 +181,17 @@ def test_accumulated_batches_are_one_larger_batch():
     halves, whole = linear_phase(), linear_phase()
     batches = [batch_of(0), batch_of(1)]
     large_batch = {key: torch.cat([batch[key] for batch in batches]) for key in ("x", "y")}
-    result = training_step(halves, batches, 0, PLAIN)
-    expected = training_step(whole, [large_batch], 0, PLAIN)
+    result = step_of(halves, batches, 0, PLAIN)
+    expected = step_of(whole, [large_batch], 0, PLAIN)
     torch.testing.assert_close(result.values, expected.values)
     torch.testing.assert_close(weights(halves), weights(whole))
 
 
 def test_the_gradient_is_clipped_to_its_norm():
     free, clipped = linear_phase(), linear_phase()
-    norm = training_step(free, [batch_of(0)], 0, PLAIN).values["net_gradient_norm"].item()
+    norm = step_of(free, [batch_of(0)], 0, PLAIN).values["net_gradient_norm"].item()
     limit = norm / 4
-    result = training_step(clipped, [batch_of(0)], 0, replace(PLAIN, gradient_clip=limit))
+    result = step_of(clipped, [batch_of(0)], 0, replace(PLAIN, gradient_clip=limit))
     assert result.values["net_gradient_norm"].item() == pytest.approx(norm)  # before clipping
     gradient = torch.cat([p.grad.flatten() for p in clipped.module.parameters()])
     assert gradient.norm().item() == pytest.approx(limit, rel=1e-4)
@@ -199,7 +205,7 @@ def test_an_overflow_at_the_smallest_scale_is_a_fault():
         return {"root": forward(batch["x"]).float().mul(0).abs().sqrt().mean()}
 
     phase = linear_phase("net", broken, train)
-    results = [training_step(phase, [batch_of(0)], step, train) for step in range(20)]
+    results = [step_of(phase, [batch_of(0)], step, train) for step in range(20)]
     probes = int(math.log2(65536))
     problems = [result.problem for result in results]
     assert problems == [None] * probes + ["the gradient"] * (20 - probes)
@@ -214,7 +220,7 @@ def _problem(rank):
         factor = math.nan if rank == 0 else 1.0
         return {"square": factor * forward(batch["x"]).float().square().mean()}
 
-    return training_step(linear_phase("net", loss, train), [batch_of(rank)], 0, train).problem
+    return step_of(linear_phase("net", loss, train), [batch_of(rank)], 0, train).problem
 
 
 def test_all_ranks_skip_a_step_that_was_not_finite_on_one_rank(tmp_path):
@@ -233,14 +239,14 @@ def test_each_optimizer_has_a_scaler_of_its_own():
     wild = linear_phase("wild", scaled(1e2), train)
     before = weights(wild)
     scale = calm.scaler.get_scale()
-    for phase in (calm, wild):
-        result = training_step(phase, [batch_of(0)], 0, train)
+    results = training_step([calm, wild], [batch_of(0)], 0, train).results
+    for phase, result in zip((calm, wild), results, strict=True):
         assert result.problem is None  # an overflow at this scale is the scaler's probe
         assert result.updated == (phase is calm)
     assert calm.scaler.get_scale() == scale and wild.scaler.get_scale() == scale / 2
     assert not torch.equal(weights(calm), before) and torch.equal(weights(wild), before)
     for step in range(1, 20):
-        training_step(wild, [batch_of(0)], step, train)
+        step_of(wild, [batch_of(0)], step, train)
     assert not torch.equal(weights(wild), before)  # the scaler has reached a scale that fits
 
 
@@ -301,7 +307,7 @@ def test_several_averages_are_stored_by_their_half_lives():
     alone = {steps: linear_phase(ema_half_life=steps) for steps in (2.0, 50.0)}
     for step in range(30):
         for each in (phase, *alone.values()):
-            training_step(each, [batch_of(step)], step, PLAIN)
+            step_of(each, [batch_of(step)], step, PLAIN)
     state = phase.state()
     assert list(state.ema) == [2.0, 50.0]
     for steps, each in alone.items():
@@ -342,8 +348,7 @@ def test_a_step_is_one_forward_of_each_wrapper(number, workplace, stage_1):
 
         phase.forward = counted
     batch = next(stage.batches(0, 1))
-    for phase in stage.phases:
-        training_step(phase, [batch], 0, stage.config.train)
+    training_step(stage.phases, [batch], 0, stage.config.train)
     assert calls == [phase.name for phase in stage.phases]
 
 
@@ -353,8 +358,7 @@ def after_two_steps(number: int, workplace, *overrides):
     for step in range(2):
         torch.manual_seed(step)
         batch = next(batches)
-        for phase in stage.phases:
-            training_step(phase, [batch], step, stage.config.train)
+        training_step(stage.phases, [batch], step, stage.config.train)
     return stage
 
 
@@ -430,8 +434,8 @@ def test_a_compiled_phase_agrees_with_the_plain_one():
         pytest.skip(str(missing))
     plain, built = linear_phase(), linear_phase(train=replace(PLAIN, compile=True))
     for step in range(2):
-        training_step(plain, [batch_of(step)], step, PLAIN)
-        training_step(built, [batch_of(step)], step, PLAIN)
+        step_of(plain, [batch_of(step)], step, PLAIN)
+        step_of(built, [batch_of(step)], step, PLAIN)
     torch.testing.assert_close(vars(plain.state()), vars(built.state()), atol=1e-6, rtol=1e-5)
 
 
@@ -508,7 +512,7 @@ def test_the_means_are_over_all_ranks(tmp_path):
 
 
 def test_a_phase_that_has_not_begun_is_no_step():
-    result = training_step(linear_phase(loss=lambda forward, batch: {}), [batch_of(0)], 0, PLAIN)
+    result = step_of(linear_phase(loss=lambda forward, batch: {}), [batch_of(0)], 0, PLAIN)
     assert result == StepResult({})
 
 

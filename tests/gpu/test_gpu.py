@@ -5,7 +5,6 @@ TF32 has 10 bits, so that results are compared to a hundredth.
 
 import pytest
 import torch
-from parts.step import training_step
 from parts.synthesis import ball, random_pipeline, random_vessels
 
 from tubesynth.config.loading import load_config
@@ -13,6 +12,7 @@ from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.vessel_attention import VesselAttention
 from tubesynth.models.vessel_tokens import EncodedTokens
 from tubesynth.pipeline import Pipeline
+from tubesynth.training.random_step import random_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -25,7 +25,7 @@ TINY = ["data.resolution=[32, 32, 24]", "data.crop=null"]
 )
 def test_two_steps_in_every_precision_change_every_weight_and_stay_finite(name, precision):
     config = load_config(f"demo/{name}", [*TINY, f"train.precision={precision}"])
-    step, stage = training_step(config, 20, GPU)
+    step, stage = random_step(config, GPU, 20)
     before = {n: p.clone() for n, p in stage.phases[0].module.named_parameters()}
     step()
     step()

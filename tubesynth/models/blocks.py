@@ -4,7 +4,7 @@ Tensors are (B, C, X, Y, Z), or (B, C, X, Y) where dim is 2.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,13 @@ def run_block(block: Callable, *inputs, checkpointing: bool):
 def expand_to(values: Tensor, like: Tensor) -> Tensor:
     """(B, ...) with trailing axes of size 1, to broadcast with `like` (B, C, X, ...)."""
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
+
+
+def filled(
+    numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(n,) numbers on a device, written there: the host would wait for a copy from it to end."""
+    return torch.stack([torch.full((), n, dtype=dtype, device=device) for n in numbers])
 
 
 def repeat_cases(cases: Tensor, count: int) -> Tensor:

@@ -44,7 +44,7 @@ def query_channels(size: tuple[int, ...], cell_mm: Tensor, dtype: torch.dtype) -
     square = (index * cell_mm.double()[:, None]).square().sum(-1, keepdim=True) / CONSTANT
     index = index.expand(len(square), -1, -1)
     constant = torch.full_like(square, CONSTANT)
-    high, middle, low = _split(square, square.new_tensor(EXTENT_MM**2 / CONSTANT), 3, dtype)
+    high, middle, low = _split(square, square.new_full((), EXTENT_MM**2 / CONSTANT), 3, dtype)
     leading = [high, index, constant]
     return torch.cat([*leading, *leading, middle, middle, low, constant], dim=-1).to(dtype)
 
@@ -83,7 +83,7 @@ def key_channels(
         ],
         dim=-1,
     )
-    masked = channels.new_tensor([CONSTANT * MASKED])
+    masked = channels.new_full((1,), CONSTANT * MASKED)
     padding = constant_channels(masked, cell.shape[-1], dtype)[0]
     return torch.where(mask[:, None, :, None], channels.to(dtype), padding)
 

@@ -6,6 +6,7 @@ in its checkpoint.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,9 @@ class LatentScale:
         mean = total / count
         variance = (total_squares / count - mean.square()).clamp_min(1e-12)
         return cls(mean.float(), variance.sqrt().float())
+
+    def to(self, device: torch.device) -> "LatentScale":
+        return LatentScale(self.mean.to(device), self.std.to(device))
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Latents of the encoder (B, C, ...) -> mean 0, deviation 1."""

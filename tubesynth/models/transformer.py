@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import PUBLISHED_GROUPS, conv, group_norm, zero_init
+from tubesynth.models.blocks import PUBLISHED_GROUPS, conv, filled, group_norm, zero_init
 from tubesynth.models.distance_bias import lattice
 from tubesynth.models.dropout import DropoutAttention, SampleDropout
 from tubesynth.models.vessel_attention import (
@@ -116,7 +116,7 @@ class VesselTransformer(nn.Module):
     ) -> CachedKeysValues:
         """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin."""
         tokens = tokens.padded(LEAST_TOKENS)
-        sides = torch.tensor(size, dtype=torch.float64, device=cell_mm.device)
+        sides = filled(size, cell_mm.device, torch.float64)
         indices = lattice(size, cell_mm.device) + (sides - 1) / 2
         position = unit_position_features(indices / sides, self.conv_in.out_channels)
         key, value = self.cross_attention.keys_values(tokens.features)

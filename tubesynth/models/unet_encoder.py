@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tubesynth.models.attention import SelfAttention
-from tubesynth.models.blocks import conv, run_block, sinusoidal
+from tubesynth.models.blocks import conv, filled, run_block, sinusoidal
 from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.res_block import ResBlock, RowState
 from tubesynth.models.transformer import VesselTransformer
@@ -164,7 +164,7 @@ class Encoder(nn.Module):
             assert tokens is not None
             # Image voxels per cell of this level; fractional where an odd size was halved.
             voxels = [n * self.label_factor / m for n, m in zip(size, sizes[level], strict=True)]
-            cell_mm = spacing * spacing.new_tensor(voxels)
+            cell_mm = spacing * filled(voxels, spacing.device)
             return attention.cache_keys_values(tokens, sizes[level], cell_mm)
 
         return cache

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import repeat_cases, sinusoidal
+from tubesynth.models.blocks import filled, repeat_cases, sinusoidal
 
 LONGEST_MM = 512.0  # longest wavelength of a position; each next one is half as long, to 4 mm
 WAVELENGTHS = 8
@@ -90,7 +90,7 @@ class PublishedTokenEncoder(nn.Module):
     def forward(self, tokens: Tokens, voxels: tuple[int, ...], spacing: Tensor) -> EncodedTokens:
         """voxels: sides of the image. spacing: (B, dim) mm."""
         position, radius = tokens["position_mm"][..., : self.dim], tokens["radius_mm"]
-        sides = spacing.new_tensor(voxels, dtype=torch.float64)
+        sides = filled(voxels, spacing.device, torch.float64)
         # The index of a voxel divided by the side; positions are counted from the center.
         coordinates = position / (spacing.double() * sides)[:, None] + (sides - 1) / (2 * sides)
         sinusoids = unit_position_features(coordinates, self.position_channels)

@@ -201,6 +201,16 @@ def any_rank(flag: bool) -> bool:
     return sum_over_ranks(float(flag))[0] > 0
 
 
+def read(scalars: list[torch.Tensor], flag: bool) -> tuple[list[float], bool]:
+    """The scalars on the host, and `any_rank` of the flag, with one wait for the device."""
+    if not dist.is_initialized() or not scalars:
+        return (torch.stack(scalars).tolist() if scalars else []), any_rank(flag)
+    flags = torch.full_like(scalars[0], float(flag))
+    dist.all_reduce(flags)
+    *numbers, count = torch.stack([*scalars, flags]).tolist()
+    return numbers, count > 0
+
+
 def stop_if_signalled(where: str) -> None:
     """Stopped on every rank if a signal has reached any of them; every rank must call it."""
     interruptible(lambda: None, where)

@@ -123,9 +123,13 @@ def interruptible(
         except Interrupted:  # the other ranks learn of it in `agreed`
             _State.interruptible, result = outer, []
         if agreed(_State.name is not None):
-            text = message if isinstance(message, str) else message()
-            raise Stopped(f"{_State.name or 'a signal to another process'}: {text}")
+            raise stopped(message if isinstance(message, str) else message())
         return result[0]
+
+
+def stopped(text: str) -> Stopped:
+    """The error that ends a command, with the signal and a text."""
+    return Stopped(f"{_State.name or 'a signal to another process'}: {text}")
 
 
 def kept(results: str, folder: Path, then: str = RESUMES) -> Callable[[], str]:

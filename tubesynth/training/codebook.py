@@ -25,7 +25,8 @@ class CodebookUsage:
 
     def add(self, indices: Tensor) -> None:
         """indices: any shape, on the device."""
-        self.counts += torch.bincount(indices.flatten(), minlength=len(self.counts))
+        indices = indices.flatten()  # bincount would wait for the device to learn its length
+        self.counts.index_add_(0, indices, torch.ones_like(indices))
 
     def scores(self) -> dict[str, float]:
         """codebook_used: the share of codes that were chosen; codebook_perplexity: exp(entropy) =

@@ -100,7 +100,7 @@ class LatentStage:
     def _dropout_seeds(self, sample_indices: list[int]) -> Tensor:
         """(B,) int64 below 2^32, keyed by sample index."""
         seeds = [derive(self.config.seed, "dropout", index) & UINT32 for index in sample_indices]
-        return torch.tensor(seeds, device=self.device)
+        return torch.tensor(seeds).to(self.device, non_blocking=True)
 
     def _weight(self, labels: Tensor) -> Tensor | None:
         """Loss weights (B, 1, x, ...) of mean 1, larger on vessels; None for equal weights."""

@@ -124,7 +124,7 @@ def encode_data_set(
         AutoencoderState(state.config, state.digest, autoencoder.state_dict()),
         training,
         encoder.encode(volumes.validation, 1, "validation"),
-        scale or LatentScale.from_moments(*training.moments()),
+        (scale or LatentScale.from_moments(*training.moments())).to(device),
         conditions or condition_ranges(training, config.labels),
     )
 

@@ -1,7 +1,6 @@
 """The training loop of every stage: step, report, validate and save, preview, stop.
 
-A stage gives the loop its phases (name, module, loss): a GAN has two, flow matching has one. Mixed
-precision, accumulation, gradient synchronization and clipping are in `training_step` alone. The
+A stage gives the loop its phases (name, module, loss): a GAN has two, flow matching has one. The
 position of a run is two numbers, its optimizer step and its sample index. All randomness is derived
 from them, so a resumed run repeats an uninterrupted one bit for bit.
 """
@@ -9,22 +8,16 @@ from them, so a resumed run repeats an uninterrupted one bit for bit.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from tubesynth.build.checkpoint import Best, Position
 from tubesynth.config.schema import SwaConfig, TrainConfig
-from tubesynth.runtime import dist
+from tubesynth.runtime import dist, stop_signal
 from tubesynth.runtime.errors import Stopped
 from tubesynth.runtime.log import logger
-from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.profiler import INACTIVE, Profiler
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import derive
@@ -33,10 +26,8 @@ from tubesynth.training.bad_steps import BadStepGuard, suspects
 from tubesynth.training.means import Interval
 from tubesynth.training.phase import Phase
 from tubesynth.training.reporter import Reporter
+from tubesynth.training.step import training_step
 
-# Below this loss scale an overflow in 16-mixed is a real Inf or NaN, not the scaler probing for its
-# largest scale: the loss itself is no longer enlarged.
-SMALLEST_PROBING_SCALE = 1.0
 VALIDATION, PANELS = "validation", "panels"  # work that may be due after a step
 
 
@@ -145,15 +136,15 @@ def train_to_end(run: Run) -> dict[str, float]:
 
         # Gradients, optimizer and averages of each phase.
         skipped = False
-        for phase in stage.phases:
-            result = training_step(phase, micro_batches, step, train, run.profiler)
+        results, signalled = training_step(stage.phases, micro_batches, step, train, run.profiler)
+        for phase, result in zip(stage.phases, results, strict=False):
             if result.updated:
                 run.interval.means.add(result.values)
             else:
                 skipped = True
             if result.problem:
                 guard.add_failure(step, phase.name, result.problem, suspects(micro_batches))
-                break  # the next phases would compute with values that are not finite
+                break
         else:
             guard.reset()
 
@@ -188,7 +179,8 @@ def train_to_end(run: Run) -> dict[str, float]:
         if any(e % train.save_every == 0 for e in completed_epochs):
             due.append(f"epoch_{run.epoch:05d}")
         scores = end_step(run, " ".join(due), total_steps) or scores
-        dist.stop_if_signalled("between two steps")
+        if signalled or (dist.world_size() == 1 and stop_signal.received()):
+            raise stop_signal.stopped("between two steps")
     reporter.close()
     if position.step < total_steps:
         logger.info(
@@ -260,78 +252,6 @@ def toward_swa(rate: float, swa: SwaConfig | None, epochs: float) -> float:
         return swa.learning_rate
     share = 0.5 - 0.5 * math.cos(math.pi * since_start / swa.annealing_epochs)
     return rate + share * (swa.learning_rate - rate)
-
-
-class StepResult(NamedTuple):
-    """The result of one optimizer step of one phase."""
-
-    # Scalars on the device: the mean of each loss term over the micro-batches of this rank, and the
-    # norm PHASE_gradient_norm before clipping. Empty where the phase has not begun.
-    values: dict[str, Tensor]
-    updated: bool = True  # False: the step was skipped and no weight has changed
-    problem: str | None = None  # the loss or gradient that is not finite; None while scale probing
-
-
-def training_step(
-    phase: Phase,
-    micro_batches: list[dict],
-    step: int,
-    train: TrainConfig,
-    profiler: Profiler = INACTIVE,
-) -> StepResult:
-    """One optimizer step of one phase on the mean loss of its micro-batches.
-
-    The gradient is averaged over the ranks, so all of them update their weights, or none.
-    """
-    device_type = next(phase.module.parameters()).device.type
-    dtype = AUTOCAST_DTYPE.get(train.precision)
-
-    # Gradients: those of the micro-batches add up, and DDP averages over ranks in the last pass.
-    phase.optimizer.zero_grad(set_to_none=True)
-    values: dict[str, Tensor] = {}
-    for index, batch in enumerate(micro_batches):
-        is_last = index == len(micro_batches) - 1
-        with ExitStack() as stack:
-            if not is_last and isinstance(phase.forward, DistributedDataParallel):
-                stack.enter_context(phase.forward.no_sync())
-            with (
-                profiler("forward"),
-                torch.autocast(device_type, dtype) if dtype else nullcontext(),
-            ):
-                terms = phase.loss(phase.forward, batch)
-                if not terms:
-                    return StepResult({})
-                loss = reduce(add, terms.values()) / len(micro_batches)
-            with profiler("backward"):
-                phase.scaler.scale(loss).backward()
-        for name, term in terms.items():
-            share = term.detach() / len(micro_batches)
-            values[name] = values[name] + share if name in values else share
-
-    # Clipping. Reading the norm is the step's only wait for the device.
-    with profiler("optimizer"):
-        phase.scaler.unscale_(phase.optimizer)
-        parameters = [p for p in phase.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, train.gradient_clip or math.inf)
-        updated, problem = math.isfinite(float(norm)), None
-
-    # Optimizer and EMA.
-    if updated:
-        with profiler("optimizer"):
-            phase.scaler.step(phase.optimizer)
-        with profiler("averages"):
-            for ema in phase.averages:
-                ema.update(phase.module, step + 1)
-    else:
-        losses = dict(zip(values, [value.item() for value in values.values()], strict=True))
-        bad_losses = [name for name, value in losses.items() if not math.isfinite(value)]
-        # The scaler probes for the largest scale that does not overflow. That is no fault if the
-        # losses are finite on all ranks: losses differ by rank, and all ranks must decide the same.
-        probing = phase.scaler.is_enabled() and phase.scaler.get_scale() > SMALLEST_PROBING_SCALE
-        if not probing or dist.any_rank(bool(bad_losses)):
-            problem = f"loss {', '.join(bad_losses)}" if bad_losses else "the gradient"
-    phase.scaler.update()
-    return StepResult({**values, f"{phase.name}_gradient_norm": norm}, updated, problem)
 
 
 def validate(run: Run, total_steps: int) -> dict[str, float]:

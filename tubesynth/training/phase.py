@@ -54,7 +54,9 @@ class Phase:
 
     def place(self, device: torch.device, train: TrainConfig) -> None:
         """Move the module to the device; make its wrapper, optimizer, scaler and averages."""
-        self.module.to(device).train()
+        if any(p.device != device for p in self.module.parameters()):  # fake tensors cannot move
+            self.module.to(device)
+        self.module.train()
         if train.channels_last:  # convolutions follow the layout of their weights
             for parameter in self.module.parameters():
                 if parameter.ndim in CHANNELS_LAST:

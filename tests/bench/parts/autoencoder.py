@@ -44,11 +44,12 @@ def config_of(args):
 def run_case(case: str, args) -> dict:
     """One case, measured: its JSON object."""
     import torch
-    from parts.step import training_step
     from parts.turns import device_name, device_of, in_turns
 
+    from tubesynth.training.random_step import random_step
+
     device = device_of(args.device)
-    step, stage = training_step(config_of(args), 0, device)
+    step, stage = random_step(config_of(args), device, 0)
     if case == "convolutions":
         step = bare(recorded_convolutions(stage, step))
     (measured,) = in_turns([step], args.repeats, device)

@@ -42,6 +42,10 @@ class EmaQuantizer(nn.Module):
         self.register_buffer("unused_steps", torch.zeros(codebook_size, dtype=torch.long))
         # Spelled so in every checkpoint; the digest of an autoencoder covers the names of buffers.
         self.register_buffer("initialised", torch.tensor(False))
+        # What the host knows without waiting for the device: whether the codebook is initialised,
+        # and for how many steps no code can have been unused for revive_after steps.
+        self.known_initialised, self.steps_without_dead = False, 0
+        self.register_load_state_dict_post_hook(EmaQuantizer._forget)
 
     def forward(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """(B, D, ...) -> nearest codes (straight-through gradient), {"commitment": weighted loss},
@@ -51,8 +55,10 @@ class EmaQuantizer(nn.Module):
         with torch.autocast(encoded.device.type, enabled=False):
             encoded = encoded.float()
             vectors = _as_vectors(encoded.detach())
-            if self.training and not self.initialised:
-                self._initialize(vectors)
+            if self.training and not self.known_initialised:
+                if not self.initialised:
+                    self._initialize(vectors)
+                self.known_initialised = True
             flat_indices = nearest_code(vectors, self.codebook)
             indices = flat_indices.view(encoded.shape[0], *encoded.shape[2:])
             quantized = self.lookup(indices)
@@ -91,17 +97,18 @@ class EmaQuantizer(nn.Module):
         samples does.
         """
         vectors = vectors[vectors.isfinite().all(1)].double()
-        moments = vectors.new_tensor([vectors.numel(), vectors.sum(), vectors.square().sum()])
-        by_rank = _of_all_ranks(moments)
-        numbers = [int(numel) // vectors.shape[1] for numel, *_ in by_rank]
-        numel, total, square = torch.stack(by_rank).sum(0)
+        numel = vectors.new_full((), vectors.numel())
+        moments = torch.stack([numel, vectors.sum(), vectors.square().sum()])
+        by_rank = torch.stack(_of_all_ranks(moments))
+        numbers = [int(numel) // vectors.shape[1] for numel in by_rank[:, 0].tolist()]
+        numel, total, square = by_rank.sum(0)
 
         choice = torch.randint(sum(numbers) or len(self.codebook), (count,), device=vectors.device)
         noise = torch.randn(count, vectors.shape[1], device=vectors.device)
         if dist.is_initialized():
             dist.broadcast(choice, src=0)
             dist.broadcast(noise, src=0)
-        if numel == 0:  # no vector is finite
+        if sum(numbers) == 0:  # no vector is finite
             return self.codebook[choice]
 
         # Each rank fills in the rows of its own vectors.
@@ -109,7 +116,9 @@ class EmaQuantizer(nn.Module):
         row = choice - sum(numbers[:rank])
         of_this_rank = (row >= 0) & (row < numbers[rank])
         sample = torch.zeros_like(noise)
-        sample[of_this_rank] = vectors[row[of_this_rank]].float()
+        if numbers[rank]:
+            own = vectors[row.clamp(0, numbers[rank] - 1)].float()
+            sample = torch.where(of_this_rank[:, None], own, sample)
         if dist.is_initialized():
             dist.all_reduce(sample)
         variance = (square - total.square() / numel) / (numel - 1).clamp_min(1)
@@ -125,7 +134,7 @@ class EmaQuantizer(nn.Module):
         # Vectors that are not finite are left out: one NaN would stay in the averages for ever.
         finite = vectors.isfinite().all(1)
         vectors = torch.where(finite[:, None], vectors, 0)
-        count = torch.bincount(indices, weights=finite.float(), minlength=len(self.codebook))
+        count = torch.zeros_like(self.ema_count).index_add_(0, indices, finite.float())
         total = torch.zeros_like(self.codebook).index_add_(0, indices, vectors)
         if dist.is_initialized():
             packed = torch.cat([count[:, None], total], dim=1)
@@ -140,14 +149,33 @@ class EmaQuantizer(nn.Module):
         self.codebook.copy_(torch.where(used[:, None], mean, self.codebook))
 
         self.unused_steps.add_(1).masked_fill_(count > 0, 0)
-        if self.revive_after:
-            dead = self.unused_steps >= self.revive_after
-            if dead.any():  # the same on every rank, since the counts are summed
-                revived = self._sample(vectors, int(dead.sum()))
-                self.codebook[dead] = revived
-                self.ema_sum[dead] = revived
-                self.ema_count[dead] = 1.0
-                self.unused_steps[dead] = 0
+        if self.revive_after and self._may_have_dead_codes():
+            self._revive(vectors)
+
+    def _may_have_dead_codes(self) -> bool:
+        """Whether a code can have been unused for revive_after steps, asked once a step."""
+        if torch.compiler.is_compiling():  # a number that changes would be compiled every step
+            return True
+        self.steps_without_dead -= 1
+        return self.steps_without_dead <= 0
+
+    def _revive(self, vectors: Tensor) -> None:
+        """Replace the codes that are unused for revive_after steps, the same on every rank."""
+        dead = self.unused_steps >= self.revive_after
+        longest_unused = self.unused_steps.masked_fill(dead, 0).max()
+        count, steps = torch.stack([dead.sum(), longest_unused]).tolist()
+        self.steps_without_dead = self.revive_after - steps
+        if count:
+            codes = dead.nonzero()[:, 0]
+            revived = self._sample(vectors, count)
+            self.codebook[codes] = revived
+            self.ema_sum[codes] = revived
+            self.ema_count[codes] = 1.0
+            self.unused_steps[codes] = 0
+
+    def _forget(self, incompatible_keys=None) -> None:
+        """Ask the device again, as other buffers have been loaded."""
+        self.known_initialised, self.steps_without_dead = False, 0
 
 
 def _of_all_ranks(tensor: Tensor) -> list[Tensor]:
