@@ -64,6 +64,7 @@ def _stage_and_batch(
         position = Position(step=config.losses.adversarial_from_step)
         return AutoencoderStage(config, volumes, position, device), batch
 
+    assert isinstance(config, Stage2Config)
     factor = 2 ** len(sizes.channels)
     size = [n // factor for n in shape]
     batch["latent"] = torch.randn(cases, sizes.embedding_dim, *size, device=device)
