@@ -1,15 +1,17 @@
-"""Images without label maps: stage 1 trains, reconstructs and is scored, and says what it lacks."""
+"""Images without label maps: both stages train on them and are sampled, and say what they lack."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
-from conftest import AUTOENCODER, DATA
+from conftest import AUTOENCODER, DATA, UNET
 
-from tubesynth import cache, evaluate, reconstruct, train
+from tubesynth import cache, evaluate, reconstruct, synthesize, train
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.prepare import __main__ as prepare
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.files import read_volume
 
 STAGE_1 = f"""
 stage: 1
@@ -17,6 +19,14 @@ stage: 1
   crop: [16, 16, 16]
 {AUTOENCODER}
 train: {{{{epochs: 2, learning_rate: 5e-4, log_every: 1, panel_every: 2}}}}
+"""
+
+
+STAGE_2 = f"""
+stage: 2
+{DATA}
+{UNET}
+train: {{{{epochs: 2, learning_rate: 1e-3, log_every: 1, panel_every: 2}}}}
 """
 
 
@@ -55,6 +65,33 @@ def test_stage_1_trains_reconstructs_and_is_scored(images_alone, capsys):
     metrics = json.loads((root / "scores" / "metrics.json").read_text())
     assert metrics["reconstruction"]["psnr"]["n"] == 2
     assert metrics["vessels"]["reconstruction"] == {}
+
+
+def test_stage_2_trains_without_conditions_and_is_sampled(images_alone, phantoms, stage_1, capsys):
+    root, config = images_alone, ["--config", str(images_alone / "s2.yml")]
+    paths = dict(data=root / "data", cache=root / "cache", autoencoder=stage_1)
+    (root / "s2.yml").write_text(STAGE_2.format(**paths))
+    run = ["--run-dir", str(root / "s2")]
+    with pytest.raises(InputError, match="or set unet.label_encoder=none to train on images alone"):
+        train.main([*config, *run])
+    config.append("unet.label_encoder=none")
+    doctor.main(config)
+    train.main([*config, *run])
+    rows = [json.loads(line) for line in (root / "s2" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["split"] == "validation"]
+    assert losses[-1] < losses[0] and list((root / "s2" / "panels").glob("*.png"))
+    common = ["--model", str(root / "s2" / "checkpoints" / "last.ckpt"), "--output-dir"]
+    for name, options in (("a", ["--unconditional"]), ("b", []), ("c", ["--seed", "1"])):
+        synthesize.main([*common, str(root / name), *options])  # what the model takes is known
+    a, b, c = (read_volume(root / name / "unconditional_s0.img.nii.gz") for name in "abc")
+    assert a.shape == (32, 32, 24) and np.allclose(a.spacing, 5.5)
+    assert np.array_equal(a.array, b.array) and not np.array_equal(a.array, c.array)
+    assert not (root / "a" / "labels").exists()
+    labels = ["--input-dir", str(phantoms / "validation" / "labels")]
+    with pytest.raises(InputError, match="this model was trained without label maps"):
+        synthesize.main([*common, str(root / "d"), *labels])
+    with pytest.raises(InputError, match="leave --guidance-label at 1"):
+        synthesize.main([*common, str(root / "e"), "--guidance-label", "2"])
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ from tubesynth.config.schema import (
     SamplingConfig,
     Stage1Config,
     Stage2Config,
+    uses_labels,
+    uses_vessels,
 )
 from tubesynth.inference.arguments import suggests_names
 from tubesynth.inference.sampling import (
@@ -153,6 +155,15 @@ class Pipeline:
     def grid(self) -> ModelGrid:
         """The model's grid, with data.spacing and data.resolution of its config."""
         return ModelGrid(self.config, self.device)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether a label map, or its vessels, can change a sample."""
+        config = self.config
+        if not isinstance(config, Stage2Config):
+            return False
+        conditioned = uses_labels(config) or uses_vessels(config.unet)
+        return conditioned or self.autoencoder.condition is not None
 
     @suggests_names
     @torch.no_grad()
@@ -315,6 +326,11 @@ class Pipeline:
             raise InputError(f"control_scale is {control_scale}, but this model has no ControlNet")
         sampling = self._sampling_settings(config, sampling, solver, steps)
 
+        if not self.takes_labels and any(request.labels is not None for request in requests):
+            raise InputError(
+                "this model was trained without label maps (unet.label_encoder=none), which would"
+                " have no effect: sample without labels (labels=None, --unconditional)"
+            )
         terms = request_terms(list(requests), config, guidance_label, guidance_vessel)
         with_vessels = any(term.vessels for term in terms)
         net = self.autoencoder

@@ -92,7 +92,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="C.centreline.json of each case: vessels in place of those in its label map",
     )
-    add("--unconditional", action="store_true", help="no label maps: needs label_dropout")
+    add(
+        "--unconditional",
+        action="store_true",
+        help="no label maps: of a model trained with label_dropout, or without label maps",
+    )
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--num-samples", type=int, default=1, help="volumes per label map")
     add("--batch-size", type=int, default=1, help="volumes per batch: faster, more memory")
@@ -241,6 +245,8 @@ def main(argv: list[str] | None = None) -> None:
         pipeline, config = load_model(args, device)
         settings = common_settings(args, config, pipeline.digest)
         num_classes = config.labels.num_classes
+        if not pipeline.takes_labels and not (args.input_dir or args.cases or args.centrelines):
+            args.unconditional = True
         cases = find_sources(args, config)
         centrelines = find_centrelines(args.centrelines, cases)
 

@@ -7,7 +7,7 @@ import torch
 
 from tubesynth.conditioning.conditions import case_conditions, conditions_of, conditions_to_device
 from tubesynth.conditioning.model_grid import ModelGrid
-from tubesynth.config.schema import Config, Stage2Config, uses_vessels
+from tubesynth.config.schema import Config, Stage2Config, uses_labels, uses_vessels
 from tubesynth.data.dataset import collate
 from tubesynth.data.volumes import TokenSource
 from tubesynth.generative.guidance import GuidanceTerm, guidance_terms
@@ -49,18 +49,26 @@ def request_terms(
             " map, vessels only, or nothing; sample the others in another batch"
         )
     ((has_label, has_vessels),) = kinds
-    takes_vessels = uses_vessels(config.unet)
-    if not takes_vessels and (guidance_vessel != 1.0 or has_vessels and not has_label):
+    takes_labels, takes_vessels = uses_labels(config), uses_vessels(config.unet)
+    if not takes_labels and guidance_label != 1.0:
         raise InputError(
-            "this model was trained without unet.vessel_attention and unet.vessel_fields: its only"
-            " condition is a label map: give labels, and leave guidance_vessel at 1"
+            "this model is not conditioned on label maps (unet.label_encoder=none): leave"
+            " guidance_label at 1"
         )
-    has_vessels = has_vessels and takes_vessels
+    if not takes_vessels and (guidance_vessel != 1.0 or has_vessels and not has_label):
+        condition = (
+            "its only condition is a label map: give labels" if takes_labels else "give none"
+        )
+        raise InputError(
+            "this model was trained without unet.vessel_attention and unet.vessel_fields:"
+            f" {condition}, and leave guidance_vessel at 1"
+        )
+    has_label, has_vessels = has_label and takes_labels, has_vessels and takes_vessels
     terms = guidance_terms(
         guidance_label if has_label else None, guidance_vessel if has_vessels else None
     )
     mode, objective = config.latent_mode, config.objective
-    if objective.label_dropout == 0 and not all(term.label for term in terms):
+    if takes_labels and objective.label_dropout == 0 and not all(term.label for term in terms):
         raise InputError(
             f"this model was trained without {mode}.label_dropout, so it has no term without"
             " labels: give labels, and leave guidance_label at 1"

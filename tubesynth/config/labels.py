@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tubesynth.config.packaged import find_config
-from tubesynth.config.schema import Config, DataConfig, Stage1Config
+from tubesynth.config.schema import (
+    Config,
+    DataConfig,
+    Stage1Config,
+    Stage2Config,
+    Stage3Config,
+)
 from tubesynth.config.strict import build, flatten, read_yaml, to_plain
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, numbered_classes
@@ -134,15 +140,36 @@ def load_scheme(path: str | Path | None) -> LabelScheme:
 
 def label_remedy(config: Config) -> str | None:
     """What to do about missing label maps; None: the config trains on images alone."""
-    if not isinstance(config, Stage1Config):
+    if isinstance(config, Stage1Config):
+        settings = _stage_1_label_settings(config)
+    elif isinstance(config, Stage2Config) and not isinstance(config, Stage3Config):
+        settings = _stage_2_label_settings(config)
+    else:
         return "add them"
-    settings = {
+    needed = [setting for setting, is_needed in settings.items() if is_needed]
+    return f"add them, or set {', '.join(needed)} to train on images alone" if needed else None
+
+
+def _stage_1_label_settings(config: Stage1Config) -> dict[str, bool]:
+    """{the setting without label maps: whether the config has another, which needs them}."""
+    return {
         "losses.vessel_weight=1": config.losses.vessel_weight != 1,
         "autoencoder.decoder_condition=none": config.autoencoder.decoder_condition != "none",
         "train.best_score=loss": config.train.best_score.startswith("vessel_"),
     }
-    needed = [setting for setting, is_needed in settings.items() if is_needed]
-    return f"add them, or set {', '.join(needed)} to train on images alone" if needed else None
+
+
+def _stage_2_label_settings(config: Stage2Config) -> dict[str, bool]:
+    """{the setting of an unconditional model: whether the config has another}."""
+    mode, objective, unet = config.latent_mode, config.objective, config.unet
+    has_encoder = unet.label_encoder != "none"
+    return {
+        "unet.label_encoder=none": has_encoder,
+        f"{mode}.label_dropout=0": has_encoder and objective.label_dropout > 0,
+        "unet.vessel_attention=off": unet.vessel_attention != "off",
+        "unet.vessel_fields=false": unet.vessel_fields,
+        f"{mode}.vessel_weight=1": objective.vessel_weight != 1,
+    }
 
 
 def is_label_section(path: str | Path) -> bool:

@@ -337,6 +337,11 @@ def head_channels(unet: UNetConfig) -> list[int]:
     return widths if isinstance(widths, list) else [widths] * len(unet.channels)
 
 
+def uses_labels(config: Stage2Config) -> bool:
+    """Whether the U-Net or its ControlNet is conditioned on label maps."""
+    return config.unet.label_encoder != "none" or isinstance(config, Stage3Config)
+
+
 def uses_vessels(unet: UNetConfig) -> bool:
     """Whether the U-Net is conditioned on vessels in any form."""
     return unet.vessel_attention != "off" or unet.vessel_fields

@@ -18,8 +18,8 @@ class LatentDataset:
     """Encoded cases by sample index; keys[i]: the store's keys of case i, one per variant.
 
     A sample is dict(case str, sample_index int, latent float16 (C, x, y, z) before normalization,
-    label uint8 (X, Y, Z), spacing float32 (3,) mm; and with vessel tokens: tokens {name: (N, ...)}
-    and fields float16 (2, x, y, z) rendered from them).
+    spacing float32 (3,) mm; of a labeled case label uint8 (X, Y, Z); and with vessel tokens: tokens
+    {name: (N, ...)} and fields float16 (2, x, y, z) rendered from them).
     """
 
     def __init__(self, store: Store, case_ids: list[str], keys: list[list[str]], seed: int):
@@ -43,11 +43,11 @@ class LatentDataset:
         sample = {
             "case": self.case_ids[case],
             "latent": arrays["latent"],
-            "label": arrays["label"],
             "spacing": np.array(entry.meta["spacing"], dtype=np.float32),
         }
-        if "fields" in arrays:
-            sample["fields"] = arrays["fields"]
+        for name in ("label", "fields"):
+            if name in arrays:
+                sample[name] = arrays[name]
         if "tokens" in arrays:
             sample["tokens"] = vars(VesselTokens.from_array(arrays["tokens"]))
         return sample

@@ -80,7 +80,7 @@ def stored_volume_key(
     store: Store, case: Case, preprocessing: Preprocessing, draw: int = 0
 ) -> str | None:
     """The key of a case's volumes if the digests of its files are stored, else None."""
-    digests = {path: store.stored_digest(path) for path in _sources(case)}
+    digests = {path: store.stored_digest(path) for path in source_files(case)}
     if None in digests.values():
         return None
     return _volume_key(case, preprocessing.of_draw(case.id, draw), digests.get)
@@ -203,9 +203,10 @@ def _build_case(
     return built, len(results) - built, sum(entry.size for entry, _ in results), None
 
 
-def _sources(case: Case) -> list[Path]:
+def source_files(case: Case) -> list[Path]:
+    """The files of a case: its image, and its label map if it has one."""
     return [path for path in (case.image, case.label) if path is not None]
 
 
 def _meta(case: Case, **settings) -> dict:
-    return {"case": case.id, "sources": [str(path) for path in _sources(case)], **settings}
+    return {"case": case.id, "sources": [str(path) for path in source_files(case)], **settings}

@@ -30,7 +30,9 @@ def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Result
     elif expected.for_training:
         yield info(None, "images only: nothing that needs vessels is scored")
     else:
-        yield warning(None, "images only: all but stage 1 needs a label map for each image")
+        yield warning(
+            None, "images only: all but stage 1 and an unconditional stage 2 needs label maps"
+        )
 
 
 def folders(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:

@@ -46,8 +46,7 @@ def guided_velocity(
 
     size: of the latents. spacing_mm: (B, dim) of the image. interval: the times with guidance.
     """
-    assert conditions.labels is not None
-    num_cases = len(conditions.labels)
+    num_cases = len(spacing_mm)
     # (S, 2) -> 2 x (S B,): the conditions of each row of the network's batch, term by term.
     keep = torch.tensor([[term.label, term.vessels] for term in terms], device=spacing_mm.device)
     keep_label, keep_vessels = keep.float().repeat_interleave(num_cases, dim=0).unbind(1)

@@ -70,7 +70,8 @@ class LatentStage:
         def network(x_t, t):
             return forward(x_t, t, batch["spacing"], conditions, dropout_seeds=seeds)
 
-        per_case = self.objective.loss(network, data, noise, t, self._weight(batch["label"]))
+        weight = self._weight(batch["label"]) if "label" in batch else None
+        per_case = self.objective.loss(network, data, noise, t, weight)
         return {self.objective.target: per_case.mean()}
 
     def _random_numbers(
@@ -131,7 +132,7 @@ class LatentStage:
             data = batch["latent"]
             noise = torch.randn(data.shape, generator=random, device=self.device)
             network = self._conditioned(net, batch)
-            weight = self._weight(batch["label"])
+            weight = self._weight(batch["label"]) if "label" in batch else None
             for time in VALIDATION_TIMES:
                 t = torch.full((len(data),), time, device=self.device)
                 total += self.objective.loss(network, data, noise, t, weight).mean().item()

@@ -18,7 +18,7 @@ from tubesynth.config.schema import Stage2Config
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
-from tubesynth.data.volumes import LATENTS, volume_key
+from tubesynth.data.volumes import LATENTS, source_files, volume_key
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
@@ -69,7 +69,7 @@ class EncodedSplits:
     training: LatentDataset
     validation: LatentDataset
     scale: LatentScale
-    conditions: Ranges  # of the training set
+    conditions: Ranges | None  # of the training set; None without label maps
 
     def batches(self, start: int, end: int) -> Iterator[dict]:
         """This rank's training batches for the global sample indices [start, end)."""
@@ -117,6 +117,8 @@ def encode_data_set(
     encoder = LatentEncoder(config, volumes, autoencoder, state.digest, device)
     variants = config.latents.variants * volumes.preprocessing.draws
     training = encoder.encode(volumes.training, variants, "training")
+    if conditions is None and volumes.has_labels:
+        conditions = condition_ranges(training, config.labels)
     return EncodedSplits(
         config,
         device,
@@ -125,7 +127,7 @@ def encode_data_set(
         training,
         encoder.encode(volumes.validation, 1, "validation"),
         (scale or LatentScale.from_moments(*training.moments())).to(device),
-        conditions or condition_ranges(training, config.labels),
+        conditions,
     )
 
 
@@ -202,7 +204,7 @@ class LatentEncoder:
                 lambda s=source, i=index, v=variant: self._encode_case(s, i, v),
                 {
                     "case": cases[index].id,
-                    "sources": [str(cases[index].image), str(cases[index].label)],
+                    "sources": [str(path) for path in source_files(cases[index])],
                     "autoencoder": self.digest,
                     "variant": variant,
                     "volume": volume_key(
@@ -244,6 +246,8 @@ class LatentEncoder:
             "latent": latent.half().numpy(),
             "moments": torch.stack([m.double() for m in moments]).numpy(),
         }
+        if "label" not in sample:
+            return arrays, {"spacing": sample["spacing"].tolist()}
         tokens = VesselTokens(**sample["tokens"]) if "tokens" in sample else None
         factor = self.autoencoder.factor
         conditions = case_conditions(sample["label"], tokens, sample["spacing"], factor)
