@@ -92,6 +92,17 @@ def test_a_guidance_weight_of_0_drops_the_condition_of_the_decoder(monkeypatch):
     assert labels.fields is None and torch.equal(labels.labels, both.labels)
 
 
+def test_a_decoder_that_has_never_been_without_its_condition_says_so(caplog):
+    model, image = pipeline(), Volume(np.zeros((16, 16, 16), np.int16), label_map().affine)
+    for dropout, count in ((0.1, 0), (0.0, 1)):
+        model.condition_dropout = dropout
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="tubesynth"):
+            model.reconstruct(image, labels=label_map())
+            model.reconstruct(image)
+        assert sum("condition_dropout 0" in message for message in caplog.messages) == count
+
+
 @pytest.mark.parametrize("size", [(13, 16, 15), (16, 16, 16)])
 def test_a_conditioned_reconstruction_of_any_size_is_tiled_as_the_whole(size):
     model = pipeline()

@@ -38,6 +38,14 @@ def test_terms_of_zero_weight_are_left_out():
     ]
 
 
+@pytest.mark.parametrize(("w_l", "w_v"), [(0.0, 0.0), (2.0, 0.0), (0.0, 2.0), (0.0, None), (3, 2)])
+def test_with_an_interval_the_first_term_has_all_conditions_whatever_its_weight(w_l, w_v):
+    """It is the velocity outside of the interval; inside, the sum is the same."""
+    terms = guidance_terms(w_l, w_v, with_conditional=True)
+    assert terms[0].label and terms[0].vessels == (w_v is not None)
+    assert [term for term in terms if term.weight] == guidance_terms(w_l, w_v)
+
+
 def test_one_forward_evaluates_all_terms_of_all_cases():
     calls = []
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tubesynth.runtime.memory import free_bytes, gpu_mb, left_by_control_groups
+from tubesynth.runtime import memory
+from tubesynth.runtime.memory import control_groups, free_bytes, gpu_mb, total_bytes
 
 GIB = 2**30
 
@@ -28,7 +29,7 @@ def processes(tmp_path, text):
 def test_cached_files_do_not_count_as_used(tmp_path):
     group(tmp_path / "fs", 16 * GIB, 15 * GIB, 12 * GIB)
     groups = processes(tmp_path, "0::/\n")
-    assert left_by_control_groups(groups, tmp_path / "fs") == [13 * GIB]
+    assert control_groups(groups, tmp_path / "fs") == [(16 * GIB, 13 * GIB)]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -39,18 +40,27 @@ def test_the_limit_of_a_batch_job_lies_above_the_group_of_its_step(tmp_path, ver
     group(top / "slurm" / "job_7" / "step_0", unlimited, 8 * GIB, 2 * GIB, version)
     line = "4:cpu,memory:/slurm/job_7/step_0\n" if version == 1 else "0::/slurm/job_7/step_0\n"
     groups = processes(tmp_path, "9:devices:/other\n" + line)
-    assert min(left_by_control_groups(groups, tmp_path / "fs")) == 26 * GIB
+    assert min(control_groups(groups, tmp_path / "fs")) == (32 * GIB, 26 * GIB)
 
 
 def test_a_group_that_is_not_mounted_is_replaced_by_its_mounted_parent(tmp_path):
     group(tmp_path / "fs" / "memory", 8 * GIB, GIB, 0, version=1)
     groups = processes(tmp_path, "4:memory:/docker/0123\n")
-    assert left_by_control_groups(groups, tmp_path / "fs") == [7 * GIB]
+    assert control_groups(groups, tmp_path / "fs") == [(8 * GIB, 7 * GIB)]
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path):
-    assert left_by_control_groups(tmp_path / "none", tmp_path / "fs") == []
+    assert control_groups(tmp_path / "none", tmp_path / "fs") == []
     assert free_bytes(torch.device("cpu")) > 0
+
+
+def test_the_memory_of_a_job_is_that_of_its_group_or_of_slurm(monkeypatch):
+    monkeypatch.setattr(memory, "control_groups", lambda: [(2**63, 1), (3 * GIB, GIB)])
+    assert total_bytes() == 3 * GIB
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")  # MB
+    assert total_bytes() == GIB
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")
+    assert total_bytes() == 3 * GIB
 
 
 def test_the_memory_in_use_is_that_of_all_programs_on_the_gpu(monkeypatch):

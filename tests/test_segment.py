@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tubesynth import evaluate, segment, synthesize
 from tubesynth.losses.segmentation import dice_loss
 from tubesynth.models.segmenter import SegmentationUNet
+from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError, Stopped
 from tubesynth.training import segmentation
 from tubesynth.volume.cases import find_cases
@@ -113,7 +114,9 @@ def test_a_signal_stops_the_scoring_and_the_same_command_resumes_it(config, tmp_
 
 
 @pytest.mark.slow
-def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(trained, workplace, tmp_path):
+def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(
+    trained, workplace, tmp_path, monkeypatch
+):
     model = trained / "seed_0" / "checkpoints" / "last.ckpt"
     images = workplace / "data" / "validation" / "images"
     run(segment, "apply", "--model", model, "--input-dir", images, "--output-dir", tmp_path)
@@ -123,6 +126,12 @@ def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(trained, workplace
         truth = read_labels(workplace / f"data/validation/labels/{case}.label.nii.gz").array == 6
         overlap = 2 * (mask.array.astype(bool) & truth).sum() / (mask.array.sum() + truth.sum())
         assert overlap > 0.5
+    # Ranks share the cases.
+    monkeypatch.setattr(dist, "rank", lambda: 1)
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    out = tmp_path / "of_rank_1"
+    run(segment, "apply", "--model", model, "--input-dir", images, "--output-dir", out)
+    assert list(find_cases(out)) == list(find_cases(images))[1::2]
 
 
 @pytest.mark.slow

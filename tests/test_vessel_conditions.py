@@ -382,6 +382,9 @@ def test_guided_samples_follow_the_formula(pipeline, labels):
         torch.testing.assert_close(latents(w_l, w_v), expected, atol=1e-3, rtol=1e-3)
     later = latents(2.0, 3.0, guidance_interval=[0.5, 1.0])  # the only step is at 0
     torch.testing.assert_close(later, both, atol=1e-5, rtol=1e-5)
+    for weights in ((2.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
+        later = latents(*weights, guidance_interval=[0.5, 1.0])
+        torch.testing.assert_close(later, both, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -491,6 +494,8 @@ def test_guidance_terms_that_were_not_trained_are_refused(pipeline, labels, stag
         Pipeline.load(stage_2).synthesize(None, vessels=line_of_tokens(5))
     with pytest.raises(InputError, match="leave guidance_vessel at 1"):
         Pipeline.load(stage_2).synthesize(labels, guidance_vessel=2.0)
+    with pytest.raises(InputError, match="guidance_label is 2, but the sample has no label map"):
+        Pipeline.load(stage_2).synthesize(None, guidance_label=2.0)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ from tubesynth.models.scale import LatentScale
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import warn_once
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.anatomy import Comparison, Ranges, describe
@@ -102,6 +103,7 @@ class Pipeline:
         precision: Precision = "32",
         tile: Tile = "auto",
         conditions: Ranges | None = None,
+        condition_dropout: float | None = None,
     ):
         if precision != "32" and precision not in AUTOCAST_DTYPE:
             raise InputError(f"precision {precision}: choose 32, bf16-mixed or 16-mixed")
@@ -110,6 +112,7 @@ class Pipeline:
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
         self.scale, self.conditions = scale, conditions
+        self.condition_dropout = condition_dropout
 
     @classmethod
     @suggests_names
@@ -142,14 +145,16 @@ class Pipeline:
             raise InputError(f"{path}: stage {config.stage}: give a checkpoint of stage 1, 2 or 3")
         stored = checkpoint.trained_autoencoder
         autoencoder = stored.restore()
+        dropout = stored.config.autoencoder.condition_dropout
+        options = (device, precision, tile)
         if isinstance(config, Stage1Config):
-            return cls(config, autoencoder, None, None, stored.digest, device, precision, tile)
+            return cls(config, autoencoder, None, None, stored.digest, *options, None, dropout)
         unet = build_network(config, autoencoder.embedding_dim, autoencoder.factor)
         weights = checkpoint.weights(ema)
         unet.load_state_dict(weights)
         digest, scale = weights_digest(weights), checkpoint.latent_scale
         conditions = checkpoint.conditions
-        return cls(config, autoencoder, unet, scale, digest, device, precision, tile, conditions)
+        return cls(config, autoencoder, unet, scale, digest, *options, conditions, dropout)
 
     @property
     def grid(self) -> ModelGrid:
@@ -192,6 +197,7 @@ class Pipeline:
         condition = None
         if net.condition is not None and labels is not None:
             condition = self._condition_of(labels, image, spacing, resolution)
+        self._warn_without_condition(labels is not None)
         tile = self._tile_side(padded.shape[2:])
         with self._autocast():
             latents = require_finite(net.encode(padded, tile), "encoder")
@@ -331,7 +337,8 @@ class Pipeline:
                 "this model was trained without label maps (unet.label_encoder=none), which would"
                 " have no effect: sample without labels (labels=None, --unconditional)"
             )
-        terms = request_terms(list(requests), config, guidance_label, guidance_vessel)
+        low, high = sampling.guidance_interval
+        terms = request_terms(list(requests), config, guidance_label, guidance_vessel, (low, high))
         with_vessels = any(term.vessels for term in terms)
         net = self.autoencoder
         with_tokens = with_vessels or net.condition is not None
@@ -339,6 +346,7 @@ class Pipeline:
             place_request(request, self.grid, net.factor, with_tokens, spacing, resolution)
             for request in requests
         ]
+        self._warn_without_condition(all(request.has_label_map for request in placed))
         label_maps = [request.labels for request in placed]
         conditions = conditions_on_grid(placed, self.grid, net.factor, with_vessels)
         assert conditions.labels is not None
@@ -375,7 +383,6 @@ class Pipeline:
             np.array([label_map.spacing[: config.dim] for label_map in label_maps]),
             dtype=torch.float32,
         )
-        low, high = sampling.guidance_interval
         with self._autocast():
             velocity = guided_velocity(
                 unet, conditions, terms, size, spacing_mm.to(self.device), (low, high)
@@ -415,6 +422,15 @@ class Pipeline:
     def trace(self, labels: Volume) -> VesselTokens:
         """The vessels of a label map as tokens, which can be edited and passed to `synthesize`."""
         return trace(labels, self.config)
+
+    def _warn_without_condition(self, has_labels: bool) -> None:
+        if self.autoencoder.condition is not None and not has_labels:
+            if self.condition_dropout == 0:
+                warn_once(
+                    "the decoder of this model is conditioned on the anatomy, and was trained with"
+                    " autoencoder.condition_dropout 0: without a label map it decodes what it has"
+                    " never seen; give labels"
+                )
 
     def _generator(self) -> tuple[Stage2Config, UNet | ControlledUNet, LatentScale]:
         if self.unet is None or self.scale is None or not isinstance(self.config, Stage2Config):

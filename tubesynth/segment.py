@@ -197,8 +197,10 @@ def apply_model(args: argparse.Namespace) -> None:
     try:
         segmenter = VesselSegmenter.load(args.model, device)
 
+        rank_cases = list(cases.items())[dist.rank() :: dist.world_size()]
+
         def write_masks() -> None:
-            for case, path in progress(cases.items(), "segment", len(cases), "volume"):
+            for case, path in progress(rank_cases, "segment", len(rank_cases), "volume"):
                 low, high = segmenter.grid.config.data.hu_window
                 mask = segmenter(read_ct(path, segmenter.grid.config.dim, (low, high)))
                 write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
@@ -206,6 +208,7 @@ def apply_model(args: argparse.Namespace) -> None:
         then = "the same command writes all of them again"
         message = kept("the masks that are written", args.output_dir, then)
         dist.interruptible(write_masks, message)
+        if dist.is_main():
+            print(f"{args.output_dir}: {len(cases)} vessel masks")
     finally:
         dist.stop()
-    print(f"{args.output_dir}: {len(cases)} vessel masks")

@@ -38,8 +38,11 @@ def request_terms(
     config: Stage2Config,
     guidance_label: float,
     guidance_vessel: float,
+    interval: Sequence[float] = (0.0, 1.0),
 ) -> list[GuidanceTerm]:
-    """The guidance terms of all requests; InputError for a term the model was not trained for."""
+    """The guidance terms of all requests; InputError for a term the model was not trained for, and
+    for a weight of a condition that they do not have. interval: the times with guidance.
+    """
     kinds = {
         (r.labels is not None, r.labels is not None or r.vessels is not None) for r in requests
     }
@@ -63,9 +66,21 @@ def request_terms(
             "this model was trained without unet.vessel_attention and unet.vessel_fields:"
             f" {condition}, and leave guidance_vessel at 1"
         )
+    for name, weight, has_condition, condition in (
+        ("guidance_label", guidance_label, has_label, "label map"),
+        ("guidance_vessel", guidance_vessel, has_vessels, "vessels"),
+    ):
+        if not has_condition and weight not in (0.0, 1.0):
+            raise InputError(
+                f"{name} is {weight:g}, but the sample has no {condition}, so that the weight has"
+                " no effect: leave it at 1"
+            )
     has_label, has_vessels = has_label and takes_labels, has_vessels and takes_vessels
+    is_whole = interval[0] <= 0 and interval[1] >= 1
     terms = guidance_terms(
-        guidance_label if has_label else None, guidance_vessel if has_vessels else None
+        guidance_label if has_label else None,
+        guidance_vessel if has_vessels else None,
+        with_conditional=not is_whole,
     )
     mode, objective = config.latent_mode, config.objective
     if takes_labels and objective.label_dropout == 0 and not all(term.label for term in terms):

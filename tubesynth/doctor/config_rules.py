@@ -22,6 +22,7 @@ from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, stored_volume_key
 from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
+from tubesynth.runtime.memory import total_bytes
 from tubesynth.runtime.reading import no_such
 
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -122,11 +123,11 @@ def memory(plan: Plan) -> Results:
         )
     else:
         yield info(None, text)
-    host = _host_memory()
+    host = total_bytes()
     cases = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
     cases *= preprocessing_of(config).draws
     if config.data.dataset_type == "cache":
-        text = f"data.dataset_type cache keeps {_size(cases)} in memory; this machine has"
+        text = f"data.dataset_type cache keeps {_size(cases)} in memory; this machine or job has"
         if cases > MAX_SHARE * host:
             yield warning(None, f"{text} {_size(host)}; set data.dataset_type=persistent")
         else:
@@ -196,11 +197,7 @@ def _cache_bytes(plan: Plan) -> tuple[int, int]:
 def _device_memory() -> tuple[str, int]:
     if torch.cuda.is_available():
         return "the GPU", torch.cuda.get_device_properties(0).total_memory
-    return "this machine", _host_memory()
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return "this machine or job", total_bytes()
 
 
 def _existing(folder: Path) -> Path:

@@ -30,11 +30,14 @@ class GuidanceTerm:
     weight: float
 
 
-def guidance_terms(label: float | None, vessels: float | None) -> list[GuidanceTerm]:
-    """Guidance terms with non-zero weight.
+def guidance_terms(
+    label: float | None, vessels: float | None, with_conditional: bool = False
+) -> list[GuidanceTerm]:
+    """Guidance terms with non-zero weight; their weights sum to 1.
 
-    label, vessels: the guidance weights w_l and w_v; None if the sample has no such condition. The
-    weights of the terms sum to 1.
+    label, vessels: the guidance weights w_l and w_v; None if the sample has no such condition.
+    with_conditional: the first term has all conditions, also with the weight 0, for the times
+    outside of a guidance interval.
     """
     w_l, w_v = label, vessels
     if w_l is None and w_v is None:
@@ -50,7 +53,8 @@ def guidance_terms(label: float | None, vessels: float | None) -> list[GuidanceT
             GuidanceTerm(True, False, w_l - w_v),
             GuidanceTerm(False, False, 1 - w_l),
         ]
-    return [term for term in terms if term.weight != 0]
+    first = terms[:1] if with_conditional else []
+    return [term for term in terms if term.weight != 0 or term in first]
 
 
 def guided(

@@ -53,8 +53,7 @@ def guided_velocity(
     conditions = replace(conditions, keep_label=keep_label, keep_vessels=keep_vessels)
     spacing = spacing_mm.repeat(len(terms), 1)  # (S B, dim)
     cached = unet.cache_conditions(conditions, size, spacing)
-    # The first term has the most conditions (all but those of weight 0): it is the velocity outside
-    # of the guidance interval.
+    # With an interval the first term has all conditions: it is the velocity outside of it.
     cached_first = cached.rows(torch.arange(num_cases, device=spacing.device))
 
     def all_terms(x: Tensor, t: Tensor) -> Tensor:

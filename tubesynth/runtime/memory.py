@@ -42,13 +42,24 @@ def available_bytes() -> int:
     """The memory that is available to the CPU without swapping, within the limits of a container
     or of a batch job.
     """
-    return min([_from_meminfo(), *left_by_control_groups()])
+    return min([_from_meminfo(), *(free for _, free in control_groups())])
 
 
-def left_by_control_groups(
+def total_bytes() -> int:
+    """The memory of this machine, or of this container or batch job where it has less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += [limit for limit, _ in control_groups()]
+    job_mb = os.environ.get("SLURM_MEM_PER_NODE", "")
+    if job_mb.isdecimal() and int(job_mb) > 0:  # 0: all of the node
+        limits.append(int(job_mb) * 2**20)
+    return min(limits)
+
+
+def control_groups(
     groups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")
-) -> list[int]:
-    """The free bytes of each control group (version 1 or 2) of this process and of its parents.
+) -> list[tuple[int, int]]:
+    """(limit, free) in bytes of each control group (version 1 or 2) of this process and of its
+    parents that has a limit.
 
     The kernel counts cached files as used, but frees them first, so they are counted as free.
     """
@@ -68,7 +79,7 @@ def left_by_control_groups(
                 continue
             statistics = dict(map(str.split, (level / "memory.stat").read_text().splitlines()))
             free = limit_bytes - _number(level / used) + int(statistics.get(cached, 0))
-            left.append(max(free, 0))
+            left.append((limit_bytes, max(free, 0)))
     return left
 
 
