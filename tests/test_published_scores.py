@@ -1,6 +1,7 @@
 """The scores of the published code: values that MONAI 1.4 and lpips 0.1.4 gave on these tensors."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from test_evaluate import evaluate, heart_and_vessel, write
 
+from tubesynth import reconstruct, synthesize
 from tubesynth.evaluate import main
 from tubesynth.metrics.published import (
     frechet_as_published,
@@ -125,6 +127,19 @@ def test_the_published_layout_and_flags_have_the_scores_of_this_ones(published_f
         assert result["vessels"][source] == expected["vessels"][source]
     definitions = " ".join(result["provenance"]["definitions"])
     assert all(metric in definitions for metric in added)
+    write(
+        root / "synthesis" / "labels", "1.label", heart_and_vessel(1)[1], "uint8"
+    )  # of synthesize
+    with pytest.raises(InputError, match="--synthesis is scored against its condition"):
+        main(["--synthesis", str(root / "synthesis"), "--output-dir", str(root / "out")])
     with pytest.raises(InputError, match="--synthesis is scored against its condition"):
         (root / "lfm" / "1-synth" / "1.label.nii.gz").unlink()
         main([str(flag) for flag in flags])
+
+
+def test_flags_of_the_published_scripts_are_those_of_the_commands():
+    common = ["--model", "m", "--output-dir", "out"]
+    args = synthesize.parse([*common, "--label-dir", "maps", "--amp", "--latent-mode", "flow"])
+    assert (args.input_dir, args.precision) == (Path("maps"), "16-mixed")
+    assert synthesize.parse(common).precision == "32"
+    assert reconstruct.parse([*common, "--input-dir", "cts", "--label-dir", "maps"]).labels.name

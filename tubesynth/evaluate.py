@@ -115,6 +115,10 @@ def evaluate(args: argparse.Namespace) -> None:
     if not args.no_distribution:
         notes += add_distribution(result, args, cases, scores, runs, settings, workers)
     notes += ceiling_notes(result)
+    if args.as_published and not args.lpips:
+        notes.append("no lpips_as_published: give --lpips")
+    if args.as_published and not args.features:
+        notes.append("no frechet_*_as_published: give --features")
     folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction", "centrelines")}
     folders |= {run.source: run.folder for run in runs}
     folders = {name: str(folder) for name, folder in folders.items() if folder is not None}

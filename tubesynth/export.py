@@ -39,7 +39,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--ema",
         type=float,
         metavar="STEPS",
-        help="half-life of the averaged weights; default: the first of train.ema_half_life",
+        help="half-life of the averaged weights; default: those of train.swa, or else the first of"
+        " train.ema_half_life",
     )
     add(
         "--dtype",

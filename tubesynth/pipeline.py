@@ -133,8 +133,8 @@ class Pipeline:
         precision: that of the networks, "32", "bf16-mixed" or "16-mixed".
         tile: side in voxels of the autoencoder's tiles; "auto" fits the free memory, None is the
             whole volume at once. The result is the same to rounding.
-        ema: half-life in steps of the averaged weights to sample from; default: the first of
-            train.ema_half_life.
+        ema: half-life in steps of the averaged weights to sample from; default: those of
+            train.swa, or else the first of train.ema_half_life.
 
         InputError (a ValueError) if the file is not a checkpoint, or has no such average.
         """

@@ -119,11 +119,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--ema",
         type=float,
         metavar="STEPS",
-        help="half-life of the averaged weights; default: the first of train.ema_half_life",
+        help="half-life of the averaged weights; default: those of train.swa, or else the first of"
+        " train.ema_half_life",
     )
     add("--force", action="store_true", help="also from a label map without any known structure")
     add("--save-process", action="store_true", help="write the volume after every solver step")
     add_model_options(parser)
+    text = "the same as --precision 16-mixed"
+    add("--amp", dest="precision", action="store_const", const="16-mixed", help=text)
     add_overrides(parser, "sampling.eta=1")
     return parser.parse_with_overrides(argv)
 

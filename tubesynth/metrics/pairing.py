@@ -140,11 +140,11 @@ def published_layout(folder: Path) -> dict[str, dict[str, Path]]:
     """
     files: dict[str, dict[str, Path]] = {kind: {} for kind in ("img", "label", "img-rec", "synth")}
     for path in sorted(folder.glob("*/*")) if folder.is_dir() else ():
-        name = path.name.removesuffix(file_suffix(path))
-        found = re.fullmatch(r"(?:(\d+)-|.*\.)(img|label|img-rec|synth)", name)
-        if file_suffix(path) and found:
-            case = path.parent.name.removesuffix("-synth")
-            files[found[2]][f"{case}_s{found[1]}" if found[1] else case] = path
+        case = path.parent.name.removesuffix("-synth")
+        name = re.escape(case) + r"\.(img|img-rec|label)|(\d+)-(synth)"
+        found = re.fullmatch(name, path.name.removesuffix(file_suffix(path)))
+        if found and file_suffix(path):
+            files[found[1] or found[3]][f"{case}_s{found[2]}" if found[2] else case] = path
     return files
 
 
