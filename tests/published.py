@@ -1,12 +1,26 @@
 """Weights and inputs by formula, for which outputs of the published code are recorded in tests."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from tubesynth.build.checkpoint import Position
 from tubesynth.build.networks import build_unet
-from tubesynth.config.schema import DiffusionConfig, FlowConfig, Stage2Config, UNetConfig
+from tubesynth.config.schema import (
+    AutoencoderConfig,
+    AutoencoderLossConfig,
+    DiffusionConfig,
+    DiscriminatorConfig,
+    FlowConfig,
+    Stage1Config,
+    Stage2Config,
+    UNetConfig,
+)
 from tubesynth.models.conditions import Conditions
+from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.unet import UNet
+from tubesynth.training.autoencoder import AutoencoderStage
 
 SIDE, FACTOR, CHANNELS = 8, 4, 4  # latent cells, voxels per cell, latent channels
 SPACING = torch.tensor([[0.7, 0.8, 1.05]])  # mm
@@ -87,3 +101,36 @@ def vessel_tokens(size: tuple[int, ...], spacing: Tensor) -> dict[str, Tensor]:
         "root_distance_mm": torch.zeros(1, 40),
         "mask": torch.ones(1, 40, dtype=torch.bool),
     }
+
+
+SIZES = dict(channels=[8, 16], residual_channels=[8, 16], embedding_dim=4, codebook_size=32)
+PUBLISHED_LOSSES = dict(adversarial_objective="lsgan_leaky", discriminator=0.005, vessel_l1=10)
+WASSERSTEIN = dict(adversarial_objective="wasserstein", adversarial_weighting="adaptive_published")
+
+
+def filled_stage_1(**losses) -> AutoencoderStage:
+    """A small published stage 1 with weights by formula."""
+    config = Stage1Config(
+        stage=1,
+        autoencoder=AutoencoderConfig(
+            **SIZES, quantizer="published_vq", initialization="published"
+        ),
+        discriminator=DiscriminatorConfig(channels=8, initialization="published"),
+        losses=AutoencoderLossConfig(**losses),
+    )
+    volumes: Any = None  # the losses read none
+    stage = AutoencoderStage(config, volumes, Position(), torch.device("cpu"))
+    fill(stage.autoencoder)
+    fill(stage.discriminator)
+    quantizer = stage.autoencoder.quantizer
+    assert isinstance(quantizer, EmaQuantizer)
+    quantizer.codebook.copy_(noise_of((32, 4), 5))
+    quantizer.ema_sum.copy_(quantizer.codebook)
+    return stage
+
+
+def stage_1_batch() -> dict:
+    """One image of 32 voxels a side, and its label map."""
+    size = (SIDE * FACTOR,) * 3
+    image = (0.5 + 0.2 * noise_of((1, 1, *size), 6)).clamp(0, 1)
+    return {"image": image, "label": label_map(size, 9), "sample_index": [0], "spacing": SPACING}

@@ -14,7 +14,7 @@ from networks import make_flow
 from tubesynth.config.schema import SamplingConfig
 from tubesynth.generative.coupling import couple
 from tubesynth.generative.flow import path
-from tubesynth.generative.objective import mean_error, vessel_weight
+from tubesynth.generative.objective import mean_error, published_vessel_weight, vessel_weight
 from tubesynth.generative.times import shift_times, time_grid
 
 UNIFORM = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
@@ -107,6 +107,20 @@ def test_a_weighted_error_is_the_weighted_mean_and_does_not_change_a_flat_error(
     )
     flat = mean_error(torch.ones_like(target), target, "l2", weight)
     torch.testing.assert_close(flat, torch.ones(3))
+
+
+def test_published_weights_are_those_of_a_mask_dilated_twice_at_the_middles_of_the_cells():
+    labels = torch.zeros(2, 8, 8, 8, dtype=torch.uint8)
+    labels[0, 4, 2, 2] = 8  # two voxels from (2, 2, 2) and (6, 2, 2)
+    labels[0, 3, 5, 7] = 8  # three steps from (2, 6, 6): too far, and diagonal
+    weight = published_vessel_weight(labels, vessel_class=8, factor=4, weight=10.0)
+    expected = torch.ones(2, 1, 2, 2, 2)
+    expected[0, 0, :, 0, 0] = 10
+    assert torch.equal(weight, expected)
+    flat = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    flat[0, 0, 1] = 2  # one step from (1, 1), three from (1, 3) and (3, 1)
+    weight = published_vessel_weight(flat, vessel_class=2, factor=2, weight=5.0)
+    assert torch.equal(weight, torch.tensor([[[[5.0, 1], [1, 1]]]]))
 
 
 def test_weights_on_vessels_work_in_two_dimensions():

@@ -52,6 +52,13 @@ def test_latents_are_scaled_by_the_moments_of_all_training_latents(workplace, st
     torch.testing.assert_close(latents.scale.restore(normalized), every.float())
 
 
+def test_a_fixed_scale_takes_the_place_of_the_measured_one(workplace):
+    latents = encoded(workplace, "latents.mean=0.1", "latents.scaling_factor=2")
+    x = torch.randn(1, latents.autoencoder.embedding_dim, 2, 2, 2)
+    torch.testing.assert_close(latents.scale.normalize(x), (x - 0.1) * 2)
+    torch.testing.assert_close(latents.scale.restore((x - 0.1) * 2), x)
+
+
 def test_moments_give_mean_and_deviation():
     values = torch.randn(3, 1000, dtype=torch.float64) * 2 + 5
     scale = LatentScale.from_moments(1000, values.sum(1), values.square().sum(1))

@@ -146,6 +146,15 @@ def test_slices_depend_on_the_sample_index_alone(lpips_files, capsys):
     assert "LPIPS (AlexNet)" in line and len(line.rpartition("sha256 ")[2]) == 64
 
 
+def test_a_share_of_the_slices_and_the_published_range_of_lpips(lpips_files):
+    axes = slices_of([3, 4], lpips_files, perceptual_slices=0.5)
+    assert [tuple(axis.shape) for axis in axes] == [(2, 20), (2, 18), (2, 1)]
+    image, reference = torch.rand(2, 3, 1, 32, 32)
+    published = load_perceptual(lpips_files, rescale=False)
+    distance = load_perceptual(lpips_files)(image, reference)
+    torch.testing.assert_close(published(2 * image - 1, 2 * reference - 1), distance)
+
+
 def test_even_slices_are_the_middles_of_equal_parts(lpips_files):
     axes = slices_of([0], lpips_files, perceptual_slices=4, perceptual_slicing="even")
     assert [axis.tolist() for axis in axes] == [[[5, 15, 25, 35]], [[4, 13, 22, 31]], [[0, 1, 2]]]

@@ -42,12 +42,14 @@ def build_autoencoder(config: Stage1Config) -> VQVAE:
         checkpointing=config.train.checkpointing,
         decoder_condition=model.decoder_condition,
         num_classes=config.labels.num_classes,
+        initialization=model.initialization,
     )
 
 
 def build_discriminator(config: Stage1Config) -> PatchDiscriminator:
     settings = config.discriminator
-    return PatchDiscriminator(config.dim, settings.channels, settings.num_layers)
+    published = settings.initialization == "published"
+    return PatchDiscriminator(config.dim, settings.channels, settings.num_layers, published)
 
 
 def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:

@@ -12,11 +12,13 @@ from tubesynth.config.schema import (
     AutoencoderConfig,
     Config,
     DataConfig,
+    LatentConfig,
     SamplingConfig,
     SegmenterConfig,
     Stage1Config,
     Stage2Config,
     half_lives,
+    uses_perceptual,
 )
 from tubesynth.config.unet_checks import check_unet
 from tubesynth.runtime.errors import InputError
@@ -66,7 +68,7 @@ def check(config: Config, source: str) -> None:
             config.data.crop is None,
             "data.crop: stage 2 trains on whole volumes: remove it or set null",
         )
-        require(config.latents.variants >= 1, "latents.variants: must be at least 1")
+        check_latents(config.latents, require)
         check_unet(config, require)
         check_objective(config, require)
         check_sampling(config, config.sampling, source)
@@ -173,7 +175,21 @@ def check_train(config: Config, require: Require) -> None:
         "save_every",
     ):
         require(getattr(train, key) >= 1, f"train.{key}: must be at least 1")
-    require(train.learning_rate > 0, f"train.learning_rate: {train.learning_rate}, not above 0")
+    for key in ("learning_rate", "adam_eps"):
+        require(getattr(train, key) > 0, f"train.{key}: {getattr(train, key)}, not above 0")
+    require(
+        0 <= train.learning_rate_min <= train.learning_rate,
+        f"train.learning_rate_min: {train.learning_rate_min}: expected 0 to train.learning_rate,"
+        f" {train.learning_rate}",
+    )
+    require(
+        train.warmup_start is None or 0 <= train.warmup_start <= 1,
+        f"train.warmup_start: a share of the learning rate, 0 to 1, got {train.warmup_start}",
+    )
+    require(
+        train.schedule != "minimum" or train.learning_rate_min > 0,
+        "train.learning_rate_min: 0, but train.schedule=minimum trains with it: raise it",
+    )
     for key in ("warmup_steps", "keep", "max_bad_steps"):
         value = getattr(train, key)
         require(value is None or value >= 0, f"train.{key}: {value}, below 0")
@@ -268,7 +284,10 @@ def check_losses(config: Stage1Config, require: Require) -> None:
     check_widths(config.discriminator, "discriminator", ("channels", "num_layers"), require)
     start = losses.adversarial_from_step
     require(start >= 0, f"losses.adversarial_from_step: {start}, below 0")
-    for key in ("l1", "l2", "spectral", "adversarial", "feature_matching", "perceptual"):
+    for key in (
+        *("l1", "l2", "vessel_l1", "spectral"),
+        *("adversarial", "discriminator", "feature_matching", "perceptual"),
+    ):
         value = getattr(losses, key)
         require(value >= 0, f"losses.{key}: a weight of 0 or more, got {value}")
     require(losses.l1 + losses.l2 > 0, "losses.l1: 0, and so is losses.l2: set one of them")
@@ -285,21 +304,35 @@ def check_losses(config: Stage1Config, require: Require) -> None:
         "losses.feature_matching: needs the discriminator: set losses.adversarial above 0",
     )
     require(
-        losses.perceptual == 0 or len(losses.perceptual_files) > 0,
-        "losses.perceptual_files: name LPIPS's or RadImageNet's weights, or set losses.perceptual=0"
-        " and use losses.feature_matching, which needs none",
-    )
-    require(
         losses.adversarial_weighting == "fixed" or not config.train.compile,
-        "losses.adversarial_weighting: adaptive needs several backward passes through the graph,"
-        " which train.compile does not allow: set fixed, or train.compile=false",
+        f"losses.adversarial_weighting: {losses.adversarial_weighting} needs several backward"
+        " passes through the graph, which train.compile does not allow: set fixed, or"
+        " train.compile=false",
     )
-    require(losses.perceptual_slices >= 1, "losses.perceptual_slices: must be at least 1")
+    slices = losses.perceptual_slices
+    require(
+        0 < slices < 1 or (slices >= 1 and slices == int(slices)),
+        "losses.perceptual_slices: expected a whole number of at least 1, or a share between 0 and"
+        f" 1, got {slices}",
+    )
     smallest = min(data.crop or data.resolution)
     require(
-        losses.perceptual == 0 or smallest >= PERCEPTUAL_LEAST_SIDE,
+        not uses_perceptual(losses) or smallest >= PERCEPTUAL_LEAST_SIDE,
         f"losses.perceptual: slices need {PERCEPTUAL_LEAST_SIDE} voxels a side, data.crop or"
         f" data.resolution has {smallest}",
+    )
+
+
+def check_latents(latents: LatentConfig, require: Require) -> None:
+    require(latents.variants >= 1, "latents.variants: must be at least 1")
+    require(
+        (latents.mean is None) == (latents.scaling_factor is None),
+        f"latents.mean, scaling_factor: {latents.mean} and {latents.scaling_factor}: set both, or"
+        " leave out both",
+    )
+    require(
+        latents.scaling_factor is None or latents.scaling_factor > 0,
+        f"latents.scaling_factor: {latents.scaling_factor}, not above 0",
     )
 
 

@@ -85,8 +85,13 @@ class SwaConfig:
 class TrainConfig:
     epochs: int = 100
     learning_rate: float = 1e-4
+    learning_rate_min: float = 0.0  # cosine ends there; the other phase's is in the same ratio
     warmup_steps: int = 0
-    schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last step
+    # Share of the learning rate at the first step of the warm-up; null: 1 / warmup_steps.
+    warmup_start: float | None = None
+    # cosine falls to learning_rate_min at the last step; minimum: learning_rate_min throughout.
+    schedule: Literal["cosine", "constant", "minimum"] = "cosine"
+    adam_eps: float = 1e-8
     gradient_clip: float | None = None  # largest norm of the gradient of one phase
     accumulate: int = 1  # batches per optimizer step
     precision: Precision = "32"
@@ -118,8 +123,10 @@ class AutoencoderConfig:
     residual_channels: list[int] = field(default_factory=lambda: [64, 128])
     num_residual_layers: int = 2
     embedding_dim: int = 8  # channels of the latents; fsq: one per entry of fsq_levels
-    quantizer: Literal["ema_vq", "fsq", "kl"] = "ema_vq"  # codebook | fixed levels | Gaussian
-    # For ema_vq: codebook_size, commitment, codebook_decay, revive_after.
+    # codebook | codebook with the published start and update | fixed levels | Gaussian
+    quantizer: Literal["ema_vq", "published_vq", "fsq", "kl"] = "ema_vq"
+    # For ema_vq and published_vq: codebook_size, commitment, codebook_decay. For ema_vq:
+    # revive_after.
     codebook_size: int = 8192
     commitment: float = 0.25
     codebook_decay: float = 0.5
@@ -132,6 +139,8 @@ class AutoencoderConfig:
     # Probabilities that a training image is decoded without its vessels and, independently,
     # without its label map; such an image can then be reconstructed without its anatomy.
     condition_dropout: float = 0.1
+    # he: for ReLU, and a constant gray image; published: PyTorch's default.
+    initialization: Literal["he", "published"] = "he"
 
     @property
     def factor(self) -> int:
@@ -144,6 +153,8 @@ class DiscriminatorConfig:
     channels: int = 32
     num_layers: int = 2
     learning_rate_ratio: float = 5.0  # times the autoencoder's rate (published: 1e-4 and 2e-5)
+    # default: PyTorch's; published: normal weights of deviation 0.02.
+    initialization: Literal["default", "published"] = "default"
 
 
 @dataclass(frozen=True)
@@ -156,16 +167,24 @@ class AutoencoderLossConfig:
     # others weigh 1.
     vessel_weight: float = 1.0
     vessel_margin_mm: float = 1.5
+    vessel_l1: float = 0.0  # one more L1 term, with differences outside the vessel mask set to 0
     spectral: float = 1.0
     adversarial: float = 0.005
     adversarial_from_step: int = 0
-    adversarial_objective: Literal["lsgan", "hinge"] = "lsgan"
-    adversarial_weighting: Literal["fixed", "adaptive"] = "fixed"  # adaptive: Esser 2021, eq. 7
+    # As published: lsgan_leaky, whose scores pass a leaky ReLU, or wasserstein.
+    adversarial_objective: Literal["lsgan", "hinge", "lsgan_leaky", "wasserstein"] = "lsgan"
+    # adaptive: Esser 2021, eq. 7; adaptive_published: without the spectral term, and with a larger
+    # lower bound of the gradient.
+    adversarial_weighting: Literal["fixed", "adaptive", "adaptive_published"] = "fixed"
+    discriminator: float = 1.0  # of the discriminator's own loss (published: that of adversarial)
     feature_matching: float = 0.0  # on the discriminator's features
-    perceptual: float = 0.0  # needs perceptual_files
+    perceptual: float = 0.0  # without perceptual_files it is left out, with a warning
     perceptual_files: list[str] = field(default_factory=list)  # see models/perceptual.py
-    perceptual_slices: int = 8  # per plane, volume and step
+    # Per plane, volume and step; below 1: a share of the slices (published: 0.5).
+    perceptual_slices: float = 8
     perceptual_slicing: Literal["random", "even"] = "random"
+    # LPIPS expects [-1, 1]. false: it gets images in [0, 1], as published.
+    perceptual_rescale: bool = True
 
 
 @dataclass(frozen=True)
@@ -173,6 +192,10 @@ class LatentConfig:
     autoencoder: str | None = None  # file or name of a model of stage 1, or of one with its latents
     # Stored variants per case, and per spacing of a range; the first has no augmentation.
     variants: int = 1
+    # The generator is trained on (latents - mean) * scaling_factor; null: on latents with the
+    # measured mean and deviation of each channel removed.
+    mean: float | None = None
+    scaling_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +236,9 @@ class ObjectiveConfig:
     vessel_dropout: float = 0.0
     # Loss weight of latent cells with a vessel (published: 10); all others weigh 1.
     vessel_weight: float = 1.0
+    # normalized: any vessel voxel marks its cell, and a case's mean weight is 1. published: the
+    # voxel at the middle of a cell decides, in a mask dilated twice; weights are not normalized.
+    vessel_weighting: Literal["normalized", "published"] = "normalized"
 
 
 @dataclass(frozen=True)
@@ -345,6 +371,11 @@ def uses_labels(config: Stage2Config) -> bool:
 def uses_vessels(unet: UNetConfig) -> bool:
     """Whether the U-Net is conditioned on vessels in any form."""
     return unet.vessel_attention != "off" or unet.vessel_fields
+
+
+def uses_perceptual(losses: AutoencoderLossConfig) -> bool:
+    """Whether the perceptual term is computed: it has a weight, and the files of its network."""
+    return losses.perceptual > 0 and len(losses.perceptual_files) > 0
 
 
 def half_lives(setting: float | list[float] | None) -> list[float]:

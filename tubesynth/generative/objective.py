@@ -7,6 +7,7 @@ network(x_t (B, C, ...), t (B,)); in both, t = 0 is noise and t = 1 is data.
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -62,7 +63,7 @@ class Objective(Protocol):
         t: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Data and noise (B, C, ...), t (B,), weight (B, 1, ...) of mean 1 -> losses (B,)."""
+        """Data and noise (B, C, ...), t (B,), weight (B, 1, ...) of the cells -> losses (B,)."""
         ...
 
     def sample(
@@ -89,6 +90,21 @@ def mean_error(prediction: Tensor, target: Tensor, norm: str, weight: Tensor | N
     if weight is not None:
         error = error * weight
     return error.flatten(1).mean(1)
+
+
+def published_vessel_weight(
+    labels: Tensor, vessel_class: int, factor: int, weight: float
+) -> Tensor:
+    """Labels (B, fX, ...) -> loss weights (B, 1, X, ...): `weight` where the voxel at the middle of
+    a cell is within two steps of a vessel voxel, along the axes; others 1.
+    """
+    vessel, dim = (labels == vessel_class)[:, None].float(), labels.ndim - 1
+    for _ in range(2):
+        kernels = [[3 if i == axis else 1 for i in range(dim)] for axis in range(dim)]
+        along_axes = [POOL[dim](vessel, k, 1, [n // 2 for n in k]) for k in kernels]
+        vessel = torch.stack(along_axes).amax(0)
+    middles = slice(factor // 2, None, factor)
+    return 1 + (weight - 1) * vessel[(slice(None), slice(None), *[middles] * dim)]
 
 
 def vessel_weight(labels: Tensor, vessel_class: int, factor: int, weight: float) -> Tensor:

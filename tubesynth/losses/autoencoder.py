@@ -76,16 +76,50 @@ def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor
     return (real.mean() + fake.mean()) / 2
 
 
-GENERATOR_LOSS = {"lsgan": lsgan_generator_loss, "hinge": hinge_generator_loss}
-DISCRIMINATOR_LOSS = {"lsgan": lsgan_discriminator_loss, "hinge": hinge_discriminator_loss}
+def leaky_lsgan_generator_loss(fake_scores: Tensor) -> Tensor:
+    """Least-squares GAN of MONAI Generative: the scores pass a leaky ReLU, so its gradient for
+    negative scores is a twentieth.
+    """
+    return lsgan_generator_loss(F.leaky_relu(fake_scores.float(), LEAK))
 
 
-def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
+def leaky_lsgan_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    real, fake = F.leaky_relu(real_scores.float(), LEAK), F.leaky_relu(fake_scores.float(), LEAK)
+    return lsgan_discriminator_loss(real, fake)
+
+
+def logistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Logistic GAN, discriminator (Goodfellow et al. 2014, eq. 1), halved: what the published code
+    pairs with the generator of a Wasserstein GAN.
+    """
+    real, fake = F.softplus(-real_scores.float()), F.softplus(fake_scores.float())
+    return (real.mean() + fake.mean()) / 2
+
+
+LEAK = 0.05
+GENERATOR_LOSS = {
+    "lsgan": lsgan_generator_loss,
+    "hinge": hinge_generator_loss,
+    "lsgan_leaky": leaky_lsgan_generator_loss,
+    "wasserstein": hinge_generator_loss,  # both raise the fake scores
+}
+DISCRIMINATOR_LOSS = {
+    "lsgan": lsgan_discriminator_loss,
+    "hinge": hinge_discriminator_loss,
+    "lsgan_leaky": leaky_lsgan_discriminator_loss,
+    "wasserstein": logistic_discriminator_loss,
+}
+
+
+def adaptive_weight(
+    reconstruction_gradient: Tensor, adversarial_gradient: Tensor, offset: float = 1e-6
+) -> Tensor:
     """Weight of the adversarial loss that equalizes both gradient norms (Esser et al. 2021, eq. 7).
 
-    The gradients are those of the decoder's last layer. At most 1e4, as in the authors' code.
+    The gradients are those of the decoder's last layer. At most 1e4, as in the authors' code, whose
+    offset is 1e-4.
     """
-    ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-6)
+    ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + offset)
     return ratio.clamp_max(1e4).detach()
 
 

@@ -12,9 +12,12 @@ from tubesynth.models.blocks import CONV, INSTANCE_NORM
 
 
 class PatchDiscriminator(nn.Module):
-    """(B, 1, X, ...) -> patch scores (B, 1, x, ...) without an activation."""
+    """(B, 1, X, ...) -> patch scores (B, 1, x, ...) without an activation.
 
-    def __init__(self, dim: int, channels: int, num_layers: int):
+    published: the normal initialization of pix2pix (Isola et al. 2017, section 6.2).
+    """
+
+    def __init__(self, dim: int, channels: int, num_layers: int, published: bool = False):
         super().__init__()
         kernel = dict(kernel_size=4, padding=1)
         layers = [CONV[dim](1, channels, stride=2, **kernel), nn.LeakyReLU(0.2)]
@@ -29,6 +32,10 @@ class PatchDiscriminator(nn.Module):
             width *= 2
         layers.append(CONV[dim](width, 1, stride=1, **kernel))
         self.layers = nn.Sequential(*layers)
+        if published:
+            for name, parameter in self.layers.named_parameters():
+                if name.endswith("weight"):  # norms have weights of one axis
+                    nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.02)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.layers(image)

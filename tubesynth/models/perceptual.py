@@ -46,14 +46,16 @@ class Lpips(nn.Module):
     """LPIPS with AlexNet, version 0.1: weighted squared differences of unit features.
 
     d = sum over layers of mean over pixels of w . (unit(a) - unit(b))^2 (Zhang 2018, eq. 1).
+    rescale: images in [0, 1] to [-1, 1], which the network expects.
     """
 
     name = "LPIPS (AlexNet)"
     shift: Tensor
     scale: Tensor
 
-    def __init__(self):
+    def __init__(self, rescale: bool = True):
         super().__init__()
+        self.rescale = rescale
         self.features = alexnet_features()
         # The published heads are a dropout and a 1 x 1 convolution without bias.
         self.heads = nn.ParameterList([torch.zeros(1, c, 1, 1) for c in WIDTHS])
@@ -64,7 +66,8 @@ class Lpips(nn.Module):
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """(N, 1, H, W) -> five maps (N, C, h, w), after each ReLU."""
-        x, maps = (2 * image - 1 - self.shift) / self.scale, []
+        image = 2 * image - 1 if self.rescale else image
+        x, maps = (image - self.shift) / self.scale, []
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
@@ -94,14 +97,17 @@ class ResNetDistance(nn.Module):
         return (a - b).square().sum(1).mean((1, 2))
 
 
-def load_perceptual(files: list[str]) -> Lpips | ResNetDistance:
-    """The frozen distance of the weights in the files; InputError names missing weights."""
+def load_perceptual(files: list[str], rescale: bool = True) -> Lpips | ResNetDistance:
+    """The frozen distance of the weights in the files; InputError names missing weights.
+
+    rescale: for LPIPS.
+    """
     state: dict[str, Tensor] = {}
     for path in files:
         state |= read_weights(path)
     source = " + ".join(map(str, files))
     if any(name.startswith(("features.", "net.slice", "lin0.")) for name in state):
-        module = _lpips(state, source)
+        module = _lpips(state, source, rescale)
     else:
         network = recognize(state, source)
         if "ResNet-50" not in network.name:
@@ -113,7 +119,7 @@ def load_perceptual(files: list[str]) -> Lpips | ResNetDistance:
     return module.eval().requires_grad_(False)
 
 
-def _lpips(state: dict[str, Tensor], source: str) -> Lpips:
+def _lpips(state: dict[str, Tensor], source: str, rescale: bool) -> Lpips:
     renamed = {}
     for name, value in state.items():
         first, *rest = name.split(".")
@@ -129,6 +135,6 @@ def _lpips(state: dict[str, Tensor], source: str) -> Lpips:
     ):
         if name not in renamed:
             raise InputError(f"{source}: lacks {remedy}")
-    module = Lpips()
+    module = Lpips(rescale)
     fill(module, renamed, source)
     return module

@@ -24,6 +24,11 @@ class LatentScale:
         variance = (total_squares / count - mean.square()).clamp_min(1e-12)
         return cls(mean.float(), variance.sqrt().float())
 
+    @classmethod
+    def fixed(cls, mean: float, scaling_factor: float, channels: int) -> "LatentScale":
+        """The same for all channels: normalized latents are (latents - mean) * scaling_factor."""
+        return cls(torch.full((channels,), mean), torch.full((channels,), 1 / scaling_factor))
+
     def to(self, device: torch.device) -> "LatentScale":
         return LatentScale(self.mean.to(device), self.std.to(device))
 

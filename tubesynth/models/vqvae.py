@@ -18,7 +18,7 @@ from tubesynth.models.decoder_condition import (
     ConditionLayer,
     DecoderCondition,
 )
-from tubesynth.models.quantizers.codebook import EmaQuantizer
+from tubesynth.models.quantizers.codebook import EmaQuantizer, PublishedEmaQuantizer
 from tubesynth.models.quantizers.finite_scalar import FiniteScalarQuantizer
 from tubesynth.models.quantizers.gaussian import GaussianPosterior
 from tubesynth.models.tiling import run_tiled
@@ -139,8 +139,9 @@ class Quantizer(Protocol):
 class VQVAE(nn.Module):
     """Autoencoder of images (B, 1, X, ...) in [0, 1]; every side must be a multiple of `factor`.
 
-    quantizer: ema_vq (codebook_size, commitment, codebook_decay, revive_after), fsq (fsq_levels, as
-    many as embedding_dim) or kl (kl_weight).
+    quantizer: ema_vq (codebook_size, commitment, codebook_decay, revive_after), published_vq (the
+    same without revive_after), fsq (fsq_levels, as many as embedding_dim) or kl (kl_weight).
+    initialization: he, or published, which is PyTorch's default.
     decoder_condition: none, vessels, or labels (which includes vessels): the decoder gets the
     anatomy at image resolution, so the latents need only carry what it does not determine. The
     encoder never gets it: latents are a property of the image. num_classes: of the label map.
@@ -164,6 +165,7 @@ class VQVAE(nn.Module):
         checkpointing: bool,
         decoder_condition: str,
         num_classes: int,
+        initialization: str,
     ):
         super().__init__()
         self.condition = None
@@ -185,18 +187,19 @@ class VQVAE(nn.Module):
         elif quantizer == "kl":
             self.quantizer = GaussianPosterior(embedding_dim, kl_weight)
         else:
-            assert quantizer == "ema_vq"
-            self.quantizer = EmaQuantizer(
-                codebook_size,
-                embedding_dim,
-                commitment=commitment,
-                decay=codebook_decay,
-                revive_after=revive_after,
-            )
+            codebook = dict(commitment=commitment, decay=codebook_decay)
+            size = (codebook_size, embedding_dim)
+            if quantizer == "published_vq":
+                self.quantizer = PublishedEmaQuantizer(*size, **codebook)
+            else:
+                assert quantizer == "ema_vq"
+                self.quantizer = EmaQuantizer(*size, **codebook, revive_after=revive_after)
         sizes = (channels, residual_channels, num_residual_layers)
         self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)
         self.decoder = Decoder(dim, 1, *sizes, embedding_dim, condition_channels)
         self.encoder.checkpointing = self.decoder.checkpointing = checkpointing
+        if initialization == "published":
+            return
         self.apply(_initialize)
         last = self.last_layer
         nn.init.normal_(last.weight, std=0.01)  # start from a constant gray image, not from noise

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tubesynth.build.checkpoint import Position
 from tubesynth.build.networks import build_autoencoder, build_discriminator
 from tubesynth.conditioning.conditions import decoder_condition_of
-from tubesynth.config.schema import Stage1Config
+from tubesynth.config.schema import Stage1Config, uses_perceptual
 from tubesynth.losses.autoencoder import (
     DISCRIMINATOR_LOSS,
     GENERATOR_LOSS,
@@ -31,6 +31,7 @@ from tubesynth.metrics.dilation import dilated
 from tubesynth.metrics.image import psnr, ssim
 from tubesynth.metrics.vessel_fidelity import VesselSurroundings, mean_fidelity, vessel_fidelity
 from tubesynth.runtime import dist
+from tubesynth.runtime.log import logger
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
@@ -79,8 +80,14 @@ class AutoencoderStage:
         for phase in self.phases:
             phase.place(device, config.train)
         self.perceptual = None
-        if config.losses.perceptual > 0:
+        if uses_perceptual(config.losses):
             self.perceptual = Perceptual(config.losses, config.seed, device)
+        elif config.losses.perceptual > 0:
+            logger.warning(
+                f"losses.perceptual: {config.losses.perceptual}, but losses.perceptual_files names"
+                " no weights: THE PERCEPTUAL TERM IS LEFT OUT. Name LPIPS's or RadImageNet's"
+                " weights (tubesynth/models/perceptual.py), or set losses.perceptual=0"
+            )
         # By case id, computed when a case is first validated; None for a case without vessels.
         self.surroundings: dict[str, VesselSurroundings | None] = {}
 
@@ -135,6 +142,9 @@ class AutoencoderStage:
             terms["l1"] = weights.l1 * l1_loss(reconstruction, image, voxel_weights)
         if weights.l2:
             terms["l2"] = weights.l2 * l2_loss(reconstruction, image, voxel_weights)
+        if weights.vessel_l1:
+            mask = self.vessels(batch)[:, None].float()
+            terms["vessel_l1"] = weights.vessel_l1 * l1_loss(reconstruction, image, mask)
         if weights.spectral:
             terms["spectral"] = weights.spectral * spectral_loss(reconstruction, image)
         return terms
@@ -156,10 +166,15 @@ class AutoencoderStage:
             terms["feature_matching"] = weights.feature_matching * matching
         self.discriminator.requires_grad_(True)
         loss = GENERATOR_LOSS[weights.adversarial_objective](scores)
-        if weights.adversarial_weighting == "adaptive":
-            reconstruction_loss = reduce(add, [*reconstruction_terms.values(), *terms.values()])
+        if weights.adversarial_weighting != "fixed":
+            references, offset = {**reconstruction_terms, **terms}, {}
+            if weights.adversarial_weighting == "adaptive_published":
+                references.pop("spectral", None)
+                offset = {"offset": 1e-4}
             loss = loss * adaptive_weight(
-                self.last_layer_gradient(reconstruction_loss), self.last_layer_gradient(loss)
+                self.last_layer_gradient(reduce(add, references.values())),
+                self.last_layer_gradient(loss),
+                **offset,
             )
         return {**terms, "generator": weights.adversarial * loss}
 
@@ -179,7 +194,8 @@ class AutoencoderStage:
         loss = DISCRIMINATOR_LOSS[self.config.losses.adversarial_objective]
         pair = torch.cat([batch["image"], batch["reconstruction"]])
         real_scores, fake_scores = forward(pair).chunk(2)
-        return {"discriminator": loss(real_scores, fake_scores)}
+        weight = self.config.losses.discriminator
+        return {"discriminator": weight * loss(real_scores, fake_scores)}
 
     def codebook_scores(self) -> dict[str, float]:
         """Scores of the codebook in the training steps since the last call."""
@@ -214,7 +230,8 @@ class AutoencoderStage:
     def _validate_cases(self) -> tuple[dict[str, float], list[dict], CodebookUsage | None, int]:
         """This rank's sums of the scores, rows near vessels, codes, and number of cases."""
         weights = self.config.losses
-        terms = [name for name in ("l1", "l2", "spectral") if getattr(weights, name)]
+        names = ("l1", "l2", "vessel_l1", "spectral")
+        terms = [name for name in names if getattr(weights, name)]
         # The same keys on every rank, also on one without a case: their sums are added up.
         sums = dict.fromkeys(("loss", *terms, "psnr", "ssim"), 0.0)
         rows = []

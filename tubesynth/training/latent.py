@@ -15,7 +15,7 @@ from tubesynth.build.networks import build_unet
 from tubesynth.build.objective import build_objective
 from tubesynth.conditioning.conditions import conditions_of, decoder_condition_of
 from tubesynth.config.schema import Stage2Config
-from tubesynth.generative.objective import Network, vessel_weight
+from tubesynth.generative.objective import Network, published_vessel_weight, vessel_weight
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.dropout import UINT32
 from tubesynth.models.unet import UNet
@@ -104,12 +104,14 @@ class LatentStage:
         return torch.tensor(seeds).to(self.device, non_blocking=True)
 
     def _weight(self, labels: Tensor) -> Tensor | None:
-        """Loss weights (B, 1, x, ...) of mean 1, larger on vessels; None for equal weights."""
-        weight = self.config.objective.vessel_weight
-        if weight == 1:
+        """Loss weights (B, 1, x, ...), larger on vessels; None for equal weights."""
+        objective = self.config.objective
+        if objective.vessel_weight == 1:
             return None
+        published = objective.vessel_weighting == "published"
+        weight_of = published_vessel_weight if published else vessel_weight
         factor = self.latents.autoencoder.factor
-        return vessel_weight(labels, self.config.labels.vessel, factor, weight)
+        return weight_of(labels, self.config.labels.vessel, factor, objective.vessel_weight)
 
     def batches(self, start: int, end: int) -> Iterator[dict]:
         return self.latents.batches(start, end)

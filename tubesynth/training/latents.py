@@ -126,9 +126,17 @@ def encode_data_set(
         AutoencoderState(state.config, state.digest, autoencoder.state_dict()),
         training,
         encoder.encode(volumes.validation, 1, "validation"),
-        (scale or LatentScale.from_moments(*training.moments())).to(device),
+        (scale or _latent_scale(config, training, autoencoder.embedding_dim)).to(device),
         conditions,
     )
+
+
+def _latent_scale(config: Stage2Config, training: LatentDataset, channels: int) -> LatentScale:
+    """That of the config, or that of the training set."""
+    mean, factor = config.latents.mean, config.latents.scaling_factor
+    if mean is None or factor is None:
+        return LatentScale.from_moments(*training.moments())
+    return LatentScale.fixed(mean, factor, channels)
 
 
 def condition_ranges(training: LatentDataset, scheme: LabelScheme) -> Ranges:

@@ -220,9 +220,7 @@ def end_step(run: Run, due: str, total_steps: int) -> dict[str, float]:
 def set_learning_rates(run: Run, total_steps: int) -> dict[str, float]:
     """Set each phase's learning rate for the next step; returns them by their names in the log."""
     train, start = run.train, run.position.schedule_start
-    factor = learning_rate_factor(
-        run.position.step - start, total_steps - start, train.warmup_steps, train.schedule
-    )
+    factor = learning_rate_factor(run.position.step - start, total_steps - start, train)
     epochs = run.position.sample_index / run.epoch_length
     rates = {"learning_rate": toward_swa(train.learning_rate * factor, train.swa, epochs)}
     for phase in run.stage.phases:
@@ -233,14 +231,22 @@ def set_learning_rates(run: Run, total_steps: int) -> dict[str, float]:
     return rates
 
 
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
-    """Linear warm-up, then constant or half a cosine down to 0 at total_steps."""
+def learning_rate_factor(step: int, total_steps: int, train: TrainConfig) -> float:
+    """Linear warm-up, then constant, or half a cosine down to the minimum at total_steps; or the
+    minimum throughout.
+    """
+    minimum, warmup_steps = train.learning_rate_min / train.learning_rate, train.warmup_steps
+    if train.schedule == "minimum":
+        return minimum
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
+        start = train.warmup_start
+        if start is None:
+            return (step + 1) / warmup_steps
+        return start + (1 - start) * step / warmup_steps
+    if train.schedule == "constant":
         return 1.0
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def toward_swa(rate: float, swa: SwaConfig | None, epochs: float) -> float:

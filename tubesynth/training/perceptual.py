@@ -22,7 +22,8 @@ class Perceptual:
 
     def __init__(self, losses: AutoencoderLossConfig, seed: int, device: torch.device):
         self.losses, self.seed = losses, seed
-        self.network = load_perceptual(losses.perceptual_files).to(device)
+        self.network = load_perceptual(losses.perceptual_files, losses.perceptual_rescale)
+        self.network.to(device)
         for path in losses.perceptual_files:
             digest = file_digest(Path(path))
             logger.info(f"perceptual loss: {self.network.name}, {path}, sha256 {digest}")
@@ -36,9 +37,9 @@ class Perceptual:
         self, sizes: tuple[int, ...], sample_indices: list[int], device: torch.device
     ) -> list[Tensor]:
         """For each axis the indices (B, K) of its slices, without repetition."""
-        limit = self.losses.perceptual_slices
+        setting = self.losses.perceptual_slices
+        counts = [min(int(setting), n) if setting >= 1 else max(1, int(setting * n)) for n in sizes]
         if self.losses.perceptual_slicing == "even":  # the middles of K equal intervals
-            counts = [min(limit, n) for n in sizes]
             middles = [(torch.arange(k) + 0.5) / k for k in counts]
             slices = [
                 (ratios * n).long().expand(len(sample_indices), -1)
@@ -48,6 +49,11 @@ class Perceptual:
             rows = []
             for sample_index in sample_indices:
                 random = generator(torch.device("cpu"), self.seed, "slices", sample_index)
-                rows.append([torch.randperm(n, generator=random)[:limit] for n in sizes])
+                rows.append(
+                    [
+                        torch.randperm(n, generator=random)[:k]
+                        for n, k in zip(sizes, counts, strict=True)
+                    ]
+                )
             slices = [torch.stack(axis) for axis in zip(*rows, strict=True)]
         return [indices.to(device, non_blocking=True) for indices in slices]

@@ -73,7 +73,7 @@ class Phase:
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.forward, device_ids=devices, **option)
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=self.learning_rate)
+        self.optimizer = torch.optim.Adam(trainable, self.learning_rate, eps=train.adam_eps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "16-mixed")
         self.averages = [Ema(self.module, steps) for steps in half_lives(self.ema_half_life)]
         self.swa = AveragedModel(self.module).eval().requires_grad_(False) if train.swa else None

@@ -42,8 +42,8 @@ def describe_plan(config: Config, run_dir: Path) -> str:
 
 
 def _quantizer(model: AutoencoderConfig) -> str:
-    if model.quantizer == "ema_vq":
-        return f"ema_vq, a codebook of {model.codebook_size} x {model.embedding_dim}"
+    if model.quantizer in ("ema_vq", "published_vq"):
+        return f"{model.quantizer}, a codebook of {model.codebook_size} x {model.embedding_dim}"
     if model.quantizer == "fsq":
         levels = " x ".join(map(str, model.fsq_levels))
         return f"fsq, {math.prod(model.fsq_levels)} codes ({levels} levels)"

@@ -142,11 +142,7 @@ class EmaQuantizer(nn.Module):
             count, total = packed[:, 0], packed[:, 1:]
         self.ema_count.lerp_(count, 1 - self.decay)
         self.ema_sum.lerp_(total, 1 - self.decay)
-        # m_k and N_k decay together while code k is unused, so the code stays where it was. Below
-        # the threshold their quotient is rounding noise, and the code is not changed.
-        used = self.ema_count > 1e-5
-        mean = self.ema_sum / self.ema_count.clamp_min(1e-5)[:, None]
-        self.codebook.copy_(torch.where(used[:, None], mean, self.codebook))
+        self._move_codes()
 
         self.unused_steps.add_(1).masked_fill_(count > 0, 0)
         if self.revive_after and self._may_have_dead_codes():
@@ -176,6 +172,40 @@ class EmaQuantizer(nn.Module):
     def _forget(self, incompatible_keys=None) -> None:
         """Ask the device again, as other buffers have been loaded."""
         self.known_initialised, self.steps_without_dead = False, 0
+
+    def _move_codes(self) -> None:
+        """Each code to the mean of its vectors.
+
+        m_k and N_k decay together while code k is unused, so the code stays where it was. Below the
+        threshold their quotient is rounding noise, and the code is not changed.
+        """
+        used = self.ema_count > 1e-5
+        mean = self.ema_sum / self.ema_count.clamp_min(1e-5)[:, None]
+        self.codebook.copy_(torch.where(used[:, None], mean, self.codebook))
+
+
+class PublishedEmaQuantizer(EmaQuantizer):
+    """The published codebook: it starts from normal numbers, no code is revived, and the counts are
+    smoothed (van den Oord's code): N_k <- n (N_k + e) / (n + K e), n the sum of all N_k.
+
+    A code that is unused from the start jumps to 0.5 / e times its value at the first step and is
+    halved at each further one.
+    """
+
+    SMOOTHING = 1e-5
+
+    def __init__(self, codebook_size: int, embedding_dim: int, *, commitment: float, decay: float):
+        super().__init__(
+            codebook_size, embedding_dim, commitment=commitment, decay=decay, revive_after=0
+        )
+        self.codebook.normal_()
+        self.ema_sum.copy_(self.codebook)
+        self.initialised.fill_(True)
+
+    def _move_codes(self) -> None:
+        total, offset = self.ema_count.sum(), self.SMOOTHING
+        share = (self.ema_count + offset) / (total + len(self.codebook) * offset)
+        self.codebook.copy_(self.ema_sum / (share * total)[:, None])
 
 
 def _of_all_ranks(tensor: Tensor) -> list[Tensor]:
