@@ -17,7 +17,14 @@ from pathlib import Path
 
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.arguments import arguments_as_flags
-from tubesynth.inference.jobs import Job, add_model_options, digest_of, run_jobs, tile_option
+from tubesynth.inference.jobs import (
+    Job,
+    add_model_options,
+    digest_of,
+    output_format,
+    run_jobs,
+    tile_option,
+)
 from tubesynth.inference.label_maps import label_map_of
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
@@ -102,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
                 condition = {"label_sha256": digest_of(labels[case]), "token_format": TOKEN_FORMAT}
             if labels and label_map is not None:
                 condition["label_map"] = [[value, label_map[value]] for value in label_map]
-            jobs.append(Job(case, path, {**settings, **condition}))
+            written = output_format(pipeline.config)
+            jobs.append(Job(case, path, {**settings, **condition}, format=written))
 
         def reconstruct(batch: list[Job]) -> list[tuple[Volume, dict]]:
             (job,) = batch

@@ -7,10 +7,10 @@ r"""Synthesize new CTs from label maps with a trained model.
 
 Sample k of case C is C_s<k>.img.nii.gz. It depends on (seed, C, k) alone, so any sample can be
 repeated without the others. Its label map, on the same grid, is labels/C_s<k>.label.nii.gz: both
-together are a new labeled case. --label-map 1=3 2=7 3=6 translates other label values, in place of
-data.label_map; all values that it does not name become 0. --centrelines is a folder with
-C.centreline.json of each case (volume/centreline_file.py): user centrelines, which replace the
-vessels of the label map.
+together are a new labeled case. Models of pictures write .png. --label-map 1=3 2=7 3=6 translates
+other label values, in place of data.label_map; all values that it does not name become 0.
+--centrelines is a folder with C.centreline.json of each case (volume/centreline_file.py): user
+centrelines, which replace the vessels of the label map.
 
 --cases N makes the label maps itself, of N new patients of the phantom generator; their centrelines
 and pictures are written to centrelines/ and panels/. It is the default of packaged and exported
@@ -36,7 +36,17 @@ from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, Stage2Conf
 from tubesynth.data.digest import file_digest
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.comparison import compare_cases
-from tubesynth.inference.jobs import Job, add_model_options, image_path, run_jobs, tile_option
+from tubesynth.inference.jobs import (
+    Job,
+    add_model_options,
+    centreline_path,
+    image_path,
+    label_path,
+    output_format,
+    process_folder,
+    run_jobs,
+    tile_option,
+)
 from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_map_of
 from tubesynth.inference.settings import common_settings, replace_settings
 from tubesynth.metrics.case import EvaluationCase
@@ -49,7 +59,6 @@ from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.seeding import derive, generator
 from tubesynth.volume.anatomy import Comparison
 from tubesynth.volume.centreline_file import (
-    SUFFIX,
     read_centreline,
     tokens_of_branches,
     user_centreline_tokens,
@@ -179,25 +188,14 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
     return pipeline, config
 
 
-def label_path(output_dir: Path, name: str) -> Path:
-    return output_dir / "labels" / f"{name}.label.nii.gz"
-
-
-def centreline_path(output_dir: Path, name: str) -> Path:
-    return output_dir / "centrelines" / f"{name}{SUFFIX}"
-
-
-def process_folder(output_dir: Path, name: str) -> Path:
-    return output_dir / "process" / name
-
-
 def sample_jobs(
     args: argparse.Namespace,
     cases: dict[str, Path | None],
     centrelines: dict[str, Path],
     settings: dict,
+    written: tuple[str, str],
 ) -> list[Job]:
-    """One job per case and sample."""
+    """One job per case and sample; written: the format of the images."""
     jobs = []
     for case, path in cases.items():
         case_settings = {**settings, "case": case}
@@ -206,13 +204,14 @@ def sample_jobs(
         for index in range(args.num_samples):
             name, outputs = f"{case}_s{index}", []
             if not args.unconditional:
-                outputs.append(label_path(args.output_dir, name))
+                outputs.append(label_path(args.output_dir, name, written[0]))
             if path is None and not args.unconditional:
                 outputs.append(centreline_path(args.output_dir, name))
                 outputs.append(panel_path(args.output_dir, name))
             if args.save_process:
                 outputs.append(process_folder(args.output_dir, name))
-            jobs.append(Job(name, path, {**case_settings, "sample": index}, tuple(outputs)))
+            case_settings["sample"] = index
+            jobs.append(Job(name, path, case_settings.copy(), tuple(outputs), written))
     return jobs
 
 
@@ -287,7 +286,8 @@ def main(argv: list[str] | None = None) -> None:
         def synthesize(batch: list[Job]) -> list[tuple[Volume, dict]]:
             def write_step(index: int, t: float, volume: Volume) -> None:
                 folder = process_folder(args.output_dir, batch[index].name)
-                write_volume(folder / f"t{t:.3f}.img.nii.gz", volume, "int16")
+                suffix, dtype = batch[index].format
+                write_volume(folder / f"t{t:.3f}.img{suffix}", volume, dtype)
 
             requests = [request_of(job) for job in batch]
             with arguments_as_flags():
@@ -302,7 +302,8 @@ def main(argv: list[str] | None = None) -> None:
                 )
             for job, sample in zip(batch, samples, strict=True):
                 if not args.unconditional:
-                    write_volume(label_path(args.output_dir, job.name), sample.labels, "uint8")
+                    path = label_path(args.output_dir, job.name, job.format[0])
+                    write_volume(path, sample.labels, "uint8")
                     if job.source is None:
                         save_panel(job, args.output_dir, sample, config.labels)
             values = {"model": str(args.model), "batch": len(batch)}
@@ -318,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
                 for job, sample in zip(batch, samples, strict=True)
             ]
 
-        jobs = sample_jobs(args, cases, centrelines, settings)
+        jobs = sample_jobs(args, cases, centrelines, settings, output_format(config))
 
         def check(jobs: list[Job]) -> None:
             unusual.update(compare_cases(jobs, compare, args.force))

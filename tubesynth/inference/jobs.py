@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 
 import tubesynth
-from tubesynth.config.schema import Precision
+from tubesynth.config.schema import Config, Precision
 from tubesynth.data.digest import source_digest
 from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
@@ -26,6 +26,7 @@ from tubesynth.runtime.log import Progress
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.runtime.reading import stored_json
 from tubesynth.runtime.stop_signal import kept
+from tubesynth.volume.centreline_file import SUFFIX
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 
@@ -63,14 +64,26 @@ def tile_option(text: str) -> Tile:
     return int(text)
 
 
+def output_format(config: Config) -> tuple[str, str]:
+    """(suffix, type of the voxels) of written images.
+
+    Pictures of gray values are PNG, of 8 bits where the window ends at 255; all others NIfTI in HU.
+    """
+    low, high = config.data.hu_window
+    if config.dim == 3 or low < 0:
+        return ".nii.gz", "int16"
+    return ".png", "uint8" if high <= 255 else "uint16"
+
+
 @dataclass(frozen=True)
 class Job:
-    """One volume to write: OUT/name.img.nii.gz, with its sidecar OUT/name.json."""
+    """One volume to write: OUT/name.img.nii.gz or .png, with its sidecar OUT/name.json."""
 
     name: str
     source: Path | None  # None: synthesized from noise alone
     settings: dict  # plain values that decide the voxels
     other_outputs: tuple[Path, ...] = ()  # further paths that a finished job has
+    format: tuple[str, str] = (".nii.gz", "int16")  # see output_format
 
 
 def sidecar(output_dir: Path, job: Job) -> Path:
@@ -98,7 +111,19 @@ def source_name(job: Job) -> str | None:
 
 
 def image_path(output_dir: Path, job: Job) -> Path:
-    return output_dir / f"{job.name}.img.nii.gz"
+    return output_dir / f"{job.name}.img{job.format[0]}"
+
+
+def label_path(output_dir: Path, name: str, suffix: str) -> Path:
+    return output_dir / "labels" / f"{name}.label{suffix}"
+
+
+def centreline_path(output_dir: Path, name: str) -> Path:
+    return output_dir / "centrelines" / f"{name}{SUFFIX}"
+
+
+def process_folder(output_dir: Path, name: str) -> Path:
+    return output_dir / "process" / name
 
 
 def run_jobs(
@@ -157,7 +182,7 @@ def process_batch(
             sidecar(output_dir, job).unlink(missing_ok=True)
     results = process(batch)
     for job, (volume, _) in zip(batch, results, strict=True):
-        write_volume(image_path(output_dir, job), volume, "int16")
+        write_volume(image_path(output_dir, job), volume, job.format[1])
     seconds = round((time.perf_counter() - start) / len(batch), 3)
     for job, (_, values) in zip(batch, results, strict=True):
         record = {

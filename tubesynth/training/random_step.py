@@ -85,11 +85,12 @@ def _conditions(config: Config, device: torch.device, tokens: int) -> dict:
     """The part of a batch that all stages share: labels, spacing and, by the config, tokens."""
     data = config.data
     cases, shape = data.batch_size, tuple(data.crop or data.resolution)
+    spacing = data.default_spacing or [1.0] * config.dim
     labels = torch.randint(config.labels.num_classes, (cases, *shape), dtype=torch.uint8)
     batch: dict[str, Any] = {
         "case": [str(index) for index in range(cases)],
         "label": labels.to(device),
-        "spacing": torch.tensor(data.spacing[: config.dim]).expand(cases, -1).to(device),
+        "spacing": torch.tensor(spacing[: config.dim]).expand(cases, -1).to(device),
         "sample_index": list(range(cases)),
     }
     if data.token_step_mm:

@@ -1,8 +1,8 @@
 """Files to Volumes and back: CT formats are read, NIfTI and PNG are written, label maps checked.
 
 Every reader gives (X, Y, Z) in RAS+ order with its affine. Two-dimensional pictures (PNG) are
-volumes of shape (X, Y, 1), x along the columns and y upwards, with voxels of 1 mm. The arrays may
-be read-only views of the file's bytes. nifti.py decodes NIfTI, itk.py the formats of SimpleITK.
+volumes of shape (X, Y, 1). The arrays may be read-only views of the file's bytes. nifti.py decodes
+NIfTI, png.py PNG, itk.py the formats of SimpleITK.
 """
 
 import re
@@ -146,7 +146,9 @@ def write_volume(path, volume: Volume, dtype) -> None:
     volume = Volume(array, volume.affine)
     suffix = file_suffix(path)
     if suffix == ".png":
-        raw = _encode_png(volume, dtype, path)
+        from tubesynth.volume.png import encode_png
+
+        raw = encode_png(volume, dtype, path)
     elif suffix in (".nii", ".nii.gz"):
         raw = encode_nifti(volume, dtype)
         raw = gzip_bytes(raw) if suffix == ".nii.gz" else raw
@@ -197,7 +199,9 @@ def _read(path: Path) -> Volume:
     if not path.is_file():
         raise InputError(f"{path}: {no_such(path, 'file')}; {remedy}")
     if suffix == ".png":
-        return _read_png(path)
+        from tubesynth.volume.png import decode_png
+
+        return decode_png(path)
     if suffix in SUFFIXES:
         from tubesynth.volume.itk import read_itk
 
@@ -225,37 +229,3 @@ def is_dicom_folder(path: Path) -> bool:
                 if file.suffix.lower() == ".dcm" or stream.read(132)[128:] == b"DICM":
                     return True
     return False
-
-
-def _read_png(path: Path) -> Volume:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture)  # (rows, columns[, channels]); a palette gives its indices
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not readable ({error}); save the picture again") from error
-    if pixels.ndim == 3:
-        channels = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]  # without alpha
-        if (channels != channels[:, :, :1]).any():
-            raise InputError(f"{path}: a color picture; save it with one gray value per pixel")
-        pixels = channels[:, :, 0]
-    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
-    # (rows from the top, columns) -> (x, y upwards, 1)
-    return Volume(pixels[::-1].T[:, :, None], np.eye(4))
-
-
-def _encode_png(volume: Volume, dtype, path: Path) -> bytes:
-    """A grayscale PNG of the one slice, y upwards."""
-    import io
-
-    from PIL import Image
-
-    if volume.shape[2] != 1 or dtype not in (np.uint8, np.uint16):
-        raise InputError(
-            f"{path}: a .png holds one slice of 8 or 16 bits, not {volume.shape} of {dtype};"
-            " write .nii.gz"
-        )
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(volume.array[:, :, 0].T[::-1])).save(stream, "png")
-    return stream.getvalue()

@@ -54,12 +54,17 @@ class Volume:
     def save(self, path: str | PathLike, dtype=None) -> None:
         """Write .nii, .nii.gz or .png (one slice); the file appears whole or not at all.
 
-        dtype: NumPy type of the stored voxels, the array's own if None. Floats are rounded for
-        integer types and clipped to their range: int16 for HU, uint8 for class indices.
+        dtype: NumPy type of the stored voxels; None: the array's own, or for a .png of values from
+        0 the smallest that holds them. Floats are rounded for integer types and clipped to their
+        range: int16 for HU, uint8 for class indices.
         """
         from tubesynth.volume.files import write_volume
 
-        write_volume(path, self, self.array.dtype if dtype is None else dtype)
+        if dtype is None:
+            dtype = self.array.dtype
+            if str(path).lower().endswith(".png") and self.array.min() >= 0:
+                dtype = np.uint8 if self.array.max() <= 255 else np.uint16
+        write_volume(path, self, dtype)
 
     @property
     def shape(self) -> tuple[int, int, int]:
