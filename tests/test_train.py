@@ -80,7 +80,8 @@ def test_a_run_writes_its_log_panels_and_checkpoints(stage, stage_1, stage_2):
     (panel,) = (run_dir / "panels").glob("validation_*_step0000008.png")
     assert panel.stat().st_size > 10_000
     state = checkpoint_of(run_dir)
-    assert state["best"] == dict(name="loss", mode="min", value=validation[-1]["loss"], step=8)
+    best = dict(name="loss", mode="min", value=validation[-1]["loss"], step=8)
+    assert state["best"] == {**best, "without_improvement": 0}
     assert state["position"] == vars(Position(step=8, sample_index=8))
     assert state["config"]["stage"] == stage
 
