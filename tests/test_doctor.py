@@ -21,7 +21,6 @@ from tubesynth.doctor import config_rules
 from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, content_digest, measure, pieces
 from tubesynth.doctor.set_rules import SET_RULES
-from tubesynth.doctor.training_memory import PROGRAM, estimate
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 
@@ -557,20 +556,6 @@ def test_memory_is_compared_with_the_device(data, monkeypatch):
     assert "data.dataset_type=persistent" in matches[1][1]
 
 
-def test_the_memory_estimate_counts_what_autograd_keeps(data):
-    config = load_config(data.parent / "one.yml")
-    whole = estimate(config)
-    double = load_config(data.parent / "one.yml", ["data.batch_size=2"])
-    fixed = 500e6 + 1.3 * 16 * whole.parameters  # the program; weights, gradients, moments
-    assert estimate(double).training - fixed == pytest.approx(
-        2 * (whole.training - fixed), rel=0.02
-    )
-    half = load_config(data.parent / "one.yml", ["train.precision=bf16-mixed"])
-    assert fixed < estimate(half).training < whole.training
-    less = load_config(data.parent / "one.yml", ["train.checkpointing=true"])
-    assert estimate(less).training < whole.training
-
-
 def test_a_machine_without_gpu_and_a_batch_without_cases_are_warnings(data, monkeypatch):
     text = CONFIG.format(root=data)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -625,20 +610,3 @@ def test_real_ct_gets_sensible_findings(real_ct, tmp_path, capsys):
     assert errors == [("label_values", case) for case in ("abdomen", "aorta", "lumbar")]
     padded = [f for f in findings if f["rule"] == "hu_padding" and f["case"] == "chest"]
     assert "-3024" in padded[0]["message"]
-
-
-@pytest.mark.parametrize(
-    ("name", "measured_gb"),
-    [
-        ("stage_1_3d_f4", 0.85),
-        ("stage_1_3d_f4_full", 2.17),
-        ("stage_2_3d_f4_lfm_base", 8.60),
-        ("stage_2_3d_f4_lfm_crossattn", 10.77),
-        ("stage_3_3d_f4_controlnet", 5.92),
-    ],
-)
-def test_the_estimated_memory_is_above_that_of_a_gpu_and_below_twice_it(name, measured_gb):
-    """Measured of a step on an H200 (docs/gpu.jsonl), without the context of the program."""
-    config = load_config(name, ["train.precision=bf16-mixed"])
-    step_gb = (estimate(config).training - PROGRAM) / 1e9
-    assert measured_gb < step_gb < 2 * measured_gb

@@ -1,6 +1,6 @@
 """Imports go one way, from the top to the bottom of this list; config lies beside the last two.
 
-commands, pipeline -> training, inference, doctor -> build, conditioning -> data, metrics, pictures
+commands, pipeline, doctor -> training, inference -> build, conditioning -> data, metrics, pictures
 -> models, generative, losses, volume -> runtime
 """
 
@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "conditioning": CONFIGURED | {"build"},
     "training": CONFIGURED | {"build", "conditioning", "metrics", "pictures"},
     "inference": CONFIGURED | {"build", "conditioning"},
-    "doctor": CONFIGURED | {"build"},
+    "doctor": CONFIGURED | {"build", "training"},
 }
 WITHOUT_PROCESSES = {"models", "losses", "generative", "volume"}
 

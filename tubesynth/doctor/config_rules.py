@@ -49,7 +49,8 @@ class Plan:
 
     @cached_property
     def estimate(self) -> Estimate:
-        return estimate(self.config, self.latent_sizes)
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        return estimate(self.config, self.latent_sizes, device_type)
 
 
 def weights(plan: Plan) -> Results:

@@ -1,37 +1,34 @@
-"""An estimate of the memory that training takes, computed without training.
+"""The memory of a training step, counted without the device and without its time.
 
-The networks are built on the meta device, which has shapes but no memory, and one forward pass is
-recorded: every tensor that autograd saves for the backward pass counts once. Weights, gradients and
-Adam's two moments add 16 bytes a parameter (4 for a frozen one), averaged weights 4 each, and
-gradients in flight some tensors of the largest size. Workspaces and fragmentation are a factor. On
-a CPU and at small sizes, stage 1 took 0.8 and stage 2 0.65 of the estimate; a step of the published
-configs on an H200 took 0.7 to 0.9 of it, without the program (docs/gpu.md).
+The training loop's own step (training/random_step.py) runs on fake tensors, which have shapes and
+types but no bytes, and the bytes of all live tensors are added up: weights, gradients, moments,
+averages, activations, temporary results. A step of the published configs on an H200 took 0.97 to
+1.01 times the count (docs/gpu.md). The fake tensors are on the CPU, since torch knows them
+everywhere; what attention stores, and what autocast computes in 32 bits, is as on a GPU.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tubesynth.config.schema import (
-    AutoencoderConfig,
-    Config,
-    SegmenterConfig,
-    Stage1Config,
-    Stage2Config,
-    half_lives,
-)
+from tubesynth.config.schema import AutoencoderConfig, Config, half_lives
+from tubesynth.models.quantizers import search
+from tubesynth.training.random_step import random_step
 
-IN_FLIGHT = 4  # tensors of the largest size besides the saved ones, such as gradients
-AUTOCAST_SHARE = 0.6  # of the activations' bytes: norms and losses stay in 32 bits
-OVERHEAD = 1.3  # workspaces, fragmentation
-LOSS_VOLUMES = 12  # float images: differences, spectra, amplitudes and their gradients
-TOKENS = 1000  # vessel tokens of a case, where they are used
-PROGRAM = 500e6  # Python, torch, the device's context
+PROGRAM = {"cuda": 500e6, "cpu": 300e6}  # Python, torch, the context of a GPU
+WORKSPACES = 100e6  # of a GPU's kernels
+CPU_SHARE = 1.5  # of activations and temporary results: convolutions copy them to another layout
+BLOCK = 512  # a CUDA allocation is rounded up to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -43,109 +40,122 @@ class Estimate:
     parameters: int
 
 
-def estimate(config: Config, autoencoder: AutoencoderConfig | None = None) -> Estimate:
+def estimate(
+    config: Config, autoencoder: AutoencoderConfig | None = None, device_type: str = "cuda"
+) -> Estimate:
     """The estimate for one process; autoencoder: of the latents, for stages 2 and 3."""
-    saved: dict[int, tuple] = {}  # {storage: (storage, bytes)}
+    changes: dict[str, Any] = {"compile": False}
+    if config.train.precision == "16-mixed":  # the same bytes, without a gradient scaler
+        changes["precision"] = "bf16-mixed"
+    step_config = replace(config, train=replace(config.train, **changes))
+    live = LiveBytes()
+    with FakeTensors(), live, as_on_cuda():
+        step, stage = random_step(step_config, torch.device("cpu"), autoencoder=autoencoder)
+        for phase in stage.phases:  # the moments of earlier steps
+            _step_of_zeros(phase.optimizer)
+        live.peak = live.total
+        step()
+        resident, temporary = live.total, live.peak - live.total
+    if device_type == "cpu":
+        training = PROGRAM["cpu"] + resident + CPU_SHARE * temporary
+    else:
+        training = PROGRAM["cuda"] + WORKSPACES + resident + temporary
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage, storage.nbytes()  # holding it keeps its address unique
-        return tensor
-
-    with torch.device("meta"), _FusedAttention():
-        modules, forward = _forward(config, autoencoder or AutoencoderConfig())
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            forward()
-    parameters = [p for module in modules for p in module.parameters()]
-    weight_storages = {p.untyped_storage()._cdata for p in parameters}
-    sizes = [size for key, (_, size) in saved.items() if key not in weight_storages]
+    parameters = [p for phase in stage.phases for p in phase.module.parameters()]
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trainable
-    data = config.data
-    volume = 4 * data.batch_size * math.prod(data.crop or data.resolution)
-    activations = sum(sizes) + IN_FLIGHT * max(sizes, default=0)
-    if config.train.precision != "32":
-        activations *= AUTOCAST_SHARE
     averages = len(half_lives(config.train.ema_half_life)) + (config.train.swa is not None)
-    losses = LOSS_VOLUMES * volume if isinstance(config, Stage1Config) else 0
-    weights = (16 + 4 * averages) * trainable + 4 * frozen
-    total = PROGRAM + OVERHEAD * (activations + losses + weights)
-    return Estimate(int(total), (12 + 4 * averages) * trainable + 4 * frozen, trainable + frozen)
+    checkpoint = (12 + 4 * averages) * trainable + 4 * frozen
+    return Estimate(int(training), checkpoint, trainable + frozen)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as in the fused kernels: on meta, torch saves the N x N weights. Seeds, which have
-    no values on meta, are read as 0.
-    """
+def _step_of_zeros(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])
-        if func is Tensor.tolist:
-            return [0] * len(args[0])
-        return func(*args, **(kwargs or {}))
+
+class FakeTensors(FakeTensorMode):
+    """Tensors without bytes, of which modules can be copied."""
+
+    def __deepcopy__(self, memo) -> "FakeTensors":
+        return self
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages of all tensors that live. Values that the host reads are made up."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = self.peak = 0
+        self.sizes: dict[int, int] = {}  # by the address of the storage
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return made_up(args[0])
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.sizes:
+            return
+        self.sizes[key] = -(-storage.nbytes() // BLOCK) * BLOCK
+        self.total += self.sizes[key]
+        self.peak = max(self.peak, self.total)
+        weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self.total -= self.sizes.pop(key)
+
+
+def made_up(scalar: Tensor) -> bool | int | float:
+    """What the host reads of a tensor without bytes: finite gradients, no dead codes."""
+    if scalar.dtype == torch.bool:
+        return True
+    return 1.0 if scalar.is_floating_point() else 0
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Fused attention, norms in 32 bits under autocast and a GPU's code search, on the CPU."""
+    functions: dict[str, Any] = {
+        "scaled_dot_product_attention": _attention,
+        "group_norm": _in_float32(F.group_norm),
+        "layer_norm": _in_float32(F.layer_norm),
+    }
+    pairs = search.PAIRS_AT_A_TIME
+    with mock.patch.multiple(F, **functions), mock.patch.dict(pairs, cpu=pairs["cuda"]):
+        yield
+
+
+def _in_float32(function: Callable) -> Callable:
+    def call(*args):
+        with torch.autocast("cpu", enabled=False):
+            return function(*[a.float() if isinstance(a, Tensor) else a for a in args])
+
+    return call
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, **_) -> Any:
+    return _Attention.apply(query, key, value)
 
 
 class _Attention(torch.autograd.Function):
-    """Queries, keys, values and the result are saved; the shape is all that counts."""
+    """Fused attention stores queries, keys, values, the result and a number for each query."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         result = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        ctx.save_for_backward(query, key, value, result)
+        log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, result, log_sums)
         return result
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        raise AssertionError("the estimate has no backward pass")
-
-
-def _forward(
-    config: Config, latent: AutoencoderConfig
-) -> tuple[list[nn.Module], Callable[[], object]]:
-    """(modules, one forward pass of the first phase), on the current device."""
-    data = config.data
-    batch, shape = data.batch_size, data.crop or data.resolution
-    if isinstance(config, Stage1Config):
-        from tubesynth.build.networks import build_autoencoder, build_discriminator
-        from tubesynth.models.decoder_condition import DecoderCondition
-
-        autoencoder, discriminator = build_autoencoder(config), build_discriminator(config)
-        image = torch.empty(batch, 1, *shape)
-        labels = torch.empty(batch, *shape, dtype=torch.uint8)
-        condition = DecoderCondition(torch.empty(batch, 2, *shape), labels)
-
-        def run():  # the quantizer adds little, and a codebook's statistics need values
-            latents = autoencoder.encode(image)
-            discriminator(autoencoder.decode(latents, quantize=False, condition=condition))
-
-        return [autoencoder, discriminator], run
-    if isinstance(config, SegmenterConfig):
-        from tubesynth.build.networks import build_segmenter
-
-        segmenter = build_segmenter(config)
-        return [segmenter], lambda: segmenter(torch.empty(batch, 1, *shape))
-    assert isinstance(config, Stage2Config)
-    from tubesynth.build.networks import build_network
-    from tubesynth.models.conditions import Conditions
-
-    factor = 2 ** len(latent.channels)
-    unet = build_network(config, latent.embedding_dim, factor)
-    x = torch.empty(batch, latent.embedding_dim, *(n // factor for n in shape))
-    labels = torch.empty(batch, *shape, dtype=torch.uint8)
-
-    tokens = {
-        "position_mm": torch.empty(batch, TOKENS, 3),
-        "radius_mm": torch.empty(batch, TOKENS),
-        "tangent": torch.empty(batch, TOKENS, 3),
-        "root_distance_mm": torch.empty(batch, TOKENS),
-        "mask": torch.empty(batch, TOKENS, dtype=torch.bool),
-    }
-    fields = torch.empty(batch, 2, *x.shape[2:])
-    conditions = Conditions(labels, tokens, fields, torch.empty(batch), torch.empty(batch))
-
-    def run():
-        spacing, seeds = torch.empty(batch, config.dim), torch.empty(batch, dtype=torch.long)
-        unet(x, torch.empty(batch), spacing, conditions, dropout_seeds=seeds)
-
-    return [unet], run
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
