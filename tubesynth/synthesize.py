@@ -156,7 +156,11 @@ def find_sources(args: argparse.Namespace, config: Stage2Config) -> dict[str, Pa
         if args.label_map:
             raise InputError("--label-map: phantoms have the classes of the model: leave it out")
         return {f"phantom_{number}": None for number in range(1, (args.cases or 1) + 1)}
-    input_dir = args.input_dir or Path(config.data.root) / "validation" / "labels"
+    input_dir = args.input_dir or config.data.folders("validation")[1]
+    if input_dir is None:
+        raise InputError(
+            "--input-dir: the folder of label maps is missing: the model's config has none"
+        )
     return {**find_label_maps(input_dir, args.output_dir)}
 
 

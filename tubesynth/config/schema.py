@@ -5,6 +5,7 @@ that contradict each other. dataclasses.replace makes a changed config.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal, cast, get_args
 
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
@@ -35,6 +36,11 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class DataConfig:
     root: str = "data/imagecas"  # holds training/ and validation/, each with images/ and labels/
+    # Folders elsewhere, in place of those of root. Images without label_*_dir are images alone.
+    image_train_dir: str | None = None
+    image_val_dir: str | None = None
+    label_train_dir: str | None = None
+    label_val_dir: str | None = None
     resolution: list[int] = field(default_factory=lambda: [256, 256, 128])  # voxels x, y, z
     # mm. A range [[0.6, 0.6, 1.0], [0.8, 0.8, 1.2]]: drawn for each sample. null: that which fits
     # the whole image into the resolution. The U-Net is conditioned on the spacing of each case.
@@ -52,6 +58,16 @@ class DataConfig:
     batch_size: int = 1  # per process and accumulation step
     crop: list[int] | None = None  # random crop for training; null: the whole volume
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def folders(self, split: str) -> tuple[Path, Path | None]:
+        """(images, label maps or None) of training or validation."""
+        name = "train" if split == "training" else "val"
+        images: str | None = getattr(self, f"image_{name}_dir")
+        labels: str | None = getattr(self, f"label_{name}_dir")
+        of_root = Path(self.root) / split
+        if images is None:
+            return of_root / "images", Path(labels) if labels else of_root / "labels"
+        return Path(images), Path(labels) if labels else None
 
     @property
     def spacing_range(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -9,7 +9,7 @@
 Unpaired and doubled files are returned as a list of problems, so that all can be reported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ ASOCA_FOLDERS = ("CTCA", "Annotations")  # of images and of label maps
 LABEL_FOLDERS = ("Annotations", "labelsTr")
 
 Problem = tuple[str | None, str]  # (case, message)
+# (images, label maps or None) of training, then of validation
+Folders = Sequence[tuple[Path, Path | None]]
 
 
 @dataclass
@@ -42,12 +44,15 @@ class Split:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_splits(root: Path, label_map: Mapping[int, int] | None = None) -> list[Split]:
+def find_splits(
+    root: Path, label_map: Mapping[int, int] | None = None, folders: Folders | None = None
+) -> list[Split]:
     """The splits of a data folder; InputError if the folder does not exist.
 
-    label_map: the class of each stored value of its label maps, where they are no classes.
+    label_map: the class of each stored value of its label maps, where they are no classes. folders:
+    those of training and validation, in place of the data folder.
     """
-    splits = _find_splits(Path(root))
+    splits = _find_splits(Path(root)) if folders is None else _named_splits(folders)
     for split in splits:
         split.cases = [replace(case, label_map=label_map) for case in split.cases]
     return splits
@@ -56,29 +61,34 @@ def find_splits(root: Path, label_map: Mapping[int, int] | None = None) -> list[
 def _find_splits(root: Path) -> list[Split]:
     require_folder(root, "check data.root or --data")
     if any((root / name).is_dir() for name in SPLITS):
-        splits = [paired_folders(root / name, name) for name in SPLITS]
-        for split in splits:
-            folder = root / split.name / "labels"
-            if not split.has_labels and any(other.has_labels for other in splits):
-                split.problems.append((None, f"{folder}: {no_such(folder, 'folder')}; add it"))
-        return splits
+        return _named_splits([(root / name / "images", root / name / "labels") for name in SPLITS])
     if (root / "images").is_dir():
-        return [paired_folders(root, "")]
+        return [paired_folders(root / "images", root / "labels", "")]
     return [plain_files(root)]
 
 
-def paired_folders(folder: Path, name: str) -> Split:
-    """The cases of folder/images with their label maps in folder/labels, paired by case id."""
+def _named_splits(folders: Folders) -> list[Split]:
+    """Training and validation, of which both or neither have label maps."""
+    pairs = list(zip(folders, SPLITS, strict=True))
+    splits = [paired_folders(images, labels, name) for (images, labels), name in pairs]
+    for split, (_, labels) in zip(splits, folders, strict=True):
+        if labels and not split.has_labels and any(other.has_labels for other in splits):
+            split.problems.append((None, f"{labels}: {no_such(labels, 'folder')}; add it"))
+    return splits
+
+
+def paired_folders(image_folder: Path, label_folder: Path | None, name: str) -> Split:
+    """The cases of a folder of images, with their label maps by case id."""
     split = Split(name)
-    images = _cases_or_problem(folder / "images", split)
+    images = _cases_or_problem(image_folder, split)
     labels: dict[str, Path] = {}
-    if (folder / "labels").is_dir():
+    if label_folder and label_folder.is_dir():
         split.has_labels = True
-        labels = _cases_or_problem(folder / "labels", split)
+        labels = _cases_or_problem(label_folder, split)
         for case in images.keys() - labels.keys():
-            split.problems.append((case, f"{images[case]} has no label map in {folder / 'labels'}"))
+            split.problems.append((case, f"{images[case]} has no label map in {label_folder}"))
         for case in labels.keys() - images.keys():
-            split.problems.append((case, f"{labels[case]} has no image in {folder / 'images'}"))
+            split.problems.append((case, f"{labels[case]} has no image in {image_folder}"))
     split.cases = [Case(case, path, labels.get(case)) for case, path in images.items()]
     split.problems.sort(key=lambda problem: (problem[0] or "", problem[1]))
     return split

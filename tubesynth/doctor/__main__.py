@@ -30,7 +30,7 @@ from tubesynth.config.labels import (
     load_scheme,
 )
 from tubesynth.config.loading import load_config
-from tubesynth.data.layout import Split, find_splits
+from tubesynth.data.layout import SPLITS, Split, find_splits
 from tubesynth.data.pool import check_workers, each
 from tubesynth.doctor.case_rules import CASE_RULES
 from tubesynth.doctor.facts import Expected, measure
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def diagnose(args: argparse.Namespace) -> Diagnosis:
     """Check the config and its data. A config or folder that cannot be read is a finding too."""
-    config, root, expected = None, args.data, Expected()
+    config, root, folders, expected = None, args.data, None, Expected()
     workers = check_workers(args.workers)
     try:
         if args.config and is_label_section(args.config):
@@ -89,10 +89,13 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
                 for_training=True,
                 label_remedy=label_remedy(config),
             )
-            root = root or Path(config.data.root)
+            data = config.data
+            if root is None and (data.image_train_dir or data.label_train_dir):
+                folders = [data.folders(split) for split in SPLITS]
+            root = root or Path(data.image_train_dir or data.root)
         if root is None:
             raise InputError(f"{args.config}: holds the section labels alone: give --data DIR too")
-        splits = find_splits(root, expected.label_map)
+        splits = find_splits(root, expected.label_map, folders)
     except InputError as problem:
         rule = "config" if args.config and config is None else "folder"
         splits, findings = [], [Finding("error", rule, None, str(problem))]

@@ -25,14 +25,15 @@ def log_head(config: Config, volumes: Volumes, device: torch.device) -> None:
     threads, processes = torch.get_num_threads(), dist.world_size()
     cases, batch = len(volumes.training), samples_per_step(config)
     epochs = config.train.epochs
-    cached = config.data.dataset_type == "persistent" or config.stage in (2, 3)
+    data = config.data
+    cached = data.dataset_type == "persistent" or config.stage in (2, 3)
     lines = [
         f"tubesynth {tubesynth.__version__}{f' ({commit})' if commit else ''},"
         f" torch {torch.__version__}, stage {config.stage}, seed {config.seed}",
         f"device: {device.type}, {device_name(device)}; processes: {processes};"
         f" CPU threads of each: {threads}; precision: {config.train.precision}",
         f"data: {cases} training and {len(volumes.validation)} validation cases"
-        f" ({config.data.root}); cache: {config.data.cache_dir if cached else 'none'}",
+        f" ({data.image_train_dir or data.root}); cache: {data.cache_dir if cached else 'none'}",
         f"length: {epochs} epochs, {math.ceil(epochs * cases / batch)} steps,"
         f" {cases / batch:.4g} steps an epoch; samples a step: {batch}",
     ]

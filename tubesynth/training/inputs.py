@@ -34,23 +34,23 @@ from tubesynth.volume.intensity import unit_to_hu
 
 
 def find_splits(config: Config) -> tuple[list[Case], list[Case]]:
-    """The cases of ROOT/training and ROOT/validation, with their label maps.
+    """The training and validation cases of a config, with their label maps.
 
     Without any folder of label maps the images alone, if the config needs no label maps.
     """
-    root = Path(config.data.root)
-    if not root.is_dir():
+    data, root = config.data, Path(config.data.root)
+    if data.image_train_dir is None and not root.is_dir():
         problem = no_such(root, "folder")
         raise InputError(f"data.root: {root}: {problem}: set data.root to the prepared folder")
-    images, labels = ([root / split / kind for split in SPLITS] for kind in ("images", "labels"))
-    if not any(folder.is_dir() for folder in labels):
+    folders = [data.folders(split) for split in SPLITS]
+    label_folders = [labels for _, labels in folders if labels]
+    if data.label_train_dir is None and not any(labels.is_dir() for labels in label_folders):
         if remedy := label_remedy(config):
-            problem = no_such(labels[0], "folder")
-            raise InputError(f"{labels[0]}: {problem}: this config needs label maps: {remedy}")
-        labels = [None] * len(SPLITS)
-    training, validation = (
-        pair_cases(*folders, config.data.label_map) for folders in zip(images, labels, strict=True)
-    )
+            labels = label_folders[0] if label_folders else None
+            source = f"{labels}: {no_such(labels, 'folder')}" if labels else "data.label_train_dir"
+            raise InputError(f"{source}: this config needs label maps: {remedy}")
+        folders = [(images, None) for images, _ in folders]
+    training, validation = (pair_cases(*pair, data.label_map) for pair in folders)
     return training, validation
 
 

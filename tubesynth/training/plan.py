@@ -61,7 +61,7 @@ def _modules(config: Config, sizes: AutoencoderConfig) -> dict[str, nn.Module]:
 
 
 def _steps(config: Config) -> str:
-    images = Path(config.data.root) / "training" / "images"
+    images, _ = config.data.folders("training")
     try:
         cases = len(find_cases(images))
     except InputError as error:
