@@ -9,7 +9,7 @@ import pytest
 from tubesynth.config import published
 from tubesynth.config.labels import load_scheme
 from tubesynth.config.loading import config_from_plain, load_config
-from tubesynth.config.strict import dump, read_yaml
+from tubesynth.config.strict import dump, flatten, read_yaml, to_plain
 from tubesynth.models.distance_bias import bias_channels
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
@@ -294,6 +294,21 @@ def test_every_config_opens_with_its_command_hardware_time_and_result(path):
     assert command and f"--config {name}" in command[1]
     for entry in ("Hardware", "Time", "Result"):
         assert f"\n#   {entry}: " in head
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIG_FOLDER.glob("as_published/*_3d_*.yml")), ids=lambda p: p.stem
+)
+def test_a_config_names_every_key_in_which_it_differs_from_the_published_one(path):
+    other = CONFIG_FOLDER / path.name
+    _, head = other.read_text(encoding="utf-8").split(
+        f"# Differs from as_published/{path.stem} in:"
+    )
+    named = re.findall(r"[a-z_]+", head.split("\nstage:")[0])
+    values, published = (flatten(to_plain(load_config(p))) for p in (other, path))
+    differing = {key for key in values if values[key] != published[key]}
+    paths = {"latents.autoencoder", "control.base"}
+    assert {key for key in differing - paths if key.split(".")[-1] not in named} == set()
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,12 @@ class Spade(nn.Module):
             resize = F.interpolate if self.published else POOL[self.dim]
             label_features = resize(label_features, size)
         maps = self.to_scale_shift(self.shared(label_features))
-        return F.instance_norm(maps) if self.published else maps
+        if self.published:  # instance normalization, also of a grid of one cell
+            variance, mean = torch.var_mean(
+                maps, tuple(range(2, maps.ndim)), correction=0, keepdim=True
+            )
+            maps = (maps - mean) * torch.rsqrt(variance + 1e-5)
+        return maps
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)
