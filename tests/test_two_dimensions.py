@@ -94,12 +94,13 @@ def test_pictures_train_both_stages_and_come_out_as_pictures_in_their_place(tmp_
     }
     np.testing.assert_allclose(new.affine, condition.affine)
     scored = ["--reconstruction", str(tmp_path / "r"), "--synthesis", str(tmp_path / "s")]
-    scored += ["--real", str(images), "--labels", str(labels), "--hu-window", "0", "255"]
+    scored += ["--real", str(images), "--labels", str(labels)]
     scored += ["--config", str(tmp_path / "s2.yml"), "--output-dir", str(tmp_path / "e")]
     evaluate.main([*scored, "--workers", "1", "--no-distribution"])
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["reconstruction"]["psnr"]["n"] == metrics["synthesis"]["psnr"]["n"] == 2
     assert metrics["reconstruction"]["psnr"]["mean"] > 12
+    assert metrics["provenance"]["hu_window"] == [0, 255]  # the range of a picture
     assert len(list((tmp_path / "e" / "panels").glob("*.png"))) == 2
 
     deep = Volume(np.zeros((32, 32, 9), np.int16), np.eye(4))

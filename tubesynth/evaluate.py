@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Score and render all cases, and write the report."""
     for option, (low, high) in (
-        ("--hu-window", args.hu_window),
+        ("--hu-window", args.hu_window or (0, 1)),
         ("--lumen-range", args.lumen_range),
     ):
         if not low < high:
@@ -91,8 +91,9 @@ def evaluate(args: argparse.Namespace) -> None:
         args.real, args.labels, args.reconstruction, runs, args.centrelines, label_map
     )
     losses = validation_losses(args.training_log)
-    window, lumen = tuple(args.hu_window), tuple(args.lumen_range)
-    settings = Settings(window, lumen, classes, args.as_published)
+    are_pictures = cases[0].images[0][2].suffix.lower() == ".png"
+    low, high = args.hu_window or ((0.0, 255.0) if are_pictures else (-1000.0, 1000.0))
+    settings = Settings((low, high), tuple(args.lumen_range), classes, args.as_published)
     with_sets = not args.no_distribution
     with_features = with_sets and args.features is None
     # A wrong file ends the command before any case is scored.
@@ -217,7 +218,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_range = partial(add, type=float, nargs=2, metavar=("LOW", "HIGH"))
     add_range("--lumen-range", default=LUMEN_RANGE_HU, help="HU of contrast-filled lumen")
-    add_range("--hu-window", default=(-1000.0, 1000.0), help="HU to which images are clipped")
+    text = "HU to which images are clipped (default: -1000 1000; of pictures 0 255)"
+    add_range("--hu-window", help=text)
     add(
         "--config",
         metavar="YAML",

@@ -50,7 +50,8 @@ def lpips_scores(
     sum over the planes, of images that are not scaled to [-1, 1]; of all slices, where the original
     draws half of them.
     """
-    planes = [(real[None], other[None])]
+    # The y of a picture goes upwards here, and downwards in the original.
+    planes = [(real[None].flip(2), other[None].flip(2))]
     if real.ndim == 3:
         planes = [(real.movedim(axis, 0), other.movedim(axis, 0)) for axis in range(3)]
     large = [(a, b) for a, b in planes if min(a.shape[1:]) >= SMALLEST_SLICE]
