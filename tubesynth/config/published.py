@@ -23,8 +23,7 @@ def refuse_published(content: dict[str, Any], source: str) -> None:
 
 
 def equivalents(content: dict[str, Any]) -> list[str]:
-    """The packaged configs with the published settings of a config of the original, or this
-    program's own for pictures, of which the original has no config.
+    """The packaged configs with the published settings of a config of the original.
 
     That of flow matching and that of diffusion have the same keys there: --latent-mode chooses.
     """
@@ -36,7 +35,6 @@ def equivalents(content: dict[str, Any]) -> list[str]:
         stage, kind = 3, "_controlnet"
     else:
         stage, kind = 2, "_crossattn" if network.get("with_conditioning") else "_base"
-    start, names = f"stage_{stage}_{model.get('spatial_dims', 3)}d_", list(packaged_configs())
-    published = [name for name in names if name.startswith(f"{FOLDER}/{start}")]
-    names = published or [name for name in names if name.startswith(start)]
+    start = f"{FOLDER}/stage_{stage}_{model.get('spatial_dims', 3)}d_"
+    names = [name for name in packaged_configs() if name.startswith(start)]
     return [name for name in names if name.endswith(kind)] or names
