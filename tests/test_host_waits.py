@@ -20,10 +20,14 @@ STAGE_1 += " autoencoder.codebook_size=16 discriminator.channels=4 discriminator
 STAGE_2 = "data.resolution=[16,16,16] unet.channels=[16,32] unet.attention_levels=[1]"
 STAGE_2 += " unet.head_channels=16 unet.label_channels=[8,8,8] unet.spade_hidden=8"
 VESSELS = f"{STAGE_2} unet.vessel_levels=[1] unet.dropout=0.1 flow.vessel_weight=3"
+PUBLISHED = "data.resolution=[16,16,16] unet.channels=[32,96] unet.attention_levels=[1]"
+PUBLISHED += " unet.head_channels=96 unet.label_channels=[8,8,8] unet.vessel_channels=97"
 STAGES = [
     ("stage_1_3d_f4", f"{STAGE_1} losses.adversarial_weighting=adaptive"),
     ("stage_1_3d_f4", f"{STAGE_1} autoencoder.decoder_condition=labels data.token_step_mm=1"),
     ("stage_2_3d_f4_lfm_crossattn", VESSELS),
+    ("as_published/stage_1_3d_f4", STAGE_1),
+    ("as_published/stage_2_3d_f4_lfm_crossattn", PUBLISHED),
     ("stage_2_3d_f4_ddpm_base", STAGE_2),
     ("stage_3_3d_f4_controlnet", f"{STAGE_2} train.checkpointing=true"),
     ("segment_vessels", "data.crop=[8,8,8] segmenter.channels=[4,8] train.precision=16-mixed"),

@@ -7,7 +7,6 @@ checkpointing, torch.compile, one rank with two samples and two ranks with one s
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 UINT32 = 0xFFFFFFFF
@@ -34,31 +33,6 @@ class SampleDropout(nn.Module):
             raise ValueError("a network with dropout needs dropout_seeds in training mode")
         keep = keep_mask(seeds + GOLDEN_RATIO * self.layer, tuple(x.shape[1:]), self.share)
         return torch.where(keep, x / (1 - self.share), 0)
-
-
-class DropoutAttention(SampleDropout):
-    """Fused attention (B, heads, N, c), without a scale; in training mode a share of its weights is
-    dropped.
-
-    The kernel draws its own random numbers, from a seed of the sample: N x T of them are too many
-    to hash.
-    """
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, seeds: Tensor | None) -> Tensor:
-        if not self.training or self.share == 0:
-            return F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        if seeds is None:
-            raise ValueError("a network with dropout needs dropout_seeds in training mode")
-        devices = [query.device] if query.device.type == "cuda" else []
-        rows = []
-        with torch.random.fork_rng(devices):
-            for row, seed in enumerate(seeds.tolist()):
-                torch.manual_seed((seed + GOLDEN_RATIO * self.layer) & UINT32)
-                inputs = (x[row : row + 1] for x in (query, key, value))
-                rows.append(
-                    F.scaled_dot_product_attention(*inputs, dropout_p=self.share, scale=1.0)
-                )
-        return torch.cat(rows)
 
 
 def number_dropouts(network: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tubesynth.models.blocks import PUBLISHED_GROUPS, conv, filled, group_norm, zero_init
 from tubesynth.models.distance_bias import lattice
-from tubesynth.models.dropout import DropoutAttention, SampleDropout
+from tubesynth.models.dropout import SampleDropout
 from tubesynth.models.vessel_attention import (
     LEAST_TOKENS,
     CachedKeysValues,
@@ -38,7 +38,6 @@ class Attention(nn.Module):
         self.to_key = nn.Linear(context_channels, channels, bias=False)
         self.to_value = nn.Linear(context_channels, channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
-        self.attend = DropoutAttention(dropout)
         self.dropout = SampleDropout(dropout)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,8 +59,10 @@ class Attention(nn.Module):
         query = self._heads(self.to_query(x))
         if query_bias is not None:
             query = join_bias(query_bias[:, None], query)
-        attended = self.attend(query, key, value, seeds).transpose(1, 2).flatten(2)
-        return self.dropout(self.to_out(attended), seeds)
+        # The kernel's random numbers follow the global seed, which the loop sets at every step.
+        dropped = self.dropout.share if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropped, scale=1.0)
+        return self.dropout(self.to_out(attended.transpose(1, 2).flatten(2)), seeds)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
