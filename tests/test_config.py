@@ -296,7 +296,7 @@ def test_every_config_opens_with_its_command_hardware_time_and_result(path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONFIG_FOLDER.glob("as_published/*_3d_*.yml")), ids=lambda p: p.stem
+    "path", sorted(CONFIG_FOLDER.glob("as_published/*.yml")), ids=lambda p: p.stem
 )
 def test_a_config_names_every_key_in_which_it_differs_from_the_published_one(path):
     other = CONFIG_FOLDER / path.name

@@ -6,13 +6,15 @@ with MONAI 1.4 and torch 2.13 on a CPU; its fused attention was called without d
 
 import pytest
 import torch
-from published import CHANNELS, SIDE, UNETS, filled_unet, noise_of, unet_config
+from published import CHANNELS, SIDE, UNETS, filled_unet, noise_of, unet_config, vessel_tokens
 
 from tubesynth.build.networks import build_phases
 from tubesynth.build.objective import build_objective
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig
-from tubesynth.models.transformer import Attention
+from tubesynth.models.distance_bias import lattice
+from tubesynth.models.transformer import Attention, VesselTransformer
+from tubesynth.models.vessel_tokens import PublishedTokenEncoder
 
 # The L1 loss of the published code, and four values of its output evenly spaced.
 RECORDED = {
@@ -96,3 +98,24 @@ def test_the_published_transformer_drops_attention_weights_in_training_alone():
     assert first.mean().item() == pytest.approx(1, abs=0.02)
     assert first[..., 0].std().item() == pytest.approx((0.25 / 0.75 / 400) ** 0.5, rel=0.3)
     torch.testing.assert_close(attention.eval()(x, key, value, None), torch.ones(1, 64, 8))
+
+
+@torch.no_grad()
+def test_the_mended_distance_bias_is_minus_the_squared_distance_in_radii():
+    torch.manual_seed(0)
+    size, cell = (4, 4, 2), torch.tensor([[2.8, 2.8, 4.2]])
+    layer = VesselTransformer(3, 96, 96, 97, distance=True, dropout=0.0).eval()
+    tokens = PublishedTokenEncoder(3, 97)(
+        vessel_tokens((16, 16, 8), cell[0] / 4), (16, 16, 8), cell / 4
+    )
+    cached = layer.cache_keys_values(tokens, size, cell)
+    attention, x = layer.cross_attention, torch.randn(1, 32, 96)
+    voxels = lattice(size).float() * cell
+    distance = torch.cdist(voxels, tokens.position_mm[0])
+    bias = -(distance.square() / tokens.radius_mm[0] ** 2)
+    key, value = attention.keys_values(tokens.features)
+    query = attention.to_query(x)[:, None]
+    expected = attention.to_out((query @ key.mT + bias).softmax(-1)[0] @ value[0])
+    output = attention(x, cached.key, cached.value, None, cached.query_bias)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert bias.isfinite().all() and bias.min() < -100
