@@ -111,7 +111,7 @@ class Pipeline:
         self.tile: Tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
-        self.scale, self.conditions = scale, conditions
+        self.scale, self.conditions = scale and scale.to(self.device), conditions
         self.condition_dropout = condition_dropout
 
     @classmethod

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tubesynth.config.schema import AutoencoderConfig, Config, half_lives
+from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, half_lives
 from tubesynth.models.quantizers import search
 from tubesynth.training.random_step import random_step
 
@@ -48,11 +48,13 @@ def estimate(
     if config.train.precision == "16-mixed":  # the same bytes, without a gradient scaler
         changes["precision"] = "bf16-mixed"
     step_config = replace(config, train=replace(config.train, **changes))
+    if isinstance(step_config, Stage1Config):  # files of weights have bytes; their maps are small
+        step_config = replace(step_config, losses=replace(step_config.losses, perceptual=0.0))
     live = LiveBytes()
     with FakeTensors(), live, as_on_cuda():
         step, stage = random_step(step_config, torch.device("cpu"), autoencoder=autoencoder)
-        for phase in stage.phases:  # the moments of earlier steps
-            _step_of_zeros(phase.optimizer)
+        for phase in stage.phases:
+            step_of_zeros(phase.optimizer)
         live.peak = live.total
         step()
         resident, temporary = live.total, live.peak - live.total
@@ -69,7 +71,8 @@ def estimate(
     return Estimate(int(training), checkpoint, trainable + frozen)
 
 
-def _step_of_zeros(optimizer: torch.optim.Optimizer) -> None:
+def step_of_zeros(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state of an optimizer, as its first step does."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)

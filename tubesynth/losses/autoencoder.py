@@ -48,9 +48,9 @@ def spectral_loss(image: Tensor, reference: Tensor) -> Tensor:
             torch.fft.rfftn(x.float(), dim=axes, norm="ortho").abs() for x in (image, reference)
         )
         weight = torch.full((amplitude.shape[-1],), 2.0, device=image.device)
-        weight[0] = 1.0
+        weight[0].fill_(1.0)  # on the device, without a copy
         if image.shape[-1] % 2 == 0:
-            weight[-1] = 1.0
+            weight[-1].fill_(1.0)
         squares = (amplitude - reference_amplitude).square() * weight
         return squares.sum() / image.numel()
 

@@ -1,0 +1,62 @@
+"""Training steps of every stage and a synthesis at published sizes, on a GPU that is not there.
+
+No tensor is on the wrong device or of the wrong type, no random number is one of another device's
+generator, the host waits where it must, and doctor counts the same memory.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_cuda import STEPS, SYNTHESIS
+
+from tubesynth.config.loading import load_config
+from tubesynth.doctor.training_memory import PROGRAM, WORKSPACES, estimate
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[tuple, dict]:
+    """The lines of fake_cuda.py by case, in a process of its own."""
+    if torch.version.cuda or torch.version.hip:
+        pytest.skip("this build of torch has GPUs of its own, which tests/gpu tests")
+    if not shutil.which("g++"):
+        pytest.skip("the fake GPU needs g++, which is not installed")
+    at, library = Path(torch.__file__).parent, tmp_path_factory.mktemp("fake_cuda") / "guard.so"
+    command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{at}/include"]
+    command += [str(TESTS / "fake_cuda.cpp"), "-o", str(library), f"-L{at}/lib", "-lc10"]
+    subprocess.run([*command, "-ltorch_cpu", f"-Wl,-rpath,{at}/lib"], check=True)
+    command = [sys.executable, str(TESTS / "fake_cuda.py"), str(library)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(line) for line in output.splitlines()]
+    return {tuple(row.pop("case")): row for row in rows}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_the_host_waits_once_in_a_step(case, results):
+    row = results[case]
+    assert "error" not in row, row["error"]
+    # The norms are read together. The first step of a codebook also reads whether it is
+    # initialized, and how many codes have been unused for how long.
+    scalars = 5 if case[0].startswith("stage_1") else 1
+    assert row["waits"] == {"_local_scalar_dense": scalars}
+
+
+@pytest.mark.parametrize("case", [STEPS[0], STEPS[1], STEPS[3]])
+def test_doctor_counts_the_same_memory(case, results):
+    name, precision, setting = case
+    config = load_config(name, [f"train.precision={precision}", setting])
+    counted = estimate(config).training - PROGRAM["cuda"] - WORKSPACES
+    assert results[case]["peak"] == pytest.approx(counted, rel=0.03)
+
+
+def test_a_synthesis_waits_for_its_inputs_alone(results):
+    """Noise, spacing, guidance terms, and one time of the solver; weights are there already."""
+    row = results[SYNTHESIS]
+    assert "error" not in row, row["error"]
+    assert sum(row["waits"].values()) <= 4, row["waits"]
