@@ -1,5 +1,6 @@
 """The training loop on small networks: steps, skipped steps, means, best scores, checkpoints."""
 
+import copy
 import json
 import math
 import types
@@ -8,6 +9,7 @@ from itertools import pairwise, repeat
 
 import pytest
 import torch
+from networks import randomize_zeros
 from ranks import on_two_ranks
 from torch import nn
 
@@ -20,6 +22,7 @@ from tubesynth.runtime import log
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.ema import Ema
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.kernels import choose_kernels
 from tubesynth.runtime.run_log import RunLog
 from tubesynth.runtime.seeding import generator
 from tubesynth.train import make_stage
@@ -374,6 +377,45 @@ VARIANTS = [
     pytest.param(2, (), id="labels"),
     pytest.param(2, VESSELS, id="vessels"),
 ]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_validation_has_the_precision_of_the_training(number, workplace, stage_1):
+    losses = []
+    for precision in ("32", "bf16-mixed"):
+        stage = stage_of(number, workplace, f"train.precision={precision}")
+        randomize_zeros(stage.phases[0].sampled, 0.05)
+        losses.append(stage.validate()["loss"])
+    exact, rounded = losses
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_a_checkpoint_of_a_gpu_resumes_with_the_kernels_of_this_device():
+    phase, other = linear_phase(), linear_phase()
+    step_of(phase, [batch_of(0)], 0, PLAIN)
+    state = copy.deepcopy(phase.state())
+    for group in state.optimizer["param_groups"]:
+        group["fused"] = True  # as on a GPU
+    other.load(state, with_optimizer=True)
+    assert other.optimizer.param_groups[0]["fused"] is None
+    for each in (phase, other):
+        step_of(each, [batch_of(1)], 1, PLAIN)
+    assert torch.equal(weights(phase), weights(other))
+
+
+def test_the_kernels_of_a_gpu_are_fast_or_deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    gpu, cudnn = torch.device("cuda"), torch.backends.cudnn
+    try:
+        assert "not deterministic" in choose_kernels(gpu, deterministic=False)
+        assert cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+        assert choose_kernels(gpu, deterministic=True).startswith("deterministic")
+        assert not cudnn.benchmark and torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.benchmark = False
+    assert choose_kernels(CPU, deterministic=False) == "deterministic"
 
 
 @pytest.mark.parametrize(("number", "overrides"), VARIANTS)

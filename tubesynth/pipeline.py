@@ -14,7 +14,6 @@ from __future__ import annotations  # `help` then shows `Solver | None`, not its
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,7 +61,7 @@ from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import warn_once
-from tubesynth.runtime.precision import AUTOCAST_DTYPE
+from tubesynth.runtime.precision import AUTOCAST_DTYPE, autocast
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.anatomy import Comparison, Ranges, describe
 from tubesynth.volume.grid import Volume
@@ -453,8 +452,7 @@ class Pipeline:
         return settings
 
     def _autocast(self):
-        dtype = AUTOCAST_DTYPE.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+        return autocast(self.device, self.precision)
 
     def _condition_of(self, labels: Volume, image: Volume, spacing, resolution) -> DecoderCondition:
         """The decoder's condition for a CT on the model's grid, padded to multiples of f."""

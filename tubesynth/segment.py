@@ -31,6 +31,7 @@ from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
+from tubesynth.runtime.kernels import choose_kernels
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.runtime.run_lock import RunLock, locked
@@ -140,7 +141,7 @@ def train_one(
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
     volumes.training = synthetic + ([] if config.without_real else volumes.training)
     checkpoint = find_checkpoint(None, run_dir, config)
-    log_head(config, volumes, device)
+    log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
     torch.manual_seed(config.seed)

@@ -33,6 +33,7 @@ from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
+from tubesynth.runtime.kernels import choose_kernels
 from tubesynth.runtime.launcher import launch
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.loggers import LOGGERS
@@ -207,7 +208,7 @@ def train(
 ) -> None:
     """Build the cache, make the stage and train it, on every rank."""
     warn_of_cpu(config, device, args.device, args.gpus)
-    log_head(config, volumes, device)
+    log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
     position = starting_position(checkpoint, config, run_dir)

@@ -112,6 +112,7 @@ class TrainConfig:
     accumulate: int = 1  # batches per optimizer step
     precision: Precision = "32"
     checkpointing: bool = False  # gradient checkpointing: less memory, more time
+    deterministic: bool = False  # on a GPU too, where it is slower: docs/reliability.md
     channels_last: bool = False  # memory layout X, Y, Z, C: faster on some machines
     compile: bool = False  # torch.compile for training steps; same results to rounding
     # Half-lives of averaged weights in optimizer steps; null: no averaged weights. The first of a

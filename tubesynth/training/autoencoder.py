@@ -32,6 +32,7 @@ from tubesynth.metrics.image import psnr, ssim
 from tubesynth.metrics.vessel_fidelity import VesselSurroundings, mean_fidelity, vessel_fidelity
 from tubesynth.runtime import dist
 from tubesynth.runtime.log import logger
+from tubesynth.runtime.precision import autocast
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
@@ -241,7 +242,7 @@ class AutoencoderStage:
         for batch in self.volumes.validation_batches(self.device):
             image = batch["image"]
             cases += 1
-            reconstruction, _, indices = self.autoencoder(image, decoder_condition_of(batch))
+            reconstruction, indices = self._reconstruct(batch)
             for name, term in self.reconstruction_terms(reconstruction, batch).items():
                 sums[name] += term.item()
                 sums["loss"] += term.item()
@@ -249,10 +250,17 @@ class AutoencoderStage:
             sums["psnr"] += psnr(clipped, image, 1.0)[0]
             sums["ssim"] += ssim(clipped, image, 1.0)[0]
             rows += self.vessel_rows(batch, clipped)
-            if usage:
+            if usage and indices is not None:
                 usage.add(indices)
         self.autoencoder.train()
         return sums, rows, usage, cases
+
+    def _reconstruct(self, batch: dict) -> tuple[Tensor, Tensor | None]:
+        """Reconstruction in 32 bits and code indices, computed in the precision of the training."""
+        with autocast(self.device, self.config.train.precision):
+            condition = decoder_condition_of(batch)
+            reconstruction, _, indices = self.autoencoder(batch["image"], condition)
+        return reconstruction.float(), indices
 
     def vessel_rows(self, batch: dict, reconstruction: Tensor) -> list[dict]:
         """One row for a validation case with vessels, no row for a case without or unlabeled."""
@@ -280,7 +288,7 @@ class AutoencoderStage:
     def _panel(self, index: int) -> np.ndarray:
         batch = self.volumes.validation_batch(index, self.device)
         self.autoencoder.eval()
-        reconstruction = self.autoencoder(batch["image"], decoder_condition_of(batch))[0]
+        reconstruction, _ = self._reconstruct(batch)
         self.autoencoder.train()
         pictures = {"real": batch["image"], "reconstruction": reconstruction}
         return self.volumes.panel(batch, pictures)

@@ -17,8 +17,8 @@ def samples_per_step(config: Config) -> int:
     return config.data.batch_size * dist.world_size() * config.train.accumulate
 
 
-def log_head(config: Config, volumes: Volumes, device: torch.device) -> None:
-    """Log versions, device, data, length and cache on rank 0."""
+def log_head(config: Config, volumes: Volumes, device: torch.device, kernels: str) -> None:
+    """Log versions, device, data, length and cache on rank 0; kernels: of choose_kernels."""
     if not dist.is_main():
         return
     commit = git_commit()
@@ -31,7 +31,7 @@ def log_head(config: Config, volumes: Volumes, device: torch.device) -> None:
         f"tubesynth {tubesynth.__version__}{f' ({commit})' if commit else ''},"
         f" torch {torch.__version__}, stage {config.stage}, seed {config.seed}",
         f"device: {device.type}, {device_name(device)}; processes: {processes};"
-        f" CPU threads of each: {threads}; precision: {config.train.precision}",
+        f" CPU threads of each: {threads}; precision: {config.train.precision}; kernels: {kernels}",
         f"data: {cases} training and {len(volumes.validation)} validation cases"
         f" ({data.image_train_dir or data.root}); cache: {data.cache_dir if cached else 'none'}",
         f"length: {epochs} epochs, {math.ceil(epochs * cases / batch)} steps,"

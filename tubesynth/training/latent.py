@@ -20,6 +20,7 @@ from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.dropout import UINT32
 from tubesynth.models.unet import UNet
 from tubesynth.runtime import dist
+from tubesynth.runtime.precision import autocast
 from tubesynth.runtime.seeding import derive, generator
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
@@ -133,12 +134,13 @@ class LatentStage:
             random = generator(self.device, self.config.seed, "validation", index)
             data = batch["latent"]
             noise = torch.randn(data.shape, generator=random, device=self.device)
-            network = self._conditioned(net, batch)
             weight = self._weight(batch["label"]) if "label" in batch else None
-            for time in VALIDATION_TIMES:
-                t = torch.full((len(data),), time, device=self.device)
-                total += self.objective.loss(network, data, noise, t, weight).mean().item()
-                count += 1
+            with autocast(self.device, self.config.train.precision):
+                network = self._conditioned(net, batch)
+                for time in VALIDATION_TIMES:
+                    t = torch.full((len(data),), time, device=self.device)
+                    total += self.objective.loss(network, data, noise, t, weight).mean().item()
+                    count += 1
         net.train(training)
         return total, count
 
@@ -164,12 +166,13 @@ class LatentStage:
 
         training = net.training
         net.eval()
-        network = self._conditioned(net, batch)
-        latents, _ = self.objective.sample(network, normal(), self.config.sampling, normal)
-        net.train(training)
         real = self.volumes.validation_batch(index, self.device)
-        synthesis = self.latents.autoencoder.decode(
-            self.latents.scale.restore(latents), condition=decoder_condition_of(real)
-        )
+        with autocast(self.device, self.config.train.precision):
+            network = self._conditioned(net, batch)
+            latents, _ = self.objective.sample(network, normal(), self.config.sampling, normal)
+            synthesis = self.latents.autoencoder.decode(
+                self.latents.scale.restore(latents), condition=decoder_condition_of(real)
+            )
+        net.train(training)
         pictures = {"real": real["image"], "synthesis": synthesis}
         return self.volumes.panel(real, pictures)

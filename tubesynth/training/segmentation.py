@@ -16,6 +16,7 @@ from tubesynth.config.schema import SegmenterConfig
 from tubesynth.losses.segmentation import dice_loss
 from tubesynth.metrics.overlap import centreline_overlap, dice
 from tubesynth.runtime import dist
+from tubesynth.runtime.precision import autocast
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.phase import Phase
 
@@ -54,9 +55,13 @@ class SegmentationStage:
         """This rank's validation cases: (batch of one, mask, true mask), masks (X, Y, Z) bool."""
         self.segmenter.eval()
         for batch in self.volumes.validation_batches(self.device):
-            mask = self.segmenter(batch["image"])[0, 0] > 0
+            mask = self._logits(batch["image"])[0, 0] > 0
             yield batch, mask.cpu().numpy(), (batch["label"][0] == self.vessel).cpu().numpy()
         self.segmenter.train()
+
+    def _logits(self, image: Tensor) -> Tensor:
+        with autocast(self.device, self.config.train.precision):
+            return self.segmenter(image).float()
 
     def case_scores(self) -> list[dict]:
         """Dice and clDice of this rank's validation cases."""
@@ -84,6 +89,6 @@ class SegmentationStage:
     def _panel(self, index: int) -> np.ndarray:
         batch = self.volumes.validation_batch(index, self.device)
         self.segmenter.eval()
-        probability = self.segmenter(batch["image"]).sigmoid()
+        probability = self._logits(batch["image"]).sigmoid()
         self.segmenter.train()
         return self.volumes.panel(batch, {"real": batch["image"], "probability": probability})

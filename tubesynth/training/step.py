@@ -4,7 +4,7 @@ Mixed precision, accumulation, gradient synchronization and clipping are in this
 """
 
 import math
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import reduce
 from operator import add
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tubesynth.config.schema import TrainConfig
 from tubesynth.runtime import dist, stop_signal
-from tubesynth.runtime.precision import AUTOCAST_DTYPE
+from tubesynth.runtime.precision import autocast
 from tubesynth.runtime.profiler import INACTIVE, Profiler
 from tubesynth.training.phase import Phase
 
@@ -80,8 +80,7 @@ def _gradient(
     phase: Phase, micro_batches: list[dict], train: TrainConfig, profiler: Profiler
 ) -> dict[str, Tensor]:
     """Compute and clip the gradient of a phase; StepResult.values, {} if it has not begun."""
-    device_type = next(phase.module.parameters()).device.type
-    dtype = AUTOCAST_DTYPE.get(train.precision)
+    device = next(phase.module.parameters()).device
 
     # The gradients of the micro-batches add up, and DDP averages over ranks in the last pass.
     phase.optimizer.zero_grad(set_to_none=True)
@@ -91,10 +90,7 @@ def _gradient(
         with ExitStack() as stack:
             if not is_last and isinstance(phase.forward, DistributedDataParallel):
                 stack.enter_context(phase.forward.no_sync())
-            with (
-                profiler("forward"),
-                torch.autocast(device_type, dtype) if dtype else nullcontext(),
-            ):
+            with profiler("forward"), autocast(device, train.precision):
                 terms = phase.loss(phase.forward, batch)
                 if not terms:
                     return {}

@@ -40,9 +40,11 @@ def run_case(case: str, args) -> dict:
     from parts.turns import device_name, device_of, in_turns
     from torch.utils.flop_counter import FlopCounterMode
 
+    from tubesynth.runtime.kernels import choose_kernels
     from tubesynth.training.random_step import random_step
 
     config, device = config_of(args), device_of(args.device)
+    choose_kernels(device, config.train.deterministic)
     step, _ = random_step(config, device, args.tokens)
     step()  # the optimizers' moments
     with FlopCounterMode(display=False) as counter:
