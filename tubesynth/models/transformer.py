@@ -124,7 +124,9 @@ class VesselTransformer(nn.Module):
         scale = None
         if self.distance:
             scale = cell_mm.new_full((self.cross_attention.num_heads,), BIAS_SCALE)
-        query_bias, key_bias = attention_bias(tokens, size, cell_mm, scale, key.dtype)
+        biases = attention_bias(tokens, size, cell_mm, scale, key.dtype)
+        # Fused kernels of 16 bits take multiples of eight channels.
+        query_bias, key_bias = (F.pad(bias, (0, -bias.shape[-1] % 8)) for bias in biases)
         # With zero values, a case whose tokens are all padding gets nothing from them.
         value = value * tokens.mask[:, None, :, None]
         position = position.expand(len(cell_mm), -1, -1)
