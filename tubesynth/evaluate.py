@@ -81,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> None:
     ):
         if not low < high:
             raise InputError(f"{option} {low:g} {high:g}: give the lower number first")
-    workers = pool.check_workers(args.workers)
+    workers = pool.check_workers(1 if args.workers == 0 else args.workers)
     if args.training is not None:
         files_of(args.training, "--training")
     runs = runs_of(args.synthesis)
@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
         "--workers",
         "--num-workers",
         type=int,
-        help="processes, one case each (default: one per core)",
+        help="processes, one case each (default: one per core); 0: this process alone",
     )
     add("--training", type=Path, help="folder of training CTs, to detect copies of them")
     add(

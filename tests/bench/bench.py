@@ -16,7 +16,7 @@ tensors of a training step; and the building of that cache. evaluate: the scores
 autoencoder: a training step of stage 1, and its convolutions alone. codebook: the quantizer of one
 volume's latents, beside the usual one. vessel_attention: the cost of the distance bias. step: a
 training step of any config. sample: the time that cached conditions save. synthesis: sampling and
-decoding of whole CTs. ceiling: a matrix product and a copy.
+decoding of whole CTs. ceiling: a matrix product and a copy. index: the start-up with many cases.
 
 Each case runs in a process of its own, so that its peak memory is measured alone. Where there is a
 peer, speedup is its time over ours, and memory_ratio our peak over its. docs/benchmarks.md has the
@@ -39,6 +39,7 @@ from parts import (
     codebook,
     data,
     evaluate,
+    index,
     sample,
     step,
     synthesis,
@@ -71,6 +72,7 @@ BENCHES = {
     "sample": Bench(sample),
     "synthesis": Bench(synthesis, lines=synthesis.lines),
     "ceiling": Bench(ceiling),
+    "index": Bench(index, index.prepare, index.lines),
 }
 
 
