@@ -175,3 +175,30 @@ def test_a_pipe_in_the_folder_is_never_opened(run_dir, workplace, config):
     assert resumed(run_dir, config) == ("epoch_00002.ckpt", 8)
     with pytest.raises(InputError, match="train.log: a folder, a pipe or a device"):
         main(["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir)])
+
+
+def test_equal_checkpoints_are_written_once_and_copied(workplace, tmp_path, monkeypatch):
+    written, save = [], Checkpoint.save
+
+    def counted(checkpoint, path):
+        written.append(path.name)
+        save(checkpoint, path)
+
+    monkeypatch.setattr(Checkpoint, "save", counted)
+    command = [
+        "--config",
+        str(workplace / "s1.yml"),
+        "--run-dir",
+        str(tmp_path),
+        "--logger",
+        "none",
+    ]
+    main([*command, "train.epochs=1", "train.panel_every=9"])
+    folder = tmp_path / "checkpoints"
+    names = ["best.ckpt", "last.ckpt", "epoch_00001.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert written == ["best.ckpt"] * 2  # before the first step and after the last
+    contents = [(folder / name).read_bytes() for name in names]
+    assert contents[0] == contents[1] == contents[2]
+    (folder / "best.ckpt").write_bytes(b"damaged")  # in place
+    assert Checkpoint.load(folder / "last.ckpt").position.step == 4

@@ -8,6 +8,7 @@ folder. A full disk or a folder that cannot be written is an InputError with the
 import errno
 import os
 import re
+import shutil
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,6 +108,13 @@ def write_text(path: Path, text: str) -> None:
     """Write the text as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """A copy, which is nothing to do onto itself. A hard link would share its damage."""
+    if source != path:
+        with replacing(path) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def save_png(path, array) -> None:

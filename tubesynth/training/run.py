@@ -1,5 +1,6 @@
 """One run of any stage: resume, log, fit and save, in the run's folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import Config
 from tubesynth.config.strict import dump
 from tubesynth.runtime import dist
-from tubesynth.runtime.atomic import sweep, write_text
+from tubesynth.runtime.atomic import copy_file, sweep, write_text
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
@@ -79,23 +80,31 @@ def run_stage(
     log = RunLog(run_dir, dump(config), logger_name, logged_step, device, repeats_validation)
     profiler = Profiler(device) if profile and dist.is_main() else INACTIVE
 
+    written: tuple[tuple, Path] | None = None  # the state in the last file that was written
+
     @profiler("checkpoints")
     def save(name: str) -> None:
+        nonlocal written
         interval_state = interval.state(stage.phases)
         if not dist.is_main():
             return
         lock.require_own()
-        latents = stage.latents
-        Checkpoint(
-            config,
-            position,
-            best,
-            {phase.name: phase.state() for phase in stage.phases},
-            latents.scale if latents else None,
-            latents.autoencoder_state if latents else None,
-            interval_state,
-            latents.conditions if latents else None,
-        ).save(checkpoints / f"{name}.ckpt")
+        latents, path = stage.latents, checkpoints / f"{name}.ckpt"
+        state = (replace(position), replace(best), interval.steps)
+        if written and written[0] == state and written[1].is_file():
+            copy_file(written[1], path)  # best, last and a periodic one after the same step
+        else:
+            Checkpoint(
+                config,
+                position,
+                best,
+                {phase.name: phase.state() for phase in stage.phases},
+                latents.scale if latents else None,
+                latents.autoencoder_state if latents else None,
+                interval_state,
+                latents.conditions if latents else None,
+            ).save(path)
+        written = state, path
         if config.train.keep is not None:
             remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
         logger.info(f"step {position.step}: saved {name}.ckpt")
