@@ -498,6 +498,8 @@ def test_weights_that_are_missing_or_of_the_wrong_stage_are_errors(data, stage_1
     listed = "stage: 1\nlosses: {perceptual: 1, perceptual_files: [lpips.pth]}"
     message = "losses.perceptual_files: lpips.pth: no such file; correct the path"
     assert machine(data, "weights", listed) == [("error", message)]
+    ((level, message),) = machine(data, "weights", "stage: 1\nlosses: {perceptual: 1}")
+    assert level == "warning" and "THE PERCEPTUAL TERM IS LEFT OUT" in message
     (unset,) = weights("null")
     assert unset[0] == "error" and "not set" in unset[1]
     for path in (stage_1, stage_2):  # stage 2 contains its autoencoder

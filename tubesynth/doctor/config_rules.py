@@ -14,7 +14,7 @@ import torch
 
 from tubesynth.build.base_models import STAGE_OF, BaseModels, latent_sizes, open_base_models
 from tubesynth.build.preprocessing import preprocessing_of
-from tubesynth.config.schema import AutoencoderConfig, Config, Stage2Config
+from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.config.strict import flatten, to_plain
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.layout import Split
@@ -24,6 +24,7 @@ from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
 from tubesynth.runtime.memory import total_bytes
 from tubesynth.runtime.reading import no_such
+from tubesynth.training.perceptual import left_out
 
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 MAX_SHARE = 0.9  # of free disk or memory
@@ -70,6 +71,8 @@ def weights(plan: Plan) -> Results:
             is_weights = isinstance(path, str) and path.endswith(WEIGHT_SUFFIXES)
             if is_weights and key not in STAGE_OF and not Path(path).is_file():
                 yield error(None, f"{key}: {path}: {no_such(path, 'file')}; correct the path")
+    if isinstance(config, Stage1Config) and (message := left_out(config.losses)):
+        yield warning(None, message)
 
 
 def disk(plan: Plan) -> Results:

@@ -36,7 +36,7 @@ from tubesynth.runtime.precision import autocast
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.perceptual import Perceptual
+from tubesynth.training.perceptual import Perceptual, left_out
 from tubesynth.training.phase import Phase
 from tubesynth.volume.intensity import unit_to_hu
 
@@ -83,12 +83,8 @@ class AutoencoderStage:
         self.perceptual = None
         if uses_perceptual(config.losses):
             self.perceptual = Perceptual(config.losses, config.seed, device)
-        elif config.losses.perceptual > 0:
-            logger.warning(
-                f"losses.perceptual: {config.losses.perceptual}, but losses.perceptual_files names"
-                " no weights: THE PERCEPTUAL TERM IS LEFT OUT. Name LPIPS's or RadImageNet's"
-                " weights (tubesynth/models/perceptual.py), or set losses.perceptual=0"
-            )
+        elif message := left_out(config.losses):
+            logger.warning(message)
         # By case id, computed when a case is first validated; None for a case without vessels.
         self.surroundings: dict[str, VesselSurroundings | None] = {}
 
