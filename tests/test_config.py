@@ -16,6 +16,9 @@ from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(CONFIG_FOLDER.rglob("*.yml"))
 
+TOKENS = "data: {token_step_mm: 1}\n"
+PUBLISHED = TOKENS + "stage: 2\nunet: {architecture: published"
+VESSELS = "vessel_attention: plain"
 DDIM = "stage: 2\nlatent_mode: diffusion\nsampling: {solver: ddim}\n"
 DDIM_LEADING = DDIM.replace("ddim}", "ddim, timesteps: leading}")
 
@@ -162,6 +165,24 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 2\ndata: {crop: [64, 64, 64]}\n", "data.crop"),
         ("stage: 2\nunet: {head_channels: 48}\n", "unet.head_channels"),
         ("stage: 2\nunet: {head_channels: 0}\n", "unet.head_channels"),
+        ("stage: 2\nunet: {head_channels: [0, 0, 32]}\n", "each of the 4 levels"),
+        (
+            "stage: 2\nunet: {head_channels: [0, 0, 0, 32]}\n",
+            "unet.head_channels: must be at least 1 at level 2",
+        ),
+        ("stage: 2\nunet: {attention_dropout: 0.1}\n", "unet.attention_dropout: 0.1: only"),
+        (f"{PUBLISHED}, channels: [48, 64], attention_levels: [1]}}\n", "unet.channels: [48, 64]"),
+        (
+            f"{PUBLISHED}, {VESSELS}, vessel_levels: [2]}}\n",
+            "unet.vessel_levels: [2]",
+        ),
+        (f"{PUBLISHED}, {VESSELS}}}\n", "multiple of 6, and 1 for the radius"),
+        ("stage: 2\nunet: {label_encoder: none}\nflow: {label_dropout: 0.1}", "flow.label_dropout"),
+        ("stage: 2\nunet: {label_encoder: none, vessel_fields: true}\n" + TOKENS, "vessel_fields"),
+        ("stage: 2\nlatents: {mean: 0.1}\n", "latents.mean, scaling_factor"),
+        ("stage: 1\ntrain: {schedule: minimum}\n", "train.learning_rate_min: 0"),
+        ("stage: 1\ntrain: {learning_rate_min: 1}\n", "train.learning_rate_min: 1"),
+        ("stage: 1\nlosses: {perceptual_slices: 1.5}\n", "losses.perceptual_slices"),
         ("stage: 2\nflow: {coupling: optimal_transport}\n", "data.batch_size"),
         ("stage: 2\nflow: {vessel_weight: 0}\n", "flow.vessel_weight"),
         ("stage: 2\nflow: {label_dropout: 2}\n", "flow.label_dropout"),

@@ -115,12 +115,14 @@ def check_published(unet: UNetConfig, dim: int, require: Require) -> None:
         " unet.architecture=published hold self-attention too: set null, and attention_levels"
         f" with the last level, {last}",
     )
-    for key, width in (
-        ("vessel_channels, without one for the radius,", unet.vessel_channels - 1),
-        *((f"channels of level {i}", unet.channels[i]) for i in unet.attention_levels),
-    ):
+    pairs = f"positions are pairs of sine and cosine for each axis: give a multiple of {2 * dim}"
+    require(
+        (unet.vessel_channels - 1) % (2 * dim) == 0,
+        f"unet.vessel_channels: {unet.vessel_channels}: {pairs}, and 1 for the radius",
+    )
+    for level in unet.attention_levels:
+        width = unet.channels[level]
         require(
             width % (2 * dim) == 0,
-            f"unet.{key}: {width}: positions are pairs of sine and cosine for each axis: give a"
-            f" multiple of {2 * dim}",
+            f"unet.channels: {width} of level {level}, with vessels: {pairs}",
         )
