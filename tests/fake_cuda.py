@@ -32,7 +32,12 @@ from tubesynth.conditioning.model_grid import ModelGrid
 from tubesynth.conditioning.request import SampleRequest
 from tubesynth.config.loading import load_config
 from tubesynth.data.dataset import collate
-from tubesynth.doctor.training_memory import FakeTensors, LiveBytes, step_of_zeros
+from tubesynth.doctor.training_memory import (
+    FakeTensors,
+    LiveBytes,
+    fused_attention,
+    step_of_zeros,
+)
 from tubesynth.inference import sampling
 from tubesynth.training import autoencoder, latent
 from tubesynth.training.random_step import random_step
@@ -87,17 +92,9 @@ class Watch(LiveBytes):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def attention(query, key, value, scale=None, **_):
-    """The kernel that a GPU takes: flash in 16 bits, memory-efficient in 32 or with wide heads."""
-    if not query.dtype == key.dtype == value.dtype:
-        raise RuntimeError(f"attention of {query.dtype}, {key.dtype} and {value.dtype}")
-    aten = torch.ops.aten
+def attention(query, *others, **options):
     assert query.dtype == torch.float32 or query.shape[-1] % 8 == 0, query.shape
-    if query.dtype == torch.float32 or query.shape[-1] > 256:
-        kernel = aten._scaled_dot_product_efficient_attention
-        return kernel(query, key, value, None, True, 0.0, False, scale=scale)[0]
-    kernel = aten._scaled_dot_product_flash_attention
-    return kernel(query, key, value, 0.0, False, False, scale=scale)[0]
+    return fused_attention(query, *others, **options)
 
 
 @contextmanager

@@ -558,6 +558,18 @@ def test_memory_is_compared_with_the_device(data, monkeypatch):
     assert "data.dataset_type=persistent" in matches[1][1]
 
 
+def test_the_length_of_a_training_is_computed_from_its_steps(data):
+    text = CONFIG.format(root=data)
+    ((level, message),) = machine(data, "length", text, "train.epochs=3")
+    steps, teraflops = re.match(
+        r"(\d+) steps of (\S+) TFLOP: .* hours on one H100", message
+    ).groups()
+    assert level == "info" and int(steps) == 6
+    ((_, message),) = machine(data, "length", text, "train.epochs=3", "train.accumulate=2")
+    doubled = re.match(r"3 steps of (\S+) TFLOP", message)[1]
+    assert float(doubled) == pytest.approx(2 * float(teraflops), rel=0.01)
+
+
 def test_a_machine_without_gpu_and_a_batch_without_cases_are_warnings(data, monkeypatch):
     text = CONFIG.format(root=data)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

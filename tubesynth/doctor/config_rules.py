@@ -27,6 +27,11 @@ from tubesynth.runtime.reading import no_such
 from tubesynth.training.perceptual import left_out
 
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+H100_FLOPS = 989e12  # a second: dense products in 16 bits, by NVIDIA's data sheet
+REACHED_SHARES = (
+    0.07,
+    0.19,
+)  # of it, by the steps of the published configs on an H200: docs/gpu.md
 MAX_SHARE = 0.9  # of free disk or memory
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
@@ -93,6 +98,20 @@ def disk(plan: Plan) -> Results:
         yield warning(None, f"{text}; little is left, free some or set data.cache_dir elsewhere")
     else:
         yield info(None, text)
+
+
+def length(plan: Plan) -> Results:
+    """The computed length of the training: fewer epochs or a smaller model where it is too long."""
+    config, flops = plan.config, plan.estimate.flops
+    samples = config.train.epochs * plan.training
+    steps = math.ceil(samples / (config.data.batch_size * config.train.accumulate))
+    hours = [steps * flops / (share * H100_FLOPS) / 3600 for share in reversed(REACHED_SHARES)]
+    yield info(
+        None,
+        f"{steps} steps of {flops / 1e12:.3g} TFLOP: {hours[0]:.2g} to {hours[1]:.2g} hours on one"
+        f" H100 in 16 bits, computed at {REACHED_SHARES[0]:.0%} to {REACHED_SHARES[1]:.0%} of its"
+        " peak, without validation",
+    )
 
 
 def checkpoints(plan: Plan) -> Results:
@@ -172,7 +191,7 @@ def split_sizes(plan: Plan) -> Results:
         )
 
 
-RULES = [weights, disk, memory, device, split_sizes, checkpoints]
+RULES = [weights, disk, memory, device, split_sizes, length, checkpoints]
 
 
 def _cache_bytes(plan: Plan) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, half_lives
 from tubesynth.models.quantizers import search
@@ -33,11 +34,12 @@ BLOCK = 512  # a CUDA allocation is rounded up to a multiple of it
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: all while training, and of one checkpoint file."""
+    """Bytes: all while training, and of one checkpoint file; FLOPs of one optimizer step."""
 
     training: int
     checkpoint: int
     parameters: int
+    flops: int
 
 
 def estimate(
@@ -56,6 +58,7 @@ def estimate(
         for phase in stage.phases:
             step_of_zeros(phase.optimizer)
         live.peak = live.total
+        live.flops = 0
         step()
         resident, temporary = live.total, live.peak - live.total
     if device_type == "cpu":
@@ -68,7 +71,8 @@ def estimate(
     frozen = sum(p.numel() for p in parameters) - trainable
     averages = len(half_lives(config.train.ema_half_life)) + (config.train.swa is not None)
     checkpoint = (12 + 4 * averages) * trainable + 4 * frozen
-    return Estimate(int(training), checkpoint, trainable + frozen)
+    flops = config.train.accumulate * live.flops
+    return Estimate(int(training), checkpoint, trainable + frozen, flops)
 
 
 def step_of_zeros(optimizer: torch.optim.Optimizer) -> None:
@@ -88,17 +92,22 @@ class FakeTensors(FakeTensorMode):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the storages of all tensors that live. Values that the host reads are made up."""
+    """Adds up the storages of all tensors that live, and the FLOPs of products and convolutions.
+
+    Values that the host reads are made up.
+    """
 
     def __init__(self):
         super().__init__()
-        self.total = self.peak = 0
+        self.total = self.peak = self.flops = 0
         self.sizes: dict[int, int] = {}  # by the address of the storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             return made_up(args[0])
         result = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
@@ -128,7 +137,7 @@ def made_up(scalar: Tensor) -> bool | int | float:
 def as_on_cuda() -> Iterator[None]:
     """Fused attention, norms in 32 bits under autocast and a GPU's code search, on the CPU."""
     functions: dict[str, Any] = {
-        "scaled_dot_product_attention": _attention,
+        "scaled_dot_product_attention": fused_attention,
         "group_norm": _in_float32(F.group_norm),
         "layer_norm": _in_float32(F.layer_norm),
     }
@@ -145,20 +154,15 @@ def _in_float32(function: Callable) -> Callable:
     return call
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, **_) -> Any:
-    return _Attention.apply(query, key, value)
-
-
-class _Attention(torch.autograd.Function):
-    """Fused attention stores queries, keys, values, the result and a number for each query."""
-
-    @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, result, log_sums)
-        return result
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """The kernel that a GPU takes: flash, or memory-efficient in 32 bits and for other heads."""
+    if not query.dtype == key.dtype == value.dtype:
+        raise RuntimeError(f"attention of {query.dtype}, {key.dtype} and {value.dtype}")
+    aten, width = torch.ops.aten, query.shape[-1]
+    if query.dtype == torch.float32 or width > 256 or width != value.shape[-1]:
+        efficient = aten._scaled_dot_product_efficient_attention
+        return efficient(query, key, value, None, True, dropout_p, False, scale=scale)[0]
+    flash = aten._scaled_dot_product_flash_attention
+    return flash(query, key, value, dropout_p, False, False, scale=scale)[0]
