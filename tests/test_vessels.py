@@ -249,6 +249,26 @@ def test_the_same_mask_gives_the_same_tokens_and_they_survive_to_array():
         assert getattr(again, name).dtype == getattr(first, name).dtype
 
 
+def test_a_sheared_label_map_has_the_vessels_of_a_right_angled_one():
+    """A gantry tilt of 25 degrees: slices move along y, and lie closer than they are apart."""
+    shape, upright = (48, 96, 64), centered_affine((48, 96, 64), (0.8, 0.8, 0.8))
+    tilted = upright.copy()
+    tilted[:3, 2] = 0.8 * np.array([0, np.sin(np.radians(25)), np.cos(np.radians(25))])
+    tilted[:3, 3] = -tilted[:3, :3] @ ((np.array(shape) - 1) / 2)
+    results = []
+    for affine in (upright, tilted):
+        index = np.indices(shape).reshape(3, -1)
+        x, y, z = affine[:3, :3] @ index + affine[:3, 3:]
+        tube = np.hypot(x, y - 0.2 * z) < 2.0  # its radius across is a little smaller
+        mask = Volume((tube & (abs(z) < 20)).reshape(shape).astype(np.uint8), affine)
+        results.append(TokenSource(1, 1.0).on_grid(mask, shape, upright))
+    straight, sheared = results
+    assert sheared.root_distance_mm.max() == pytest.approx(straight.root_distance_mm.max(), abs=1)
+    assert np.median(sheared.radius_mm) == pytest.approx(np.median(straight.radius_mm), rel=0.03)
+    off = abs(sheared.position_mm[:, 1] - 0.2 * sheared.position_mm[:, 2])
+    assert off.max() < 0.4
+
+
 @pytest.mark.parametrize("sides", [(8, 2), (8, 1), (12, 2), (6, 3), (2, 10)])
 def test_a_flat_vessel_is_one_branch_from_end_to_end(sides):
     mask = np.zeros((80, 24, 24), bool)

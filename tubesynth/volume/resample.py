@@ -61,6 +61,14 @@ def target_grid(
     return (x, y, z), affine
 
 
+def upright_grid(volume: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
+    """(shape, affine) of the right-angled grid of the same spacing that holds a sheared volume."""
+    axes = right_angled_axes(volume.affine) * volume.spacing
+    steps = np.abs(np.linalg.inv(axes) @ volume.affine[:3, :3])  # of each axis in its voxels
+    sides = np.ceil(steps @ np.array(volume.shape) - 1e-6).astype(int)
+    return target_grid(volume, volume.spacing, sides)
+
+
 def resample_image(
     volume: Volume,
     shape,
