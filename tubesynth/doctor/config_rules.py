@@ -105,6 +105,9 @@ def length(plan: Plan) -> Results:
     config, flops = plan.config, plan.estimate.flops
     samples = config.train.epochs * plan.training
     steps = math.ceil(samples / (config.data.batch_size * config.train.accumulate))
+    if steps == 0:  # no data yet
+        yield info(None, f"a step is {flops / 1e12:.3g} TFLOP")
+        return
     hours = [steps * flops / (share * H100_FLOPS) / 3600 for share in reversed(REACHED_SHARES)]
     yield info(
         None,
