@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "score reconstructions and syntheses; write metrics.json and report.html",
     "segment": "train a vessel segmenter on real and synthetic data, or apply it",
     "doctor": "check data, config, disk and device before a run",
+    "plan": "compute what trainings would cost: memory, FLOPs, hours and disk",
     "prepare": "turn ImageCAS into training and validation folders",
     "phantom": "make a data set of procedural coronary CTs; needs no data",
     "cache": "build, verify, list or prune the disk cache",

@@ -89,11 +89,13 @@ def disk(plan: Plan) -> Results:
         return
     free = shutil.disk_usage(folder).free
     missing, stored = _cache_bytes(plan)
-    text = f"cache in {data.cache_dir}: {_size(missing + stored)}"
-    text += f", {_size(stored)} of it built" if stored else ""
-    text += f"; {_size(free)} free"
+    text = f"cache in {data.cache_dir}: {size_text(missing + stored)}"
+    text += f", {size_text(stored)} of it built" if stored else ""
+    text += f"; {size_text(free)} free"
     if missing > free:
-        yield error(None, f"{text}; free {_size(missing - free)} or set data.cache_dir elsewhere")
+        yield error(
+            None, f"{text}; free {size_text(missing - free)} or set data.cache_dir elsewhere"
+        )
     elif missing > MAX_SHARE * free:
         yield warning(None, f"{text}; little is left, free some or set data.cache_dir elsewhere")
     else:
@@ -124,7 +126,7 @@ def checkpoints(plan: Plan) -> Results:
     size, train = plan.estimate.checkpoint, plan.config.train
     periodic = train.epochs // train.save_every if train.keep is None else train.keep
     files = periodic + 2  # and last.ckpt and best.ckpt
-    text = f"{files} checkpoints of about {_size(size)} in runs/; {_size(free)} free"
+    text = f"{files} checkpoints of about {size_text(size)} in runs/; {size_text(free)} free"
     if size * (files + 1) > free:  # one more while it is written
         yield warning(
             None, f"{text}; free some, set a lower train.keep, or give --run-dir elsewhere"
@@ -138,8 +140,9 @@ def memory(plan: Plan) -> Results:
     config, needed = plan.config, plan.estimate
     device, total = _device_memory()
     text = (
-        f"training takes about {_size(needed.training)} (estimate: {needed.parameters / 1e6:.1f} M"
-        f" parameters, batch {config.data.batch_size}); {device} has {_size(total)}"
+        f"training takes about {size_text(needed.training)} (estimate:"
+        f" {needed.parameters / 1e6:.1f} M parameters, batch {config.data.batch_size});"
+        f" {device} has {size_text(total)}"
     )
     if needed.training > MAX_SHARE * total:
         yield warning(
@@ -153,11 +156,13 @@ def memory(plan: Plan) -> Results:
     cases = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
     cases *= preprocessing_of(config).draws
     if config.data.dataset_type == "cache":
-        text = f"data.dataset_type cache keeps {_size(cases)} in memory; this machine or job has"
+        text = (
+            f"data.dataset_type cache keeps {size_text(cases)} in memory; this machine or job has"
+        )
         if cases > MAX_SHARE * host:
-            yield warning(None, f"{text} {_size(host)}; set data.dataset_type=persistent")
+            yield warning(None, f"{text} {size_text(host)}; set data.dataset_type=persistent")
         else:
-            yield info(None, f"{text} {_size(host)}")
+            yield info(None, f"{text} {size_text(host)}")
 
 
 def device(plan: Plan) -> Results:
@@ -197,23 +202,33 @@ def split_sizes(plan: Plan) -> Results:
 RULES = [weights, disk, memory, device, split_sizes, length, checkpoints]
 
 
+def case_bytes(config: Config, sizes: AutoencoderConfig) -> tuple[int, int]:
+    """Bytes in the disk cache of a case's volumes, and of its latents; sizes: of their network."""
+    voxels, draws = math.prod(config.data.resolution), preprocessing_of(config).draws
+    volumes = latents = 0
+    if config.data.dataset_type == "persistent":
+        volumes = BYTES_PER_VOXEL * voxels * draws
+    if isinstance(config, Stage2Config):
+        cells = voxels // 2 ** (len(sizes.channels) * config.dim)
+        per_variant = 2 * sizes.embedding_dim * cells + voxels  # float16 latents, uint8 labels
+        latents = per_variant * config.latents.variants * draws
+    return volumes, latents
+
+
 def _cache_bytes(plan: Plan) -> tuple[int, int]:
     """(bytes still to be written, bytes already stored) of the volumes and latents."""
     config, cases = plan.config, plan.cases
-    data, store = config.data, Store(config.data.cache_dir)
-    voxels, preprocessing = math.prod(data.resolution), preprocessing_of(config)
+    store, preprocessing = Store(config.data.cache_dir), preprocessing_of(config)
+    volumes, of_latents = case_bytes(config, plan.latent_sizes)
     missing = stored = 0
-    if data.dataset_type == "persistent":
+    if volumes:
         for case, draw in product(cases, range(preprocessing.draws)):
             key = stored_volume_key(store, case, preprocessing, draw)
             entry = store.open(VOLUMES, key) if key else None
             stored += entry.size if entry else 0
-            missing += 0 if entry else BYTES_PER_VOXEL * voxels
-    if isinstance(config, Stage2Config):
-        sizes = plan.latent_sizes
-        cells = voxels // 2 ** (len(sizes.channels) * config.dim)
-        per_variant = 2 * sizes.embedding_dim * cells + voxels  # float16 latents, uint8 labels
-        expected = per_variant * config.latents.variants * preprocessing.draws * len(cases)
+            missing += 0 if entry else volumes // preprocessing.draws
+    if of_latents:
+        expected = of_latents * len(cases)
         latents = sum(entry.size for entry in store.entries(LATENTS))
         stored += min(latents, expected)  # keys need the autoencoder: all latents count
         missing += max(0, expected - latents)
@@ -234,7 +249,7 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"

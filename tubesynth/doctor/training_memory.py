@@ -7,6 +7,7 @@ averages, activations, temporary results. A step of the published configs on an 
 everywhere; what attention stores, and what autocast computes in 32 bits, is as on a GPU.
 """
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,9 @@ def estimate(
     if isinstance(step_config, Stage1Config):  # files of weights have bytes; their maps are small
         step_config = replace(step_config, losses=replace(step_config.losses, perceptual=0.0))
     live = LiveBytes()
-    with FakeTensors(), live, as_on_cuda():
+    with FakeTensors(), live, as_on_cuda(), warnings.catch_warnings():
+        # torch compares the address of a tensor with 0 when it copies one, for averaged weights
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         step, stage = random_step(step_config, torch.device("cpu"), autoencoder=autoencoder)
         for phase in stage.phases:
             step_of_zeros(phase.optimizer)
