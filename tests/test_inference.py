@@ -136,6 +136,38 @@ def test_a_missing_output_is_written_again(workplace, stage_2, tmp_path, capsys)
         run(synthesize, *common, "--unconditional")
 
 
+def test_a_refused_command_keeps_the_records_of_finished_volumes(workplace, stage_2, tmp_path):
+    labels = workplace / "data" / "validation" / "labels"
+    command = ["--model", str(stage_2), "--input-dir", str(labels), "--output-dir", str(tmp_path)]
+    synthesize.main([*command, "--steps", "1"])
+    records = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert records
+    with pytest.raises(InputError, match="has no ControlNet"):
+        synthesize.main([*command, "--steps", "2", "--control-scale", "2"])
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == records
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda p: p.synthesize("1.nii.gz"), "labels is a str: give a Volume, as of Volume.from"),
+        (lambda p: p.reconstruct(np.zeros((8, 8, 8))), "volume is a ndarray: give a Volume"),
+        (lambda p: p.synthesize(None, seed="a"), "seed is 'a': give a whole number"),
+        (lambda p: p.synthesize(None, seed=-1), "seed is -1: give a whole number"),
+    ],
+)
+def test_wrong_types_of_the_api_are_refused_by_name(stage_2, call, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        call(Pipeline.load(stage_2, device="cpu"))
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_a_device_that_torch_does_not_find_is_refused(stage_1, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"device is '{device}': .*give cpu"):
+        Pipeline.load(stage_1, device=device)
+
+
 def test_finished_cases_are_skipped_unless_their_settings_changed(
     workplace, stage_2, tmp_path, capsys
 ):

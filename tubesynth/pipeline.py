@@ -46,7 +46,12 @@ from tubesynth.config.schema import (
     uses_labels,
     uses_vessels,
 )
-from tubesynth.inference.arguments import suggests_names
+from tubesynth.inference.arguments import (
+    require_seed,
+    require_volume,
+    suggests_names,
+    usable_device,
+)
 from tubesynth.inference.sampling import (
     Tile,
     batch_noise,
@@ -137,7 +142,7 @@ class Pipeline:
 
         InputError (a ValueError) if the file is not a checkpoint, or has no such average.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = usable_device(device)
         checkpoint = Checkpoint.load(path)
         config = checkpoint.config
         if not isinstance(config, Stage1Config | Stage2Config):
@@ -190,6 +195,9 @@ class Pipeline:
 
         InputError (a ValueError) if an argument does not fit the model.
         """
+        require_volume(volume, "volume", is_label_map=False)
+        if labels is not None:
+            require_volume(labels, "labels", is_label_map=True)
         net = self.autoencoder
         image = self.grid.image(volume, spacing, resolution)
         padded, crop = pad_to_multiple(self.grid.unit_image(image), net.factor)
@@ -243,6 +251,7 @@ class Pipeline:
 
         InputError (a ValueError) if an argument does not fit the model.
         """
+        require_seed(seed)
         return self.sample(
             labels,
             generator(torch.device("cpu"), seed),
@@ -318,6 +327,9 @@ class Pipeline:
         callback: is called as callback(index, t, volume) after every solver step.
         """
         config, unet, scale = self._generator()
+        for request in requests:
+            if request.labels is not None:
+                require_volume(request.labels, "labels", is_label_map=True)
         for name, weight in (
             ("guidance_label", guidance_label),
             ("guidance_vessel", guidance_vessel),
@@ -423,13 +435,19 @@ class Pipeline:
         return trace(labels, self.config)
 
     def _warn_without_condition(self, has_labels: bool) -> None:
-        if self.autoencoder.condition is not None and not has_labels:
-            if self.condition_dropout == 0:
-                warn_once(
-                    "the decoder of this model is conditioned on the anatomy, and was trained with"
-                    " autoencoder.condition_dropout 0: without a label map it decodes what it has"
-                    " never seen; give labels"
-                )
+        if self.autoencoder.condition is None or has_labels:
+            return
+        if self.condition_dropout == 0:
+            warn_once(
+                "the decoder of this model is conditioned on the anatomy, and was trained with"
+                " autoencoder.condition_dropout 0: without a label map it decodes what it has"
+                " never seen; give labels"
+            )
+        else:
+            warn_once(
+                "the decoder of this model is conditioned on the anatomy: without a label map its"
+                " vessels are far fainter; give labels"
+            )
 
     def _generator(self) -> tuple[Stage2Config, UNet | ControlledUNet, LatentScale]:
         if self.unet is None or self.scale is None or not isinstance(self.config, Stage2Config):

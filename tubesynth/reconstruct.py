@@ -40,8 +40,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="tubesynth reconstruct",
         description="Pass CTs through a trained autoencoder.",
-        example="tubesynth reconstruct --input-dir CTS --output-dir OUT"
-        " --model runs/stage_1_3d_f4_full/checkpoints/last.ckpt",
+        example="tubesynth reconstruct --input-dir CTS --labels LABELS --output-dir OUT"
+        " --model runs/heart_stage_1/checkpoints/last.ckpt",
     )
     add = parser.add_argument
     add("--input-dir", type=Path, required=True, metavar="DIR", help="folder of CT volumes")

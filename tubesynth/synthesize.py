@@ -44,6 +44,7 @@ from tubesynth.inference.jobs import (
     label_path,
     output_format,
     process_folder,
+    remove_sidecars,
     run_jobs,
     tile_option,
 )
@@ -304,6 +305,7 @@ def main(argv: list[str] | None = None) -> None:
                     resolution=settings["resolution"],
                     callback=write_step if args.save_process else None,
                 )
+            remove_sidecars(batch, args.output_dir)
             for job, sample in zip(batch, samples, strict=True):
                 if not args.unconditional:
                     path = label_path(args.output_dir, job.name, job.format[0])

@@ -6,9 +6,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from numbers import Integral
 from typing import ParamSpec, TypeVar
 
+import torch
+
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.grid import Volume
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +36,30 @@ def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+def require_volume(value: object, name: str, is_label_map: bool) -> None:
+    """InputError for an argument that is a path or an array, in place of a volume."""
+    if not isinstance(value, Volume):
+        call = "Volume.from_file(path, labels=True)" if is_label_map else "Volume.from_file(path)"
+        raise InputError(f"{name} is a {type(value).__name__}: give a Volume, as of {call}")
+
+
+def require_seed(seed: object) -> None:
+    """InputError for a seed that the command line refuses too."""
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed!r}: give a whole number from 0 to below 2^63")
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device, by default the GPU if there is one; InputError where torch finds none of it."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r}: give cpu or cuda") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is {device!r}: torch finds no GPU: give cpu")
+    return found
 
 
 @contextmanager

@@ -169,6 +169,16 @@ def run_jobs(
         )
 
 
+def remove_sidecars(batch: list[Job], output_dir: Path) -> None:
+    """Before the first output of a batch is replaced, and not earlier: what is refused keeps them.
+
+    `process` calls it where it writes outputs besides the volume.
+    """
+    for job in batch:
+        with writing(output_dir):
+            sidecar(output_dir, job).unlink(missing_ok=True)
+
+
 def process_batch(
     batch: list[Job],
     output_dir: Path,
@@ -177,10 +187,8 @@ def process_batch(
 ) -> None:
     """Write the volumes of a batch, then their sidecars, so no sidecar describes an old volume."""
     start = time.perf_counter()
-    for job in batch:
-        with writing(output_dir):
-            sidecar(output_dir, job).unlink(missing_ok=True)
     results = process(batch)
+    remove_sidecars(batch, output_dir)
     for job, (volume, _) in zip(batch, results, strict=True):
         write_volume(image_path(output_dir, job), volume, job.format[1])
     seconds = round((time.perf_counter() - start) / len(batch), 3)

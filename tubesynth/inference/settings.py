@@ -9,6 +9,7 @@ from tubesynth.config.schema import Stage2Config
 from tubesynth.config.strict import to_plain
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import warn_once
 
 
 def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Config:
@@ -40,6 +41,10 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
             raise InputError(
                 f"{source}: {key}: {value}, the model was trained with {trained}: make them equal"
             )
+    for key in ("resolution", "spacing"):
+        value, trained = getattr(other.data, key), getattr(config.data, key)
+        if args.config and value != trained:
+            warn_once(f"{source}: data.{key}: {value}, the model was trained with {trained}")
     return replace(config, data=other.data, sampling=other.sampling)
 
 
