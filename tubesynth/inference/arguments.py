@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from numbers import Integral
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 from tubesynth.runtime.errors import InputError
@@ -47,7 +47,7 @@ def require_volume(value: object, name: str, is_label_map: bool) -> None:
 
 def require_seed(seed: object) -> None:
     """InputError for a seed that the command line refuses too."""
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed!r}: give a whole number from 0 to below 2^63")
 
 
