@@ -20,6 +20,7 @@ from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import STAGES
 from tubesynth.runtime.errors import InputError, run_command
+from tubesynth.runtime.run_lock import locked
 from tubesynth.train import main, make_stage
 from tubesynth.training.inputs import Volumes
 from tubesynth.volume.files import read_labels, write_volume
@@ -516,3 +517,39 @@ def test_device_cuda_without_a_gpu_is_refused(workplace, tmp_path, monkeypatch):
     options = ("--config", workplace / "s1.yml", "--run-dir", run_dir)
     assert "--device cuda: torch finds no GPU" in refused(*options, "--device", "cuda")
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume", "none.ckpt"], "none.ckpt: no such"),
+        (["--resume", "{stage_1}", "autoencoder.codebook_size=64"], "codebook_size is 32"),
+        (["--run-dir", "{s1}", "seed=4"], "holds another run already"),
+        (["--run-dir", "{live}"], "a run is writing to it"),
+        (["--run-dir", "{stage_1}/run"], r"run: not written \(Not a directory\)"),
+        (["--logger", "wandb"], "the package wandb is not installed"),
+        (["--gpus", "3"], "process 2 of this machine has no GPU: it has 2"),
+        (["data.image_val_dir={empty}", "data.image_train_dir={images}"], "holds no volumes"),
+        (["losses.perceptual_files=[none.pth]"], "none.pth: no such weights file"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses_at_its_start(
+    options, message, stage_1, workplace, tmp_path, monkeypatch
+):
+    """Nothing is written before."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    if "--gpus" in options:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    live, empty, cache = (tmp_path / name for name in ("live", "empty", "cache"))
+    empty.mkdir()
+    images = workplace / "data" / "training" / "images"
+    paths = {"stage_1": stage_1, "s1": workplace / "s1", "images": images}
+    options = [option.format(**paths, live=live, empty=empty) for option in options]
+    config = ["--config", str(workplace / "s1.yml"), f"data.cache_dir={cache}"]
+    config += [] if "--run-dir" in options else ["--run-dir", str(tmp_path / "run")]
+    config += ["data.crop=null", "data.resolution=[32, 32, 32]", "losses.perceptual=0.1"]
+    with locked(live):
+        messages = [refused(*config, *options, *more) for more in ([], ["--dry-run"])]
+    assert messages[0] == messages[1] and re.search(message, messages[0])
+    assert not (tmp_path / "run").exists() and not cache.exists()

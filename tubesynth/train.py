@@ -32,6 +32,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import dist
+from tubesynth.runtime.atomic import writing
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.kernels import choose_kernels
 from tubesynth.runtime.launcher import launch
@@ -93,7 +94,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="write where the time of a step goes to profile.txt and to the log",
     )
     parser.add_argument("--run-dir", type=Path, help="default: runs/<name of the config>")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, write no file")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check what the run needs, print its plan, write no file",
+    )
     add_overrides(parser)
     return parser.parse_with_overrides(argv)
 
@@ -162,16 +167,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     config = config_of(args)
     run_dir = args.run_dir or Path("runs") / run_name(args.config)
-    if args.dry_run:
-        print(describe_plan(config, run_dir))
-        return
-    require_tools(config, args.logger, args.device)
-    models = require_base_models(config)
+    processes = (args.gpus or 1) if "RANK" not in os.environ else 1  # to be started
     # Wrong input is an error before other processes start and before cases are encoded.
-    volumes = Volumes.find(config)
-    if (args.gpus or 1) > 1 and "RANK" not in os.environ:
-        RunLock(run_dir).require_free()
+    require_tools(config, args.logger, args.device, processes)
+    models = require_base_models(config, may_be_missing=args.dry_run)
+    if args.dry_run or processes > 1:
+        with writing(run_dir):
+            RunLock(run_dir).require_free()
         checkpoint_to_resume(args.resume, run_dir, config, models)
+    if args.dry_run:
+        print(describe_plan(config, models, run_dir))
+        return
+    volumes = Volumes.find(config)
+    if processes > 1:
         launch("tubesynth.train", sys.argv[1:] if argv is None else argv, args.gpus)
 
     with listening():

@@ -1,7 +1,7 @@
 """The checkpoints that stages 2 and 3 need: opened, and checked to fit the config.
 
-Training stops at the first problem, doctor lists all of them, and a dry run accepts missing files;
-the messages are the same.
+Training stops at the first problem, doctor lists all of them, and a dry run, which accepts missing
+files, states them; the messages are the same.
 """
 
 from collections.abc import Collection, Iterator
@@ -84,11 +84,13 @@ def open_base_models(config: Config, keys: Collection[str] = tuple(STAGE_OF)) ->
     return models
 
 
-def require_base_models(config: Config, keys: Collection[str] = tuple(STAGE_OF)) -> BaseModels:
+def require_base_models(
+    config: Config, keys: Collection[str] = tuple(STAGE_OF), may_be_missing: bool = False
+) -> BaseModels:
     """Open the checkpoints that these keys of a config name; InputError with the first problem."""
     models = open_base_models(config, keys)
-    if models.problems:
-        raise InputError(models.problems[0])
+    if problems := models.misfits if may_be_missing else models.problems:
+        raise InputError(problems[0])
     return models
 
 

@@ -68,14 +68,24 @@ def _from_slurm() -> None:
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
 
 
-def uses_gpu(device: str) -> bool:
-    """Whether --device (auto, cpu or cuda) selects a GPU; InputError for cuda without a GPU."""
+def uses_gpu(device: str, processes: int = 1) -> bool:
+    """Whether --device (auto, cpu or cuda) selects GPUs, one for each process of this machine.
+
+    InputError for cuda without a GPU, and where the machine has fewer GPUs than processes.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--device cuda: torch finds no GPU on this machine: check nvidia-smi and the installed"
             " build of torch, or use --device cpu"
         )
-    return device != "cpu" and torch.cuda.is_available()
+    if device == "cpu" or not torch.cuda.is_available():
+        return False
+    if processes > torch.cuda.device_count():
+        raise InputError(
+            f"process {processes - 1} of this machine has no GPU: it has"
+            f" {torch.cuda.device_count()}: start at most that many processes"
+        )
+    return True
 
 
 def start(device: str = "auto") -> torch.device:
@@ -87,13 +97,8 @@ def start(device: str = "auto") -> torch.device:
     _from_slurm()
     log.set_up()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = uses_gpu(device)
+    cuda = uses_gpu(device, local_rank + 1)
     if cuda:
-        if local_rank >= torch.cuda.device_count():
-            raise InputError(
-                f"process {local_rank} of this machine has no GPU: it has"
-                f" {torch.cuda.device_count()}: start at most that many processes"
-            )
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ and not dist.is_initialized():
         store, rank, world_size = meet()

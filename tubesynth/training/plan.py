@@ -6,23 +6,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tubesynth.build.base_models import latent_sizes, open_base_models
+from tubesynth.build.base_models import BaseModels, latent_sizes
 from tubesynth.build.networks import build_phases
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.config.strict import dump
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.runtime.errors import InputError
-from tubesynth.volume.cases import find_cases
+from tubesynth.training.inputs import find_splits
 
 
-def describe_plan(config: Config, run_dir: Path) -> str:
+def describe_plan(config: Config, models: BaseModels, run_dir: Path) -> str:
     """The resolved config, and the sizes and number of steps that follow from it, as text.
 
-    A checkpoint that does not exist yet is listed as missing; InputError for one that does not fit.
+    models: the checkpoints that the config names. They and the folder of images may be missing,
+    which is stated: other commands make them first. InputError for images that cannot be read.
     """
-    models = open_base_models(config)
-    if models.misfits:
-        raise InputError(models.misfits[0])
     sizes = latent_sizes(config, models)
     lines = [dump(config)]
     for name, module in _modules(config, sizes).items():
@@ -63,8 +61,10 @@ def _modules(config: Config, sizes: AutoencoderConfig) -> dict[str, nn.Module]:
 def _steps(config: Config) -> str:
     images, _ = config.data.folders("training")
     try:
-        cases = len(find_cases(images))
+        cases = len(find_splits(config)[0])
     except InputError as error:
+        if images.exists():
+            raise
         return f"unknown ({error})"
     batch = config.data.batch_size * config.train.accumulate
     return (

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
-from tubesynth.config.schema import Config
+from tubesynth.config.schema import Config, Stage1Config, uses_perceptual
 from tubesynth.config.strict import dump
+from tubesynth.models.perceptual import load_perceptual
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import copy_file, sweep, write_text
 from tubesynth.runtime.compiler import require_compiler
@@ -35,15 +36,17 @@ class CheckpointedStage(Stage, Protocol):
         """The encoded data set of stages 2 and 3; None for the others."""
 
 
-def require_tools(config: Config, logger_name: str, device: str) -> None:
-    """InputError where this machine lacks a GPU, logger or compiler that the run needs.
+def require_tools(config: Config, logger_name: str, device: str, processes: int = 1) -> None:
+    """InputError where this machine lacks GPUs, logger, compiler or weights that the run needs.
 
-    device: auto, cpu or cuda.
+    device: auto, cpu or cuda; processes: those of this machine.
     """
-    on_gpu = dist.uses_gpu(device)
+    on_gpu = dist.uses_gpu(device, processes)
     require_logger(logger_name)
     if config.train.compile:
         require_compiler(on_gpu)
+    if isinstance(config, Stage1Config) and uses_perceptual(config.losses):
+        load_perceptual(config.losses.perceptual_files, config.losses.perceptual_rescale)
 
 
 def run_stage(
