@@ -1,5 +1,7 @@
 """Folders of images and label maps anywhere, by the names that the published configs have."""
 
+import gzip
+import json
 import shutil
 
 import pytest
@@ -56,3 +58,45 @@ def test_without_label_folders_the_images_are_alone_and_a_wrong_folder_is_an_err
         Volumes.find(load_config(config, wrong))
     with pytest.raises(InputError, match="data.label_train_dir, label_val_dir: give both"):
         load_config(config, elsewhere[:-1])
+
+
+def test_an_image_in_both_splits_is_named_by_train_a_dry_run_and_doctor(
+    workplace, tmp_path, capsys, monkeypatch
+):
+    """Of all images, which have one size as raw files, a copy and a link are found."""
+    monkeypatch.setattr("tubesynth.train.run_stage", lambda *arguments: None)
+    data = tmp_path / "data"
+    for path in sorted((workplace / "data").glob("*/*/*.nii.gz")):
+        raw = data / path.relative_to(workplace / "data").with_suffix("")
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        raw.write_bytes(gzip.decompress(path.read_bytes()))
+    images = sorted((data / "training" / "images").iterdir())
+    assert len({path.stat().st_size for path in images}) == 1
+    command = ["--config", str(workplace / "s1.yml"), f"data.root={data}"]
+    command.append(f"data.cache_dir={tmp_path / 'cache'}")
+
+    def warnings() -> list[str]:
+        train.main([*command, "--run-dir", str(tmp_path / "run")])
+        lines = [x for x in capsys.readouterr().err.splitlines() if "one image in" in x]
+        train.main([*command, "--dry-run"])
+        planned = [x for x in capsys.readouterr().out.splitlines() if "one image in" in x]
+        assert len(lines) == len(planned)
+        assert all(a.split("warning: ")[1] == b[28:] for a, b in zip(lines, planned, strict=True))
+        return lines
+
+    assert warnings() == []
+    validation = data / "validation"
+    label = next((validation / "labels").iterdir())
+    copies = [validation / "images" / name for name in ("x.nii", "y.nii")]
+    shutil.copy(images[0], copies[0])
+    copies[1].symlink_to(images[1])
+    for name in ("x.nii", "y.nii"):
+        shutil.copy(label, validation / "labels" / name)
+    (line,) = warnings()
+    pair = f"{images[0]} = {copies[0]}: one image in training and validation"
+    assert pair in line and "(and 1 more): VALIDATION SCORES ARE INVALID" in line
+    with pytest.raises(SystemExit):
+        doctor.main([*command, "--json"])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    messages = [each["message"] for each in findings if each["rule"] == "duplicates"]
+    assert len(messages) == 2 and messages[0].startswith(pair)

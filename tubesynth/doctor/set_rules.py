@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from tubesynth.data.duplicates import groups, shared_text
 from tubesynth.data.layout import SPLITS, Split
 from tubesynth.doctor.facts import Expected, Facts
 from tubesynth.doctor.findings import Results, error, info, warning
@@ -117,20 +118,18 @@ def vessels(splits: list[Split], facts: list[Facts], expected: Expected) -> Resu
 
 def duplicates(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """One image under two ids: keep one. If one is in validation, its scores are invalid."""
-    for group in _groups(facts, "digest"):
-        names = " = ".join(case.image for case in group)
+    for group in groups(facts, lambda case: case.digest):
+        images = [case.image for case in group]
         if len({case.split for case in group}) > 1:
-            yield error(
-                group[1].case,
-                f"{names}: one image in training and validation; remove it from one of them",
-            )
+            yield error(group[1].case, shared_text(images))
         else:
-            yield warning(group[1].case, f"{names}: one image under several ids; keep one")
+            text = f"{' = '.join(images)}: one image under several ids; keep one"
+            yield warning(group[1].case, text)
 
 
 def duplicate_labels(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """One label map for different images: all but one have the map of another case."""
-    for group in _groups(facts, "label_digest"):
+    for group in groups(facts, lambda case: case.label_digest):
         if len({case.digest for case in group}) > 1:
             names = " = ".join(str(case.label) for case in group)
             yield warning(
@@ -239,15 +238,6 @@ SET_RULES = [
     stored_values,
     volume_outlier,
 ]
-
-
-def _groups(facts: list[Facts], name: str) -> list[list[Facts]]:
-    """The cases that share a value of a field, where more than one has it."""
-    groups = defaultdict(list)
-    for case in facts:
-        if getattr(case, name):
-            groups[getattr(case, name)].append(case)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _span(rows, form: str) -> str:

@@ -6,6 +6,7 @@ import torch
 
 import tubesynth
 from tubesynth.config.schema import Config
+from tubesynth.data.duplicates import shared_warning
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import device_name, git_commit
 from tubesynth.runtime.log import logger
@@ -41,6 +42,8 @@ def log_head(config: Config, volumes: Volumes, device: torch.device, kernels: st
         lines.append("labels: none, images alone: nothing that needs vessels is scored")
     for line in lines:
         logger.info(line)
+    if message := shared_warning(volumes.training, volumes.validation):
+        logger.warning(message)
 
 
 def warn_of_cpu(config: Config, device: torch.device, device_option: str, gpus: int | None) -> None:

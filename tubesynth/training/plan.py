@@ -10,9 +10,11 @@ from tubesynth.build.base_models import BaseModels, latent_sizes
 from tubesynth.build.networks import build_phases
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.config.strict import dump
+from tubesynth.data.duplicates import shared_warning
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.inputs import find_splits
+from tubesynth.training.perceptual import left_out
 
 
 def describe_plan(config: Config, models: BaseModels, run_dir: Path) -> str:
@@ -33,8 +35,20 @@ def describe_plan(config: Config, models: BaseModels, run_dir: Path) -> str:
     if isinstance(config, Stage2Config) and models.autoencoder is None:
         shape += ", for the published autoencoder"
     lines.append(f"{'latent shape (C, X, Y, Z):':28}{shape}")
-    lines.append(f"{'steps per epoch:':28}{_steps(config)}")
-    lines += [f"{'missing:':28}{problem}" for problem in models.missing]
+    missing, warnings = models.missing, []
+    try:
+        training, validation = find_splits(config)
+    except InputError as error:
+        if config.data.folders("training")[0].exists():
+            raise
+        missing = [*missing, str(error)]
+    else:
+        lines.append(f"{'steps per epoch:':28}{_steps(config, len(training))}")
+        warnings.append(shared_warning(training, validation))
+    if isinstance(config, Stage1Config):
+        warnings.append(left_out(config.losses))
+    lines += [f"{'missing:':28}{problem}" for problem in missing]
+    lines += [f"{'warning:':28}{message}" for message in warnings if message]
     lines.append(f"{'run folder:':28}{run_dir}")
     return "\n".join(lines)
 
@@ -58,14 +72,7 @@ def _modules(config: Config, sizes: AutoencoderConfig) -> dict[str, nn.Module]:
     return modules
 
 
-def _steps(config: Config) -> str:
-    images, _ = config.data.folders("training")
-    try:
-        cases = len(find_splits(config)[0])
-    except InputError as error:
-        if images.exists():
-            raise
-        return f"unknown ({error})"
+def _steps(config: Config, cases: int) -> str:
     batch = config.data.batch_size * config.train.accumulate
     return (
         f"{math.ceil(cases / batch)} ({cases} cases, {batch} a step and process),"
