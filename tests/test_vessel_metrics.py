@@ -120,6 +120,7 @@ def test_calibre_is_the_radius_and_absent_classes_are_absent():
     radius = np.repeat([0.5, 1.49, 1.5, 2.9, 3.0, 4.5], 5)
     selected = calibres(radius)
     assert {k: int(v.sum()) for k, v in selected.items()} == {
+        "": 30,
         "_lt1.5mm": 10,
         "_1.5to3mm": 10,
         "_gt3mm": 10,

@@ -55,9 +55,7 @@ def condition_of(
     if vessel_box is None or shell is None:
         return None
     region = region_of(label, classes, include=vessel_box)
-    outer = vessel_box if region is None else region.box
-    x, y, z = (slice(s.start, min(s.stop, n)) for s, n in zip(outer, label.shape, strict=True))
-    box = (x, y, z)
+    box = vessel_box if region is None else region.box
     vessel = mask[box]
     # the shell, of vessel_box, in the larger box
     starts = [inner.start - s.start for inner, s in zip(vessel_box, box, strict=True)]

@@ -15,6 +15,7 @@ from tubesynth.metrics.features import RADIOMIC, FeatureFunction
 from tubesynth.metrics.frechet import frechet_distance, gaussian
 from tubesynth.metrics.volume_features import PLANES, feature_scale, planes_of, slice_features
 from tubesynth.volume.classes import NINE_CLASSES
+from tubesynth.volume.grid import bounding_box
 
 LEVELS = {"blur": (0.5, 1.0, 2.0), "noise": (10.0, 20.0, 40.0), "vessels_erased": (0.5, 1.0)}
 UNITS = {"blur": "voxels", "noise": "HU", "vessels_erased": "share"}
@@ -99,9 +100,8 @@ def erase_vessels(hu: np.ndarray, vessels: np.ndarray, share: float) -> np.ndarr
     rim of one voxel that partial volume makes."""
     from scipy.ndimage import binary_dilation
 
-    voxels = np.argwhere(vessels)  # (N, 3)
-    lowest, highest = voxels.min(0) - SHELL_VOXELS, voxels.max(0) + SHELL_VOXELS
-    box = tuple(slice(max(0, a), b + 1) for a, b in zip(lowest, highest, strict=True))
+    voxels, box = np.argwhere(vessels), bounding_box(vessels, SHELL_VOXELS)  # (N, 3)
+    assert box is not None, "no vessels to erase"
     order = np.lexsort(voxels.T)  # by z, then y, then x
     x, y, z = voxels[order[: round(share * len(voxels))]].T
     erased = np.zeros_like(vessels)

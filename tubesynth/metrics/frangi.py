@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tubesynth.metrics.dilation import Spacing, within
-from tubesynth.volume.grid import Box
+from tubesynth.volume.grid import Box, bounding_box
 
 ALPHA = BETA = 0.5
 # c of equation 13. A tube of contrast A and radius r gives a Hessian of norm 0.52 A at sigma =
@@ -58,21 +58,16 @@ def vesselness(
     return (best if where is None else best[scored]).numpy()
 
 
-def shell_of(
-    mask: np.ndarray, spacing: Spacing, radii_mm: Sequence[float] = RADII_MM
-) -> tuple[Box, np.ndarray] | tuple[None, None]:
+def shell_of(mask: np.ndarray, spacing: Spacing) -> tuple[Box, np.ndarray] | tuple[None, None]:
     """A box around the vessels with room for the filters, and the mask of their shell in that box.
 
     The shell lies from 1 voxel to 1 voxel plus SHELL_MM outside; (None, None) without vessels.
     """
     spacing = np.asarray(spacing, dtype=float)
-    voxels = np.argwhere(mask)
-    if not len(voxels):
+    margin = np.ceil((SHELL_MM + 3 * max(RADII_MM)) / spacing).astype(int) + 1
+    box = bounding_box(mask, margin)
+    if box is None:
         return None, None
-    margin = np.ceil((SHELL_MM + 3 * max(radii_mm)) / spacing).astype(int) + 1
-    low = np.maximum(voxels.min(0) - margin, 0)
-    x, y, z = (slice(a, b) for a, b in zip(low, voxels.max(0) + margin + 1, strict=True))
-    box = x, y, z
     near = within(mask[box], spacing, spacing.max())
     return box, within(mask[box], spacing, spacing.max() + SHELL_MM) & ~near
 

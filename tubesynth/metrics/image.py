@@ -1,7 +1,7 @@
 """Similarity of two images: PSNR, SSIM, MS-SSIM and mean absolute error, also by class.
 
 Tensors are (B, C, X, Y, Z) or (B, C, X, Y); results are one Python float per batch element, nan
-where undefined (an empty mask, an image smaller than the window). SSIM is that of Wang et al. 2004
+where undefined (an image smaller than the window). SSIM is that of Wang et al. 2004
 (doi:10.1109/TIP.2003.819861): Gaussian window of 11 voxels, sigma 1.5 voxels, K1 = 0.01, K2 = 0.03,
 population covariances, averaged over the voxels whose window lies inside the image: scikit-image's
 value with gaussian_weights=True, sigma=1.5, use_sample_covariance=False. MS-SSIM is that of Wang
@@ -22,24 +22,19 @@ PSNR_CAP_DB = 100.0  # identical images have no finite PSNR; JSON has no infinit
 SLAB = 32  # voxels along an axis that are filtered at once: they fit into the CPU's cache
 
 
-def psnr(a: Tensor, b: Tensor, data_range: float, mask: Tensor | None = None) -> list[float]:
-    """Peak signal-to-noise ratio in dB, at most PSNR_CAP_DB. mask: bool, (B, X, Y, Z)."""
-    squared_errors = _masked_means((a.float() - b.float()).square(), mask)
-    return [_decibels(error, data_range) for error in squared_errors]
+def psnr(a: Tensor, b: Tensor, data_range: float) -> list[float]:
+    """Peak signal-to-noise ratio in dB, at most PSNR_CAP_DB."""
+    return [_decibels(error, data_range) for error in _means((a.float() - b.float()).square())]
 
 
-def mae_hu(a_hu: Tensor, b_hu: Tensor, mask: Tensor | None = None) -> list[float]:
-    """Mean absolute difference, in the unit of the input. mask: bool, (B, X, Y, Z)."""
-    return _masked_means((a_hu.float() - b_hu.float()).abs(), mask)
+def mae_hu(a_hu: Tensor, b_hu: Tensor) -> list[float]:
+    """Mean absolute difference, in the unit of the input."""
+    return _means((a_hu.float() - b_hu.float()).abs())
 
 
-def ssim(a: Tensor, b: Tensor, data_range: float, mask: Tensor | None = None) -> list[float]:
-    """Structural similarity; mask: (B, X, Y, Z), mean over its voxels with a full window only."""
-    if mask is None:
-        return _structure(a, b, data_range)[0]
-    by_class = _structure(a, b, data_range, mask, 2)[2]
-    assert by_class is not None
-    return [inside for _, inside in by_class]
+def ssim(a: Tensor, b: Tensor, data_range: float) -> list[float]:
+    """Structural similarity."""
+    return _structure(a, b, data_range)[0]
 
 
 def ms_ssim(a: Tensor, b: Tensor, data_range: float) -> list[float]:
@@ -250,18 +245,12 @@ def _sums(
     return counts, sums
 
 
-def _masked_means(values: Tensor, mask: Tensor | None) -> list[float]:
-    """Mean over channels and voxels (of the mask) of each batch element, summed in float64."""
-    if mask is None:
-        return values.flatten(1).mean(1, dtype=torch.float64).tolist()
-    return [
-        v[:, m.bool()].mean(dtype=torch.float64).item() for v, m in zip(values, mask, strict=True)
-    ]
+def _means(values: Tensor) -> list[float]:
+    """Mean over channels and voxels of each batch element, summed in float64."""
+    return values.flatten(1).mean(1, dtype=torch.float64).tolist()
 
 
 def _decibels(mean_squared_error: float, data_range: float) -> float:
     """10 log10(data_range^2 / MSE), at most PSNR_CAP_DB."""
-    if math.isnan(mean_squared_error):
-        return math.nan
     smallest = data_range**2 * 10 ** (-PSNR_CAP_DB / 10)
     return 10 * math.log10(data_range**2 / max(mean_squared_error, smallest))

@@ -15,6 +15,7 @@ from tubesynth.volume.vessels import VesselTokens
 
 LINE_SCORES = ("cldice", "centreline_recall", "centreline_precision")
 MAX_BRANCHES = 8  # that meet at one point
+REACH_MM = 1.5  # between points whose radii are compared
 
 
 def dice(predicted: np.ndarray, true: np.ndarray) -> float:
@@ -68,8 +69,7 @@ def line_scores(
     }
     if true_radius_mm is not None:
         for suffix, selected in calibres(true_radius_mm).items():
-            if selected.any():
-                scores[f"centreline_recall{suffix}"] = float(matched[1][selected].mean())
+            scores[f"centreline_recall{suffix}"] = float(matched[1][selected].mean())
     return scores
 
 
@@ -88,12 +88,10 @@ def skeleton_of(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return np.rint(cloud.skeleton / spacing + center).astype(int)
 
 
-def radius_errors(
-    predicted: VesselTokens, true: VesselTokens, reach_mm: float = 1.5
-) -> dict[str, float]:
+def radius_errors(predicted: VesselTokens, true: VesselTokens) -> dict[str, float]:
     """Radii of the predicted vessel tokens against the true ones, point by point.
 
-    A true point is compared with the nearest predicted one within reach_mm, at a junction, where
+    A true point is compared with the nearest predicted one within REACH_MM, at a junction, where
     the branches' first points coincide, with that of the most similar radius; points without one
     are not scored here (centreline_recall counts them). radius_error_mm: mean absolute difference;
     radius_bias_mm: mean difference, negative where vessels are too thin; radius_ratio: mean of
@@ -104,14 +102,14 @@ def radius_errors(
     neighbors = min(MAX_BRANCHES, len(predicted.radius_mm))
     found = point_tree(predicted.position_mm).query(true.position_mm, k=neighbors)
     distance_mm, nearest = (np.reshape(each, (-1, neighbors)) for each in found)  # (N, K) each
-    matched = distance_mm[:, 0] <= reach_mm
+    matched = distance_mm[:, 0] <= REACH_MM
     true_radius = np.asarray(true.radius_mm, dtype=float)
     differences = np.asarray(predicted.radius_mm, dtype=float)[nearest] - true_radius[:, None]
     farther = distance_mm > distance_mm[:, :1] + 1e-6
     choice = np.where(farther, np.inf, np.abs(differences)).argmin(axis=1)
     difference = np.take_along_axis(differences, choice[:, None], axis=1)[:, 0]
     scores = {}
-    for suffix, calibre in {"": matched, **calibres(true_radius)}.items():
+    for suffix, calibre in calibres(true_radius).items():
         selected = calibre & matched
         if not selected.any():
             continue

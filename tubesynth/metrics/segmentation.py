@@ -44,14 +44,11 @@ def search_region(
     include: a box that the region's box must contain.
     """
     spacing = np.asarray(spacing, dtype=float)
-    heart_box = bounding_box(heart)
-    if heart_box is None or not np.any(aorta):
-        return None
     margin = np.ceil((HEART_MARGIN_MM + 2 * POOL_RADIUS_MM) / spacing).astype(int)
-    x, y, z = (
-        slice(max(s.start - m, 0), s.stop + m) for s, m in zip(heart_box, margin, strict=True)
-    )
-    box = (x, y, z) if include is None else enclosing_box((x, y, z), include)
+    box = bounding_box(heart, margin)
+    if box is None or not np.any(aorta):
+        return None
+    box = box if include is None else enclosing_box(box, include)
     heart, aorta = np.asarray(heart[box], dtype=bool), np.asarray(aorta[box], dtype=bool)
     near_heart = within(heart, spacing, HEART_MARGIN_MM) & ~aorta
     near_aorta = within(aorta, spacing, POOL_MARGIN_MM + spacing.max())

@@ -44,10 +44,7 @@ def centreline_scores(
     contrast = lumen - shell_hu(ct, position, tangent, radius)
     low, high = lumen_range
     in_range = (lumen >= low) & (lumen <= high)
-    every_point = np.ones(len(lumen), dtype=bool)
-    for suffix, selected in {"": every_point, **calibres(radius)}.items():
-        if not selected.any():
-            continue
+    for suffix, selected in calibres(radius).items():
         scores[f"centreline_in_range{suffix}"] = float(in_range[selected].mean())
         scores[f"lumen_hu{suffix}"] = float(lumen[selected].mean())
         scores[f"contrast_hu{suffix}"] = _finite_mean(contrast[selected])
@@ -55,11 +52,14 @@ def centreline_scores(
 
 
 def calibres(radius_mm: np.ndarray) -> dict[str, np.ndarray]:
-    """{suffix of a metric's name: (N,) bool, the points whose radius (N,) is of that calibre}."""
+    """{suffix of a metric's name: (N,) bool}: all points, without a suffix, and those whose radius
+    (N,) is of each calibre. Without calibres that no point has.
+    """
     radius = np.asarray(radius_mm)
-    return {
-        f"_{name}": (radius >= low) & (radius < high) for name, (low, high) in CALIBRES_MM.items()
-    }
+    selected = {"": np.ones(len(radius), dtype=bool)}
+    for name, (low, high) in CALIBRES_MM.items():
+        selected[f"_{name}"] = (radius >= low) & (radius < high)
+    return {suffix: points for suffix, points in selected.items() if points.any()}
 
 
 def centreline_in_world(tokens: VesselTokens, condition: Volume) -> tuple[np.ndarray, np.ndarray]:

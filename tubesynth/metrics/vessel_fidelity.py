@@ -61,12 +61,10 @@ def vessel_fidelity(
     row = {}
     images = real_hu, reconstructed_hu
     values = [torch.from_numpy(image.ravel()[surroundings.index]) for image in images]  # (V,) each
-    every_voxel = np.ones(len(surroundings.index), dtype=bool)
-    for suffix, selected in {"": every_voxel, **calibres(surroundings.radius_mm)}.items():
-        if selected.any():
-            a, b = (hu[torch.from_numpy(selected)][None, None] for hu in values)  # (1, 1, N)
-            row[f"vessel_psnr{suffix}"] = psnr(a, b, window_hu)[0]
-            row[f"vessel_mae_hu{suffix}"] = mae_hu(a, b)[0]
+    for suffix, selected in calibres(surroundings.radius_mm).items():
+        a, b = (hu[torch.from_numpy(selected)][None, None] for hu in values)  # (1, 1, N)
+        row[f"vessel_psnr{suffix}"] = psnr(a, b, window_hu)[0]
+        row[f"vessel_mae_hu{suffix}"] = mae_hu(a, b)[0]
     for name, image in zip((REAL, RECONSTRUCTED), images, strict=True):
         grid = Volume(image, surroundings.affine)
         for key, value in centreline_scores(grid, surroundings.tokens, grid).items():

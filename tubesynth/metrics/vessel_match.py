@@ -58,9 +58,8 @@ def vessel_match(
     score = np.full(len(radius), np.nan)
     score[visible] = (match + lowest) / 2
     scores = {}
-    for suffix, selected in {"": np.ones(len(radius), bool), **calibres(radius)}.items():
-        if selected.any():
-            scores[f"vessel_match_left_out{suffix}"] = float(1 - visible[selected].mean())
+    for suffix, selected in calibres(radius).items():
+        scores[f"vessel_match_left_out{suffix}"] = float(1 - visible[selected].mean())
         if (scored := selected & visible).sum() >= MIN_POINTS:
             scores[f"vessel_match{suffix}"] = max(float(score[scored].mean()), 0.0)
     return scores

@@ -127,12 +127,18 @@ def centered_affine(shape, spacing) -> np.ndarray:
     return affine
 
 
-def bounding_box(mask: np.ndarray) -> Box | None:
-    """The smallest box that contains a bool mask (X, Y, Z); None where the mask is empty."""
+def bounding_box(mask: np.ndarray, margin: int | np.ndarray = 0) -> Box | None:
+    """The smallest box that contains a bool mask (X, Y, Z), and a margin in voxels, one number or
+    (3,), as far as the array reaches; None where the mask is empty.
+    """
     from scipy import ndimage
 
     boxes = ndimage.find_objects(np.asarray(mask, dtype=bool).view(np.uint8))
-    return boxes[0] if boxes else None
+    if not boxes:
+        return None
+    sides = zip(boxes[0], np.broadcast_to(margin, 3).tolist(), mask.shape, strict=True)
+    x, y, z = (slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in sides)
+    return x, y, z
 
 
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 0.01) -> bool:
