@@ -14,8 +14,6 @@ from tubesynth.pictures.tiles import Line
 from tubesynth.volume.straighten import frames, main_paths
 from tubesynth.volume.vessels import COLUMNS, VesselTokens
 
-WINDOW = (200.0, 800.0)
-
 
 def branch(number, points, radius, start_mm):
     """Rows of one branch of tokens."""
@@ -102,7 +100,7 @@ def test_the_strip_and_sections_are_centered_on_the_vessel_and_have_their_size()
 def strip_row(lines=(), name="LAD"):
     hu, tokens = straight_tube()
     paths = main_paths(tokens)
-    return straightened_rows(paths, [hu], np.ones(3), True, WINDOW, lines, lambda _: name)[0]
+    return straightened_rows(paths, [hu], np.ones(3), True, lines, lambda _: name)[0]
 
 
 def test_a_straightened_tube_has_its_length_and_its_radius_on_the_picture():

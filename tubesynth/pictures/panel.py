@@ -17,6 +17,7 @@ from tubesynth.pictures.sheet import COLUMN, PAPER, Entry, Row, render_sheet
 from tubesynth.pictures.straightened import straightened_rows
 from tubesynth.pictures.tiles import (
     COLORS,
+    CTA_WINDOW,
     Line,
     class_color,
     class_tile,
@@ -32,7 +33,6 @@ from tubesynth.volume.straighten import VesselPath, main_paths
 from tubesynth.volume.vessels import VesselTokens
 
 FILL_HU, SCANNER_PADDING_HU = -1000.0, -1100.0
-CTA_WINDOW = (200.0, 800.0)  # center and width in HU: fat nearly black, contrast nearly white
 MAX_COLUMNS = 5  # side by side; more of them continue below
 MAX_PATHS = 12  # of which the first ones are straightened
 SHIFTED_MM = 2.0  # where two centrelines are farther apart, both are rendered
@@ -45,7 +45,6 @@ def render_panel(
     label: Any = None,
     *,
     scheme: LabelScheme = NINE_CLASSES,
-    window: tuple[float, float] = CTA_WINDOW,
     title: str = "",
     tokens: VesselTokens | None = None,
     original: VesselTokens | None = None,
@@ -54,9 +53,9 @@ def render_panel(
     """uint8 (H, W, 3), as SummaryWriter.add_image(..., dataformats="HWC") takes it.
 
     images: {name: HU (X, Y, Z), array or tensor}, on the grid of `label` (uint8); spacing: (3,) mm;
-    scheme: names and vessel class of the label map; window: (center, width) HU; tokens: of the
-    label map, on its grid; original: those that user centrelines have replaced; name_of: the name
-    of a path along the tokens (default: its branch's number).
+    scheme: names and vessel class of the label map; tokens: of the label map, on its grid;
+    original: those that user centrelines have replaced; name_of: the name of a path along the
+    tokens (default: its branch's number).
     """
     arrays = [np.asarray(array, dtype=np.float32) for array in images.values()]
     label = None if label is None else np.asarray(label)
@@ -76,13 +75,13 @@ def render_panel(
         legend.append(Entry(CENTRELINE, "user centreline", "solid"))
         legend.append(Entry(ORIGINAL, "centreline of the label map", "dotted"))
     rows = [
-        plane_row(view, arrays, spacing, label, scheme.vessel, window, lines)
+        plane_row(view, arrays, spacing, label, scheme.vessel, lines)
         for view in choose_views(shape, spacing, label, scheme.vessel)
     ]
     if tokens is not None and shape[2] > 1:
         paths = shifted_first(main_paths(tokens, MAX_PATHS), lines)
-        rows += straightened_rows(paths, arrays, spacing, label is not None, window, lines, name_of)
-    note = f"W {window[1]:g}  L {window[0]:g}"
+        rows += straightened_rows(paths, arrays, spacing, label is not None, lines, name_of)
+    note = f"W {CTA_WINDOW[1]:g}  L {CTA_WINDOW[0]:g}"
     bands = []
     for start in range(0, len(names), MAX_COLUMNS):
         columns = slice(start, start + MAX_COLUMNS)
@@ -99,8 +98,7 @@ def plane_row(
     arrays: Sequence[np.ndarray],
     spacing: np.ndarray,
     label: np.ndarray | None,
-    vessel_class: int | None,
-    window: tuple[float, float],
+    vessel_class: int,
     lines: Sequence[Line],
 ) -> Row:
     """A view of all images, and the outlines of the label map on the first of them."""
@@ -112,7 +110,7 @@ def plane_row(
         dimmed = other_organs(view.slab(label), vessel_class, spacing)
         slabs = [np.where(dimmed, np.minimum(slab, ORGAN_HU), slab) for slab in slabs]
         caption += f"; other organs at most {ORGAN_HU:g} HU" if dimmed.any() else ""
-    tiles = [ct_tile(view.project(slab), size, window) for slab in slabs]
+    tiles = [ct_tile(view.project(slab), size) for slab in slabs]
     if label is not None:
         tiles.append(tiles[0].copy())
         render_outlines(tiles[-1], class_tile(view.labels(label, vessel_class), size, vessel_class))

@@ -31,7 +31,6 @@ def straightened_rows(
     arrays: Sequence[np.ndarray],
     spacing: np.ndarray,
     has_label_map: bool,
-    window: tuple[float, float],
     lines: Sequence[Line],
     name_of: Callable[[VesselPath], str],
 ) -> list[Row]:
@@ -48,14 +47,10 @@ def straightened_rows(
     if has_label_map:
         columns.append((columns[0][0], True))
     for read, outlined in columns:
-        tiles = [
-            strip_tile(path, read, strip_width, scale, window, lines, outlined) for path in paths
-        ]
+        tiles = [strip_tile(path, read, strip_width, scale, lines, outlined) for path in paths]
         tiles = [described(tile, path, name_of) for tile, path in zip(tiles, paths, strict=True)]
         strips.append(side_by_side(tiles, GAP, PAPER))
-        tiles = [
-            section_tile(paths[0], row, read, section_width, window, outlined) for row in along
-        ]
+        tiles = [section_tile(paths[0], row, read, section_width, outlined) for row in along]
         sections.append(side_by_side(tiles, GAP, PAPER))
     places = ", ".join(f"{paths[0].along_mm[row]:.0f}" for row in along)
     return [
@@ -69,7 +64,6 @@ def strip_tile(
     read: Reader,
     width: int,
     scale: float,
-    window: tuple[float, float],
     lines: Sequence[Line],
     outlined: bool,
 ) -> np.ndarray:
@@ -78,7 +72,7 @@ def strip_tile(
 
     height = max(1, round(path.along_mm[-1] * scale))
     hu = read(path.strip(width / scale / 2, SAMPLE_MM))  # (W, K)
-    tile = ct_tile(hu.T, (width, height), window)
+    tile = ct_tile(hu.T, (width, height))
     rows, tree = path.along_mm * scale, point_tree(path.position_mm)
     for line in lines:
         # each point of the line in the frame of the path's point that is nearest to it
@@ -99,18 +93,13 @@ def strip_tile(
 
 
 def section_tile(
-    path: VesselPath,
-    row: int,
-    read: Reader,
-    width: int,
-    window: tuple[float, float],
-    outlined: bool,
+    path: VesselPath, row: int, read: Reader, width: int, outlined: bool
 ) -> np.ndarray:
     """The plane across a path at one of its points."""
     from PIL import Image, ImageDraw
 
     positions = path.section(row, width / SECTION_SCALE / 2, SAMPLE_MM)
-    tile = ct_tile(read(positions), (width, width), window)
+    tile = ct_tile(read(positions), (width, width))
     if not outlined:
         return tile
     picture = Image.fromarray(tile)

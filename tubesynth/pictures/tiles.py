@@ -25,6 +25,7 @@ COLORS = (
     (205, 150, 105),
     (200, 200, 200),
 )
+CTA_WINDOW = (200.0, 800.0)  # center and width in HU: fat nearly black, contrast nearly white
 HATCH, HATCH_PAPER, HATCH_STEP = (120, 120, 135), (44, 44, 52), 8  # a line every 8 pixels
 
 
@@ -43,14 +44,15 @@ def class_color(k: int) -> Color:
     return COLORS[(int(k) - 1) % len(COLORS)]
 
 
-def ct_tile(hu: np.ndarray, size: tuple[int, int], window: tuple[float, float]) -> np.ndarray:
-    """HU (rows, columns) -> uint8 tile in a window (center, width); nan, no data, is hatched."""
+def ct_tile(hu: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """HU (rows, columns) -> uint8 tile in the CTA_WINDOW; nan, no data, is hatched."""
     from PIL import Image
 
-    low, missing = window[0] - window[1] / 2, np.isnan(hu)
+    center, width = CTA_WINDOW
+    low, missing = center - width / 2, np.isnan(hu)
     image = Image.fromarray(np.where(missing, low, hu).astype(np.float32))
     # interpolated, then windowed
-    gray = (np.asarray(image.resize(size, Image.Resampling.BICUBIC)) - low) / window[1]
+    gray = (np.asarray(image.resize(size, Image.Resampling.BICUBIC)) - low) / width
     tile = np.repeat((gray.clip(0, 1) * 255)[..., None], 3, axis=2).astype(np.uint8)
     if missing.any():
         gap = np.asarray(Image.fromarray(missing).resize(size, Image.Resampling.NEAREST))
@@ -59,7 +61,7 @@ def ct_tile(hu: np.ndarray, size: tuple[int, int], window: tuple[float, float]) 
     return tile
 
 
-def class_tile(labels: np.ndarray, size: tuple[int, int], vessel_class: int | None) -> np.ndarray:
+def class_tile(labels: np.ndarray, size: tuple[int, int], vessel_class: int) -> np.ndarray:
     """(rows, columns) class indices -> (height, width), with edges that have no steps.
 
     Each class is enlarged as a smooth mask, and a pixel has the class of the largest mask value.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tubesynth.metrics.dilation import within
 from tubesynth.volume.grid import bounding_box
 
 SLAB_MM = 12.5  # a thicker slab hides the coronaries behind chambers and bones
@@ -60,7 +61,7 @@ class View:
         """
         return np.fmax.reduce(slab, axis=self.axis)[::-1, ::-1].T
 
-    def labels(self, label: np.ndarray, vessel_class: int | None) -> np.ndarray:
+    def labels(self, label: np.ndarray, vessel_class: int) -> np.ndarray:
         """(rows, columns) class indices; of a slab the vessels only, where it has some."""
         slab = self.slab(label)
         vessels = slab == vessel_class
@@ -86,10 +87,7 @@ class View:
 
 
 def choose_views(
-    shape: Sequence[int],
-    spacing: np.ndarray,
-    label: np.ndarray | None = None,
-    vessel_class: int | None = None,
+    shape: Sequence[int], spacing: np.ndarray, label: np.ndarray | None, vessel_class: int
 ) -> list[View]:
     """Axial, coronal and sagittal plane, and a slab that is projected; one view of a slice (Z = 1).
 
@@ -97,20 +95,20 @@ def choose_views(
     volume. The slab, SLAB_MM thick, lies along the axis and at the place where it has the most
     vessels to see; without vessels it lies about the axial plane.
     """
-    vessels = None if label is None or vessel_class is None else label == vessel_class
-    box = None if vessels is None else bounding_box(vessels)
-    if vessels is not None and box is not None:
+    vessels = np.zeros(shape, dtype=bool) if label is None else label == vessel_class
+    box = bounding_box(vessels)
+    if box is not None:
         point = widest_point(vessels[box], spacing) + [s.start for s in box]
     else:
-        box = None if label is None else bounding_box(label > 0)
-        sides = [(0, n) for n in shape] if box is None else [(s.start, s.stop) for s in box]
+        organs = None if label is None else bounding_box(label > 0)
+        sides = [(0, n) for n in shape] if organs is None else [(s.start, s.stop) for s in organs]
         point = [(low + high - 1) // 2 for low, high in sides]
     planes = [View(axis, int(point[axis]), int(point[axis])) for axis in (2, 1, 0)]
     if shape[2] == 1:
         return planes[:1]
     thick = [min(n, max(2, round(SLAB_MM / s))) for n, s in zip(shape, spacing, strict=True)]
     first, axis = min(max(int(point[2]) - thick[2] // 2, 0), shape[2] - thick[2]), 2
-    if vessels is not None and vessels.any():
+    if box is not None:
         # the axial slab comes first: of two equal ones it is the usual view
         areas = {a: visible_area(vessels, a, thick[a], spacing) for a in (2, 1, 0)}
         axis = max(areas, key=lambda a: areas[a].max())
@@ -135,17 +133,8 @@ def visible_area(mask: np.ndarray, axis: int, thick: int, spacing: np.ndarray) -
     return counts * np.delete(spacing, axis).prod()
 
 
-def other_organs(label: np.ndarray, vessel_class: int | None, spacing: np.ndarray) -> np.ndarray:
+def other_organs(label: np.ndarray, vessel_class: int, spacing: np.ndarray) -> np.ndarray:
     """bool (X, Y, Z): all organs but the vessels, and MARGIN_MM around them but not at a vessel."""
     vessels = label == vessel_class
     organs = (label > 0) & ~vessels
-    return organs | (within(organs, MARGIN_MM, spacing) & ~within(vessels, spacing.max(), spacing))
-
-
-def within(mask: np.ndarray, distance_mm: float, spacing: np.ndarray) -> np.ndarray:
-    """bool (X, Y, Z): the voxels at most distance_mm from the mask."""
-    from scipy.ndimage import distance_transform_edt
-
-    if not mask.any():
-        return mask
-    return np.asarray(distance_transform_edt(~mask, spacing)) <= distance_mm
+    return organs | (within(organs, spacing, MARGIN_MM) & ~within(vessels, spacing, spacing.max()))
