@@ -61,11 +61,8 @@ def main(argv=None) -> None:
 
 def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
     """Write the settings file, or refuse a folder whose data set has other settings."""
-    config = json.loads(
-        json.dumps(
-            {**asdict(settings), "version": VERSION, "validation_fraction": validation_fraction}
-        )
-    )
+    content = {"version": VERSION, "validation_fraction": validation_fraction}
+    config = json.loads(json.dumps({**asdict(settings), **content}))  # as it is read again
     if settings.labels == NINE_CLASSES:  # older data sets have no such key
         config["labels"] = None
     path = root / SETTINGS_FILE

@@ -30,12 +30,8 @@ def grow_trees(lattice: Lattice, shapes, pose: Pose, rng: np.random.Generator) -
     dominance = rng.choice(["right", "left", "balanced"], p=[0.8, 0.1, 0.1])
     branches: list[Branch] = []
     assign_radii(branches, tree.left(dominance), rng.uniform(1.95, 2.2), None)
-    assign_radii(
-        branches,
-        tree.right(dominance),
-        rng.uniform(1.35, 1.6) if dominance == "left" else rng.uniform(1.7, 2.1),
-        None,
-    )
+    sizes = (1.35, 1.6) if dominance == "left" else (1.7, 2.1)
+    assign_radii(branches, tree.right(dominance), rng.uniform(*sizes), None)
     return branches
 
 
@@ -68,20 +64,18 @@ class _TreeSampler:
         ray = origin + np.arange(0, 30, 0.1)[:, None] * out
         return ray[np.argmax(self.surface.aorta(ray) > -0.4)], out
 
-    def side(
-        self, trunk, at, waypoints, radius, name, end_radius, wiggle=0.8, groove=None
-    ) -> Vessel:
-        """A vessel that leaves `trunk` (N, 3) at row `at`, forwards where its goal lies ahead.
+    def side(self, parent: Vessel, at, waypoints, radius, name, end_radius, groove=None) -> Vessel:
+        """A vessel that leaves its parent at row `at`, forwards where its goal lies ahead.
 
-        waypoints: (W, 3) world mm; radius, end_radius, wiggle: mm; groove: as in Surface.settle.
+        waypoints: (W, 3) world mm; radius, end_radius: mm; groove: as in Surface.settle.
         """
-        start = trunk[at]
+        trunk, start = parent.points, parent.points[at]
         forward = trunk[min(at + 4, len(trunk) - 1)] - trunk[max(at - 4, 0)]
         forward, goal = unit_rows(np.stack([forward, np.asarray(waypoints[0]) - start]))
         leave = start + 4 * (max(forward @ goal, 0) * forward + goal) / 1.6
         path = hermite_curve(np.vstack([start, leave, waypoints]), 1.5)
         path = self.surface.settle(path, radius + 1.2, groove, free=(10, 0))
-        path = self.surface.finish(path, radius, self.rng, wiggle)
+        path = self.surface.finish(path, radius, self.rng, 0.8)
         return Vessel(name, path, end_radius)
 
     def left(self, dominance: str) -> Vessel:
@@ -92,34 +86,23 @@ class _TreeSampler:
         split = self.pose.to_world(LEFT_MAIN_END + rng.normal(0, 1.2, 3))
         split = ostium + np.clip(rng.normal(10, 2.5), 5, 15) * unit_rows((split - ostium)[None])[0]
         for _ in range(30):
-            split = (
-                split
-                + np.clip(3.2 - s.hard(split[None]), 0, 1)
-                * unit_rows(s.hard_gradient(split[None]))[0]
-            )
-        main = hermite_curve(
-            np.vstack([ostium, ostium + 0.35 * np.linalg.norm(split - ostium) * out, split]),
-            STEP_MM,
-        )
+            push = np.clip(3.2 - s.hard(split[None]), 0, 1)
+            split = split + push * unit_rows(s.hard_gradient(split[None]))[0]
+        bend = ostium + 0.35 * np.linalg.norm(split - ostium) * out
+        main = hermite_curve(np.vstack([ostium, bend, split]), STEP_MM)
         lm = Vessel("LM", main, 1.9)
 
         # LAD: in the groove between the ventricles to the apex and around it
         end = rng.uniform(84, 89)
-        path = np.vstack(
-            [
-                split,
-                self.world(np.linspace(12, 70, 8), 66, 37),
-                self.world([80, end], [64, -40], [22, 6]),
-            ]
-        )
+        groove = self.world(np.linspace(12, 70, 8), 66, 37)
+        path = np.vstack([split, groove, self.world([80, end], [64, -40], [22, 6])])
         path = s.settle(hermite_curve(path, 1.5), 2.8, "lv|rv", free=(4, 14))
         lad = Vessel("LAD", s.finish(path, 1.6, rng, 0.9), rng.uniform(0.6, 0.75))
         # LCX: in the groove between left atrium and left ventricle, as far as dominance decides
         stop = {"right": rng.uniform(205, 235), "balanced": 255, "left": 280}[dominance]
         around = np.arange(128, stop, 12.0)
-        path = np.vstack(
-            [split, self.world(-2, around, np.interp(around, [120, 200, 290], [36, 38, 36]))]
-        )
+        groove = self.world(-2, around, np.interp(around, [120, 200, 290], [36, 38, 36]))
+        path = np.vstack([split, groove])
         path = s.settle(hermite_curve(path, 1.5), 3.0, "la|lv", free=(3, 0))
         lcx = Vessel("LCX", s.finish(path, 1.5, rng, 0.9), rng.uniform(0.7, 0.85))
         share = rng.uniform(0.52, 0.62)
@@ -133,7 +116,7 @@ class _TreeSampler:
             a0, goal = self.along(lad.points[at]), 104 + 12 * k + rng.normal(0, 7)
             a1 = min(a0 + rng.uniform(34, 46), 74)
             waypoints = self.world(np.linspace(a0 + 7, a1, 5), np.linspace(78, goal, 5), 38)
-            vessel = self.side(lad.points, at, waypoints, 0.9, f"D{k + 1}", rng.uniform(0.5, 0.6))
+            vessel = self.side(lad, at, waypoints, 0.9, f"D{k + 1}", rng.uniform(0.5, 0.6))
             lad.children.append((at, rng.uniform(0.2, 0.34), vessel))
         # S: septals of the LAD, into the septum, so they do not settle on the epicardium
         for k, mm in enumerate(np.cumsum(rng.uniform(9, 15, rng.integers(1, 4))) + 10):
@@ -150,17 +133,16 @@ class _TreeSampler:
                 break
             angle = self.angle(lcx.points[at])
             a1 = rng.uniform(44, 66)
-            waypoints = self.world(
-                np.linspace(9, a1, 5), np.linspace(angle + 4, angle + rng.normal(8, 5), 5), 38
-            )
-            vessel = self.side(lcx.points, at, waypoints, 1.0, f"OM{k + 1}", rng.uniform(0.5, 0.65))
+            angles = np.linspace(angle + 4, angle + rng.normal(8, 5), 5)
+            waypoints = self.world(np.linspace(9, a1, 5), angles, 38)
+            vessel = self.side(lcx, at, waypoints, 1.0, f"OM{k + 1}", rng.uniform(0.5, 0.65))
             lcx.children.append((at, rng.uniform(0.3, 0.5), vessel))
         if dominance == "left":
             self.inferior(lcx)
         # RI: a ramus in one of five patients, from the start of the LCX
         if rng.random() < 0.2:
             waypoints = self.world(np.linspace(12, 52, 5), np.linspace(104, 122, 5), 38)
-            lcx.children.insert(0, (3, 0.35, self.side(lcx.points, 3, waypoints, 1.0, "RI", 0.55)))
+            lcx.children.insert(0, (3, 0.35, self.side(lcx, 3, waypoints, 1.0, "RI", 0.55)))
         return lm
 
     def right(self, dominance: str) -> Vessel:
@@ -187,26 +169,17 @@ class _TreeSampler:
         # CB: a conus branch in three of five patients
         if rng.random() < 0.6:
             waypoints = self.pose.to_world([[4, 44, 12], [-6, 51, 8], [-14, 54, 0]])
-            rca.children.append(
-                (
-                    int(9 / STEP_MM),
-                    0.07,
-                    self.side(rca.points, int(9 / STEP_MM), waypoints, 0.7, "CB", 0.5),
-                )
-            )
+            at = int(9 / STEP_MM)
+            rca.children.append((at, 0.07, self.side(rca, at, waypoints, 0.7, "CB", 0.5)))
         # AM: acute marginals, over the right ventricle
         for k, fraction in enumerate(np.sort(rng.uniform(0.3, 0.62, rng.integers(1, 3)))):
             at = int(fraction * total)
             start = rca.points[at]
             goal = self.world(rng.uniform(52, 72), rng.uniform(-38, -5) + 30 * (k == 0), 44)
             waypoints = start + np.array([0.3, 0.55, 0.8, 1.0])[:, None] * (goal - start)
-            rca.children.append(
-                (
-                    at,
-                    rng.uniform(0.12, 0.22),
-                    self.side(rca.points, at, waypoints, 0.8, f"AM{k + 1}", 0.5),
-                )
-            )
+            share = rng.uniform(0.12, 0.22)
+            vessel = self.side(rca, at, waypoints, 0.8, f"AM{k + 1}", 0.5)
+            rca.children.append((at, share, vessel))
         if dominance == "left":
             rca.end_radius = 0.6
         else:
@@ -221,23 +194,19 @@ class _TreeSampler:
         at = last - int(rng.uniform(4.5, 8) / STEP_MM)
         a0 = self.along(points[at])
         waypoints = self.world(np.linspace(a0 + 8, rng.uniform(52, 70), 6), 292, 37)
-        pda = self.side(points, at, waypoints, 1.0, "PDA", rng.uniform(0.55, 0.7), groove="lv|rv")
+        pda = self.side(parent, at, waypoints, 1.0, "PDA", rng.uniform(0.55, 0.7), groove="lv|rv")
         ends = [(268, rng.uniform(34, 50))] if parent.name == "RCA" else [(262, 40)]
         parent.children.append((at, rng.uniform(0.4, 0.55), pda))
         # PL: on the inferior wall of the left ventricle, with a side branch
         for k, (angle, a1) in enumerate(ends):
-            bend = self.world(
-                [2, 8, a1 * 0.6, a1],
-                [angle + 8, angle + 2, angle - 4, angle - 8 + rng.normal(0, 5)],
-                38,
-            )
-            trunk = self.side(points, last, bend, 1.0, f"PL{k + 1}", 0.6)
+            angles = [angle + 8, angle + 2, angle - 4, angle - 8 + rng.normal(0, 5)]
+            bend = self.world([2, 8, a1 * 0.6, a1], angles, 38)
+            trunk = self.side(parent, last, bend, 1.0, f"PL{k + 1}", 0.6)
             middle = int(len(trunk.points) * 0.3)
             a2 = rng.uniform(28, 44)
             waypoints = self.world([a2 * 0.5, a2], [angle - 18, angle - 26], 38)
-            trunk.children.append(
-                (middle, 0.4, self.side(trunk.points, middle, waypoints, 0.7, f"PL{k + 2}", 0.5))
-            )
+            vessel = self.side(trunk, middle, waypoints, 0.7, f"PL{k + 2}", 0.5)
+            trunk.children.append((middle, 0.4, vessel))
             parent.children.append((last, 1.0, trunk))
 
     def along(self, point) -> float:
@@ -249,7 +218,5 @@ class _TreeSampler:
         """Degrees around the left ventricle's axis of a world point, 0..360."""
         q = (self.pose.rotation.T @ (point - self.pose.shift)) / self.pose.scale
         base, septal, up = ventricular([0.0, 0.0, 0.0], [0.0, 0.0, 90.0], [0.0, 1.0, 1.0])
-        return (
-            float(np.degrees(np.arctan2((q - base) @ (up - base), (q - base) @ (septal - base))))
-            % 360
-        )
+        x, y = (q - base) @ (septal - base), (q - base) @ (up - base)
+        return float(np.degrees(np.arctan2(y, x))) % 360

@@ -42,14 +42,13 @@ class Surface:
         height_mm: float,
         groove: str | None = None,
         free: tuple[float, float] = (0.0, 0.0),
-        rounds: int = 60,
     ) -> np.ndarray:
         """(N, 3) -> (M, 3): a smooth path `height_mm` above the heart; its start stays.
 
         groove: a key of self.grooves that attracts the path, but not its first and last `free` mm.
         """
         path = resample_to_step(np.asarray(path, float), 1.5)
-        for k in range(rounds):
+        for k in range(60):
             # towards the height h: -0.6 (s(p) - h) n with the unit normal n = grad s / |grad s|
             normal = unit_rows(self.soft_gradient(path))
             shift = -0.6 * np.clip(self.soft(path) - height_mm, -3, 3)[:, None] * normal

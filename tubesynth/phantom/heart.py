@@ -10,14 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tubesynth.phantom.shapes import (
-    Lattice,
-    ellipsoid,
-    intersection,
-    plane,
-    tube,
-    union,
-)
+from tubesynth.phantom.shapes import Lattice, ellipsoid, intersection, plane, tube, union
 from tubesynth.volume.polyline import hermite_curve
 
 MITRAL = np.array([-2.0, -12.0, 2.0])
@@ -197,20 +190,14 @@ def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
     lv_wall = ellipsoid(q, MITRAL + 20 * APEXWARD, (length, girth, girth * vary(0.04)), frame)
     lv_wall = intersection(lv_wall, -along - 4.0, 6.0)
     inner = girth - wall
-    lv = ellipsoid(
-        q, MITRAL + 19 * APEXWARD, (length - wall * 0.75, inner, inner * vary(0.04)), frame
-    )
+    radii = length - wall * 0.75, inner, inner * vary(0.04)
+    lv = ellipsoid(q, MITRAL + 19 * APEXWARD, radii, frame)
     lv = lv + rough * np.clip(along / 40, 0, 1) * np.float32(1.5)
     for degrees in (140 + rng.normal(0, 8), 222 + rng.normal(0, 8)):  # papillary muscles
-        path = ventricular(
-            [24 * vary(), 40, 58], degrees, [inner * 0.52, inner * 0.62, inner * 0.7]
-        )
+        path = ventricular([24 * vary(), 40, 58], degrees, inner * np.array([0.52, 0.62, 0.7]))
         lv = intersection(lv, -tube(q, path, [2.6 * vary(0.2), 4.2 * vary(), 4.4], 8.0), 1.5)
-    outflow = tube(
-        q,
-        [MITRAL + 16 * APEXWARD + 9 * SEPTAL + 5 * UPWARD, ROOT, ROOT + 4 * ROOT_AXIS],
-        [13, 11, 11],
-    )
+    middle = MITRAL + 16 * APEXWARD + 9 * SEPTAL + 5 * UPWARD
+    outflow = tube(q, [middle, ROOT, ROOT + 4 * ROOT_AXIS], [13, 11, 11])
     outflow = intersection(outflow, plane(q, ROOT, ROOT_AXIS), 1.0)
     lv = union(lv, outflow, 4.0)
     lv_wall = union(lv_wall, outflow - 3.0, 4.0)
@@ -223,12 +210,9 @@ def _ventricles(q, frame, rough, vary, rng) -> dict[str, np.ndarray]:
     rv = union(rv, tube(q, infundibulum, np.array([17, 15.5, 13, 12]) * vary()), 8.0)
     rv_wall = rv - 3.2
     rv = rv + np.abs(rough) * np.float32(1.1)
-    band = tube(
-        q,
-        [MITRAL + 50 * APEXWARD + 26 * SEPTAL, MITRAL + 52 * APEXWARD + 52 * SEPTAL - 12 * UPWARD],
-        [2, 2],
-    )
-    rv = intersection(rv, -band, 1.5)  # moderator band
+    septum = MITRAL + 50 * APEXWARD + 26 * SEPTAL
+    free_wall = MITRAL + 52 * APEXWARD + 52 * SEPTAL - 12 * UPWARD
+    rv = intersection(rv, -tube(q, [septum, free_wall], [2, 2]), 1.5)  # moderator band
     # Nothing of the right ventricle lies beyond the pulmonary valve.
     beyond = plane(q, PULMONARY_VALVE, PULMONARY_AXIS)
     near = ellipsoid(q, PULMONARY_VALVE + 4 * PULMONARY_AXIS, (26, 26, 14)) < 0
@@ -263,14 +247,8 @@ def _atria(q, vary, rng) -> dict[str, np.ndarray]:
     sinus = hermite_curve(
         [(30, -22, -20, 5), (14, -28, -18, 4.2), (-8, -34, -10, 3.4), (-24, -33, 0, 2.4)], 5.0
     )
-    return {
-        "la": la,
-        "la_core": core,
-        "ra": ra,
-        "svc": svc,
-        "ivc": ivc,
-        "cs": tube(q, sinus[:, :3], sinus[:, 3], 8.0),
-    }
+    cs = tube(q, sinus[:, :3], sinus[:, 3], 8.0)
+    return {"la": la, "la_core": core, "ra": ra, "svc": svc, "ivc": ivc, "cs": cs}
 
 
 def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
@@ -280,14 +258,9 @@ def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
     for name in SINUS_DEGREES:
         center = ROOT + 8 * ROOT_AXIS + 6.0 * caliber * sinus_direction(name)
         aorta = union(aorta, ellipsoid(q, center, np.array([10.2, 10.2, 11]) * caliber), 3.0)
-    ascending = [
-        (7, 5, 20, 12.5),
-        (11, 8, 33, 13.2),
-        (17, 10, 50, 15),
-        (19, 5, 72, 15),
-        (13, -10, 94, 14.5),
-    ]
-    ascending = np.array([*ascending, (1, -32, 101, 13.5), (-8, -54, 92, 12.5)], float)
+    ascending = [(7, 5, 20, 12.5), (11, 8, 33, 13.2), (17, 10, 50, 15), (19, 5, 72, 15)]
+    arch = [(13, -10, 94, 14.5), (1, -32, 101, 13.5), (-8, -54, 92, 12.5)]
+    ascending = np.array([*ascending, *arch], float)
     ascending[2:4, :2] += rng.normal(0, 1.5, 2)
     ascending[:, 3] *= caliber * vary(0.05)
     path = hermite_curve(ascending, 10.0)
@@ -296,10 +269,8 @@ def _great_vessels(q, vary, rng) -> dict[str, np.ndarray]:
     trunk = hermite_curve(
         [(-13, 36, 24, 12.5), (-15, 31, 34, 13), (-18, 17, 45, 13.2), (-15, -2, 54, 13)], 6.0
     )
-    arms = [hermite_curve(arm, 7.0) for arm in PULMONARY_ARTERIES]
-    pa = tube(q, trunk[:, :3], trunk[:, 3] * caliber)
-    main = pa
-    for path in arms:
+    pa = main = tube(q, trunk[:, :3], trunk[:, 3] * caliber)
+    for arm in PULMONARY_ARTERIES:
+        path = hermite_curve(arm, 7.0)
         pa = union(pa, tube(q, path[:, :3], path[:, 3] * caliber), 4.0)
-    pa = np.maximum(pa, 2.5 - aorta)
-    return {"aorta": aorta, "pa": pa, "trunk": main}
+    return {"aorta": aorta, "pa": np.maximum(pa, 2.5 - aorta), "trunk": main}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tubesynth.phantom.shapes import STEP_MM, Lattice
+from tubesynth.volume.grid import bounding_box
 from tubesynth.volume.polyline import (
     arc_length,
     decimate,
@@ -18,17 +19,19 @@ from tubesynth.volume.polyline import (
     squared_distance_to_segment,
 )
 
+FINE_MM = 0.4  # step of the grid on which the voxels' shares of the coronaries are counted
+POINT_SPREAD_MM = (0.38, 0.38, 0.45)  # standard deviation of the point-spread function
 REFERENCE_MM = (0.7, 0.7, 1.05)  # voxel size at which the noise has a case's standard deviation
 
 
 class Canvas:
     """HU (X, Y, Z) float32 and labels (X, Y, Z) uint8, painted from back to front."""
 
-    def __init__(self, shape, spacing, lattice: Lattice, air_hu: float = -1000.0):
+    def __init__(self, shape, spacing, lattice: Lattice):
         self.shape, self.lattice = tuple(shape), lattice
         self.spacing = np.asarray(spacing, np.float64)
         self.ramp = np.float32(np.sqrt(np.mean(self.spacing**2)))  # mm, width of a surface's ramp
-        self.hu = np.full(self.shape, air_hu, np.float32)
+        self.hu = np.full(self.shape, -1000.0, np.float32)
         self.labels = np.zeros(self.shape, np.uint8)
         # world coordinates of the voxel centers along each axis, in mm
         self.axes = [
@@ -43,20 +46,14 @@ class Canvas:
 
     def box(self, field: np.ndarray) -> tuple[slice, ...] | None:
         """The box of voxels that a shape (lattice field) can touch; None if there is none."""
-        inside = field < self.ramp + STEP_MM
-        columns = inside.any(2)
-        slices = []
-        for axis, hits in enumerate((columns.any(1), columns.any(0), inside.any((0, 1)))):
-            nodes = np.flatnonzero(hits)
-            if not len(nodes):
-                return None
-            low = self.lattice.axes[axis][nodes[0]] - STEP_MM
-            high = self.lattice.axes[axis][nodes[-1]] + STEP_MM
-            a, b = np.searchsorted(self.axes[axis], [low, high])
-            if a == b:
-                return None
-            slices.append(slice(int(a), int(b)))
-        return tuple(slices)
+        nodes = bounding_box(field < self.ramp + STEP_MM)
+        if nodes is None:
+            return None
+        sides = list(zip(self.lattice.axes, nodes, strict=True))
+        low = [axis[side.start] - STEP_MM for axis, side in sides]
+        high = [axis[side.stop - 1] + STEP_MM for axis, side in sides]
+        box = _box_between(self.axes, low, high)
+        return box if all(side.start < side.stop for side in box) else None
 
     def planes(self, field: np.ndarray, box) -> Iterator[np.ndarray]:
         """Yield (Y, Z) trilinear values of a lattice field in each x plane of a box of voxels.
@@ -155,18 +152,16 @@ def blend(target: np.ndarray, share: np.ndarray, hu: float) -> None:
     flat[index] += share.reshape(-1)[index] * (np.float32(hu) - flat[index])
 
 
-def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 0.4):
-    """Share of each voxel inside the coronary tubes, counted on a grid of at most `fine_mm`.
+def coronary_share(canvas: Canvas, branches: list[np.ndarray]):
+    """Share of each voxel inside the coronary tubes, counted on a grid of at most FINE_MM.
 
     branches: (N, 4) points and radii in mm. Returns the box of voxels around them, the share
     (X, Y, Z) float32 in it, and a mask (X, Y, Z) of its voxels that a centreline passes.
     """
-    points = np.concatenate(branches)
-    low, high = points[:, :3].min(0) - 4, points[:, :3].max(0) + 4
-    box = tuple(slice(int(np.searchsorted(a, l)), int(np.searchsorted(a, h)))
-                for a, l, h in zip(canvas.axes, low, high, strict=True))  # fmt: skip
+    ends = np.concatenate(branches)[:, :3]
+    box = _box_between(canvas.axes, ends.min(0) - 4, ends.max(0) + 4)
     # each voxel has times[0] x times[1] x times[2] fine points; axes: their world mm
-    times = np.ceil(canvas.spacing / fine_mm - 1e-6).astype(int)
+    times = np.ceil(canvas.spacing / FINE_MM - 1e-6).astype(int)
     axes = []
     for axis, voxels, k, d in zip(canvas.axes, box, times, canvas.spacing, strict=True):
         offset = (np.arange(k) + 0.5) / k - 0.5  # in voxels
@@ -178,17 +173,16 @@ def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 
     )
     for branch in branches:
         # the fine points inside: |p - t d|^2 <= (r_0 + t (r_1 - r_0))^2 for any segment
-        for p, r in _segments(branch):
-            i = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.min(0) - r.max(), strict=True)]
-            j = [int(np.searchsorted(a, v)) for a, v in zip(axes, p.max(0) + r.max(), strict=True)]
-            segment_box = tuple(slice(a, b) for a, b in zip(i, j, strict=True))
+        points = decimate(branch, 3).astype(np.float32)  # about 1.5 mm apart
+        for segment in np.stack([points[:-1], points[1:]], axis=1):  # (2, 4)
+            p, r = segment[:, :3], segment[:, 3]
+            segment_box = _box_between(axes, p.min(0) - r.max(), p.max(0) + r.max())
             box_axes = [axis[extent] for axis, extent in zip(axes, segment_box, strict=True)]
             squared, t = squared_distance_to_segment(box_axes, p[0], p[1])
             inside[segment_box] |= squared <= (r[0] + t * (r[1] - r[0])) ** 2
         # the voxels that the centreline passes, on points a fifth of a voxel apart
-        index = np.rint(
-            (_dense(branch[:, :3], canvas.spacing.min() / 5) - origin) / canvas.spacing
-        ).astype(int)
+        line = _dense(branch[:, :3], canvas.spacing.min() / 5)
+        index = np.rint((line - origin) / canvas.spacing).astype(int)
         index = index[((index >= 0) & (index < mask.shape)).all(1)]
         mask[tuple(index.T)] = True
     share = inside.view(np.uint8)
@@ -199,14 +193,10 @@ def coronary_share(canvas: Canvas, branches: list[np.ndarray], fine_mm: float = 
     return box, share.astype(np.float32) / np.float32(times.prod()), mask
 
 
-def _segments(branch: np.ndarray):
-    """Yield the ends (2, 3) and radii (2,) of segments of about 1.5 mm of a branch (K, 4).
-
-    The branch has a point each 0.5 mm.
-    """
-    points = decimate(branch, 3).astype(np.float32)
-    for row in range(len(points) - 1):
-        yield points[row : row + 2, :3], points[row : row + 2, 3]
+def _box_between(axes, low, high) -> tuple[slice, ...]:
+    """The box of grid points between two corners (3,) mm; axes: their coordinates along each."""
+    ends = zip(axes, low, high, strict=True)
+    return tuple(slice(*np.searchsorted(axis, [a, b]).tolist()) for axis, a, b in ends)
 
 
 def _dense(points: np.ndarray, step_mm: float) -> np.ndarray:
@@ -216,12 +206,12 @@ def _dense(points: np.ndarray, step_mm: float) -> np.ndarray:
     return interpolate(points, np.union1d(along, even), along)
 
 
-def blur(hu: np.ndarray, spacing, sigma_mm=(0.38, 0.38, 0.45)) -> np.ndarray:
-    """(X, Y, Z) HU convolved with the point-spread function, a Gaussian of sigma_mm per axis."""
+def blur(hu: np.ndarray, spacing) -> np.ndarray:
+    """(X, Y, Z) HU convolved with the point-spread function, a Gaussian."""
     from scipy.ndimage import gaussian_filter1d
 
     for axis in range(3):
-        sigma = sigma_mm[axis] / spacing[axis]
+        sigma = POINT_SPREAD_MM[axis] / spacing[axis]
         if sigma > 0.15:
             hu = gaussian_filter1d(hu, sigma, axis=axis, mode="nearest", truncate=3.0)
     return hu
@@ -257,9 +247,8 @@ def ct_noise(shape, spacing, sigma_hu: float, rng: np.random.Generator) -> np.nd
     count = np.prod(shape)
     # The integral over this grid's band is a sum over its bins of 1 / (n d) each.
     scale = np.sqrt(count / np.prod(spacing) / total) * sigma_hu
-    spectrum = rng.standard_normal((*amplitude.shape, 2), dtype=np.float32).view(np.complex64)[
-        ..., 0
-    ]
+    white = rng.standard_normal((*amplitude.shape, 2), dtype=np.float32)
+    spectrum = white.view(np.complex64)[..., 0]
     spectrum *= amplitude * np.float32(scale / np.sqrt(2))
     # the plane fz = 0 is its own mirror image: only its Hermitian half survives, so twice the power
     spectrum[..., 0] *= np.sqrt(2)

@@ -24,38 +24,28 @@ def thorax_shapes(
     x, y, z = lattice.points()
     s: dict[str, np.ndarray] = {}
     mid = np.float32(MIDLINE + rng.normal(0, 3))
-    width, front, back = (
-        rng.uniform(150, 168),
-        max(rng.uniform(55, 62), front_mm),
-        rng.uniform(-88, -82),
-    )
+    width, front = rng.uniform(150, 168), max(rng.uniform(55, 62), front_mm)
+    back = rng.uniform(-88, -82)
     wave = lattice.noise(rng, 40.0)
 
     # The pleural surface: a superellipse |px|^2.6 + |py|^2.6 = 1 in x, y that narrows upwards. Its
     # distance is first order, (k - 1) / |grad k|, and the body wall lies around it.
     widen = (z + 60) * np.float32(-0.10)
-    half_x, half_y = (
-        width * np.float32(0.82) + widen,
-        np.float32((front - back) / 2) + widen * np.float32(0.3),
-    )
+    half_x = width * np.float32(0.82) + widen
+    half_y = np.float32((front - back) / 2) + widen * np.float32(0.3)
     px, py = (x - mid) / half_x, (y - np.float32((front + back) / 2)) / half_y
     radius = (np.abs(px) ** 2.6 + np.abs(py) ** 2.6) ** np.float32(1 / 2.6) + np.float32(1e-6)
     slope = np.sqrt((px / half_x) ** 2 + (py / half_y) ** 2) / radius
     wall = (radius - 1) / np.maximum(slope, 1e-3) * np.float32(0.97)
     # The sternum and the spine protrude into the chest between the lungs.
-    s["pleura"] = (
-        wall
-        + np.exp(-(((x - mid) / 26) ** 2)) * np.where(y > 0, 3, 14).astype(np.float32)
-        + wave * 0.6
-    )
-    inner = wall + np.exp(-(((x - mid) / 26) ** 2)) * np.where(y > 0, 1, 0).astype(np.float32)
+    ridge = np.exp(-(((x - mid) / 26) ** 2))
+    s["pleura"] = wall + ridge * np.where(y > 0, 3, 14).astype(np.float32) + wave * 0.6
+    inner = wall + ridge * np.where(y > 0, 1, 0).astype(np.float32)
     muscle = rng.uniform(17, 21) + 5 * np.exp(-(((np.abs(x - mid) - 62) / 32) ** 2)) * (y > 0)
     muscle = muscle - 7 * np.exp(-(((x - mid) / 18) ** 2)) * (y > 0)
     fat = rng.uniform(5, 22)
-    s["muscle"] = (inner - muscle + wave * np.float32(1.5)).astype(np.float32)
-    s["intercostal_fat"] = (np.abs(inner - muscle * np.float32(0.68)) - 1.6 + wave * 0.8).astype(
-        np.float32
-    )
+    s["muscle"] = inner - muscle + wave * np.float32(1.5)
+    s["intercostal_fat"] = np.abs(inner - muscle * np.float32(0.68)) - 1.6 + wave * 0.8
     s["body"] = (inner - muscle - np.float32(fat) + wave * np.float32(1.0)).astype(np.float32)
     s["skin"] = s["body"] - 1.8
 
@@ -69,8 +59,7 @@ def thorax_shapes(
     height = height - pitch * np.round(height / pitch)
     depth = inner - np.float32(6.5)
     rib = np.sqrt((depth / 4.2) ** 2 + (height / 6.8) ** 2) - 1
-    rib = np.where(np.abs(x - mid) < 16, 9, rib * np.float32(4.6))
-    s["rib"] = rib.astype(np.float32)
+    s["rib"] = np.where(np.abs(x - mid) < 16, 9, rib * np.float32(4.6))
 
     tilt = np.float32(rng.uniform(-0.12, 0.06))
     body_of_sternum = ellipsoid(
@@ -97,7 +86,7 @@ def thorax_shapes(
         np.abs(np.abs(x - mid) - 24) - 14, np.abs(y - canal_y + 4 + 0.3 * np.abs(x - mid)) - 5
     )
     side = np.maximum(side, np.abs(level - 2) - 6)
-    s["arch"] = np.minimum(np.minimum(arch, process), side).astype(np.float32)
+    s["arch"] = np.minimum(np.minimum(arch, process), side)
 
     # Diaphragm: two domes; the heart lies on the saddle between them.
     shift = np.float32(floor_mm + 53 + rng.normal(0, 2))
@@ -119,29 +108,21 @@ def thorax_shapes(
     anterior = tube(
         [x, y, z * 0], [(mid - 2, front + 4, 0), (mid - 6, front - 26, 0)], [rng.uniform(9, 15), 3]
     )
-    prevertebral = [(mid - 22, spine_y + 8), (mid - 6, spine_y + 10), (mid + 12, spine_y + 2)]
-    posterior = tube([x, y, z * 0], [(*p, 0) for p in prevertebral],
-                     [14, 14, 12])  # fmt: skip
+    path = np.array([(-22, 8, 0), (-6, 10, 0), (12, 2, 0)]) + [mid, spine_y, 0]
+    posterior = tube([x, y, z * 0], path, [14, 14, 12])
     middle = tube([x, y, z], [(mid, -44, -140), (mid - 2, -42, 140)], [17, 17])
     upper = ellipsoid([x, y, z], (mid - 6, 0, 84), (40, 46, 50))
-    s["mediastinum"] = union(
-        union(union(anterior, posterior, 12.0), upper, 20.0), middle, 14.0
-    ) + wave * np.float32(0.8)
-    s["mediastinum"] = s["mediastinum"].astype(np.float32)
+    mediastinum = union(union(anterior, posterior, 12.0), upper, 20.0)
+    s["mediastinum"] = union(mediastinum, middle, 14.0) + wave * np.float32(0.8)
 
-    aorta = np.array(
-        [(-26, -3, -130), (-25, -2, -60), (-26, 0, 0), (-26, 1, 50), (-25, 1, 92)], float
-    )
-    aorta = aorta + [mid, spine_y + 11, 0]
+    aorta = [(-26, -3, -130), (-25, -2, -60), (-26, 0, 0), (-26, 1, 50), (-25, 1, 92)]
+    aorta = np.array(aorta) + [mid, spine_y + 11, 0]
     aorta[:, :2] += rng.normal(0, 1.0, (5, 2))
     path = hermite_curve(aorta, 28.0)
     caliber = rng.uniform(10.5, 13.0)
     s["descending"] = tube([x, y, z], path, np.full(len(path), caliber), 10.0)
-    gullet = hermite_curve(
-        np.array([(-18, 27, -130), (-11, 23, -40), (-6, 22, 20), (-4, 21, 130)])
-        + [mid, spine_y, 0],
-        40.0,
-    )
+    gullet = np.array([(-18, 27, -130), (-11, 23, -40), (-6, 22, 20), (-4, 21, 130)])
+    gullet = hermite_curve(gullet + [mid, spine_y, 0], 40.0)
     flat = [(x - mid) * np.float32(0.7) + mid, y, z]
     gullet[:, 0] = (gullet[:, 0] - mid) * 0.7 + mid
     s["esophagus"] = tube(flat, gullet, np.full(len(gullet), 5.5), 8.0)
@@ -158,9 +139,7 @@ def thorax_shapes(
     paths = [hermite_curve(branch, 12.0) for branch in bronchi]
     tubes = [tube([x, y, z], path[:, :3], path[:, 3], 8.0) for path in paths]
     s["bronchus"] = np.minimum.reduce(tubes)
-    return {
-        name: np.asarray(np.broadcast_to(f, lattice.shape), np.float32) for name, f in s.items()
-    }
+    return {k: np.asarray(np.broadcast_to(f, lattice.shape), np.float32) for k, f in s.items()}
 
 
 def lung_vessels(stems, rng: np.random.Generator) -> np.ndarray:
