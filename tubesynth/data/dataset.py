@@ -58,9 +58,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         image_fields: bool = True,
     ):
         assert mode in MODES, f"{mode} is none of {MODES}"
-        assert mode != "persistent" or store is not None, "mode persistent needs a store"
         self.cases, self.preprocessing, self.mode = list(cases), preprocessing, mode
-        self.store = store if mode == "persistent" else None
         self.seed, self.dim, self.image_fields = seed, dim, image_fields
         self.augmentation, self.tokens = augmentation or Augmentation(), tokens
         self.crop = None if crop is None else (*crop, *(1,) * (3 - len(crop)))
@@ -69,10 +67,16 @@ class VolumeDataset(torch.utils.data.Dataset):
         if not self.cases:
             raise InputError("data.root: the data set has no cases; check the folder")
         draws = range(preprocessing.draws)
-        self.keys: list[list[str]] | None = None  # by case and draw
-        if self.store:
+        self.store, self.keys = None, []  # of mode persistent; keys by case and draw
+        if mode == "persistent":
+            assert store is not None, "mode persistent needs a store"
+            self.store = store
+
+            def keys_of(case: Case) -> list[str]:
+                return [volume_key(store, case, preprocessing, draw) for draw in draws]
+
             with ThreadPoolExecutor(8) as pool:  # hashing and disk reads release Python's lock
-                self.keys = list(pool.map(lambda c: [self._key(c, d) for d in draws], self.cases))
+                self.keys = list(pool.map(keys_of, self.cases))
         self.loaded_cases: list[list[StoredCase]] | None = None
         if mode == "cache":
             with ThreadPoolExecutor() as pool:
@@ -133,7 +137,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         """A whole case: from memory, from the store, or resampled."""
         if self.loaded_cases is not None:
             return self.loaded_cases[case][draw]
-        if self.store is None or self.keys is None:
+        if self.store is None:
             return self._resample(self.cases[case], draw)
         source, key = self.cases[case], self.keys[case][draw]
         entry = self.store.checked(VOLUMES, key)
@@ -143,10 +147,6 @@ class VolumeDataset(torch.utils.data.Dataset):
         if self.tokens is not None and source.label is not None:
             tokens = ensure_tokens(self.store, source, entry, self.tokens)[0].arrays()
         return entry.arrays(), tokens, np.array(entry.meta["affine"])
-
-    def _key(self, case: Case, draw: int) -> str:
-        assert self.store is not None
-        return volume_key(self.store, case, self.preprocessing, draw)
 
     def _resample(self, case: Case, draw: int) -> StoredCase:
         preprocessing = self.preprocessing.of_draw(case.id, draw)

@@ -41,8 +41,8 @@ def source_digest(path: str | Path, folder: Path | None = None) -> str:
         return stored
     start = time.time()
     digests = [file_digest(file) for file in files]
-    names = [file.name for file in files]
-    digest = digests[0] if len(files) == 1 else _text_digest(json.dumps([names, digests]))
+    joined = json.dumps([[file.name for file in files], digests])
+    digest = digests[0] if len(files) == 1 else hashlib.sha256(joined.encode()).hexdigest()
     newest = max(max(mtime_ns, ctime_ns) for _, mtime_ns, _, ctime_ns in signature) / 1e9
     is_settled = newest < start - _SETTLED_SECONDS
     if folder and is_settled and signature == _signature(path)[1]:
@@ -75,7 +75,3 @@ def _stored(folder: Path, path: Path, signature: list[list[int]]) -> str | None:
 
 def _record_path(folder: Path, path: Path) -> Path:
     return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-
-
-def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -25,8 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tubesynth.data.digest import file_digest, source_digest, stored_digest
-from tubesynth.runtime.atomic import FULL, NOT_WRITABLE, sync
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.atomic import sync, writing
 from tubesynth.runtime.file_lock import file_lock
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.reading import fits, stored_json
@@ -243,18 +242,8 @@ class Store:
         with file_lock(path, wait) as locked:
             yield wait if locked is None else locked
 
-    @contextmanager
     def _writing(self):
-        """Raise an InputError with the remedy for a full disk or a folder that is not writable."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in NOT_WRITABLE:
-                remedy = "free space or " if error.errno in FULL else ""
-                raise InputError(
-                    f"{self.root}: not written ({error.strerror}); {remedy}set data.cache_dir"
-                ) from error
-            raise
+        return writing(self.root, "set data.cache_dir")
 
 
 def will_need(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tubesynth.generative.times import expand, time_grid
 from tubesynth.runtime.errors import InputError
 
+MAX_STEPS = 1000  # of dopri5
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), t (B,) -> dx/dt
 
 
@@ -94,7 +95,7 @@ def solve_fixed(
 
 
 def solve_dopri5(
-    velocity: Velocity, x: Tensor, atol: float, rtol: float, callback=None, max_steps: int = 1000
+    velocity: Velocity, x: Tensor, atol: float, rtol: float, callback=None
 ) -> tuple[Tensor, int]:
     """From t = 0 to 1; the RMS error of each step, relative to atol + rtol |x|, is at most 1.
 
@@ -120,7 +121,7 @@ def solve_dopri5(
     step = torch.where(steepest > 1e-15, (0.01 / steepest) ** (1 / 5), fallback)
     step = torch.minimum(step, 100 * short)
     difference = [b - b4 for b, b4 in zip(DOPRI5.b, DOPRI5_FOURTH, strict=True)]
-    for _ in range(max_steps):
+    for _ in range(MAX_STEPS):
         if bool((t >= 1).all()):  # one sync point per step
             return x, evaluations
         step = torch.minimum(step, 1 - t)  # 0 for a finished case: no change
@@ -144,7 +145,7 @@ def solve_dopri5(
         growth = (0.9 * ratio ** (-1 / 5)).clamp(0.2, 10.0)
         step = step * torch.where(accepted, growth, growth.clamp_max(1.0))
     at = t.min().item()
-    raise InputError(f"dopri5: t = {at:.4f} after {max_steps} steps: raise atol or rtol")
+    raise InputError(f"dopri5: t = {at:.4f} after {MAX_STEPS} steps: raise atol or rtol")
 
 
 def solve(

@@ -89,19 +89,18 @@ def _is_abandoned(entry: os.DirEntry, writer: str) -> bool:
 
 
 @contextmanager
-def writing(path):
+def writing(path, remedy: str = "choose another folder"):
     """Raise an InputError for an error of a write to `path` that a user can correct."""
     try:
         yield
     except OSError as error:
-        if error.errno in NOT_WRITABLE:
-            remedy = "free space or choose" if error.errno in FULL else "choose"
-            # The missing file may be the source of a copy, not the path itself.
-            missing = f": {error.filename}" if error.errno == errno.ENOENT else ""
-            raise InputError(
-                f"{path}: not written ({error.strerror}{missing}); {remedy} another folder"
-            ) from error
-        raise
+        if error.errno not in NOT_WRITABLE:
+            raise
+        remedy = f"free space or {remedy}" if error.errno in FULL else remedy
+        # The missing file may be the source of a copy, not the path itself.
+        missing = f": {error.filename}" if error.errno == errno.ENOENT else ""
+        reason = f"{error.strerror}{missing}"
+        raise InputError(f"{path}: not written ({reason}); {remedy}") from error
 
 
 def write_text(path: Path, text: str) -> None:

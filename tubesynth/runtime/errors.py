@@ -188,15 +188,13 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
+        _exit(f"error: {one_line(error)}", EXIT_INPUT)
     except OSError as error:
         if error.filename is None or error.errno not in OF_A_PATH:
             raise
         path = os.fsdecode(error.filename)
         reason = f"{path}: {error.strerror}; check the path, its permissions and its disk"
-        print(f"error: {one_line(InputError(reason))}", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
+        _exit(f"error: {one_line(InputError(reason))}", EXIT_INPUT)
     except Stopped as stopped:
         if log.is_main_process():
             print(f"stopped: {stopped}", file=sys.stderr)
@@ -204,16 +202,18 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.exit(EXIT_STOPPED)
     except (MemoryError, RuntimeError) as error:
         if _is_of_lost_rank(error):
-            print(f"error: {LOST_RANK} ({one_line(error)})", file=sys.stderr)
-            sys.exit(1)
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {OUT_OF_MEMORY} ({one_line(error)})", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
+            _exit(f"error: {LOST_RANK} ({one_line(error)})", 1)
+        if is_out_of_memory(error):
+            _exit(f"error: {OUT_OF_MEMORY} ({one_line(error)})", EXIT_INPUT)
+        raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _exit("interrupted", 130)
     sys.exit(0)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
 
 
 def load_command(name: str) -> ModuleType:

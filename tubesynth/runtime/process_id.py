@@ -56,14 +56,10 @@ def _start(pid: int) -> int | None:
     """Clock ticks from the boot to the start of a process; 0 if unknown; None if it has ended."""
     try:
         os.kill(pid, 0)
-        state, *others = _after_name(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8"))
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except ProcessLookupError:
         return None
     except OSError:  # a process of another user, or no Linux
         return 0
+    state, *others = stat.rpartition(")")[2].split()  # after the name, which may contain spaces
     return None if state in "ZX" else int(others[18])
-
-
-def _after_name(stat: str) -> list[str]:
-    """The fields of /proc/PID/stat after the name, which may contain spaces and brackets."""
-    return stat.rpartition(")")[2].split()

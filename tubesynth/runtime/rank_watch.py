@@ -146,7 +146,8 @@ class RankWatch:
         status.beats += 1
         status.place = place
         status.still_seconds = time.monotonic() - self.moved
-        status.in_collective = frame is not None and _is_in_collective(frame)
+        file = frame.f_code.co_filename if frame else ""
+        status.in_collective = any(part in file for part in COLLECTIVES)
         if self.store is not None:
             self.store.set(self._key(self.rank), json.dumps(asdict(status)))
 
@@ -199,7 +200,3 @@ def _instructions(frame: FrameType | None) -> tuple[tuple, str]:
             place = f"{path.relative_to(PACKAGE.parent)}:{frame.f_lineno}, {frame.f_code.co_name}"
         frame = frame.f_back
     return tuple(stack), place or "code outside of tubesynth"
-
-
-def _is_in_collective(frame: FrameType) -> bool:
-    return any(part in frame.f_code.co_filename for part in COLLECTIVES)

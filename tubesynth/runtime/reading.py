@@ -38,7 +38,8 @@ def read_bytes(path: str | Path, remedy: str, most_bytes: int) -> bytes:
         return InputError(f"{path}: not readable ({reason}); {remedy}")
 
     try:
-        with open(path, "rb", opener=_open_without_waiting) as stream:
+        # Opening a pipe otherwise waits for its writer.
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise refusal("a pipe or a device, no file")
@@ -114,8 +115,3 @@ def _parsed(text: str) -> Any:
         raise JsonError(str(error)) from error
     except RecursionError as error:
         raise JsonError("nested too deep") from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe otherwise waits for its writer."""
-    return os.open(path, flags | os.O_NONBLOCK)

@@ -129,9 +129,9 @@ def encode_nifti(volume: Volume, dtype) -> bytes:
     return image.to_bytes()
 
 
-def gzip_bytes(raw: bytes, level: int = 3) -> bytes:
+def gzip_bytes(raw: bytes) -> bytes:
     """Deterministic gzip, without time and file name: equal volumes are equal files."""
-    compressor = zlib.compressobj(level, zlib.DEFLATED, 31)
+    compressor = zlib.compressobj(3, zlib.DEFLATED, 31)
     return compressor.compress(raw) + compressor.flush()
 
 

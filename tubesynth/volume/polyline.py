@@ -77,17 +77,17 @@ def tangents(points: np.ndarray) -> np.ndarray:
     return difference[row] / np.maximum(size[row], 1e-9)[:, None]
 
 
-def smooth(points: np.ndarray, sigma: float, truncate: float = 3.0) -> np.ndarray:
+def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
     """(K, C) -> (K, C): Gaussian mean over the rows; both ends and straight lines stay.
 
-    sigma: standard deviation in rows; truncate: half width of the kernel in sigmas. Beyond an end
-    p_0 the polyline is continued by point reflection, p_-k = 2 p_0 - p_k.
+    sigma: standard deviation in rows; the kernel ends at 3 sigma. Beyond an end p_0 the polyline is
+    continued by point reflection, p_-k = 2 p_0 - p_k.
     """
     from scipy.ndimage import gaussian_filter1d
 
-    pad = int(truncate * sigma + 1.5)  # at least the kernel's half width, int(truncate sigma + 0.5)
+    pad = int(3 * sigma + 1.5)  # at least the kernel's half width, int(3 sigma + 0.5)
     padded = np.pad(points, ((pad, pad), (0, 0)), mode="reflect", reflect_type="odd")
-    return gaussian_filter1d(padded, sigma, axis=0, truncate=truncate)[pad:-pad]
+    return gaussian_filter1d(padded, sigma, axis=0, truncate=3.0)[pad:-pad]
 
 
 def relax(points: np.ndarray, weight: float) -> None:
