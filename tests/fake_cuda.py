@@ -48,6 +48,7 @@ STEPS = [
     ("stage_1_3d_f4", "32", CHECKPOINTING),
     ("stage_1_3d_f4_full", "bf16-mixed", PLAIN),
     ("stage_2_3d_f4_lfm_base", "bf16-mixed", CHECKPOINTING),
+    ("stage_2_3d_f4_lfm_base", "16-mixed", "unet.spade=shared"),
     ("stage_2_3d_f4_lfm_crossattn", "16-mixed", PLAIN),
     ("as_published/stage_1_3d_f4", "16-mixed", PLAIN),
     ("as_published/stage_2_3d_f4_lfm_crossattn", "16-mixed", PLAIN),

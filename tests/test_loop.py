@@ -376,6 +376,7 @@ VARIANTS = [
     pytest.param(1, ("autoencoder.quantizer=kl",), id="kl"),
     pytest.param(2, (), id="labels"),
     pytest.param(2, VESSELS, id="vessels"),
+    pytest.param(2, (*VESSELS, "unet.spade=shared"), id="shared hidden maps"),
 ]
 
 

@@ -126,6 +126,9 @@ CONDITIONS = Table(
         "tokens": ("unet.vessel_fields=false", *TOKENS_AT_ALL_LEVELS),
         "fields": (),
         "tokens_fields": TOKENS_AT_ALL_LEVELS,
+        # One hidden map of SPADE per level in place of one per norm, as wide and wider.
+        "fields_shared": ("unet.spade=shared",),
+        "fields_shared_wide": ("unet.spade=shared", "unet.spade_hidden=64"),
     },
     {"validation loss": ("loss", 4), **VESSEL_SCORES},
 )

@@ -59,6 +59,7 @@ def build_unet(config: Stage2Config, latent_channels: int, factor: int) -> UNet:
         **_encoder_settings(config, latent_channels, factor),
         num_classes=config.labels.num_classes,
         label_encoder=settings.label_encoder,
+        spade=settings.spade,
         spade_hidden=settings.spade_hidden,
         vessel_fields=settings.vessel_fields,
         hidden_class=None if settings.label_map_vessels else config.labels.vessel,

@@ -226,7 +226,11 @@ class UNetConfig:
     # voxel per latent cell; none: the model is not conditioned on label maps.
     label_encoder: Literal["convolutions", "sampled", "none"] = "convolutions"
     label_channels: list[int] = field(default_factory=lambda: [32, 64, 128])
-    spade_hidden: int = 128
+    # full: each norm of the decoder has convolutions of its own from the label features to a hidden
+    # map and from there to scale and shift; shared: the norms of a level share one hidden map, and
+    # their convolutions have kernel 1.
+    spade: Literal["full", "shared"] = "full"
+    spade_hidden: int = 128  # channels of a hidden map
     # Layers, initialization and time code: this project's, or those of the published model.
     architecture: Literal["default", "published"] = "default"
     dropout: float = 0.0  # in the residual blocks

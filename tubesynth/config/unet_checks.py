@@ -105,6 +105,11 @@ def check_published(unet: UNetConfig, dim: int, require: Require) -> None:
         f"unet.channels: {unet.channels}: unet.architecture=published has norms of"
         f" {PUBLISHED_GROUPS} groups: give multiples of {PUBLISHED_GROUPS}",
     )
+    require(
+        unet.spade == "full",
+        f"unet.spade: {unet.spade}: unet.architecture=published has a hidden map for each norm: set"
+        " unet.spade=full",
+    )
     if unet.vessel_attention == "off":
         return
     last = len(unet.channels) - 1

@@ -26,7 +26,7 @@ class RowState(NamedTuple):
 class ResBlock(nn.Module):
     """Two convolutions, scaled and shifted by the embedding; in the decoder the norms are SPADE.
 
-    spade: (channels of the label features, hidden channels); None: plain norms. published: the
+    spade: label_channels and hidden of Spade; None: plain norms. published: the
     embedding is an offset (Ho et al. 2020), which the norm behind it partly removes.
     """
 
@@ -37,7 +37,7 @@ class ResBlock(nn.Module):
         cout: int,
         embedding_dim: int,
         dropout: float = 0.0,
-        spade: tuple[int, int] | None = None,
+        spade: tuple[int | None, int] | None = None,
         published: bool = False,
     ):
         super().__init__()
@@ -57,11 +57,10 @@ class ResBlock(nn.Module):
         self.skip = conv(dim, cin, cout, kernel=1) if cin != cout else nn.Identity()
         self.act = nn.SiLU()
 
-    def modulations(self, label_features: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def modulations(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The SPADE maps of both norms."""
         assert isinstance(self.norm1, Spade) and isinstance(self.norm2, Spade)
-        first = self.norm1.modulation(label_features, size)
-        return first, self.norm2.modulation(label_features, size)
+        return self.norm1.modulation(features), self.norm2.modulation(features)
 
     def forward(self, x: Tensor, state: RowState, modulations=None) -> Tensor:
         first, second = ((m,) for m in modulations) if modulations else ((), ())

@@ -115,34 +115,51 @@ class FieldEncoder(nn.Module):
         return self.layers(fields)
 
 
+def resized(features: Tensor, size: tuple[int, ...], published: bool = False) -> Tensor:
+    """Label features (B, channels, ...) on the grid of a level: averaged; published: sampled."""
+    if features.shape[2:] == size:
+        return features
+    return (F.interpolate if published else POOL[len(size)])(features, size)
+
+
+def hidden_layers(
+    dim: int, label_channels: int, hidden: int, published: bool = False
+) -> nn.Sequential:
+    """Label features (B, label_channels, X, ...) -> the hidden map (B, hidden, X, ...) of SPADE."""
+    if published:
+        return nn.Sequential(conv(dim, label_channels, hidden), nn.LeakyReLU())
+    return nn.Sequential(conv(dim, label_channels, hidden), nn.ReLU()).apply(he_init)
+
+
 class Spade(nn.Module):
-    """GroupNorm with scale and shift maps computed from the label features.
+    """GroupNorm with scale and shift maps computed from the label features of its level.
 
     The maps (`modulation`) do not depend on t: a sampler computes them once for all its steps.
-    published: the norm has weights of its own, the features are sampled, not averaged, and both
-    maps are instance-normalized.
+    label_channels: None if a hidden map for all norms of the level takes the place of the label
+    features; convolutions of kernel 1 make the scale and shift of it. published: the norm has
+    weights of its own, and both maps are instance-normalized.
     """
 
     def __init__(
-        self, dim: int, channels: int, label_channels: int, hidden: int, published: bool = False
+        self,
+        dim: int,
+        channels: int,
+        label_channels: int | None,
+        hidden: int,
+        published: bool = False,
     ):
         super().__init__()
-        self.dim, self.published = dim, published
+        self.published = published
         groups = PUBLISHED_GROUPS if published else None
         self.norm = group_norm(channels, affine=published, groups=groups)
-        self.shared = nn.Sequential(
-            conv(dim, label_channels, hidden), nn.LeakyReLU() if published else nn.ReLU()
-        )
-        if not published:
-            self.shared.apply(he_init)
-        self.to_scale_shift = conv(dim, hidden, 2 * channels)
+        self.shared = None  # by scale and shift
+        if label_channels:
+            self.shared = hidden_layers(dim, label_channels, hidden, published)
+        self.to_scale_shift = conv(dim, hidden, 2 * channels, kernel=3 if label_channels else 1)
 
-    def modulation(self, label_features: Tensor, size: tuple[int, ...]) -> Tensor:
-        """(B, label_channels, ...) -> (B, 2 channels, *size): scale and shift."""
-        if label_features.shape[2:] != size:
-            resize = F.interpolate if self.published else POOL[self.dim]
-            label_features = resize(label_features, size)
-        maps = self.to_scale_shift(self.shared(label_features))
+    def modulation(self, features: Tensor) -> Tensor:
+        """(B, label_channels or hidden, X, ...) -> (B, 2 channels, X, ...): scale and shift."""
+        maps = self.to_scale_shift(self.shared(features) if self.shared else features)
         if self.published:  # instance normalization, also of a grid of one cell
             variance, mean = torch.var_mean(
                 maps, tuple(range(2, maps.ndim)), correction=0, keepdim=True

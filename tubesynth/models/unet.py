@@ -23,7 +23,13 @@ from tubesynth.models.blocks import (
 from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.dropout import number_dropouts
 from tubesynth.models.res_block import ResBlock, Upsample
-from tubesynth.models.spade import FieldEncoder, LabelEncoder, LabelSampler
+from tubesynth.models.spade import (
+    FieldEncoder,
+    LabelEncoder,
+    LabelSampler,
+    hidden_layers,
+    resized,
+)
 from tubesynth.models.unet_encoder import Encoder, blocks_of, vessel_attention_of
 
 
@@ -33,6 +39,7 @@ class UNet(Encoder):
     R rows: the B cases once, or once per guidance term. `encoder` holds the arguments of Encoder;
     the others belong to the decoder. label_encoder: convolutions, sampled (one-hot labels at latent
     resolution), or none: the network is not conditioned on labels, and has no SPADE.
+    spade: full, a hidden map for each norm, or shared, one for all norms of a level.
     vessel_fields: SPADE is conditioned on the vessel fields too. hidden_class: SPADE sees this
     class of the label map as background (None: no class is hidden).
     """
@@ -52,6 +59,7 @@ class UNet(Encoder):
         vessel_fields: bool,
         hidden_class: int | None,
         label_encoder: str = "convolutions",
+        spade: str = "full",
         published: bool = False,
         **encoder,
     ):
@@ -66,7 +74,8 @@ class UNet(Encoder):
             **encoder,
         )
         self.hidden_class = hidden_class
-        self.label_encoder, spade = None, None
+        self.label_encoder, self.field_encoder, self.spade_hidden = None, None, None
+        of_norms: tuple[int | None, int] | None = None
         if label_encoder == "sampled":
             self.label_encoder = LabelSampler(num_classes, label_factor)
         elif label_encoder == "convolutions":
@@ -74,17 +83,26 @@ class UNet(Encoder):
                 dim, num_classes, label_channels, label_factor, published
             )
         if self.label_encoder:
-            spade = (self.label_encoder.channels, spade_hidden)
+            width = self.label_encoder.channels
+            of_norms = (width, spade_hidden)
+            if vessel_fields:
+                self.field_encoder = FieldEncoder(dim, width)
+            if spade == "shared":
+                of_norms = (None, spade_hidden)
+                self.spade_hidden = nn.ModuleList(
+                    hidden_layers(dim, width, spade_hidden) for _ in channels
+                )
             if published:  # its decoder with SPADE has no dropout
                 self.attention_dropout = 0.0
-        self.field_encoder = FieldEncoder(dim, spade[0]) if vessel_fields and spade else None
         width, skip_widths = channels[-1], list(self.skip_widths)
 
         self.up = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(channels))):
             for i in range(num_res_blocks + 1):
                 cin = width + skip_widths.pop()
-                res = ResBlock(dim, cin, level_width, self.embedding_dim, dropout, spade, published)
+                res = ResBlock(
+                    dim, cin, level_width, self.embedding_dim, dropout, of_norms, published
+                )
                 block = self._block(res, level, level_width)
                 if level > 0 and i == num_res_blocks:
                     block["grow"] = Upsample(dim, level_width)
@@ -103,11 +121,11 @@ class UNet(Encoder):
         size: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
         """
         cache, sizes = self.keys_values_cache(conditions, size, spacing), self.level_sizes(size)
-        features = self._label_features(conditions, sizes[0], spacing)
+        features = self._level_features(self._label_features(conditions, sizes[0], spacing), sizes)
         level, spade, decoder_vessels = len(sizes) - 1, [], []
         for block in blocks_of(self.up):
             res = cast(ResBlock, block["res"])
-            spade.append(None if features is None else res.modulations(features, sizes[level]))
+            spade.append(features and res.modulations(features[level]))
             decoder_vessels.append(cache(vessel_attention_of(block), level))
             level -= "grow" in block
         encoder = self.cache_encoder(cache)
@@ -134,6 +152,15 @@ class UNet(Encoder):
             fields = self.field_encoder(conditions.fields)
             features = features + masked(fields, conditions.keep_vessels)
         return features
+
+    def _level_features(self, features: Tensor | None, sizes) -> list[Tensor] | None:
+        """Label features on the grid of each level, or the hidden map of the level of them."""
+        if features is None:
+            return None
+        levels = [resized(features, size, self.published) for size in sizes]
+        if self.spade_hidden is None:
+            return levels
+        return [layers(level) for layers, level in zip(self.spade_hidden, levels, strict=True)]
 
     def forward(
         self,
