@@ -290,7 +290,7 @@ def test_the_condition_of_a_reconstruction_is_that_of_training(workplace):
     case = stage.volumes.validation[0]
     pipeline = Pipeline(stage.config, stage.autoencoder, None, None, "", CPU)
     labels, image = read_labels(case.label), read_volume(case.image)
-    condition = pipeline._condition_of(labels, pipeline.grid.image(image), None, None)
+    condition = pipeline.codec.place(image, labels, None, None).condition
     torch.testing.assert_close(condition.fields, batch["image_fields"])
     assert torch.equal(condition.labels, batch["label"])
     assert (batch["image_fields"][:, 0] > 1).any()  # inside of a vessel

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "build": CONFIGURED,
     "conditioning": CONFIGURED | {"build"},
     "training": CONFIGURED | {"build", "conditioning", "metrics", "pictures"},
-    "inference": CONFIGURED | {"build", "conditioning"},
+    "inference": CONFIGURED | {"build", "conditioning", "metrics", "pictures", "phantom"},
     "doctor": CONFIGURED | {"build", "training"},
 }
 WITHOUT_PROCESSES = {"models", "losses", "generative", "volume"}

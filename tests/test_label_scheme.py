@@ -160,7 +160,7 @@ def test_the_decoder_has_an_embedding_of_four_classes_and_the_vessels_of_class_2
     pipeline = Pipeline.load(workplace.folder / "s1" / "checkpoints" / "last.ckpt", device="cpu")
     assert pipeline.autoencoder.condition.num_classes == 4
     labels = read_labels(workplace.validation / "labels" / "2.label.nii.gz")
-    condition = pipeline._condition_of(labels, pipeline.grid.labels(labels), None, None)
+    condition = pipeline.codec.place(labels, labels, None, None).condition
     closeness = condition.fields[0, 0].numpy()
     assert closeness[labels.array == 2].mean() > closeness[labels.array != 2].mean() + 0.5
 

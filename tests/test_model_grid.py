@@ -8,7 +8,7 @@ import torch
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.conditioning.conditions import case_conditions, conditions_of, conditions_to_device
 from tubesynth.conditioning.model_grid import ModelGrid, hu_to_unit_image, pad_to_multiple
-from tubesynth.conditioning.request import SampleRequest, conditions_on_grid, place_request
+from tubesynth.conditioning.request import SampleRequest, collate_requests, place_request
 from tubesynth.config.schema import DataConfig, SegmenterConfig, Stage1Config
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.store import Store
@@ -114,7 +114,7 @@ def test_training_and_inference_have_the_same_tokens_and_fields(case, tmp_path):
     grid = ModelGrid(STAGE_1, CPU)
     request = SampleRequest(read_labels(case.label), torch.Generator())
     placed = place_request(request, grid, 4, with_tokens=True)
-    inference = conditions_on_grid([placed], grid, 4, with_vessels=True)
+    inference = conditions_of(collate_requests([placed], 3, 4, with_vessels=True))
     assert torch.equal(training.labels, inference.labels)
     assert training.tokens.keys() == inference.tokens.keys()
     for name, values in training.tokens.items():

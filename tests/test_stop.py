@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tubesynth import cache, evaluate, synthesize, train
+from tubesynth.inference import sample_jobs
+from tubesynth.inference.synthesis import Synthesizer
 from tubesynth.runtime import stop_signal
 from tubesynth.runtime.errors import EXIT_STOPPED, STOP_FILE, Stopped
 from tubesynth.runtime.stop_signal import interruptible
@@ -100,13 +102,16 @@ def test_an_interrupted_encoding_keeps_its_latents(
 def test_an_interrupted_synthesis_keeps_its_volumes(stage_2, workplace, tmp_path, monkeypatch):
     command = ["--model", stage_2, "--input-dir", workplace / "data" / "validation" / "labels"]
     command += ["--output-dir", tmp_path / "out"]
-    # Both label maps are read before the first volume is made, and each again for its own.
-    signal_at_call(monkeypatch, synthesize, "read_labels", 4)
+    signal_at_call(monkeypatch, Synthesizer, "sample", 2)
     with pytest.raises(Stopped, match="SIGTERM: the volumes that are finished stay in .*resumes"):
         run(synthesize, *command)
+    # The first volume may be in the thread that writes when the signal arrives: it is finished.
     assert len(list((tmp_path / "out").glob("*.img.nii.gz"))) == 1
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+    assert not list((tmp_path / "out").rglob("*.tmp"))
     monkeypatch.undo()
-    read = signal_at_call(monkeypatch, synthesize, "read_labels", -1)
+    # Its label map is read before the first volume is made, and again for the volume.
+    read = signal_at_call(monkeypatch, sample_jobs, "read_labels", -1)
     run(synthesize, *command)
     assert len(read) == 2 and len(list((tmp_path / "out").glob("*.img.nii.gz"))) == 2
 

@@ -12,39 +12,21 @@ too, so one file is enough.
 
 from __future__ import annotations  # `help` then shows `Solver | None`, not its expansion
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from tubesynth.build.checkpoint import Checkpoint, weights_digest
 from tubesynth.build.networks import build_network
-from tubesynth.build.objective import build_objective
-from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
-from tubesynth.conditioning.request import (
-    PlacedRequest,
-    SampleRequest,
-    conditions_on_grid,
-    decoder_condition,
-    place_request,
-    request_terms,
-    trace,
-)
-from tubesynth.config.checks import check_sampling
+from tubesynth.conditioning.model_grid import ModelGrid
+from tubesynth.conditioning.request import SampleRequest, place_request, trace
 from tubesynth.config.schema import (
     Config,
-    DiffusionSampler,
-    FlowSolver,
     Precision,
     SamplingConfig,
     Stage1Config,
     Stage2Config,
-    uses_labels,
-    uses_vessels,
 )
 from tubesynth.inference.arguments import (
     require_seed,
@@ -52,41 +34,27 @@ from tubesynth.inference.arguments import (
     suggests_names,
     usable_device,
 )
-from tubesynth.inference.sampling import (
-    Tile,
-    batch_noise,
-    fitting_tile,
-    guided_velocity,
-    require_finite,
+from tubesynth.inference.reconstruction import Codec
+from tubesynth.inference.sampling import Tile
+from tubesynth.inference.synthesis import (
+    Sample,
+    SampleOptions,
+    Solver,
+    Synthesizer,
+    depends_on_labels,
 )
 from tubesynth.models.controlnet import ControlledUNet
-from tubesynth.models.decoder_condition import DecoderCondition
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import warn_once
-from tubesynth.runtime.precision import AUTOCAST_DTYPE, autocast
+from tubesynth.runtime.precision import AUTOCAST_DTYPE
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.anatomy import Comparison, Ranges, describe
 from tubesynth.volume.grid import Volume
-from tubesynth.volume.vessels import VesselTokens, place_tokens
+from tubesynth.volume.vessels import VesselTokens
 
-Solver = FlowSolver | DiffusionSampler
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A synthetic volume with its labels and its cost.
-
-    volume: int16 HU. labels: uint8, on the same grid. evaluations: the number of network
-    evaluations of the batch. latents: (1, C, x, ...) normalized, at the end of the solver.
-    """
-
-    volume: Volume
-    labels: Volume
-    evaluations: int
-    latents: Tensor
+__all__ = ["Pipeline", "Sample", "SampleRequest", "Solver"]
 
 
 class Pipeline:
@@ -111,7 +79,8 @@ class Pipeline:
     ):
         if precision != "32" and precision not in AUTOCAST_DTYPE:
             raise InputError(f"precision {precision}: choose 32, bf16-mixed or 16-mixed")
-        self.config, self.digest, self.device, self.precision = config, digest, device, precision
+        self.config, self.digest, self.device = config, digest, device
+        self.precision: Precision = precision
         self.tile: Tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
@@ -169,13 +138,22 @@ class Pipeline:
     def takes_labels(self) -> bool:
         """Whether a label map, or its vessels, can change a sample."""
         config = self.config
-        if not isinstance(config, Stage2Config):
-            return False
-        conditioned = uses_labels(config) or uses_vessels(config.unet)
-        return conditioned or self.autoencoder.condition is not None
+        return isinstance(config, Stage2Config) and depends_on_labels(config, self.autoencoder)
+
+    @property
+    def codec(self) -> Codec:
+        """The autoencoder, with the steps of `reconstruct`."""
+        dropout = self.condition_dropout
+        return Codec(self.autoencoder, self.grid, self.precision, self.tile, dropout)
+
+    @property
+    def synthesizer(self) -> Synthesizer:
+        """The generator, with the steps of `synthesize`; InputError for a model of stage 1."""
+        if self.unet is None or self.scale is None or not isinstance(self.config, Stage2Config):
+            raise InputError("a stage-1 checkpoint cannot synthesize: load one of stage 2 or 3")
+        return Synthesizer(self.config, self.unet, self.scale, self.codec)
 
     @suggests_names
-    @torch.no_grad()
     def reconstruct(
         self,
         volume: Volume,
@@ -198,18 +176,8 @@ class Pipeline:
         require_volume(volume, "volume", is_label_map=False)
         if labels is not None:
             require_volume(labels, "labels", is_label_map=True)
-        net = self.autoencoder
-        image = self.grid.image(volume, spacing, resolution)
-        padded, crop = pad_to_multiple(self.grid.unit_image(image), net.factor)
-        condition = None
-        if net.condition is not None and labels is not None:
-            condition = self._condition_of(labels, image, spacing, resolution)
-        self._warn_without_condition(labels is not None)
-        tile = self._tile_side(padded.shape[2:])
-        with self._autocast():
-            latents = require_finite(net.encode(padded, tile), "encoder")
-            decoded = net.decode(latents, tile=tile, condition=condition)
-        return self.grid.volume(decoded[crop], image.affine)
+        codec = self.codec
+        return codec.reconstruct(codec.place(volume, labels, spacing, resolution))
 
     @suggests_names
     def synthesize(
@@ -304,7 +272,6 @@ class Pipeline:
         )[0]
 
     @suggests_names
-    @torch.no_grad()
     def sample_batch(
         self,
         requests: Sequence[SampleRequest],
@@ -326,86 +293,18 @@ class Pipeline:
             of dopri5, whose step sizes depend on rounding.
         callback: is called as callback(index, t, volume) after every solver step.
         """
-        config, unet, scale = self._generator()
-        for request in requests:
-            if request.labels is not None:
-                require_volume(request.labels, "labels", is_label_map=True)
-        for name, weight in (
-            ("guidance_label", guidance_label),
-            ("guidance_vessel", guidance_vessel),
-            ("control_scale", control_scale),
-        ):
-            if not math.isfinite(weight):
-                raise InputError(f"{name} is {weight}: give a finite number")
-        if isinstance(unet, ControlledUNet):
-            unet.scale = control_scale
-        elif control_scale != 1.0:
-            raise InputError(f"control_scale is {control_scale}, but this model has no ControlNet")
-        sampling = self._sampling_settings(config, sampling, solver, steps)
-
-        if not self.takes_labels and any(request.labels is not None for request in requests):
-            raise InputError(
-                "this model was trained without label maps (unet.label_encoder=none), which would"
-                " have no effect: sample without labels (labels=None, --unconditional)"
-            )
-        low, high = sampling.guidance_interval
-        terms = request_terms(list(requests), config, guidance_label, guidance_vessel, (low, high))
-        with_vessels = any(term.vessels for term in terms)
-        net = self.autoencoder
-        with_tokens = with_vessels or net.condition is not None
-        placed = [
-            place_request(request, self.grid, net.factor, with_tokens, spacing, resolution)
-            for request in requests
-        ]
-        self._warn_without_condition(all(request.has_label_map for request in placed))
-        label_maps = [request.labels for request in placed]
-        conditions = conditions_on_grid(placed, self.grid, net.factor, with_vessels)
-        assert conditions.labels is not None
-        labels = conditions.labels  # (B, X, ...)
-        size = tuple(n // net.factor for n in labels.shape[1:])
-
-        def noise() -> Tensor:
-            generators = [request.random for request in requests]
-            return batch_noise(generators, net.embedding_dim, size, self.device)
-
-        def decode(latents: Tensor, index: int) -> Volume:
-            """The CT of one case; decoding one at a time, since a CT needs much more memory."""
-            condition = None
-            if net.condition:  # what a weight of 0 drops, the decoder does not get either
-                with_labels, with_fields = guidance_label != 0, guidance_vessel != 0
-                condition = decoder_condition(placed[index], self.grid, with_labels, with_fields)
-            image = net.decode(
-                scale.restore(latents[index : index + 1]),
-                tile=self._tile_side(labels.shape[1:]),
-                condition=condition,
-            )
-            return self.grid.volume(image, label_maps[index].affine)
-
-        last_t = [0.0] * len(requests)
-
-        def report_step(t: Tensor, latents: Tensor) -> None:
-            assert callback is not None
-            for index, case_t in enumerate(t.tolist()):
-                if case_t > last_t[index]:  # a step of dopri5 may be rejected for some cases
-                    last_t[index] = case_t
-                    callback(index, case_t, decode(latents, index))
-
-        spacing_mm = torch.tensor(
-            np.array([label_map.spacing[: config.dim] for label_map in label_maps]),
-            dtype=torch.float32,
+        options = SampleOptions(
+            solver=solver,
+            steps=steps,
+            sampling=sampling,
+            guidance_label=guidance_label,
+            guidance_vessel=guidance_vessel,
+            control_scale=control_scale,
+            spacing=spacing,
+            resolution=resolution,
         )
-        with self._autocast():
-            velocity = guided_velocity(
-                unet, conditions, terms, size, spacing_mm.to(self.device), (low, high)
-            )
-            latents, evaluations = build_objective(config).sample(
-                velocity, noise(), sampling, noise, report_step if callback else None
-            )
-            require_finite(latents, "generator")
-            return [
-                Sample(decode(latents, i), label_map, evaluations, latents[i : i + 1])
-                for i, label_map in enumerate(label_maps)
-            ]
+        synthesizer = self.synthesizer
+        return synthesizer.sample(synthesizer.place(requests, options), callback)
 
     def compare_with_training(
         self,
@@ -433,57 +332,3 @@ class Pipeline:
     def trace(self, labels: Volume) -> VesselTokens:
         """The vessels of a label map as tokens, which can be edited and passed to `synthesize`."""
         return trace(labels, self.config)
-
-    def _warn_without_condition(self, has_labels: bool) -> None:
-        if self.autoencoder.condition is None or has_labels:
-            return
-        if self.condition_dropout == 0:
-            warn_once(
-                "the decoder of this model is conditioned on the anatomy, and was trained with"
-                " autoencoder.condition_dropout 0: without a label map it decodes what it has"
-                " never seen; give labels"
-            )
-        else:
-            warn_once(
-                "the decoder of this model is conditioned on the anatomy: without a label map its"
-                " vessels are far fainter; give labels"
-            )
-
-    def _generator(self) -> tuple[Stage2Config, UNet | ControlledUNet, LatentScale]:
-        if self.unet is None or self.scale is None or not isinstance(self.config, Stage2Config):
-            raise InputError("a stage-1 checkpoint cannot synthesize: load one of stage 2 or 3")
-        return self.config, self.unet, self.scale
-
-    def _sampling_settings(
-        self,
-        config: Stage2Config,
-        sampling: SamplingConfig | None,
-        solver: Solver | None,
-        steps: int | None,
-    ) -> SamplingConfig:
-        settings = sampling or config.sampling
-        if solver is not None:
-            settings = replace(settings, solver=solver)
-        if steps is not None:  # a time grid has its own number of steps
-            settings = replace(settings, steps=steps, time_grid=None)
-        check_sampling(config, settings, "this model")
-        return settings
-
-    def _autocast(self):
-        return autocast(self.device, self.precision)
-
-    def _condition_of(self, labels: Volume, image: Volume, spacing, resolution) -> DecoderCondition:
-        """The decoder's condition for a CT on the model's grid, padded to multiples of f."""
-        on_grid = self.grid.labels(labels, spacing, resolution, image)
-        tokens = place_tokens(self.trace(labels), labels, on_grid.shape, on_grid.affine)
-        condition = decoder_condition(PlacedRequest(on_grid, tokens, True), self.grid)
-        assert condition.fields is not None and condition.labels is not None
-        factor = self.autoencoder.factor
-        fields, _ = pad_to_multiple(condition.fields, factor)
-        label, _ = pad_to_multiple(condition.labels[None].float(), factor)
-        return DecoderCondition(fields, label[0].to(condition.labels.dtype))
-
-    def _tile_side(self, size: Sequence[int]) -> int | None:
-        if self.tile == "auto":
-            return fitting_tile(self.autoencoder, size, self.device)
-        return self.tile

@@ -13,12 +13,14 @@ if __name__ == "__main__":
     run_module("reconstruct")  # imports this file as tubesynth.reconstruct
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.jobs import (
     Job,
+    Result,
     add_model_options,
     digest_of,
     output_format,
@@ -26,6 +28,7 @@ from tubesynth.inference.jobs import (
     tile_option,
 )
 from tubesynth.inference.label_maps import label_map_of
+from tubesynth.inference.reconstruction import Codec, PlacedImage
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError
@@ -83,6 +86,40 @@ def find_label_maps(
     return labels
 
 
+@dataclass(frozen=True)
+class ReconstructionSteps:
+    """The steps of run_jobs, with batches of one. labels: the label map of each case, or {}."""
+
+    args: argparse.Namespace
+    codec: Codec
+    labels: dict[str, Path]
+    label_map: dict[int, int] | None
+    settings: dict
+
+    def read(self, batch: list[Job]) -> tuple[PlacedImage, Volume]:
+        (job,) = batch
+        assert job.source is not None
+        config, labels = self.codec.grid.config, None
+        image = read_ct(job.source, config.dim, self.codec.window)
+        if self.labels:
+            labels = read_labels(self.labels[job.name], self.label_map)
+        with arguments_as_flags():
+            on_grid = (self.settings["spacing"], self.settings["resolution"])
+            return self.codec.place(image, labels, *on_grid), image
+
+    def compute(self, batch: list[Job], inputs: tuple[PlacedImage, Volume]) -> list[Result]:
+        (placed, image), window = inputs, self.codec.window
+        with arguments_as_flags():
+            volume = self.codec.reconstruct(placed)
+
+        def finish() -> Volume:
+            if self.args.original_grid:
+                return resample_image(volume, image.shape, image.affine, window[0], window)
+            return volume
+
+        return [Result(finish, {"model": str(self.args.model)})]
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     cases = find_cases(args.input_dir)
@@ -112,21 +149,7 @@ def main(argv: list[str] | None = None) -> None:
             written = output_format(pipeline.config)
             jobs.append(Job(case, path, {**settings, **condition}, format=written))
 
-        def reconstruct(batch: list[Job]) -> list[tuple[Volume, dict]]:
-            (job,) = batch
-            low, high = data.hu_window
-            image = read_ct(cases[job.name], pipeline.config.dim, (low, high))
-            with arguments_as_flags():
-                result = pipeline.reconstruct(
-                    image,
-                    labels=read_labels(labels[job.name], label_map) if labels else None,
-                    spacing=settings["spacing"],
-                    resolution=settings["resolution"],
-                )
-            if args.original_grid:
-                result = resample_image(result, image.shape, image.affine, low, (low, high))
-            return [(result, {"model": str(args.model)})]
-
-        run_jobs(jobs, args.output_dir, reconstruct, device, "reconstruct")
+        steps = ReconstructionSteps(args, pipeline.codec, labels, label_map, settings)
+        run_jobs(jobs, args.output_dir, steps, device, "reconstruct")
     finally:
         dist.stop()

@@ -29,45 +29,20 @@ from pathlib import Path
 import torch
 
 from tubesynth.build.checkpoint_file import SAFETENSORS
-from tubesynth.conditioning.request import SampleRequest
 from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, Stage2Config
-from tubesynth.data.digest import file_digest
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.comparison import compare_cases
-from tubesynth.inference.jobs import (
-    Job,
-    add_model_options,
-    centreline_path,
-    image_path,
-    label_path,
-    output_format,
-    process_folder,
-    remove_sidecars,
-    run_jobs,
-    tile_option,
-)
+from tubesynth.inference.jobs import Job, add_model_options, output_format, run_jobs, tile_option
 from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_map_of
+from tubesynth.inference.sample_jobs import SampleSteps, sample_jobs
 from tubesynth.inference.settings import common_settings, replace_settings
-from tubesynth.metrics.case import EvaluationCase
-from tubesynth.phantom.anatomy import make_phantom
-from tubesynth.pictures.case_pictures import case_panel, panel_path
-from tubesynth.pipeline import Pipeline, Sample
+from tubesynth.inference.synthesis import SampleOptions
+from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
-from tubesynth.runtime.atomic import save_png
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
-from tubesynth.runtime.seeding import derive, generator
 from tubesynth.volume.anatomy import Comparison
-from tubesynth.volume.centreline_file import (
-    read_centreline,
-    tokens_of_branches,
-    user_centreline_tokens,
-    write_centreline,
-)
-from tubesynth.volume.classes import LabelScheme
-from tubesynth.volume.files import check_dimensions, check_labels, read_labels, write_volume
-from tubesynth.volume.grid import Volume
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -193,53 +168,6 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
     return pipeline, config
 
 
-def sample_jobs(
-    args: argparse.Namespace,
-    cases: dict[str, Path | None],
-    centrelines: dict[str, Path],
-    settings: dict,
-    written: tuple[str, str],
-) -> list[Job]:
-    """One job per case and sample; written: the format of the images."""
-    jobs = []
-    for case, path in cases.items():
-        case_settings = {**settings, "case": case}
-        if case in centrelines:
-            case_settings["centreline_sha256"] = file_digest(centrelines[case])
-        for index in range(args.num_samples):
-            name, outputs = f"{case}_s{index}", []
-            if not args.unconditional:
-                outputs.append(label_path(args.output_dir, name, written[0]))
-            if path is None and not args.unconditional:
-                outputs.append(centreline_path(args.output_dir, name))
-                outputs.append(panel_path(args.output_dir, name))
-            if args.save_process:
-                outputs.append(process_folder(args.output_dir, name))
-            case_settings["sample"] = index
-            jobs.append(Job(name, path, case_settings.copy(), tuple(outputs), written))
-    return jobs
-
-
-def new_phantom(job: Job, output_dir: Path, grid: Volume, scheme: LabelScheme) -> Volume:
-    """The label map of a new patient, on a grid about the origin; its centrelines are written."""
-    settings = job.settings
-    # tubesynth phantom has other keys: these patients are in no training data of phantoms.
-    seed = derive(settings["seed"], "synthesize", settings["case"])
-    phantom = make_phantom(seed, 1, grid.shape, grid.spacing, scheme)
-    write_centreline(centreline_path(output_dir, job.name), phantom.branches)
-    return phantom.labels
-
-
-def save_panel(job: Job, output_dir: Path, sample: Sample, scheme: LabelScheme) -> None:
-    """The panel of a sample of a new patient, with the names of its coronaries."""
-    path, centreline = panel_path(output_dir, job.name), centreline_path(output_dir, job.name)
-    images = [("synthesis", 0, image_path(output_dir, job))]
-    case = EvaluationCase(job.name, None, images, centreline=centreline)
-    tokens = tokens_of_branches(read_centreline(centreline), sample.labels)
-    save_png(path, case_panel(case, [sample.volume], sample.labels, tokens, scheme))
-    print(f"picture   {path}")
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_seed(args.seed, "--seed", requirement("command line"))
@@ -251,85 +179,33 @@ def main(argv: list[str] | None = None) -> None:
     try:
         pipeline, config = load_model(args, device)
         settings = common_settings(args, config, pipeline.digest)
-        num_classes = config.labels.num_classes
         if not pipeline.takes_labels and not (args.input_dir or args.cases or args.centrelines):
             args.unconditional = True
         cases = find_sources(args, config)
         centrelines = find_centrelines(args.centrelines, cases)
-
-        def request_of(job: Job) -> SampleRequest:
-            labels, vessels = None, None
-            case, index = job.settings["case"], job.settings["sample"]
-            if job.source is not None:
-                labels = read_labels(job.source, config.data.label_map)
-                check_dimensions(labels, config.dim, job.source)
-                remedy = "translate them with --label-map"
-                check_labels(labels.array, num_classes, job.source, remedy)
-                if case in centrelines:
-                    step_mm = config.data.token_step_mm or 1.0
-                    vessels = user_centreline_tokens(centrelines[case], labels, step_mm)
-            elif not args.unconditional:
-                grid = pipeline.grid.blank_labels(args.spacing, args.resolution)
-                labels = new_phantom(job, args.output_dir, grid, config.labels)
-            random = generator(torch.device("cpu"), args.seed, "sample", case, index)
-            return SampleRequest(labels, random, vessels)
-
+        grid = {name: settings[name] for name in ("spacing", "resolution")}
+        options = SampleOptions(
+            guidance_label=args.guidance_label,
+            guidance_vessel=args.guidance_vessel,
+            control_scale=args.control_scale,
+            **grid,
+        )
         unusual: dict[str, list[str]] = {}
+        steps = SampleSteps(args, pipeline.synthesizer, options, centrelines, unusual)
 
         def compare(job: Job) -> Comparison | None:
-            request = request_of(job)
+            request, _ = steps.request(job)
             if request.labels is None:
                 return None
             with arguments_as_flags():
                 return pipeline.compare_with_training(
-                    request.labels,
-                    vessels=request.vessels,
-                    spacing=settings["spacing"],
-                    resolution=settings["resolution"],
+                    request.labels, vessels=request.vessels, **grid
                 )
-
-        def synthesize(batch: list[Job]) -> list[tuple[Volume, dict]]:
-            def write_step(index: int, t: float, volume: Volume) -> None:
-                folder = process_folder(args.output_dir, batch[index].name)
-                suffix, dtype = batch[index].format
-                write_volume(folder / f"t{t:.3f}.img{suffix}", volume, dtype)
-
-            requests = [request_of(job) for job in batch]
-            with arguments_as_flags():
-                samples = pipeline.sample_batch(
-                    requests,
-                    guidance_label=args.guidance_label,
-                    guidance_vessel=args.guidance_vessel,
-                    control_scale=args.control_scale,
-                    spacing=settings["spacing"],
-                    resolution=settings["resolution"],
-                    callback=write_step if args.save_process else None,
-                )
-            remove_sidecars(batch, args.output_dir)
-            for job, sample in zip(batch, samples, strict=True):
-                if not args.unconditional:
-                    path = label_path(args.output_dir, job.name, job.format[0])
-                    write_volume(path, sample.labels, "uint8")
-                    if job.source is None:
-                        save_panel(job, args.output_dir, sample, config.labels)
-            values = {"model": str(args.model), "batch": len(batch)}
-            return [
-                (
-                    sample.volume,
-                    {
-                        **values,
-                        "evaluations": sample.evaluations,
-                        "unlike_training": unusual.get(job.settings["case"], []),
-                    },
-                )
-                for job, sample in zip(batch, samples, strict=True)
-            ]
-
-        jobs = sample_jobs(args, cases, centrelines, settings, output_format(config))
 
         def check(jobs: list[Job]) -> None:
             unusual.update(compare_cases(jobs, compare, args.force))
 
-        run_jobs(jobs, args.output_dir, synthesize, device, "synthesize", args.batch_size, check)
+        jobs = sample_jobs(args, cases, centrelines, settings, output_format(config))
+        run_jobs(jobs, args.output_dir, steps, device, "synthesize", args.batch_size, check)
     finally:
         dist.stop()

@@ -76,13 +76,14 @@ class ModelGrid:
         return Volume(np.zeros(shape, np.uint8), affine)
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """An array (X, Y, Z) as a tensor on the device: (X, Y, Z), or (X, Y) for a 2D model."""
+        """An array (X, Y, Z) as a tensor on the host: (X, Y, Z), or (X, Y) for a 2D model."""
         array = array[..., 0] if self.config.dim == 2 else array
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(array))
 
     def unit_image(self, image: Volume) -> Tensor:
         """A CT on the model's grid as a tensor (1, 1, X, ...) float32 in [0, 1]."""
-        return hu_to_unit_image(self.tensor(image.array)[None, None], self.config.data.hu_window)
+        hu = self.tensor(image.array)[None, None].to(self.device)
+        return hu_to_unit_image(hu, self.config.data.hu_window)
 
     def volume(self, image: Tensor, affine: np.ndarray) -> Volume:
         """The first image of (B, 1, X, ...) in [0, 1] as a volume (X, Y, Z) in int16 HU."""

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tubesynth.conditioning.conditions import case_conditions, conditions_of, conditions_to_device
+from tubesynth.conditioning.conditions import case_conditions
 from tubesynth.conditioning.model_grid import ModelGrid
 from tubesynth.config.schema import Config, Stage2Config, uses_labels, uses_vessels
 from tubesynth.data.dataset import collate
 from tubesynth.data.volumes import TokenSource
 from tubesynth.generative.guidance import GuidanceTerm, guidance_terms
-from tubesynth.models.conditions import Conditions
 from tubesynth.models.decoder_condition import DecoderCondition
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
@@ -139,22 +138,22 @@ def place_request(
     return PlacedRequest(labels, tokens, request.labels is not None)
 
 
-def conditions_on_grid(
-    requests: Sequence[PlacedRequest], grid: ModelGrid, factor: int, with_vessels: bool
-) -> Conditions:
-    """The conditions of a batch; with_vessels: include vessel tokens and fields."""
+def collate_requests(
+    requests: Sequence[PlacedRequest], dim: int, factor: int, with_vessels: bool
+) -> dict:
+    """The conditions of a batch on the host; with_vessels: include vessel tokens and fields."""
     samples = []
     for request in requests:
         labels, tokens = request.labels, request.tokens if with_vessels else None
-        label = labels.array[..., 0] if grid.config.dim == 2 else labels.array
+        label = labels.array[..., 0] if dim == 2 else labels.array
         samples.append(case_conditions(label, tokens, labels.spacing, factor))
-    return conditions_of(conditions_to_device(collate(samples), grid.device))
+    return collate(samples)
 
 
 def decoder_condition(
     request: PlacedRequest, grid: ModelGrid, with_labels: bool = True, with_vessels: bool = True
 ) -> DecoderCondition:
-    """The condition of the decoder for one request with tokens, as a batch of one.
+    """The condition of the decoder for one request with tokens, as a batch of one on the host.
 
     with_labels, with_vessels: False drops that condition. Without a label map there are no labels,
     and no vessels but those of the user.
@@ -163,7 +162,7 @@ def decoder_condition(
     assert tokens is not None
     if with_vessels and (request.has_label_map or len(tokens) > 0):
         fields = condition_fields(tokens, labels.shape, labels.spacing, factor=1)
-        fields = torch.from_numpy(fields)[None].to(grid.device)
+        fields = torch.from_numpy(fields)[None]
     has_labels = with_labels and request.has_label_map
     return DecoderCondition(fields, grid.tensor(labels.array)[None] if has_labels else None)
 

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from tubesynth.inference.jobs import Job
+from tubesynth.inference.overlap import overlapped
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import logger, progress
+from tubesynth.runtime.log import Progress, logger
 from tubesynth.runtime.stop_signal import STARTS_AGAIN
 from tubesynth.volume.anatomy import Comparison
 
@@ -24,11 +25,18 @@ def compare_cases(
 
     def compare_each() -> list[dict]:
         rows = []
-        for case, job in progress(first_jobs.items(), "label maps", len(first_jobs)):
-            if comparison := compare(job):
+
+        def add(job: Job, comparison: Comparison | None) -> None:
+            if comparison:
+                case = job.settings["case"]
                 rows.append(
                     {"case": case, "unusual": comparison.unusual, "is_empty": comparison.is_empty}
                 )
+
+        with Progress("label maps", len(first_jobs)) as counter:
+            overlapped(
+                first_jobs.values(), compare, add, lambda *_: None, lambda *_: counter.update()
+            )
         return rows
 
     rows = dist.interruptible(compare_each, f"no volume was made; {STARTS_AGAIN}")

@@ -1,5 +1,8 @@
 """Writes a folder of volumes case by case: shared by all ranks, resumable, each file atomic.
 
+The files of the next batch are read, and those of the last one written, while the device computes
+(overlap.py).
+
 Each volume has a JSON sidecar with its source, the SHA-256 of the source's bytes, the settings that
 decide its voxels, and its cost. A job is skipped where source and settings of its sidecar are those
 of the job, and written again where they differ.
@@ -11,13 +14,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Protocol, TypeVar, get_args
 
 import torch
 
 import tubesynth
 from tubesynth.config.schema import Config, Precision
 from tubesynth.data.digest import source_digest
+from tubesynth.inference.overlap import overlapped
 from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import write_text, writing
@@ -25,10 +29,12 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import Progress
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.runtime.reading import stored_json
-from tubesynth.runtime.stop_signal import kept
+from tubesynth.runtime.stop_signal import ask, kept
 from tubesynth.volume.centreline_file import SUFFIX
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
+
+Inputs = TypeVar("Inputs")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -126,10 +132,36 @@ def process_folder(output_dir: Path, name: str) -> Path:
     return output_dir / "process" / name
 
 
+@dataclass(frozen=True)
+class Result:
+    """What the device has made of a job.
+
+    finish: the rest of the work, in the thread that writes: it writes the outputs besides the
+    volume and returns the volume (HU). values: further ones of the sidecar. lines: are printed when
+    all is written.
+    """
+
+    finish: Callable[[], Volume]
+    values: dict
+    lines: tuple[str, ...] = ()
+
+
+class Steps(Protocol[Inputs]):
+    """The work of a batch before its files are written."""
+
+    def read(self, batch: list[Job]) -> Inputs:
+        """The files of a batch, on the model's grid; in a thread, while the device works."""
+        ...
+
+    def compute(self, batch: list[Job], inputs: Inputs) -> list[Result]:
+        """The device's work: a result for each job."""
+        ...
+
+
 def run_jobs(
     jobs: list[Job],
     output_dir: Path,
-    process: Callable[[list[Job]], list[tuple[Volume, dict]]],
+    steps: Steps,
     device: torch.device,
     title: str,
     batch_size: int = 1,
@@ -137,7 +169,6 @@ def run_jobs(
 ) -> None:
     """Write the volumes of all jobs that are not finished, batch by batch; ranks share the jobs.
 
-    process: returns, for each job of a batch, the volume (HU) and further values for its sidecar.
     check: called on every rank with its jobs before the first volume is made.
     """
     with writing(output_dir):
@@ -150,13 +181,35 @@ def run_jobs(
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
     check(rank_jobs)
     start = time.perf_counter()
+    batches = [rank_jobs[i : i + batch_size] for i in range(0, len(rank_jobs), batch_size)]
+
+    def read(batch: list[Job]) -> tuple:
+        start = time.perf_counter()
+        return steps.read(batch), time.perf_counter() - start
+
+    def compute(batch: list[Job], inputs: tuple) -> tuple[list[Result], float]:
+        start = time.perf_counter()
+        results = steps.compute(batch, inputs[0])
+        return results, (inputs[1] + time.perf_counter() - start) / len(batch)
+
+    def write(batch: list[Job], computed: tuple[list[Result], float]) -> list[str]:
+        lines: list[str] = []
+        for index, (job, result) in enumerate(zip(batch, computed[0], strict=True)):
+            if index:
+                ask()  # a whole batch may take longer than a signal leaves
+            write_result(job, result, output_dir, computed[1], device)
+            lines += result.lines
+        return lines
 
     def write_volumes() -> None:
         with Progress(title, len(rank_jobs), unit="volume") as progress:
-            for first in range(0, len(rank_jobs), batch_size):
-                batch = rank_jobs[first : first + batch_size]
-                process_batch(batch, output_dir, process, device)
+
+            def report(batch: list[Job], lines: list[str]) -> None:
+                for line in lines:
+                    print(line)
                 progress.update(len(batch))
+
+            overlapped(batches, read, compute, write, report)
 
     dist.interruptible(write_volumes, message)
     if dist.is_main():
@@ -169,38 +222,26 @@ def run_jobs(
         )
 
 
-def remove_sidecars(batch: list[Job], output_dir: Path) -> None:
-    """Before the first output of a batch is replaced, and not earlier: what is refused keeps them.
-
-    `process` calls it where it writes outputs besides the volume.
-    """
-    for job in batch:
-        with writing(output_dir):
-            sidecar(output_dir, job).unlink(missing_ok=True)
-
-
-def process_batch(
-    batch: list[Job],
-    output_dir: Path,
-    process: Callable[[list[Job]], list[tuple[Volume, dict]]],
-    device: torch.device,
+def write_result(
+    job: Job, result: Result, output_dir: Path, seconds: float, device: torch.device
 ) -> None:
-    """Write the volumes of a batch, then their sidecars, so no sidecar describes an old volume."""
-    start = time.perf_counter()
-    results = process(batch)
-    remove_sidecars(batch, output_dir)
-    for job, (volume, _) in zip(batch, results, strict=True):
-        write_volume(image_path(output_dir, job), volume, job.format[1])
-    seconds = round((time.perf_counter() - start) / len(batch), 3)
-    for job, (_, values) in zip(batch, results, strict=True):
-        record = {
-            "source": source_name(job),
-            "source_sha256": digest_of(job.source),
-            "settings": job.settings,
-            **values,
-            "seconds": seconds,
-            "peak_memory_mb": round(peak_mb(device)),
-            "device": str(device),
-            "tubesynth": tubesynth.__version__,
-        }
-        write_text(sidecar(output_dir, job), json.dumps(record, indent=2) + "\n")
+    """Write the outputs of a job, then its sidecar, so no sidecar describes an old volume.
+
+    The old sidecar is removed before the first output is replaced, and not earlier: what is
+    refused keeps it. seconds: of reading and computing.
+    """
+    start, record_path = time.perf_counter(), sidecar(output_dir, job)
+    with writing(record_path):
+        record_path.unlink(missing_ok=True)
+    write_volume(image_path(output_dir, job), result.finish(), job.format[1])
+    record = {
+        "source": source_name(job),
+        "source_sha256": digest_of(job.source),
+        "settings": job.settings,
+        **result.values,
+        "seconds": round(seconds + time.perf_counter() - start, 3),
+        "peak_memory_mb": round(peak_mb(device)),
+        "device": str(device),
+        "tubesynth": tubesynth.__version__,
+    }
+    write_text(record_path, json.dumps(record, indent=2) + "\n")

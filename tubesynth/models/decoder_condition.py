@@ -4,7 +4,7 @@ The anatomy is known in a synthesis, and in a reconstruction of a labeled CT. A 
 on it can render a vessel thinner than a latent cell; the latents need only carry its contrast.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,11 @@ class DecoderCondition:
     labels: Tensor | None = None
     keep_fields: Tensor | None = None
     keep_labels: Tensor | None = None
+
+    def to(self, device: torch.device) -> "DecoderCondition":
+        """The same on a device."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return DecoderCondition(*(None if t is None else t.to(device) for t in tensors))
 
 
 class ConditionEncoder(nn.Module):

@@ -1,0 +1,168 @@
+"""Reading and writing overlap with the device's work; results, order and errors are as in turn."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tubesynth import reconstruct
+from tubesynth.inference import jobs
+from tubesynth.inference.overlap import THREADS, overlapped
+from tubesynth.inference.reconstruction import Codec
+from tubesynth.runtime.errors import InputError, run_command
+from tubesynth.volume.files import write_volume
+from tubesynth.volume.grid import Volume
+
+STAGE_1 = Path(__file__).parent / "fixtures" / "0.1.0" / "stage_1.ckpt"
+LONGEST_S = 60  # a wait that only a failure reaches
+
+
+class Recorder:
+    """Steps on numbers that record what has begun and ended, with errors of some batches."""
+
+    def __init__(self, fail: dict[tuple[str, int], Exception] | None = None):
+        self.events: list[tuple[str, int]] = []
+        self.changed, self.fail = threading.Condition(), fail or {}
+
+    def record(self, step: str, batch: int) -> None:
+        with self.changed:
+            self.events.append((step, batch))
+            self.changed.notify_all()
+        if (step, batch) in self.fail:
+            raise self.fail[step, batch]
+
+    def wait_for(self, step: str, batch: int) -> None:
+        with self.changed:
+            happened = self.changed.wait_for(lambda: (step, batch) in self.events, LONGEST_S)
+        assert happened, f"{step} {batch} has not begun"
+
+    def run(self, count: int, compute=lambda batch: None) -> None:
+        def computed(batch: int, inputs: int) -> int:
+            self.record("compute", batch)
+            compute(batch)
+            return 10 * inputs
+
+        def read(batch: int) -> int:
+            self.record("read", batch)
+            return batch + 1
+
+        def write(batch: int, results: int) -> int:
+            self.record("write", batch)
+            return results
+
+        def report(batch: int, written: int) -> None:
+            assert written == 10 * (batch + 1)
+            self.record("report", batch)
+
+        overlapped(range(count), read, computed, write, report)
+
+    def of(self, step: str) -> list[int]:
+        return [batch for name, batch in self.events if name == step]
+
+
+def test_the_next_batch_is_read_and_the_last_one_written_while_the_device_computes():
+    """The device's step waits until both have begun, which in turn they never would."""
+    recorder = Recorder()
+
+    def compute(batch: int) -> None:
+        if batch < 4:
+            recorder.wait_for("read", batch + 1)
+        if batch > 0:
+            recorder.wait_for("write", batch - 1)
+
+    recorder.run(5, compute)
+    assert recorder.of("compute") == recorder.of("report") == [0, 1, 2, 3, 4]
+    assert sorted(recorder.of("read")) == sorted(recorder.of("write")) == [0, 1, 2, 3, 4]
+
+
+def test_no_batch_is_read_while_two_are_ahead_or_computed_while_two_are_written():
+    recorder = Recorder()
+    recorder.run(12)
+    for position, (step, batch) in enumerate(recorder.events):
+        before = recorder.events[:position]
+        if step == "read":
+            assert batch <= sum(name == "compute" for name, _ in before) + THREADS
+        if step == "write":
+            assert batch <= sum(name == "report" for name, _ in before) + THREADS
+
+
+@pytest.mark.parametrize("step", ["read", "compute", "write"])
+def test_the_error_of_a_batch_is_raised_when_those_before_it_are_written(step):
+    recorder = Recorder({(step, 3): InputError(f"case 3: {step}")})
+    with pytest.raises(InputError, match=f"case 3: {step}"):
+        recorder.run(8)
+    assert recorder.of("report") == [0, 1, 2]
+    assert not set(recorder.of("write")) & ({3, 4, 5, 6, 7} if step != "write" else {7})
+
+
+def test_of_two_errors_that_of_the_first_batch_is_raised():
+    recorder = Recorder({("write", 2): InputError("case 2"), ("read", 3): InputError("case 3")})
+    with pytest.raises(InputError, match="case 2"):
+        recorder.run(8)
+    assert recorder.of("report") == [0, 1]
+
+
+@pytest.fixture
+def cts(tmp_path) -> Path:
+    """Four CTs of noise."""
+    random = np.random.default_rng(0)
+    for case in range(1, 5):
+        hu = random.integers(-900, 900, (16, 16, 12), np.int16)
+        affine = np.diag([5.5, 5.5, 5.5, 1])
+        write_volume(tmp_path / "cts" / f"{case}.img.nii.gz", Volume(hu, affine), "int16")
+    return tmp_path / "cts"
+
+
+def command(cts: Path, out: Path) -> list[str]:
+    return ["--input-dir", str(cts), "--output-dir", str(out), "--model", str(STAGE_1)]
+
+
+def finished(out: Path) -> set[str]:
+    """The cases with a volume and a sidecar, which is all that there is."""
+    files = {path.name for path in out.iterdir()}
+    cases = {name.removesuffix(".json") for name in files if name.endswith(".json")}
+    assert files == {f"{case}{end}" for case in cases for end in (".json", ".img.nii.gz")}
+    for case in cases:
+        assert json.loads((out / f"{case}.json").read_text())["seconds"] > 0
+    return cases
+
+
+def test_a_broken_file_is_named_and_the_cases_before_it_are_finished(cts, tmp_path, capsys):
+    (cts / "3.img.nii.gz").write_bytes(b"no gzip")
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: reconstruct.main(command(cts, tmp_path / "out")))
+    assert ended.value.code == 2 and "3.img.nii.gz" in capsys.readouterr().err
+    assert finished(tmp_path / "out") == {"1", "2"}
+
+
+def test_a_volume_that_cannot_be_written_is_named(cts, tmp_path, capsys):
+    (tmp_path / "out" / "2.json").mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: reconstruct.main(command(cts, tmp_path / "out")))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "2.json: not written" in error
+    names = {path.name for path in (tmp_path / "out").glob("[12].*")}
+    assert names == {"1.json", "1.img.nii.gz", "2.json"}
+
+
+def test_the_files_equal_those_that_are_made_in_turn(cts, tmp_path, monkeypatch):
+    reconstruct.main(command(cts, tmp_path / "overlapped"))
+
+    def in_turn(batches, read, compute, write, report):
+        for batch in batches:
+            report(batch, write(batch, compute(batch, read(batch))))
+
+    monkeypatch.setattr(jobs, "overlapped", in_turn)
+    computed, reconstructed = [], Codec.reconstruct
+
+    def recorded(codec, placed):
+        computed.append(placed)
+        return reconstructed(codec, placed)
+
+    monkeypatch.setattr(Codec, "reconstruct", recorded)
+    reconstruct.main(command(cts, tmp_path / "in_turn"))
+    assert len(computed) == 4 and finished(tmp_path / "in_turn") == {"1", "2", "3", "4"}
+    for path in (tmp_path / "in_turn").glob("*.img.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "overlapped" / path.name).read_bytes()
