@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tubesynth.config.limits import MOST
-from tubesynth.config.loading import load_config
+from tubesynth.config.loading import config_from_plain, load_config
 from tubesynth.config.plain_yaml import DEEPEST, parse_yaml
-from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
+from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command, short
 from tubesynth.train import main
 
 BOMB = "a: &a {x: 1, y: 2}\n" + "".join(
@@ -113,6 +113,18 @@ def test_a_config_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
         (["train.keep=1", "train={}"], "command line, 'train={}': ", "'train.keep=1' sets it too"),
         (["labels.vessel=99"], "command line, 'labels.vessel=99': ", "labels.vessel: 99"),
         (["stage=7"], "command line, 'stage=7': ", "stage: expected one of"),
+        (
+            ["train.swa.from_epoch=1"],
+            "command line, 'train.swa.from_epoch=1': ",
+            "key 'train.swa.learning_rate' is missing",
+        ),
+        (
+            ["seed=2", "train.learning_rate=1e-9", "train.learning_rate_min=1e-4"],
+            "command line, 'train.learning_rate=1e-9', 'train.learning_rate_min=1e-4': ",
+            "train.learning_rate_min: 0.0001",
+        ),
+        (["unet.channels=[3]"], "command line, 'unet.channels=[3]': ", "is of stage 2 or 3"),
+        (["train.keep=0"], "command line, 'train.keep=0': ", "null for all"),
     ],
 )
 def test_an_error_of_an_item_of_the_command_line_names_it(tmp_path, items, start, words):
@@ -124,8 +136,40 @@ def test_an_error_of_an_item_of_the_command_line_names_it(tmp_path, items, start
 def test_an_error_of_the_file_names_the_file_and_a_contradiction_names_both(tmp_path):
     path = write(tmp_path, "stage: 1\ndata: {crop: [64, 64, 64]}\ntrain: {epochs: 0}\n")
     assert refusal(path, "seed=1").startswith(f"{path}: train.epochs: ")
-    both = refusal(path, "data.resolution=[32, 32, 32]")
+    path = write(tmp_path, "stage: 1\ndata: {crop: [64, 64, 64]}\n")
+    both = refusal(path, "seed=1", "data.resolution=[32, 32, 32]")
     assert both.startswith(f"{path}, command line, 'data.resolution=[32, 32, 32]': data.crop: ")
+
+
+def test_a_flag_is_named_as_it_was_written(tmp_path):
+    path = write(tmp_path, "stage: 1\n")
+    with pytest.raises(InputError) as caught:
+        main(["--config", str(path), "--latent-mode", "flow", "seed=1"])
+    assert str(caught.value).startswith("--latent-mode flow: unknown key 'latent_mode' in a config")
+    path = write(tmp_path, "stage: 2\nsampling: {solver: heun}\n")
+    with pytest.raises(InputError) as caught:
+        main(["--config", str(path), "--latent-mode", "diffusion"])
+    assert str(caught.value).startswith(f"{path}, --latent-mode diffusion: sampling.solver: heun")
+
+
+def test_a_section_as_a_whole_is_refused_where_it_would_reset_keys(tmp_path):
+    text = "stage: 1\ntrain: {epochs: 3}\ndata: {label_map: {5: 1}, augment: {flip: 0.5}}\n"
+    path = write(tmp_path, text)
+    for item, reset in (
+        ("train={}", "train.epochs"),
+        ("train={learning_rate: 1e-3}", "train.epochs"),
+        ("data={augment: {rotate90: 0.1}, label_map: {5: 1}}", "data.augment.flip"),
+    ):
+        message = f"command line, {short(item)}: would reset {reset} too"
+        assert refusal(path, item).startswith(message)
+    changed = load_config(path, ["data.label_map={7: 2}", "data.augment={flip: 0.1}", "losses={}"])
+    assert changed.data.label_map == {7: 2} and changed.data.augment.flip == 0.1
+    assert load_config(path, ["train={epochs: 5, keep: 1}"]).train.epochs == 5
+
+
+def test_a_checkpoint_that_kept_no_periodic_one_is_still_read():
+    content = {"stage": 1, "train": {"keep": 0}}
+    assert config_from_plain(content, "old.ckpt").train.keep == 0
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def test_a_flow_with_all_its_switches_trains(workplace, stage_1, tmp_path):
         *("--config", workplace / "s2.yml", "--run-dir", tmp_path, "--epochs", 6),
         *("data.batch_size=2", "flow.coupling=optimal_transport", "flow.vessel_weight=10"),
         *("flow.time_sampling=logit_normal", "flow.time_shift=0.5", "flow.loss=l2"),
-        "sampling={solver: midpoint, time_grid: [0, 0.2, 1]}",
+        "sampling.solver=midpoint",
+        "sampling.time_grid=[0, 0.2, 1]",
     )
     losses = validation_losses(tmp_path)
     assert losses[-1] < losses[0]

@@ -29,6 +29,7 @@ from tubesynth.build.base_models import (
 )
 from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
+from tubesynth.config.overrides import FlagItem
 from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Config
 from tubesynth.runtime import dist
@@ -105,17 +106,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The config, changed by the flags and by the key=value items."""
-    overrides = list(args.overrides)
-    for flag, key in (
-        (args.seed, "seed"),
-        (args.epochs, "train.epochs"),
-        (args.precision, "train.precision"),
-        (args.gradient_clip, "train.gradient_clip"),
-        (args.latent_mode, "latent_mode"),
-    ):
-        if flag is not None:
-            overrides.append(f"{key}='{flag}'" if isinstance(flag, str) else f"{key}={flag}")
-    config = load_config(args.config, overrides)
+    options = (
+        ("seed", "--seed", args.seed),
+        ("train.epochs", "--epochs", args.epochs),
+        ("train.precision", "--precision", args.precision),
+        ("train.gradient_clip", "--gradient-clip", args.gradient_clip),
+        ("latent_mode", "--latent-mode", args.latent_mode),
+    )
+    flags = [FlagItem(*option) for option in options if option[2] is not None]
+    config = load_config(args.config, [*args.overrides, *flags])
     if config.stage == "segmenter":
         raise InputError(f"{args.config}: a segmenter config: use tubesynth segment train")
     if args.gpus is not None and args.gpus < 1:

@@ -7,12 +7,12 @@ refuses unknown keys and wrong types; checks.py refuses values that contradict e
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from tubesynth.config.checks import check
 from tubesynth.config.labels import with_label_section
-from tubesynth.config.overrides import apply_overrides, naming_overrides
+from tubesynth.config.overrides import build_with_overrides
 from tubesynth.config.packaged import find_config
 from tubesynth.config.published import refuse_published
 from tubesynth.config.schema import STAGES, Config
@@ -31,9 +31,18 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     overrides = list(overrides)
     content = read_yaml(file)
     refuse_published(content, str(file))
-    content = apply_overrides(content, overrides)
-    with naming_overrides(str(file), overrides):
-        return config_from_plain(content, str(file))
+    return build_with_overrides(content, overrides, str(file), _new_config)
+
+
+def _new_config(content: dict, source: str) -> Config:
+    """A config that is to be trained: checkpoints of older versions may have what it may not."""
+    config = config_from_plain(content, source)
+    if config.train.keep == 0:
+        raise InputError(
+            f"{source}: train.keep: 0 would delete every periodic checkpoint as it is written: give"
+            " the number that stays, null for all, or a larger train.save_every for fewer"
+        )
+    return config
 
 
 def config_from_plain(content: dict, source: str) -> Config:
@@ -42,6 +51,14 @@ def config_from_plain(content: dict, source: str) -> Config:
     if stage not in list(STAGES):  # not a lookup: a list in the file is unhashable
         expected = ", ".join(map(str, STAGES))
         raise InputError(f"{source}: stage: expected one of {expected}, got {short(stage)}")
+    keys_of = {name: {each.name for each in fields(schema)} for name, schema in STAGES.items()}
+    for key in content:
+        others = [str(name) for name, keys in keys_of.items() if key in keys]
+        if others and key not in keys_of[stage]:
+            raise InputError(
+                f"{source}: unknown key '{key}' in a config of stage {stage}: it is of stage"
+                f" {' or '.join(others)}: remove it, or choose the config that fits"
+            )
     config = build(STAGES[stage], with_label_section(content, source), source)
     restart = [RENAMED_RESTARTS.get(item, item) for item in config.train.restart]
     config = replace(config, train=replace(config.train, restart=restart))

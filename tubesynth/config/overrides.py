@@ -1,18 +1,72 @@
 """The `section.key=value` items of a command line: set in a config, and named in its errors."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from tubesynth.config.plain_yaml import parse_yaml
+from tubesynth.config.strict import flatten
 from tubesynth.runtime.errors import InputError, short
+
+Built = TypeVar("Built")
+
+
+class FlagItem(str):
+    """A key=value item that an option of the command stands for; errors name the option."""
+
+    option: str
+
+    def __new__(cls, key: str, option: str, value: object) -> "FlagItem":
+        item = super().__new__(
+            cls, f"{key}='{value}'" if isinstance(value, str) else f"{key}={value}"
+        )
+        item.option = f"{option} {value}"
+        return item
+
+
+def build_with_overrides(
+    content: dict, overrides: Sequence[str], source: str, build: Callable[[dict, str], Built]
+) -> Built:
+    """build(content with the items set, source); its errors name the items that cause them.
+
+    An error is `SOURCE: KEY: ...`. Items without which it is raised all the same do not cause it.
+    """
+    changed = apply_overrides(content, overrides)
+    try:
+        return build(changed, source)
+    except InputError as error:
+        causes = list(overrides)
+        for item in overrides:
+            others = [other for other in causes if other is not item]
+            if _error(content, others, source, build) == str(error):
+                causes = others
+        if not causes:
+            raise
+        problem = str(error).removeprefix(f"{source}: ")
+        named = _source(*causes)
+        # The first key of the message has the wrong value, and the items may contradict it.
+        key = re.sub(r"^(unknown )?key '|[^\w.].*", "", problem)
+        of_items = any(f"{key}.".startswith(f"{other}.") for other in _keys(causes))
+        of_file = key in flatten(content) or key in content
+        named = f"{source}, {named}" if of_file and not of_items else named
+        raise InputError(f"{named}: {problem}") from error
+
+
+def _error(
+    content: dict, overrides: Sequence[str], source: str, build: Callable[[dict, str], object]
+) -> str | None:
+    try:
+        build(apply_overrides(content, overrides), source)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def apply_overrides(content: dict, overrides: Sequence[str]) -> dict:
     """A copy of the mapping with the items set; values are read as YAML.
 
-    InputError for an item that is no key=value, or sets what another item sets.
+    InputError for an item that is no key=value, sets what another item sets, or would reset keys of
+    a section that it does not name.
     """
     content = _deep_copy(content)
     for item, key in zip(overrides, _keys(overrides), strict=True):
@@ -25,28 +79,18 @@ def apply_overrides(content: dict, overrides: Sequence[str]) -> dict:
             if not isinstance(target, dict):
                 raise InputError(f"{_source(item)}: '{name}' is a value, not a section")
         text = item.partition("=")[2]
-        target[leaf] = parse_yaml(text, _source(item)) if text else None
+        value = parse_yaml(text, _source(item)) if text else None
+        if isinstance(value, dict) and isinstance(target.get(leaf), dict):
+            named = flatten(value)
+            for name in flatten(target[leaf]):
+                # The keys of data.label_map are numbers: it is one value, not a section.
+                if name not in named and not name.rpartition(".")[2].isdecimal():
+                    raise InputError(
+                        f"{_source(item)}: would reset {key}.{name} too: set single keys, such as"
+                        f" {key}.{name}=..."
+                    )
+        target[leaf] = value
     return content
-
-
-@contextmanager
-def naming_overrides(source: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Raise the errors of a config with the items that they are about, if any, for its source.
-
-    An error is `SOURCE: KEY: ...`, and the text after the key may name further keys.
-    """
-    try:
-        yield
-    except InputError as error:
-        problem = str(error).removeprefix(f"{source}: ")
-        keys = zip(overrides, _keys(overrides), strict=True)
-        places = {item: place for item, key in keys if (place := _mention(key, problem)) >= 0}
-        if not places or problem == str(error):
-            raise
-        named = ", ".join(map(_source, places))
-        # The first key of the message has the wrong value; others contradict it.
-        is_first = min(places.values()) in (0, len("key '"))
-        raise InputError(f"{named if is_first else f'{source}, {named}'}: {problem}") from error
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
@@ -63,18 +107,11 @@ def _keys(overrides: Sequence[str]) -> list[str]:
     return keys
 
 
-def _mention(key: str, message: str) -> int:
-    """Where a message names a key, one below it, or first of all one above; -1 if nowhere."""
-    above = "|".join(map(re.escape, accumulate(key.split("."), "{}.{}".format)))
-    if re.match(rf"unknown key '({above})'|({above}):", message):
-        return 0
-    end = r"(?!\w)" if "." in key else r"(?=[:'\[]|\.\w)"  # data, seed are words of sentences too
-    found = re.search(rf"(?<![\w.]){re.escape(key)}{end}", message)
-    return found.start() if found else -1
-
-
-def _source(item: str) -> str:
-    return f"command line, {short(item)}"
+def _source(*items: str) -> str:
+    """The items as errors name them."""
+    names = [item.option if isinstance(item, FlagItem) else short(item) for item in items]
+    only_flags = all(isinstance(item, FlagItem) for item in items)
+    return ", ".join(names if only_flags else ["command line", *names])
 
 
 def _deep_copy(content):

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from tubesynth.config.loading import config_from_plain, load_config
-from tubesynth.config.overrides import apply_overrides, naming_overrides
+from tubesynth.config.overrides import build_with_overrides
 from tubesynth.config.schema import Stage2Config
 from tubesynth.config.strict import to_plain
 from tubesynth.data.volumes import TOKEN_FORMAT
@@ -24,9 +24,8 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
         other, source = load_config(args.config, args.overrides), args.config
     else:
         source = str(args.model)
-        content = apply_overrides(to_plain(config), args.overrides)
-        with naming_overrides(source, args.overrides):
-            other = config_from_plain(content, source)
+        plain = to_plain(config)
+        other = build_with_overrides(plain, args.overrides, source, config_from_plain)
     if not isinstance(other, Stage2Config) or other.stage != config.stage:
         raise InputError(
             f"{source}: for stage {other.stage}, the model is of stage {config.stage}:"
