@@ -4,10 +4,13 @@ import re
 
 import pytest
 
+from tubesynth import train
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig
+from tubesynth.data.store import Store
+from tubesynth.doctor.config_rules import case_bytes
 from tubesynth.doctor.training_memory import estimate
-from tubesynth.plan import GPUS, main
+from tubesynth.plan import GPUS, LINKS, SOURCES, files_by_entry, main
 from tubesynth.runtime.errors import InputError
 
 NARROW = ["unet.channels=[32, 32]", "data.resolution=[64, 64, 48]"]
@@ -45,11 +48,63 @@ def test_the_settings_that_fit_are_the_first_that_do(capsys):
     assert "no setting fits into 0.1 GB; the least is" in capsys.readouterr().out
 
 
+def test_the_all_reduce_is_that_of_a_ring_and_hours_are_those_of_fewer_steps(capsys):
+    main(["demo/stage_1", "train.accumulate=2", "--cases", "100", "--gpus", "4"])
+    head, _, *rows = capsys.readouterr().out.splitlines()[:5]
+    config = load_config("demo/stage_1", ["train.accumulate=2"])
+    needed, batch = estimate(config), 4 * 2 * config.data.batch_size
+    assert needed.gradients == 4 * needed.parameters
+    steps, alone = (-(-100 * config.train.epochs // n) for n in (batch, batch // 4))
+    assert f": {steps:,} steps of {batch} samples (on one GPU {alone:,})," in head
+    fastest, slowest = (needed.flops / (share * GPUS["H100"]) for share in (0.19, 0.07))
+    for row, (link, bandwidth) in zip(rows, LINKS.items(), strict=True):
+        name, _, text, share, hours, overlapped, gpu_hours = re.split(r" {2,}", row)
+        reduce = 2 * (3 / 4) * needed.gradients / bandwidth
+        assert name == link
+        assert numbers(text) == pytest.approx([1e3 * reduce], rel=0.06)
+        shares = [100 * reduce / (seconds + reduce) for seconds in (slowest, fastest)]
+        assert numbers(share) == pytest.approx(shares, rel=0.06)
+        summed = [steps * (seconds + reduce) / 3600 for seconds in (fastest, slowest)]
+        assert numbers(hours) == pytest.approx(summed, rel=0.06)
+        longer = [steps * max(seconds, reduce) / 3600 for seconds in (fastest, slowest)]
+        assert numbers(overlapped) == pytest.approx(longer, rel=0.06)
+        assert numbers(gpu_hours) == pytest.approx([4 * longer[0], 4 * summed[1]], rel=0.06)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[\d.]+(?:e-?\d+)?", text)]
+
+
+def test_one_gpu_reduces_nothing(capsys):
+    main(["demo/stage_1", "--gpus", "1"])
+    rows = capsys.readouterr().out.splitlines()[2:5]
+    assert all("  0 ms  " in row and "  0 to 0 %  " in row for row in rows)
+
+
+def test_the_files_and_bytes_of_a_case_are_those_of_a_cache(workplace, stage_1, tmp_path):
+    settings = [f"data.cache_dir={tmp_path / 'cache'}", "data.token_step_mm=4.0", "train.epochs=1"]
+    settings += ["unet.vessel_fields=true"]
+    config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path / "run")]
+    train.main([*config, *settings])
+    store, cases = Store(tmp_path / "cache"), 6
+    files = sorted(len(list(entry.path.iterdir())) for entry in store.entries())
+    loaded = load_config(workplace / "s2.yml", settings)
+    assert files == sorted(cases * files_by_entry(loaded))
+    assert len(list((tmp_path / "cache" / "digests").iterdir())) == cases * SOURCES
+    sizes = load_config(workplace / "s1.yml").autoencoder
+    for kind, counted in zip(("volumes", "latents"), case_bytes(loaded, sizes), strict=True):
+        arrays = [entry.arrays() for entry in store.entries(kind)]
+        large = ("image", "label", "latent", "fields")  # tokens and moments grow with no grid
+        assert sum(a[n].nbytes for a in arrays for n in large if n in a) == cases * counted
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["demo/stage_1", "--cases", "0"], "--cases 0: must be at least 1"),
         (["demo/stage_1", "--fit", "-1"], "--fit -1.0: must be a positive number"),
+        (["demo/stage_1", "--gpus", "0"], "--gpus 0: must be at least 1"),
+        (["demo/stage_1", "--gpus", "2", "--fit", "8"], "--fit and --gpus: give one of them"),
         (["train.epochs=2"], "name a config"),
         (["demo/stage_0"], "did you mean demo/stage_"),
     ],

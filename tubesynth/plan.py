@@ -2,10 +2,12 @@
 
     tubesynth plan stage_1_3d_f4 stage_2_3d_f4_lfm_base
     tubesynth plan stage_2_3d_f4_lfm_crossattn --fit 8
+    tubesynth plan heart_stage_2 --gpus 8
 
 Memory and FLOPs are counted on the training loop's own step (doctor/training_memory.py). Hours are
 its FLOPs over the share of a GPU's peak that was measured (docs/gpu.md), without loading and
-validation. --fit names the settings with which a training fits into the memory of a GPU.
+validation. --fit names the settings with which a training fits into the memory of a GPU. --gpus
+adds the all-reduce of the gradients, which no machine has measured.
 """
 
 if __name__ == "__main__":
@@ -15,11 +17,12 @@ if __name__ == "__main__":
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tubesynth.build.base_models import latent_sizes, open_base_models
+from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.loading import load_config
-from tubesynth.config.schema import Config, Stage1Config, Stage2Config
+from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.doctor.config_rules import REACHED_SHARES, case_bytes, size_text
 from tubesynth.doctor.training_memory import estimate
 from tubesynth.runtime.errors import CommandParser, InputError
@@ -28,6 +31,10 @@ from tubesynth.runtime.precision import AUTOCAST_DTYPE
 # FLOPs a second: dense products in 16 bits, by NVIDIA's data sheets.
 GPUS = {"H100": 989e12, "A100": 312e12, "RTX 4090": 165e12}
 SPARE = 0.95  # of a GPU's memory: what other programs leave
+# Bytes a second that one GPU sends: of an H100's NVLink and PCIe by the data sheet, of a network.
+LINKS = {"NVLink": 450e9, "PCIe 5": 64e9, "100 Gb/s Ethernet": 12.5e9}
+MANY_CASES = (1_000, 100_000)
+SOURCES = 2  # of a case: image and label map, whose digests are files of the cache
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,18 +43,31 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.configs:
             print(f"{name}: {fitting(name, args)}")
         return
+    low, high = (f"{share:.0%}" for share in REACHED_SHARES)
+    if args.gpus is not None:
+        print("\n\n".join(on_gpus(name, args) for name in args.configs))
+        print(
+            f"\nComputed, not measured, for {args.cases} training cases and {args.precision}, with"
+            f" GPUs at {high} to {low} of their peak.\nA ring sends 2 (N - 1) / N of the gradients"
+            " at the peak of its slowest link, after the step or, overlapped, during it.\nEpochs"
+            " and learning rate are the config's: train.epochs times N keeps its number of steps."
+        )
+        return
     rows = [["config", "parameters", "memory", "TFLOP a step", "steps", *GPUS, "cache"]]
     for name in args.configs:
         rows.append([name, *columns(configured(name, args), args.cases)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-    low, high = (f"{share:.0%}" for share in REACHED_SHARES)
+    print(aligned(rows))
     print(
         f"\nComputed for {args.cases} training cases and {args.precision}: the memory of a step on"
         f" one GPU, and hours on one at {high} to {low} of its peak in 16 bits."
+    )
+
+
+def aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     )
 
 
@@ -62,16 +82,79 @@ def columns(config: Config, cases: int) -> Iterator[str]:
     """The cells of a config's row."""
     sizes = latent_sizes(config, open_base_models(config))
     needed = estimate(config, sizes)
-    batch = config.data.batch_size * config.train.accumulate
-    steps = math.ceil(config.train.epochs * cases / batch)
+    steps = math.ceil(config.train.epochs * cases / samples_a_step(config))
     yield f"{needed.parameters / 1e6:.1f} M"
     yield size_text(needed.training)
     yield f"{needed.flops / 1e12:.3g}"
     yield f"{steps:,}"
     for peak in GPUS.values():
-        hours = [steps * needed.flops / (share * peak) / 3600 for share in REACHED_SHARES]
-        yield " to ".join(f"{h:.0f}" if h >= 10 else f"{h:.2g}" for h in hours[::-1]) + " h"
+        yield f"{span(steps * s / 3600 for s in seconds_a_step(needed.flops, peak))} h"
     yield size_text(cases * sum(case_bytes(config, sizes)))
+
+
+def samples_a_step(config: Config) -> int:
+    """Of one process."""
+    return config.data.batch_size * config.train.accumulate
+
+
+def seconds_a_step(flops: int, peak: float) -> list[float]:
+    """At the highest and at the lowest share of a GPU's peak that was measured."""
+    return [flops / (share * peak) for share in reversed(REACHED_SHARES)]
+
+
+def figure(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def span(numbers: Iterable[float]) -> str:
+    return " to ".join(map(figure, numbers))
+
+
+def on_gpus(name: str, args: argparse.Namespace) -> str:
+    """Steps, all-reduce and hours of a training on --gpus H100s, and the disk of many cases."""
+    config, count = configured(name, args), args.gpus
+    sizes = latent_sizes(config, open_base_models(config))
+    needed = estimate(config, sizes)
+    batch, samples = count * samples_a_step(config), config.train.epochs * args.cases
+    steps, alone = (math.ceil(samples / n) for n in (batch, samples_a_step(config)))
+    rows = [["", "GB/s", "all-reduce", "share of a step", "hours", "overlapped", "GPU-hours"]]
+    compute = seconds_a_step(needed.flops, GPUS["H100"])
+    for link, bandwidth in LINKS.items():
+        reduce = 2 * (count - 1) / count * needed.gradients / bandwidth
+        hours = [steps * (seconds + reduce) / 3600 for seconds in compute]
+        overlapped = [steps * max(seconds, reduce) / 3600 for seconds in compute]
+        share = span(100 * reduce / (seconds + reduce) for seconds in reversed(compute))
+        cells = [f"{bandwidth / 1e9:g}", f"{figure(1e3 * reduce)} ms", f"{share} %"]
+        gpu_hours = span((count * overlapped[0], count * hours[1]))
+        rows.append([link, *cells, span(hours), span(overlapped), gpu_hours])
+    return (
+        f"{name} on {count} H100: {steps:,} steps of {batch} samples (on one GPU {alone:,}),"
+        f" {span(1e3 * seconds for seconds in compute)} ms and {size_text(needed.gradients)} of"
+        f" gradients each\n{aligned(rows)}\n{disk(config, sizes)}"
+    )
+
+
+def disk(config: Config, sizes: AutoencoderConfig) -> str:
+    """The disk cache of many cases."""
+    folders = files_by_entry(config)
+    rows = [["cases", "volumes", "latents", "files", "in folders"]]
+    for cases in MANY_CASES:
+        totals = [cases * size for size in case_bytes(config, sizes)]
+        files = cases * (SOURCES + sum(folders))
+        cells = [size_text(total) if total else "-" for total in totals]
+        rows.append([f"{cases:,}", *cells, f"{files:,}", f"{cases * len(folders):,}"])
+    return aligned(rows)
+
+
+def files_by_entry(config: Config) -> list[int]:
+    """The number of files in each entry that a labeled case has in the disk cache."""
+    data, entries = config.data, []
+    tokens = data.token_step_mm is not None
+    if data.dataset_type == "persistent":
+        entries += [3, 6] if tokens else [3]  # image, label map; five arrays; each with meta.json
+    if isinstance(config, Stage2Config):  # latents, moments, label map, meta.json; tokens, fields
+        entries += config.latents.variants * [6 if tokens else 4]
+    return preprocessing_of(config).draws * entries
 
 
 def fitting(name: str, args: argparse.Namespace) -> str:
@@ -113,12 +196,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog="tubesynth plan",
         description="Compute what trainings would cost: memory, FLOPs, hours and disk.",
         example="tubesynth plan stage_1_3d_f4 stage_2_3d_f4_lfm_base\n"
-        "tubesynth plan stage_2_3d_f4_lfm_crossattn --fit 8",
+        "tubesynth plan stage_2_3d_f4_lfm_crossattn --fit 8\n"
+        "tubesynth plan heart_stage_2 --gpus 8",
     )
     add = parser.add_argument
     add("items", nargs="+", metavar="CONFIG", help="configs, and key=value items for all of them")
     add("--cases", type=int, default=900, help="training cases (default: 900, ImageCAS)")
     add("--precision", choices=["32", *AUTOCAST_DTYPE], default="bf16-mixed")
+    add("--gpus", type=int, metavar="N", help="all-reduce and hours on N GPUs; disk of many cases")
     add("--fit", type=float, metavar="GB", help="name settings that fit into a GPU's memory")
     args = parser.parse_args(argv)
     args.configs = [item for item in args.items if "=" not in item]
@@ -127,6 +212,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("name a config: tubesynth configs lists them")
     if args.cases < 1:
         raise InputError(f"--cases {args.cases}: must be at least 1")
+    if args.gpus is not None and args.gpus < 1:
+        raise InputError(f"--gpus {args.gpus}: must be at least 1")
+    if args.fit is not None and args.gpus is not None:
+        raise InputError("--fit and --gpus: give one of them; memory is that of one GPU")
     if args.fit is not None and not 0 < args.fit < math.inf:
         raise InputError(f"--fit {args.fit}: must be a positive number of GB")
     return args

@@ -211,6 +211,8 @@ def case_bytes(config: Config, sizes: AutoencoderConfig) -> tuple[int, int]:
     if isinstance(config, Stage2Config):
         cells = voxels // 2 ** (len(sizes.channels) * config.dim)
         per_variant = 2 * sizes.embedding_dim * cells + voxels  # float16 latents, uint8 labels
+        if config.data.token_step_mm is not None:
+            per_variant += 2 * 2 * cells  # float16 vessel fields
         latents = per_variant * config.latents.variants * draws
     return volumes, latents
 

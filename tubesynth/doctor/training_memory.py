@@ -35,10 +35,13 @@ BLOCK = 512  # a CUDA allocation is rounded up to a multiple of it
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: all while training, and of one checkpoint file; FLOPs of one optimizer step."""
+    """Bytes: all while training, of one checkpoint file, and of the gradients that ranks average
+    once a step; FLOPs of one optimizer step.
+    """
 
     training: int
     checkpoint: int
+    gradients: int
     parameters: int
     flops: int
 
@@ -75,7 +78,7 @@ def estimate(
     averages = len(half_lives(config.train.ema_half_life)) + (config.train.swa is not None)
     checkpoint = (12 + 4 * averages) * trainable + 4 * frozen
     flops = config.train.accumulate * live.flops
-    return Estimate(int(training), checkpoint, trainable + frozen, flops)
+    return Estimate(int(training), checkpoint, 4 * trainable, trainable + frozen, flops)
 
 
 def step_of_zeros(optimizer: torch.optim.Optimizer) -> None:
