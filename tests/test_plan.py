@@ -2,7 +2,9 @@
 
 import re
 
+import cost_table
 import pytest
+from conftest import REPOSITORY
 
 from tubesynth import train
 from tubesynth.config.loading import load_config
@@ -96,6 +98,44 @@ def test_the_files_and_bytes_of_a_case_are_those_of_a_cache(workplace, stage_1, 
         arrays = [entry.arrays() for entry in store.entries(kind)]
         large = ("image", "label", "latent", "fields")  # tokens and moments grow with no grid
         assert sum(a[n].nbytes for a in arrays for n in large if n in a) == cases * counted
+
+
+def documented_costs() -> dict[str, list[str]]:
+    """The rows of the table in docs/gpu.md by the name of the config."""
+    text = (REPOSITORY / "docs" / "gpu.md").read_text(encoding="utf-8")
+    section = text.split("## What the configs cost")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "| `" in line]
+    return {cells[0].strip("`"): cells for cells in rows}
+
+
+def test_the_documented_costs_are_those_of_all_configs_and_computed():
+    documented = documented_costs()
+    assert list(documented) == cost_table.names()
+    for name in ("heart_stage_1", "stage_1_3d_f4", "as_published/stage_2_2d_f4_lfm_base"):
+        assert documented[name] == cost_table.row(name)
+
+
+def test_the_documented_all_reduce_is_the_computed_one(capsys):
+    main(["heart_stage_2", "latents.autoencoder=null", "--gpus", "8"])
+    rows = capsys.readouterr().out.splitlines()[2:5]
+    text = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert f"| {' | '.join(re.split(' {2,}', row))} |" in text
+
+
+def test_the_costs_of_the_readme_are_the_documented_ones():
+    documented = documented_costs()
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    computed = re.findall(r"\| `(\w+)`.*\| computed: (.*) \| computed: (.*)ours \|", text)
+    assert {name for name, *_ in computed} == {"heart_stage_1", "heart_stage_2"}
+    for name, memory, hours in computed:
+        assert [memory, hours] == [documented[name][3], documented[name][6]]
+    measured = re.findall(r"\| `(stage\w+)`.*\| ([\d.]+ GB).*\| ([\d.]+) hours \|", text)
+    assert len(measured) == 4
+    for name, memory, hours in measured:
+        row = documented[name]
+        assert float(memory.split()[0]) == pytest.approx(float(row[4].split()[0]), abs=0.051)
+        assert float(hours) == pytest.approx(float(row[7].split()[0]), rel=0.05)
 
 
 @pytest.mark.parametrize(
