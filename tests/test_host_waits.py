@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from networks import make_ema_quantizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -59,12 +60,30 @@ class Waits(TorchDispatchMode):
         self.found = found
 
 
+def counted(waits: Waits, monkeypatch) -> None:
+    """Count Tensor.tolist too, once and not by its elements."""
+    tolist = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda x: waits.found.append("tolist") or tolist(x))
+
+
+def test_a_revival_waits_for_the_number_of_codes_and_of_vectors_alone(monkeypatch):
+    torch.manual_seed(0)
+    quantizer, waits = make_ema_quantizer(8, 2, revive_after=1), Waits()
+    quantizer(torch.randn(1, 2, 2, 1, 1))  # the codes start from the first batch
+    counted(waits, monkeypatch)
+    before = quantizer.codebook.clone()
+    with waits:
+        quantizer(torch.randn(1, 2, 2, 1, 1))
+    assert (quantizer.codebook != before).any(1).sum() >= 6  # two vectors use two codes at most
+    assert waits.found == ["tolist"] * 2
+
+
 @pytest.mark.parametrize(("config", "overrides"), STAGES)
 def test_ten_steps_wait_ten_times_at_most(config, overrides, monkeypatch):
     config = load_config(config, [*overrides.split(), "data.batch_size=2"])
     step, stage = random_step(config, torch.device("cpu"), tokens=40)
     step()  # the codes of a codebook start from its first batch
-    waits, tolist = Waits(), Tensor.tolist
+    waits = Waits()
     for phase in stage.phases:
 
         def unwatched(*args, inner=phase.optimizer.step):
@@ -72,7 +91,7 @@ def test_ten_steps_wait_ten_times_at_most(config, overrides, monkeypatch):
                 inner(*args)
 
         monkeypatch.setattr(phase.optimizer, "step", unwatched)
-    monkeypatch.setattr(Tensor, "tolist", lambda x: waits.found.append("tolist") or tolist(x))
+    counted(waits, monkeypatch)
     with waits:
         for _ in range(10):
             step()

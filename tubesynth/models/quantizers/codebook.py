@@ -85,18 +85,19 @@ class EmaQuantizer(nn.Module):
     @torch.no_grad()
     def _initialize(self, vectors: Tensor) -> None:
         """Start from vectors of the first batch; most random codes would never be chosen."""
-        self.codebook.copy_(self._sample(vectors, len(self.codebook)))
+        finite = vectors[vectors.isfinite().all(1)]
+        self.codebook.copy_(self._sample(finite, len(self.codebook)))
         self.ema_sum.copy_(self.codebook)
         self.ema_count.fill_(1.0)
         self.initialised.fill_(True)
 
     def _sample(self, vectors: Tensor, count: int) -> Tensor:
-        """`count` random vectors of the batch of all ranks plus slight noise, equal on every rank.
+        """`count` random vectors, all finite, of all ranks plus slight noise, equal on every rank.
 
         Rank 0 draws, so ranks with one sample each choose the vectors that one rank with all
         samples does.
         """
-        vectors = vectors[vectors.isfinite().all(1)].double()
+        vectors = vectors.double()
         numel = vectors.new_full((), vectors.numel())
         moments = torch.stack([numel, vectors.sum(), vectors.square().sum()])
         by_rank = torch.stack(_of_all_ranks(moments))
@@ -162,7 +163,7 @@ class EmaQuantizer(nn.Module):
         count, steps = torch.stack([dead.sum(), longest_unused]).tolist()
         self.steps_without_dead = self.revive_after - steps
         if count:
-            codes = dead.nonzero()[:, 0]
+            codes = dead.byte().argsort(descending=True, stable=True)[:count]  # nonzero waits
             revived = self._sample(vectors, count)
             self.codebook[codes] = revived
             self.ema_sum[codes] = revived
