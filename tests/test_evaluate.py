@@ -314,7 +314,9 @@ def test_training_cts_are_compared_although_the_first_case_has_no_synthesis(fold
 
 
 def test_features_of_a_network_leave_the_diversity_of_samples(folders, monkeypatch):
-    monkeypatch.setattr("tubesynth.evaluate.load_features", lambda path, raw=False: RADIOMIC)
+    monkeypatch.setattr(
+        "tubesynth.metrics.set_scores.load_features", lambda path, raw=False: RADIOMIC
+    )
     options = ["--features", folders / "weights.pt", "--as-published"]
     names = ("real", "labels", "synthesis")
     radiomic = evaluate(folders, *names)["synthesis"]["diversity_ms_ssim"]
@@ -346,3 +348,45 @@ def test_without_the_real_ct_the_headline_score_is_absent_and_a_line_says_so(fol
     assert result["verdict"] == ["Coronaries are not compared with the real CT's: give --real."]
     result = evaluate(folders, "real", "reconstruction")
     assert result["verdict"] == ["Coronaries are not scored: give --labels."]
+
+
+def test_syntheses_without_label_maps_are_compared_with_the_real_cts_as_a_set(folders, capsys):
+    """Unconditional samples, on a grid far from those of the patients: equal images score best."""
+    shifted = centered_affine(SHAPE, SPACING)
+    shifted[:3, 3] += 500
+    for number in range(4):
+        hu = heart_and_vessel(number)[0]
+        write(folders / "real", f"{number}.img", hu)
+        write(folders / "same", f"unconditional_s{number}.img", hu, affine=shifted)
+        write(folders / "flat", f"unconditional_s{number}.img", 0.5 * hu, affine=shifted)
+    (folders / "real" / "10.img.nii.gz").unlink()
+    runs = ["--synthesis", f"same={folders / 'same'}", "--synthesis", f"flat={folders / 'flat'}"]
+    result = evaluate(folders, "real", extra=[*runs, "--training", folders / "real"])
+    same, flat = (result["runs"][name]["synthesis"] for name in ("same", "flat"))
+    assert same["frechet"]["mean"] == pytest.approx(0, abs=1e-6) and flat["frechet"]["mean"] > 1
+    assert (same["precision"]["mean"], same["recall"]["mean"]) == (1, 1)
+    assert same["frechet"]["n"] == 4 and result["floor"]["frechet"]["n"] == 2
+    assert same["nearest_training_image"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert "psnr" not in same and result["vessels"]["synthesis"] == {}
+    assert result["validity"]["cases"] == 2
+    printed = capsys.readouterr().out
+    assert "the 4 syntheses are compared with the 4 real CTs as sets; scores of single" in printed
+    assert "scores of vessels --labels" in printed and "frechet_excess" in printed
+    names = [f"unconditional_s{number}" for number in range(4)]
+    assert sorted(path.stem for path in (folders / "out" / "panels").iterdir()) == names
+    assert [(row["case"], row["source"]) for row in csv_rows(folders)[:2]] == [
+        (names[0], "synthesis same"),
+        (names[0], "synthesis flat"),
+    ]
+    page = (folders / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 3 and names[2] in page
+
+
+def test_syntheses_without_label_maps_are_scored_against_the_real_cts_of_their_ids(folders):
+    result = evaluate(folders, "real", "synthesis")
+    expected = evaluate(folders, "real", "labels", "synthesis")
+    for metric in ("psnr", "frechet", "diversity_ms_ssim"):
+        assert result["synthesis"][metric] == expected["synthesis"][metric]
+    (folders / "synthesis" / "2_s0.img.nii.gz").rename(folders / "synthesis" / "7_s0.img.nii.gz")
+    with pytest.raises(InputError, match=r"unpaired.*7_s0\.img\.nii\.gz"):
+        evaluate(folders, "real", "synthesis")

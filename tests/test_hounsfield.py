@@ -7,7 +7,7 @@ import pytest
 
 from tubesynth.__main__ import load_command
 from tubesynth.data.preprocessing import Preprocessing, read_case
-from tubesynth.metrics.set_scores import training_features
+from tubesynth.metrics.set_scores import aligned_features
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases, pair_cases
 from tubesynth.volume.files import read_volume, write_volume
@@ -182,4 +182,4 @@ def test_every_command_that_reads_ct_refuses_one_that_is_not_in_hu(raw_case, sta
     with pytest.raises(InputError, match="subtract 1024"):
         read_case(case, Preprocessing((16, 16, 12), (2.0, 2.0, 2.0)))
     with pytest.raises(InputError, match="subtract 1024"):
-        training_features(case.id, raw_case, (16, 16, 12), np.eye(4), {"window": WINDOW})
+        aligned_features(case.id, raw_case, (16, 16, 12), np.eye(4), {"window": WINDOW})

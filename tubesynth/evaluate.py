@@ -4,11 +4,13 @@
         --reconstruction out/reconstruction --synthesis out/synthesis --output-dir out/evaluation
 
 Files are paired by case id (the name up to the first dot); samples of one case are <case>_s0,
-<case>_s1 and so on. --synthesis NAME=DIR, repeated, compares several runs; the headline scores are
-those of the first. Writes metrics.json (statistics and provenance), metrics.csv (one line per
-image), panels/<case>.png and report.html (one file without a server), and prints the tables. The
-coronaries in a panel have the names of the user centreline, or of centrelines/ beside the folder of
-label maps. Every worker holds one case in memory.
+<case>_s1 and so on. Without label maps, syntheses with other ids than the real CTs', such as
+unconditional ones, are compared with the real CTs as a set. --synthesis NAME=DIR, repeated,
+compares several runs; the headline scores are those of the first. Writes metrics.json (statistics
+and provenance), metrics.csv (one line per image), panels/<case>.png and report.html (one file
+without a server), and prints the tables. The coronaries in a panel have the names of the user
+centreline, or of centrelines/ beside the folder of label maps. Every worker holds one case in
+memory.
 """
 
 if __name__ == "__main__":
@@ -24,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from tubesynth.config.labels import load_label_map
 from tubesynth.data import pool
@@ -32,19 +33,10 @@ from tubesynth.inference.label_maps import evaluated_classes
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_case, score_case
 from tubesynth.metrics.condition import tokens_of
-from tubesynth.metrics.distribution import diversity_scores, negative_control, sample_diversity
-from tubesynth.metrics.features import load_features
+from tubesynth.metrics.distribution import diversity_scores, sample_diversity
 from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
-from tubesynth.metrics.published import frechet_as_published, load_lpips
-from tubesynth.metrics.set_scores import (
-    Sets,
-    case_features,
-    joined,
-    run_job,
-    source_scores,
-    training_features,
-    validity,
-)
+from tubesynth.metrics.published import load_lpips
+from tubesynth.metrics.set_scores import case_features, score_sets
 from tubesynth.metrics.summary import write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
@@ -95,7 +87,8 @@ def evaluate(args: argparse.Namespace) -> None:
     low, high = args.hu_window or ((0.0, 255.0) if are_pictures else (-1000.0, 1000.0))
     settings = Settings((low, high), tuple(args.lumen_range), classes, args.as_published)
     with_sets = not args.no_distribution
-    with_features = with_sets and args.features is None
+    has_real = args.real is not None or cases[0].images[0][0] == "real"
+    with_features = with_sets and has_real and args.features is None
     # A wrong file ends the command before any case is scored.
     if args.segmenter is not None:
         trained_segmenter(args.segmenter)
@@ -171,7 +164,8 @@ def parser() -> argparse.ArgumentParser:
         "--synthesis-dir",
         action="append",
         metavar="[NAME=]DIR",
-        help="folder of synthetic CTs; needs --labels; repeat it with names to compare runs",
+        help="folder of synthetic CTs, scored against --labels, --real or both; repeat it with"
+        " names to compare runs",
     )
     add(
         "--output-dir",
@@ -283,7 +277,7 @@ def evaluate_case(
             images = zip(case.images, volumes, strict=True)
             samples = [volume.array for (source, *_), volume in images if source == first]
             scores.diversity = sample_diversity(samples, window)
-        if with_features and case.images[0][0] == "real" and len(volumes) > 1:
+        if with_features and case.images[-1][0] != "real":
             scores.sets = case_features(case, volumes, window=window)
     finally:
         torch.set_num_threads(threads)
@@ -300,52 +294,23 @@ def add_distribution(
     workers: int,
 ) -> list[str]:
     """Add the distribution scores to `result`, the content of metrics.json; returns notes."""
-    options: dict[str, Any] = {"window": settings.hu_window}
+    if args.features is not None:
+        workers = 1  # these features are too large to be sent between processes
+
+    def each(function, jobs: list[tuple], title: str, unit: str = "case") -> list:
+        return pool.each(function, jobs, workers, title, unit)
+
+    files = [files_of(args.real, "--real"), files_of(args.training, "--training")]
     sets_of_cases = [s.sets for s in scores]
-    published: list[Sets] = []
-    if args.features is not None:  # these features are too large to be sent between processes
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        options |= {"feature_fn": load_features(args.features), "device": device}
-        workers = 1
-        sets_of_cases, raw = [], {}
-        if settings.as_published:
-            raw = {**options, "feature_fn": load_features(args.features, raw=True)}
-        for case in tqdm(cases, desc="features", unit="case", disable=None):
-            if len(case.images) > 1:
-                volumes = read_case(case)
-                sets_of_cases.append(case_features(case, volumes, **options))
-                if raw:
-                    published.append(case_features(case, volumes, **raw))
-    sets, notes = joined(sets_of_cases)
-    training = []
-    synthesized = [case for case in cases if case.images[-1][0].startswith("synthesis")]
-    if args.training is not None and not synthesized:
-        notes.append("no copies of --training were searched for: no case has a synthesis")
-    elif args.training is not None:
-        grid = read_case(synthesized[0])[-1]
-        files = files_of(args.training, "--training").items()
-        jobs = [(case, path, grid.shape, grid.affine, options) for case, path in files]
-        training = pool.each(training_features, jobs, workers, "training")
-    by_source = {}
-    if "real" in sets and len(sets) > 1:
-        real, standardize = sets.pop("real"), args.features is None
-        jobs = [(validity, cases, settings.classes.vessel, options)]
-        jobs += [(negative_control, real, standardize)]
-        jobs += [(source_scores, s, real, sets[s], training, standardize) for s in sets]
-        check, control, *source_results = pool.each(run_job, jobs, workers, "sets of images", "job")
-        result["validity"] = check
-        result["floor"] |= control
-        by_source = {s: metrics for s, (metrics, _) in zip(sets, source_results, strict=True)}
-        raw_sets, _ = joined(published)
-        for source in raw_sets.keys() & by_source.keys():
-            by_source[source] |= frechet_as_published(raw_sets["real"], raw_sets[source])
-        notes += dict.fromkeys(note for _, texts in source_results for note in texts)
-        notes += check.get("messages", [])
-    result["reconstruction"] |= by_source.get("reconstruction", {})
+    sets = score_sets(cases, sets_of_cases, settings, each, args.features, *files)
+    if sets.validity:
+        result["validity"] = sets.validity
+    result["floor"] |= sets.control
+    result["reconstruction"] |= sets.by_source.get("reconstruction", {})
     diversity = diversity_scores({c.id: s.diversity for c, s in zip(cases, scores, strict=True)})
     for i, run in enumerate(runs):
-        metrics = by_source.get(run.source, {}) | (diversity if i == 0 else {})
+        metrics = sets.by_source.get(run.source, {}) | (diversity if i == 0 else {})
         result["runs"][run.name]["synthesis"] |= metrics
         if i == 0:
             result["synthesis"] |= metrics
-    return notes
+    return sets.notes

@@ -149,6 +149,8 @@ def score_case(
         if common.real is not None and not is_real:
             scores = pair_scores(common.real, image, common.label, settings, distance)
             result.images.append({**key, **scores})
+        elif label is None:
+            result.images.append(key)  # without scores: a line of metrics.csv
         if label is not None and tokens is not None:
             scores = score_vessels(image, common, tokens, label, settings, segment)
             result.vessels.append({**key, **scores})

@@ -64,7 +64,11 @@ def collect_cases(
     centrelines: Path | None = None,
     label_map: Mapping[int, int] | None = None,
 ) -> tuple[list[EvaluationCase], list[str]]:
-    """The cases of all images, and notes on real CTs without an image and on missing images."""
+    """The cases of all images, and notes on real CTs without an image and on missing images.
+
+    Without label maps, syntheses of which none has the id of a real CT, as unconditional ones, are
+    compared with the real CTs as a set: their cases have no real CT.
+    """
     folders = [folder for folder in (reconstruction, *(run.folder for run in runs)) if folder]
     layouts = {folder: published_layout(folder) for folder in folders}
     reals, maps = (
@@ -76,11 +80,14 @@ def collect_cases(
         raise InputError("nothing to score: give --real and --reconstruction, or --synthesis")
     if reconstruction is not None and not reals:
         raise InputError("--reconstruction is scored against the real CT; give --real")
-    if runs and not maps:
-        raise InputError("--synthesis is scored against its condition; give --labels")
+    if runs and not maps and not reals:
+        raise InputError(
+            "--synthesis is scored against its condition or real CTs; give --labels, --real or both"
+        )
     if centrelines is not None and not maps:
         raise InputError("--centrelines replace the vessels of label maps; give --labels")
     images: dict[str, list[tuple[str, int, Path]]] = {}  # (source, sample, file) by case
+    synthesized: set[str] = set()  # cases
     if reconstruction is not None:
         files = layouts[reconstruction]["img-rec"] or files_of(reconstruction, "--reconstruction")
         for case, path in files.items():
@@ -88,15 +95,21 @@ def collect_cases(
     for run in runs:
         files = layouts[run.folder]["synth"] or files_of(run.folder, "--synthesis")
         for name, path in files.items():
-            match = None if name in maps else re.fullmatch(r"(.+)_s(\d+)", name)
-            case, sample = (match[1], int(match[2])) if match else (name, 0)
+            match = re.fullmatch(r"(.+)_s(\d+)", name)
+            if match and name not in (maps or reals) and (maps or match[1] in reals):
+                case, sample = match[1], int(match[2])
+            else:
+                case, sample = name, 0
+            synthesized.add(case)
             case_images = images.setdefault(case, [])
             if (run.source, sample) in [image[:2] for image in case_images]:
                 raise InputError(f"{path}: another file is sample {sample} of {case}; remove one")
             case_images.append((run.source, sample, path))
+    as_set = bool(runs) and not maps and not synthesized & reals.keys()
     for folder, files in ((real, reals), (labels, maps)):
+        found = files.keys() | (synthesized if as_set else set())
         missing = [
-            p.name for c, case_images in images.items() if c not in files for *_, p in case_images
+            p.name for c, case_images in images.items() if c not in found for *_, p in case_images
         ]
         if folder is not None and missing:
             raise InputError(
@@ -107,14 +120,20 @@ def collect_cases(
     if not chosen:
         raise InputError(f"{labels}: no label map has the id of a CT in {real}; rename the files")
     notes = []
-    if unpaired := [case for case in reals if case not in chosen]:
+    if as_set:
+        notes.append(
+            f"no synthesis has the id of a real CT: the {len(synthesized)} syntheses are compared"
+            f" with the {len(reals)} real CTs as sets; scores of single images need equal ids,"
+            " scores of vessels --labels"
+        )
+    elif unpaired := [case for case in reals if case not in chosen]:
         notes.append(f"{len(unpaired)} real CTs without an image are skipped: {listed(unpaired)}")
     sources = [("reconstruction", reconstruction), *((run.source, run.folder) for run in runs)]
     for source, folder in sources:
         missing_cases = [
             c for c in chosen if source not in [image[0] for image in images.get(c, [])]
         ]
-        if folder is not None and missing_cases:
+        if folder is not None and missing_cases and not as_set:
             notes.append(f"{len(missing_cases)} cases have no {source}: {listed(missing_cases)}")
     cases, order, control_step = [], list(reals), -(-len(chosen) // MAX_CONTROLS)
     for case in chosen:

@@ -23,6 +23,7 @@ CALIBRE_CHARTS = (
     ("radius_error_mm", "radius error, mm", None),
 )
 MOST_CURVES = 4
+MOST_CASES = 3  # with pictures, where no score ranks them
 # Metric, its section in a run, and the label of the axis; the first MOST_CURVES are shown.
 CURVES = (
     ("vessel_match", "vessels", "match of the vessels"),
@@ -52,7 +53,7 @@ def report_page(result: dict[str, Any], rows: list[dict[str, Any]], output_dir: 
         score_tables(result),
         calibre_charts(result),
         quality_curves(result),
-        case_pictures(rows, output_dir),
+        case_pictures(result, rows, output_dir),
         appendix(result),
     ]
     body = "\n".join(section for section in sections if section)
@@ -134,27 +135,34 @@ def ranked_cases(rows: list[dict[str, Any]]) -> tuple[str, str, list[tuple[str, 
     return metric, source, sorted(means, key=lambda item: -item[1])
 
 
-def case_pictures(rows: list[dict[str, Any]], output_dir: Path) -> str:
-    """The pictures of the best, the median and the worst case; "" without any score."""
+def case_pictures(result: dict[str, Any], rows: list[dict[str, Any]], output_dir: Path) -> str:
+    """The pictures of the best, the median and the worst case; without scores of the first ones."""
     metric, source, order = ranked_cases(rows)
-    if not order:
-        return ""
     last = len(order) - 1
-    titles = {last // 2: "Median case", last: "Worst case", 0: "Best case" if last else "The case"}
-    sections = [
-        "<h2>Best, median and worst case</h2><p class='note'>Ranked by "
-        f"<code>{metric}</code> of the {html.escape(source)}, samples of a case averaged. Planes "
-        "through the widest coronary, a projection of a thin slab, and the main coronaries of the "
-        "label map, straightened. What lies outside a CT is hatched.</p>"
+    places = {last // 2: "Median case", last: "Worst case", 0: "Best case" if last else "The case"}
+    heading = "Best, median and worst case"
+    note = f"Ranked by <code>{metric}</code> of the {html.escape(source)}, samples averaged."
+    cases = [
+        (order[place][0], f"{places[place]}: ", f" <small>{metric} {order[place][1]:.3f}</small>")
+        for place in sorted(places)
+        if order
     ]
-    for place in sorted(titles):
-        case, mean = order[place]
-        name = html.escape(case)
-        heading = f"<h3>{titles[place]}: {name} <small>{metric} {mean:.3f}</small></h3>"
-        path = panel_path(output_dir, case)
+    if not order:
+        heading, note = "Pictures", "The first cases."
+        cases = [(case, "", "") for case in dict.fromkeys(row["case"] for row in rows)][:MOST_CASES]
+    if any(result["vessels"].values()):
+        note += (
+            " Planes through the widest vessel, a projection of a thin slab, and the main vessels"
+            " of the label map, straightened."
+        )
+    sections = [
+        f"<h2>{heading}</h2><p class='note'>{note} What lies outside an image is hatched.</p>"
+    ]
+    for case, before, after in cases:
+        name, path = html.escape(case), panel_path(output_dir, case)
         picture = embedded_picture(path, f"panel of case {name}") if path.is_file() else ""
-        sections.append(f"<section class='case'>{heading}{picture}</section>")
-    return "".join(sections)
+        sections.append(f"<section class='case'><h3>{before}{name}{after}</h3>{picture}</section>")
+    return "".join(sections) if cases else ""
 
 
 def embedded_picture(path: Path, alt: str) -> str:
