@@ -18,7 +18,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.doctor import config_rules
-from tubesynth.doctor.case_rules import CASE_RULES
+from tubesynth.doctor.case_rules import CASE_RULES, field_of_view
 from tubesynth.doctor.facts import Expected, content_digest, measure, pieces
 from tubesynth.doctor.set_rules import SET_RULES
 from tubesynth.runtime.errors import InputError
@@ -299,8 +299,8 @@ def cut_off(label, data):
     case = Case("9", path / "images/9.img.nii.gz", path / "labels/9.label.nii.gz")
     expected = Expected(Preprocessing(SHAPE, (SPACING,) * 3))
     facts = measure(case, "training", expected)
-    messages = [rule for rule in CASE_RULES if rule.__name__ == "field_of_view"][0](facts, expected)
-    assert "cuts off 50 % of the vessels" in list(messages)[0][2]
+    ((_, message, _),) = field_of_view(facts, expected)
+    assert "cuts off 50 % of the vessels" in message
     return facts
 
 

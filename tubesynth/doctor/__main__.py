@@ -119,7 +119,7 @@ def check_data(
     facts = each(measure, jobs, workers, "measure")
     findings = apply_rules(SET_RULES, splits, facts, expected)
     for case in facts:
-        findings += apply_rules(CASE_RULES, case, expected)
+        findings += apply_rules(CASE_RULES, case, expected, case=case.case)
     return findings
 
 

@@ -22,19 +22,19 @@ def readable(facts: Facts, expected: Expected) -> Results:
     """A file cannot be read: replace it, or remove the case."""
     for problem in (facts.image_error, facts.label_error):
         if problem:
-            yield error(facts.case, problem)
+            yield error(problem)
 
 
 def read_warnings(facts: Facts, expected: Expected) -> Results:
     """A header that can be read in two ways: set it right, or convert the file again."""
     for text in facts.read_warnings:
-        yield warning(facts.case, text)
+        yield warning(text)
 
 
 def same_grid(facts: Facts, expected: Expected) -> Results:
     """Image and label map have different grids: resample the label map onto the image."""
     if facts.grid_error:
-        yield error(facts.case, facts.grid_error)
+        yield error(facts.grid_error)
 
 
 def spacing(facts: Facts, expected: Expected) -> Results:
@@ -44,9 +44,8 @@ def spacing(facts: Facts, expected: Expected) -> Results:
     if not all(low <= s <= high * 1.001 for s in facts.spacing[:axes]):
         sizes = " x ".join(f"{s:.4g}" for s in facts.spacing)
         yield error(
-            facts.case,
             f"{facts.image}: voxels of {sizes} mm are outside {low:g} to {high:g} mm; correct the"
-            " spacing in the header",
+            " spacing in the header"
         )
 
 
@@ -54,21 +53,18 @@ def orientation(facts: Facts, expected: Expected) -> Results:
     """A header without directions, or with oblique or sheared axes: convert or resample it."""
     if not facts.has_orientation:
         yield warning(
-            facts.case,
             f"{facts.image}: the header does not say where its axes point (sform and qform codes"
-            " 0); left and right are a guess, convert it from DICOM again",
+            " 0); left and right are a guess, convert it from DICOM again"
         )
     if facts.tilt_deg > MAX_TILT_DEG:
         yield warning(
-            facts.case,
             f"{facts.image}: tilted by {facts.tilt_deg:.0f} degrees against the patient's axes, and"
-            " the model's field of view is tilted with it; resample it onto the patient's axes",
+            " the model's field of view is tilted with it; resample it onto the patient's axes"
         )
     if facts.shear > MAX_SHEAR:
         yield warning(
-            facts.case,
             f"{facts.image}: its axes are not at right angles (gantry tilt), the model's grid is;"
-            " resample it onto straight axes if its tilt was corrected before",
+            " resample it onto straight axes if its tilt was corrected before"
         )
 
 
@@ -82,15 +78,13 @@ def anatomy(facts: Facts, expected: Expected) -> Results:
     ventricle, atrium, artery = centers
     if ventricle[0] > atrium[0]:  # x grows to the patient's right
         yield warning(
-            facts.case,
             f"{facts.label}: the left ventricle lies right of the right atrium, as in a"
-            " mirrored file or with exchanged classes; correct the header or the label map",
+            " mirrored file or with exchanged classes; correct the header or the label map"
         )
     if artery[2] < ventricle[2]:
         yield warning(
-            facts.case,
             f"{facts.label}: the pulmonary artery lies below the left ventricle, as in a file"
-            " that is upside down or with exchanged classes; correct the header or the label map",
+            " that is upside down or with exchanged classes; correct the header or the label map"
         )
 
 
@@ -98,16 +92,15 @@ def hu_range(facts: Facts, expected: Expected) -> Results:
     """The image does not hold HU (volume/hounsfield.py): store HU, or set the window."""
     if facts.not_hu is not None:
         report = error if facts.not_hu.is_certain else warning
-        yield report(facts.case, f"{facts.image}: {facts.not_hu.text}")
+        yield report(f"{facts.image}: {facts.not_hu.text}")
 
 
 def hu_padding(facts: Facts, expected: Expected) -> Results:
     """Voxels below air, as scanners pad their field of view: harmless, the window clips them."""
     if facts.below_air > 0.001:
         yield info(
-            facts.case,
             f"{100 * facts.below_air:.1f} % of voxels below {AIR_HU} HU (padding, down to"
-            f" {facts.hu['min']:.0f}); they are clipped to the window",
+            f" {facts.hu['min']:.0f}); they are clipped to the window"
         )
 
 
@@ -115,17 +108,15 @@ def field_of_view(facts: Facts, expected: Expected) -> Results:
     """The model's grid cuts off labels, or is mostly padding: crop the data or change the grid."""
     if facts.padded > MAX_PADDING:
         yield warning(
-            facts.case,
             f"{facts.image}: {100 * facts.padded:.0f} % of the model's field of view lies outside"
-            " the image; choose a smaller data.resolution x data.spacing",
+            " the image; choose a smaller data.resolution x data.spacing"
         )
     lost = max(facts.lost, facts.lost_vessel)
     if lost > MAX_LOST:
         voxels = "vessels" if facts.lost_vessel >= facts.lost else "labeled voxels"
         yield warning(
-            facts.case,
             f"{facts.image}: the model's field of view cuts off {100 * lost:.0f} % of the {voxels};"
-            " prepare with --crop-to-heart, or raise data.resolution",
+            " prepare with --crop-to-heart, or raise data.resolution"
         )
 
 
@@ -136,12 +127,11 @@ def label_values(facts: Facts, expected: Expected) -> Results:
     if invalid:
         values = ", ".join(map(str, invalid[:8])) + (", ..." if len(invalid) > 8 else "")
         yield error(
-            facts.case,
             f"{facts.label}: values {values} are outside the classes 0 to {num_classes - 1};"
-            f" {LABEL_REMEDY}",
+            f" {LABEL_REMEDY}"
         )
     elif facts.voxels and not facts.volumes_ml:
-        yield warning(facts.case, f"{facts.label}: all background; check that it is the right file")
+        yield warning(f"{facts.label}: all background; check that it is the right file")
 
 
 def class_volume(facts: Facts, expected: Expected) -> Results:
@@ -152,9 +142,8 @@ def class_volume(facts: Facts, expected: Expected) -> Results:
         limits = expected.labels.plausible_range_ml(value)
         if limits is not None and not limits[0] <= volume_ml <= limits[1]:
             yield warning(
-                facts.case,
                 f"{facts.label}: {expected.labels.describe(value)} has {volume_ml:.3g} ml,"
-                f" plausible are {limits[0]:g} to {limits[1]:g}",
+                f" plausible are {limits[0]:g} to {limits[1]:g}"
             )
 
 
@@ -163,9 +152,8 @@ def vessels_present(facts: Facts, expected: Expected) -> Results:
     if facts.volumes_ml and not facts.pieces_ml and expected.includes(facts.voxels):
         name = expected.labels.describe(expected.labels.vessel)
         yield warning(
-            facts.case,
             f"no vessels: {facts.label} has no {name}; this is legal, but the model learns no"
-            " vessels from it",
+            " vessels from it"
         )
 
 
@@ -176,9 +164,8 @@ def vessel_pieces(facts: Facts, expected: Expected) -> Results:
         specks = sum(size < SPECK_ML for size in facts.pieces_ml)
         share = facts.pieces_ml[0] / sum(facts.pieces_ml)
         yield warning(
-            facts.case,
             f"{facts.label}: vessels in {count} pieces ({specks} under {1000 * SPECK_ML:g} mm3, the"
-            f" largest holds {100 * share:.0f} %); a whole tree has 1 or 2",
+            f" largest holds {100 * share:.0f} %); a whole tree has 1 or 2"
         )
 
 
@@ -188,10 +175,9 @@ def vessels_on_the_grid(facts: Facts, expected: Expected) -> Results:
     if facts.grid_pieces > MAX_PIECES_RATIO * count and expected.includes(facts.voxels):
         sizes = expected.preprocessing.spacing_text
         yield warning(
-            facts.case,
             f"{facts.label}: vessels in {count} pieces become {facts.grid_pieces} pieces in the"
             f" model's voxels of {sizes}; choose a smaller data.spacing, or condition on vessel"
-            " tokens, which are traced in the file: unet.vessel_attention, unet.vessel_fields",
+            " tokens, which are traced in the file: unet.vessel_attention, unet.vessel_fields"
         )
 
 
@@ -201,10 +187,9 @@ def vessel_contrast(facts: Facts, expected: Expected) -> Results:
         return
     if facts.vessel_hu - facts.around_hu < MIN_CONTRAST_HU:
         yield warning(
-            facts.case,
             f"{facts.label}: {facts.vessel_hu:.0f} HU in its vessels and {facts.around_hu:.0f} HU"
             " around them: a scan without contrast agent, or the label map of another image; remove"
-            " the case, or replace its label map",
+            " the case, or replace its label map"
         )
 
 

@@ -28,10 +28,7 @@ from tubesynth.training.perceptual import left_out
 
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 H100_FLOPS = 989e12  # a second: dense products in 16 bits, by NVIDIA's data sheet
-REACHED_SHARES = (
-    0.07,
-    0.19,
-)  # of it, by the steps of the published configs on an H200: docs/gpu.md
+REACHED_SHARES = (0.07, 0.19)  # of it, by the published configs on an H200: docs/gpu.md
 MAX_SHARE = 0.9  # of free disk or memory
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
@@ -63,21 +60,20 @@ def weights(plan: Plan) -> Results:
     """A file of weights is missing, or does not fit the config: train or name another."""
     config, models = plan.config, plan.base_models
     for problem in models.problems:
-        yield error(None, problem)
+        yield error(problem)
     for key, checkpoint in zip(STAGE_OF, (models.autoencoder, models.base), strict=True):
         if checkpoint and checkpoint.config.data.spacing != config.data.spacing:
             yield warning(
-                None,
                 f"{key}: {checkpoint.path} was trained on voxels of"
-                f" {checkpoint.config.data.spacing} mm, data.spacing is {config.data.spacing}",
+                f" {checkpoint.config.data.spacing} mm, data.spacing is {config.data.spacing}"
             )
     for key, value in flatten(to_plain(config)).items():
         for path in value if isinstance(value, list) else [value]:
             is_weights = isinstance(path, str) and path.endswith(WEIGHT_SUFFIXES)
             if is_weights and key not in STAGE_OF and not Path(path).is_file():
-                yield error(None, f"{key}: {path}: {no_such(path, 'file')}; correct the path")
+                yield error(f"{key}: {path}: {no_such(path, 'file')}; correct the path")
     if isinstance(config, Stage1Config) and (message := left_out(config.losses)):
-        yield warning(None, message)
+        yield warning(message)
 
 
 def disk(plan: Plan) -> Results:
@@ -85,7 +81,7 @@ def disk(plan: Plan) -> Results:
     data = plan.config.data
     folder = _existing(Path(data.cache_dir))
     if not os.access(folder, os.W_OK):
-        yield error(None, f"data.cache_dir: {folder} cannot be written; choose another folder")
+        yield error(f"data.cache_dir: {folder} cannot be written; choose another folder")
         return
     free = shutil.disk_usage(folder).free
     missing, stored = _cache_bytes(plan)
@@ -93,13 +89,11 @@ def disk(plan: Plan) -> Results:
     text += f", {size_text(stored)} of it built" if stored else ""
     text += f"; {size_text(free)} free"
     if missing > free:
-        yield error(
-            None, f"{text}; free {size_text(missing - free)} or set data.cache_dir elsewhere"
-        )
+        yield error(f"{text}; free {size_text(missing - free)} or set data.cache_dir elsewhere")
     elif missing > MAX_SHARE * free:
-        yield warning(None, f"{text}; little is left, free some or set data.cache_dir elsewhere")
+        yield warning(f"{text}; little is left, free some or set data.cache_dir elsewhere")
     else:
-        yield info(None, text)
+        yield info(text)
 
 
 def length(plan: Plan) -> Results:
@@ -108,14 +102,13 @@ def length(plan: Plan) -> Results:
     samples = config.train.epochs * plan.training
     steps = math.ceil(samples / (config.data.batch_size * config.train.accumulate))
     if steps == 0:  # no data yet
-        yield info(None, f"a step is {flops / 1e12:.3g} TFLOP")
+        yield info(f"a step is {flops / 1e12:.3g} TFLOP")
         return
     hours = [steps * flops / (share * H100_FLOPS) / 3600 for share in reversed(REACHED_SHARES)]
     yield info(
-        None,
         f"{steps} steps of {flops / 1e12:.3g} TFLOP: {hours[0]:.2g} to {hours[1]:.2g} hours on one"
         f" H100 in 16 bits, computed at {REACHED_SHARES[0]:.0%} to {REACHED_SHARES[1]:.0%} of its"
-        " peak, without validation",
+        " peak, without validation"
     )
 
 
@@ -128,11 +121,9 @@ def checkpoints(plan: Plan) -> Results:
     files = periodic + 2  # and last.ckpt and best.ckpt
     text = f"{files} checkpoints of about {size_text(size)} in runs/; {size_text(free)} free"
     if size * (files + 1) > free:  # one more while it is written
-        yield warning(
-            None, f"{text}; free some, set a lower train.keep, or give --run-dir elsewhere"
-        )
+        yield warning(f"{text}; free some, set a lower train.keep, or give --run-dir elsewhere")
     else:
-        yield info(None, text)
+        yield info(text)
 
 
 def memory(plan: Plan) -> Results:
@@ -146,23 +137,21 @@ def memory(plan: Plan) -> Results:
     )
     if needed.training > MAX_SHARE * total:
         yield warning(
-            None,
             f"{text}; set train.checkpointing=true, --precision bf16-mixed, a smaller data.crop or"
-            " batch_size",
+            " batch_size"
         )
     else:
-        yield info(None, text)
+        yield info(text)
     host = total_bytes()
     cases = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
     cases *= preprocessing_of(config).draws
     if config.data.dataset_type == "cache":
-        text = (
-            f"data.dataset_type cache keeps {size_text(cases)} in memory; this machine or job has"
-        )
+        text = f"data.dataset_type cache keeps {size_text(cases)} in memory; this machine or job"
+        text += f" has {size_text(host)}"
         if cases > MAX_SHARE * host:
-            yield warning(None, f"{text} {size_text(host)}; set data.dataset_type=persistent")
+            yield warning(f"{text}; set data.dataset_type=persistent")
         else:
-            yield info(None, f"{text} {size_text(host)}")
+            yield info(text)
 
 
 def device(plan: Plan) -> Results:
@@ -170,21 +159,19 @@ def device(plan: Plan) -> Results:
     precision = plan.config.train.precision
     if not torch.cuda.is_available():
         yield warning(
-            None,
             f"no GPU: training runs on {os.cpu_count()} CPU cores, which is fast enough for small"
-            " configs only" + (f"; {precision} is no faster there" if precision != "32" else ""),
+            " configs only" + (f"; {precision} is no faster there" if precision != "32" else "")
         )
         return
     count = torch.cuda.device_count()
     major, minor = torch.cuda.get_device_capability()
     bf16 = major >= 8
     yield info(
-        None,
         f"{count} x {torch.cuda.get_device_name()}, compute capability {major}.{minor},"
-        f" {'bf16 and 16-bit' if bf16 else '16-bit'} precision",
+        f" {'bf16 and 16-bit' if bf16 else '16-bit'} precision"
     )
     if precision == "bf16-mixed" and not bf16:
-        yield warning(None, f"train.precision: {precision} is slow on this GPU; take 16-mixed")
+        yield warning(f"train.precision: {precision} is slow on this GPU; take 16-mixed")
 
 
 def split_sizes(plan: Plan) -> Results:
@@ -193,9 +180,8 @@ def split_sizes(plan: Plan) -> Results:
     batch = config.data.batch_size * config.train.accumulate
     if 0 < plan.training < batch:
         yield warning(
-            None,
             f"data.batch_size x train.accumulate is {batch}, but there are only"
-            f" {plan.training} cases; lower them",
+            f" {plan.training} cases; lower them"
         )
 
 

@@ -217,11 +217,10 @@ def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
 def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
     from scipy import ndimage
 
-    bounds = bounding_box(vessel)
-    if bounds is None:
+    box = bounding_box(vessel, 2)
+    if box is None:
         return
     # The median in the vessels, and in the shell of two voxels around them.
-    box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in bounds)
     hu, mask = image.array[box], vessel[box]
     shell = ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=2) & ~mask
     facts.vessel_hu = float(np.median(hu[mask]))

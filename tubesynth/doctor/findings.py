@@ -1,7 +1,8 @@
 """Findings, the result of doctor's rules, and how a list of rules is applied.
 
 A rule is a generator function, and its name is the name of the rule. It yields tuples of `error`,
-`warning` or `info`: a level, the case that it concerns (None: the whole set), one line of text.
+`warning` or `info`: a level, one line of text, and where the rule is not on one case alone the case
+that it concerns (None: the whole set).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 LEVELS = ("error", "warning", "info")
 
-Result = tuple[str, str | None, str]  # level, case, message
+Result = tuple[str, str, str | None]  # level, message, case
 Results = Iterator[Result]
 Rule = Callable[..., Results]
 
@@ -22,27 +23,29 @@ class Finding:
     message: str
 
 
-def error(case: str | None, message: str) -> Result:
+def error(message: str, case: str | None = None) -> Result:
     """A run cannot succeed, or would learn from wrong data."""
-    return "error", case, message
+    return "error", message, case
 
 
-def warning(case: str | None, message: str) -> Result:
+def warning(message: str, case: str | None = None) -> Result:
     """A run would go through, but the data or the setting is unusual."""
-    return "warning", case, message
+    return "warning", message, case
 
 
-def info(case: str | None, message: str) -> Result:
+def info(message: str) -> Result:
     """A fact about the data or the machine."""
-    return "info", case, message
+    return "info", message, None
 
 
-def apply_rules(rules: Sequence[Rule], *arguments: object) -> list[Finding]:
-    """The findings of every rule, in the order of the list."""
+def apply_rules(
+    rules: Sequence[Rule], *arguments: object, case: str | None = None
+) -> list[Finding]:
+    """The findings of every rule, in the order of the list; case: that all of them are on."""
     return [
-        Finding(level, rule.__name__, case, " ".join(message.split()))
+        Finding(level, rule.__name__, case or of_case, " ".join(message.split()))
         for rule in rules
-        for level, case, message in rule(*arguments)
+        for level, message, of_case in rule(*arguments)
     ]
 
 

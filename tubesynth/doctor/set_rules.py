@@ -23,26 +23,23 @@ def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Result
     """An image without a label map, or the reverse; two files of one id; no label maps at all."""
     for split in splits:
         for case, problem in split.problems:
-            yield error(case, problem)
+            yield error(problem, case)
     if not any(split.cases for split in splits) or any(split.has_labels for split in splits):
         return
     if expected.label_remedy:
-        yield error(None, f"images only, but this config needs label maps: {expected.label_remedy}")
+        yield error(f"images only, but this config needs label maps: {expected.label_remedy}")
     elif expected.for_training:
-        yield info(None, "images only: nothing that needs vessels is scored")
+        yield info("images only: nothing that needs vessels is scored")
     else:
-        yield warning(
-            None, "images only: all but stage 1 and an unconditional stage 2 needs label maps"
-        )
+        yield warning("images only: all but stage 1 and an unconditional stage 2 needs label maps")
 
 
 def folders(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
     """No training layout: make it with prepare, or set data.root to a folder that has it."""
     if expected.for_training and [split.name for split in splits] != list(SPLITS):
         yield error(
-            None,
             "the folder has no training/ and validation/, each with images/ and labels/; make them"
-            " with tubesynth prepare, or set data.root",
+            " with tubesynth prepare, or set data.root"
         )
 
 
@@ -55,7 +52,7 @@ def cases(splits: list[Split], facts: list[Facts], expected: Expected) -> Result
         "all with label maps" if num_labeled == total else f"{num_labeled} with a label map"
     )
     note = "" if len(facts) == total else f"; {len(facts)} of them measured"
-    yield info(None, f"{' and '.join(counts)} cases, {with_labels}{note}")
+    yield info(f"{' and '.join(counts)} cases, {with_labels}{note}")
 
 
 def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -68,20 +65,17 @@ def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Res
     spacings = _span([case.spacing for case in read], "{:.3g}")
     axes = Counter(case.axes for case in read if case.axes)
     stored = ", ".join(f"{count} {name}" for name, count in axes.most_common())
-    yield info(
-        None, f"{shapes} voxels of {spacings} mm" + (f"; stored as {stored}" if stored else "")
-    )
+    yield info(f"{shapes} voxels of {spacings} mm" + (f"; stored as {stored}" if stored else ""))
     resolution = grid.resolution[: grid.dim]  # two sides in two dimensions
     extent = ""
     if isinstance(grid.spacing, tuple):
         sides = [n * s for n, s in zip(resolution, grid.spacing, strict=True)]
         extent = f" = {' x '.join(f'{side:.0f}' for side in sides)} mm"
     yield info(
-        None,
         f"the model sees {' x '.join(map(str, resolution))} voxels of"
         f" {grid.spacing_text}{extent}: cuts off"
         f" {100 * np.mean([case.cropped for case in read]):.0f} % of the images, and"
-        f" {100 * np.mean([case.padded for case in read]):.0f} % of it is padding",
+        f" {100 * np.mean([case.padded for case in read]):.0f} % of it is padding"
     )
 
 
@@ -94,9 +88,8 @@ def intensities(splits: list[Split], facts: list[Facts], expected: Expected) -> 
     medians = [hu["p50"] for hu in read]
     window = expected.preprocessing.hu_window
     yield info(
-        None,
         f"{low:.0f} to {high:.0f} HU, medians {min(medians):.0f} to {max(medians):.0f}; the window"
-        f" is {window[0]:g} to {window[1]:g}",
+        f" is {window[0]:g} to {window[1]:g}"
     )
 
 
@@ -113,7 +106,7 @@ def vessels(splits: list[Split], facts: list[Facts], expected: Expected) -> Resu
         f" {sum(case.label is not None for case in facts)} label maps: {_range(volumes, '.3g')} ml"
         f" in {_range(counts, 'd')} pieces"
     )
-    yield info(None, text + (f", {_range(hu, '.0f')} HU" if hu else ""))
+    yield info(text + (f", {_range(hu, '.0f')} HU" if hu else ""))
 
 
 def duplicates(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -121,10 +114,10 @@ def duplicates(splits: list[Split], facts: list[Facts], expected: Expected) -> R
     for group in groups(facts, lambda case: case.digest):
         images = [case.image for case in group]
         if len({case.split for case in group}) > 1:
-            yield error(group[1].case, shared_text(images))
+            yield error(shared_text(images), group[1].case)
         else:
             text = f"{' = '.join(images)}: one image under several ids; keep one"
-            yield warning(group[1].case, text)
+            yield warning(text, group[1].case)
 
 
 def duplicate_labels(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -132,10 +125,8 @@ def duplicate_labels(splits: list[Split], facts: list[Facts], expected: Expected
     for group in groups(facts, lambda case: case.label_digest):
         if len({case.digest for case in group}) > 1:
             names = " = ".join(str(case.label) for case in group)
-            yield warning(
-                group[1].case,
-                f"{names}: one label map for different images; replace the wrong ones",
-            )
+            text = f"{names}: one label map for different images; replace the wrong ones"
+            yield warning(text, group[1].case)
 
 
 def same_id(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -143,10 +134,8 @@ def same_id(splits: list[Split], facts: list[Facts], expected: Expected) -> Resu
     counts = Counter(case.id for split in splits for case in split.cases)
     for case, count in counts.items():
         if count > 1:
-            yield warning(
-                case,
-                f"case {case} is in training and in validation; if it is one patient, remove one",
-            )
+            text = f"case {case} is in training and in validation; if it is one patient, remove one"
+            yield warning(text, case)
 
 
 def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -158,16 +147,12 @@ def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) 
     absent = [value for value in classes if not any(value in case.voxels for case in labeled)]
     if len(classes) > 1 and absent == list(classes[1:]):
         yield warning(
-            None,
             "label maps hold 0 and 1 alone; if this is ImageCAS as distributed, tubesynth"
-            " prepare makes label maps of all classes from it",
+            " prepare makes label maps of all classes from it"
         )
     elif absent:
         names = ", ".join(expected.labels.describe(value) for value in absent)
-        yield warning(
-            None,
-            f"no label map holds {names}; the model cannot learn them without such cases",
-        )
+        yield warning(f"no label map holds {names}; the model cannot learn them without such cases")
     training_classes, validation_classes = (
         {value for case in labeled if case.split == split for value in case.voxels}
         for split in SPLITS
@@ -175,7 +160,7 @@ def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) 
     if training_classes and validation_classes - training_classes:
         values = sorted(validation_classes - training_classes)
         names = ", ".join(expected.labels.describe(value) for value in values)
-        yield warning(None, f"only validation holds {names}; move a case with it to training")
+        yield warning(f"only validation holds {names}; move a case with it to training")
 
 
 def stored_values(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -187,9 +172,8 @@ def stored_values(splits: list[Split], facts: list[Facts], expected: Expected) -
         name, classes = proposal
         pairs = ", ".join(f"{value}: {label}" for value, label in classes.items())
         yield warning(
-            None,
             f"the label maps look like {name}, not like the classes of labels.names; set"
-            f" data.label_map to {{{pairs}}}, in this config or in that of tubesynth prepare",
+            f" data.label_map to {{{pairs}}}, in this config or in that of tubesynth prepare"
         )
     if label_map is None and proposal is None and expected.includes(values):
         return
@@ -197,12 +181,11 @@ def stored_values(splits: list[Split], facts: list[Facts], expected: Expected) -
         volumes = [volumes_ml[value] for volumes_ml in labeled if value in volumes_ml]
         label = value if label_map is None else label_map.get(value, 0)
         yield info(
-            None,
             f"value {value}: median {np.median(volumes):.3g} ml in {len(volumes)} label maps,"
-            f" {expected.labels.describe(label)}",
+            f" {expected.labels.describe(label)}"
         )
     if len(values) > MAX_VALUES:
-        yield info(None, f"and {len(values) - MAX_VALUES} more values")
+        yield info(f"and {len(values) - MAX_VALUES} more values")
 
 
 def volume_outlier(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -218,11 +201,9 @@ def volume_outlier(splits: list[Split], facts: list[Facts], expected: Expected) 
         median = float(np.median([volume_ml for volume_ml, _ in volumes]))
         for volume_ml, case in volumes:
             if not median / OUTLIER_RATIO <= volume_ml <= median * OUTLIER_RATIO:
-                yield warning(
-                    case.case,
-                    f"{case.label}: {expected.labels.describe(value)} has {volume_ml:.3g} ml, the"
-                    f" median case {median:.3g}",
-                )
+                name = f"{case.label}: {expected.labels.describe(value)}"
+                text = f"{name} has {volume_ml:.3g} ml, the median case {median:.3g}"
+                yield warning(text, case.case)
 
 
 # The rules of the overview describe the set; the other rules find errors in it.
