@@ -20,10 +20,16 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.training.random_step import random_step
 
 KEYS = "bench case seconds spread peak_mb size device threads commit".split()
+CROSSATTN = REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml"
 TINY = (
     "--volumes 2 --resolution 16 16 16 --spacing 8 8 8 --crop 8 8 8 --scans 1"
     " --scan-resolution 24 24 20 --repeats 1 --workers 1"
 ).split()
+
+
+def printed(capfd) -> list[dict]:
+    """The lines of JSON on standard output."""
+    return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def forked(monkeypatch):
 
 def test_every_line_is_a_json_object_with_the_promised_keys(tmp_path, capfd, forked):
     bench.main(["data", "--data-dir", str(tmp_path), "--case", "stage2", "cold", *TINY])
-    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    lines = printed(capfd)
     assert [line["case"] for line in lines] == ["stage2", "cold"]
     for line in lines:
         assert set(KEYS) <= line.keys()
@@ -48,7 +54,7 @@ def test_every_line_is_a_json_object_with_the_promised_keys(tmp_path, capfd, for
 
 def test_both_quantizers_of_the_codebook_bench_choose_the_same_codes(capfd):
     bench.main("codebook --latent 8 8 8 --codes 300 --peer-vectors 256 --repeats 1".split())
-    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    lines = printed(capfd)
     assert [line["case"] for line in lines] == ["eval", "train"]
     for line in lines:
         assert set(KEYS) <= line.keys() and line["peer_vectors"] == 256
@@ -76,7 +82,7 @@ def test_a_step_of_stage_1_and_its_convolutions_are_measured(capfd, forked):
     narrow += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
     sizes = ["--crop", "16", "16", "16", "--repeats", "1"]
     bench.main(["autoencoder", *sizes, "--set", *narrow])
-    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    lines = printed(capfd)
     assert [line["case"] for line in lines] == ["step", "convolutions"]
     assert all(set(KEYS) <= line.keys() and line["size"] == "1 x 16x16x16" for line in lines)
 
@@ -99,20 +105,18 @@ def test_every_convolution_of_a_step_is_recorded_with_its_gradients():
 def test_the_vessel_benches_time_both_variants(capfd, forked):
     tiny = "--size 6 6 4 --tokens 20 --channels 32 --head-channels 32 --repeats 2".split()
     bench.main(["vessel_attention", *tiny])
-    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
     tiny = "--resolution 16 16 16 --tokens 20 --repeats 2 --case guided --batch-size 2".split()
-    bench.main(["sample", *config, *tiny])
-    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    bench.main(["sample", "--config", str(CROSSATTN), *tiny])
+    lines = printed(capfd)
     assert [line["case"] for line in lines] == ["forward", "training", "guided"]
     for line in lines:
         assert {*KEYS, "peer", "peer_seconds", "speedup", "memory_ratio"} <= line.keys()
         assert line["repeats"] == 2 and line["seconds"] > 0 and line["peer_seconds"] > 0
     assert lines[2]["size"] == "2 x 16x16x16, 20 tokens, 6 rows"
     assert math.isclose(lines[2]["seconds_per_case"], lines[2]["seconds"] / 2, rel_tol=2e-3)
-    difference = lines[2]["peer_seconds"] - lines[2]["seconds"]
-    assert math.isclose(
-        lines[2]["saved_seconds"], difference, abs_tol=1e-3 * lines[2]["peer_seconds"]
-    )
+    seconds, peer_seconds = lines[2]["seconds"], lines[2]["peer_seconds"]
+    saved = peer_seconds - seconds
+    assert math.isclose(lines[2]["saved_seconds"], saved, abs_tol=1e-3 * peer_seconds)
 
 
 @pytest.mark.parametrize(
@@ -124,35 +128,31 @@ def test_the_step_bench_runs_every_stage_and_counts_its_flops(name, capfd, forke
     size = "data.crop" if name in ("stage_1", "segmenter") else "data.resolution"
     arguments = ["step", "--config", config, "--set", f"{size}=[16, 16, 16]", "--repeats", "1"]
     bench.main([*arguments, "--tokens", "20"])
-    (line,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    (line,) = printed(capfd)
     assert line["size"] == "2 x 16x16x16" and line["flops"] > 1e8
     rate = line["flops"] / line["seconds"] / 1e12
     assert math.isclose(line["tflops_per_second"], rate, rel_tol=2e-3)
 
 
 def test_short_times_keep_their_digits():
-    assert [significant(x) for x in (0.0000123456, 0.5, 12.34567, 123456.0)] == [
-        1.235e-05,
-        0.5,
-        12.35,
-        123500.0,
-    ]
+    numbers = [significant(x) for x in (0.0000123456, 0.5, 12.34567, 123456.0)]
+    assert numbers == [1.235e-05, 0.5, 12.35, 123500.0]
 
 
-def test_wrong_arguments_are_refused_with_their_flag(tmp_path):
-    with pytest.raises(InputError, match="--crop"):
-        bench.main(["data", "--data-dir", str(tmp_path), *TINY, "--crop", "32", "8", "8"])
-    with pytest.raises(InputError, match="--repeats"):
-        bench.main(["data", *TINY, "--repeats", "0"])
-    with pytest.raises(InputError, match="--case"):
-        bench.main(["data", "--case", "nothing"])
-    with pytest.raises(InputError, match="--latent"):
-        bench.main("codebook --latent 0 8 8".split())
-    with pytest.raises(InputError, match="--device"):
-        bench.main("vessel_attention --device gpu".split())
-    config = ["--config", str(REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml")]
-    with pytest.raises(InputError, match="--resolution"):
-        bench.main(["sample", *config, "--resolution", "30", "32", "32"])
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("data --resolution 16 16 16 --crop 32 8 8", "--crop"),
+        ("data --repeats 0", "--repeats"),
+        ("data --case nothing", "--case"),
+        ("codebook --latent 0 8 8", "--latent"),
+        ("vessel_attention --device gpu", "--device"),
+        (f"sample --config {CROSSATTN} --resolution 30 32 32", "--resolution"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_their_flag(command, flag):
+    with pytest.raises(InputError, match=flag):
+        bench.main(command.split())
 
 
 def test_seconds_are_the_median_of_the_repeats_and_the_warm_up_does_not_count(monkeypatch):
@@ -209,6 +209,6 @@ def test_one_hot_equals_torchs_own():
 def test_evaluation_is_timed_by_pairs(tmp_path, capfd, forked):
     tiny = "--pairs 2 --resolution 24 24 20 --spacing 7 7 7 --repeats 1 --workers 1".split()
     bench.main(["evaluate", "--data-dir", str(tmp_path), *tiny])
-    line = json.loads(capfd.readouterr().out)
+    (line,) = printed(capfd)
     assert set(KEYS) <= line.keys() and line["size"] == "2 x 24x24x20"
     assert math.isclose(line["seconds_per_pair"], line["seconds"] / 2, abs_tol=0.001)

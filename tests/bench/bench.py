@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         for case in args.case:
             bench.prepare(case, args)
             for line in bench.lines(case, args):
-                show(in_fresh_process(bench.module.run_case, case, args, *line))
+                show(args.bench, case, in_fresh_process(bench.module.run_case, case, args, *line))
 
 
 def in_fresh_process(function, *arguments):

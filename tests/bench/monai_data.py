@@ -58,13 +58,7 @@ def one_round(case: str, args) -> tuple[list[dict], list[dict]]:
     for workers in args.workers:
         if not cold or not ours:  # our build takes all cores for any number of workers
             scans = map(str, ["--scans", args.scans, "--scan-resolution", *args.scan_resolution])
-            bench = [
-                sys.executable,
-                REPOSITORY / "tests" / "bench" / "bench.py",
-                "data",
-                "--case",
-                name,
-            ]
+            bench = [sys.executable, BENCH_FOLDER / "bench.py", "data", "--case", name]
             folder = ["--data-dir", args.data_dir, "--volumes", str(args.volumes), *scans]
             stored = ["--stored"] if case.endswith("_stored") else []
             ours += run([*bench, *folder, *size, *types, *stored, "--workers", str(workers)])
@@ -87,27 +81,31 @@ def compare(case: str, rounds) -> dict:
     """One line: the medians over rounds of each side's faster number of workers."""
     ours = faster([line for our_lines, _ in rounds for line in our_lines])
     peer = faster([line for _, peer_lines in rounds for line in peer_lines])
-    seconds, peer_seconds = middle(ours), middle(peer)
+    more = {"peer_workers": peer[0]["workers"], "peer_cache_mb": peer[0]["cache_mb"]}
+    line = side_by_side(ours, "MONAI PersistentDataset", peer, **more)
+    return {**line, "case": case, "rounds": len(rounds)}
+
+
+def side_by_side(ours: list[dict], peer_name: str, peer: list[dict], **more) -> dict:
+    """One line: the medians of both sides' lines, and their ratios."""
     memory, peer_memory = (statistics.median(x["peak_mb"] for x in side) for side in (ours, peer))
     return {
         **ours[0],
-        "case": case,
-        "seconds": round(seconds, 4),
+        "seconds": middle(ours),
         "spread": spread(ours),
         "cpu_seconds": cpu(ours),
         "peak_mb": memory,
-        "rounds": len(rounds),
+        "rounds": len(ours),
         "load": max(line["load"] for line in ours + peer),
-        "peer": "MONAI PersistentDataset",
-        "peer_workers": peer[0]["workers"],
-        "peer_seconds": round(peer_seconds, 4),
+        "peer": peer_name,
+        "peer_seconds": middle(peer),
         "peer_spread": spread(peer),
         "peer_cpu_seconds": cpu(peer),
         "peer_peak_mb": peer_memory,
-        "peer_cache_mb": peer[0]["cache_mb"],
-        "speedup": round(peer_seconds / seconds, 2),
+        "speedup": round(middle(peer) / middle(ours), 2),
         "cpu_ratio": round(cpu(peer) / cpu(ours), 2),
         "memory_ratio": round(memory / peer_memory, 2),
+        **more,
     }
 
 

@@ -10,6 +10,7 @@ both it uses our alpha_bar, so only the steps are compared.
 """
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -74,20 +75,15 @@ def main() -> None:
             prediction=prediction,
             zero_terminal_snr=zero,
         )
-        diffusion = build_objective(
-            Stage2Config(stage=2, latent_mode="diffusion", diffusion=settings)
-        )
+        config = Stage2Config(stage=2, latent_mode="diffusion", diffusion=settings)
+        diffusion = build_objective(config)
         for solver, steps, eta, timesteps in WAYS:
             if zero and timesteps == "leading":
                 continue
             sampling = SimpleNamespace(solver=solver, steps=steps, eta=eta, timesteps=timesteps)
             random = torch.Generator().manual_seed(0)
-            ours, evaluations = diffusion.sample(
-                network,
-                noise,
-                sampling,
-                lambda random=random: torch.randn(noise.shape, generator=random),
-            )
+            new_noise = partial(torch.randn, noise.shape, generator=random)
+            ours, evaluations = diffusion.sample(network, noise, sampling, new_noise)
             assert evaluations == steps
             peer = peer_sample(diffusion, sampling, noise)
             difference = ((ours - peer).abs().max() / peer.abs().max()).item()

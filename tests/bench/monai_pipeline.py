@@ -100,10 +100,8 @@ def main() -> None:
     more = {"workers": args.workers, "threads": torch.get_num_threads(), "device": "cpu"}
     shape = args.crop if args.case == "crop" else args.resolution
     size = f"{len(items)} x {'x'.join(map(str, shape))}"
-    line = measure.result(
-        "data", args.case, measured, size, **more, cache_mb=round(bytes_per_volume / 1e6, 2)
-    )
-    measure.show(line)
+    more["cache_mb"] = round(bytes_per_volume / 1e6, 2)
+    measure.show("data", args.case, measure.result(measured, size, **more))
 
 
 def parse() -> argparse.Namespace:

@@ -10,11 +10,10 @@ of our step, convolution_seconds those of its convolutions alone, over_convoluti
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 
-from monai_data import cpu, middle, run, spread
+from monai_data import cpu, middle, run, side_by_side
 
 BENCH_FOLDER = Path(__file__).parent
 
@@ -33,34 +32,14 @@ def main() -> None:
         steps.append(step)
         bare.append(convolutions)
         peer_steps += run(peer)
-    print(json.dumps(compare(steps, bare, peer_steps)))
-
-
-def compare(steps: list[dict], bare: list[dict], peer_steps: list[dict]) -> dict:
-    """One line of the medians over rounds."""
-    memory, peer_memory = (
-        statistics.median(x["peak_mb"] for x in side) for side in (steps, peer_steps)
-    )
-    return {
-        **steps[0],
-        "seconds": middle(steps),
-        "spread": spread(steps),
-        "cpu_seconds": cpu(steps),
-        "peak_mb": memory,
-        "rounds": len(steps),
-        "load": max(line["load"] for line in [*steps, *bare, *peer_steps]),
+    of_convolutions = {
         "convolution_seconds": middle(bare),
         "convolution_cpu_seconds": cpu(bare),
         "over_convolutions": round(middle(steps) / middle(bare), 2),
-        "peer": "MONAI VQVAE and PatchDiscriminator",
-        "peer_seconds": middle(peer_steps),
-        "peer_spread": spread(peer_steps),
-        "peer_cpu_seconds": cpu(peer_steps),
-        "peer_peak_mb": peer_memory,
-        "speedup": round(middle(peer_steps) / middle(steps), 2),
-        "cpu_ratio": round(cpu(peer_steps) / cpu(steps), 2),
-        "memory_ratio": round(memory / peer_memory, 2),
+        "load": max(line["load"] for line in [*steps, *bare, *peer_steps]),
     }
+    peer_name = "MONAI VQVAE and PatchDiscriminator"
+    print(json.dumps(side_by_side(steps, peer_name, peer_steps, **of_convolutions)))
 
 
 def parse() -> argparse.Namespace:

@@ -49,6 +49,11 @@ def main() -> None:
     def autocast():
         return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
+    def update(loss, optimizer, scaler):
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
     def step():
         optimizers[0].zero_grad(set_to_none=True)
         with autocast():
@@ -58,19 +63,14 @@ def main() -> None:
             loss = loss + spectral(reconstruction.float(), image)
             fooled = adversarial(scores, target_is_real=True, for_discriminator=False)
             loss = loss + 0.005 * fooled
-        scalers[0].scale(loss).backward()
-        scalers[0].step(optimizers[0])
-        scalers[0].update()
-
+        update(loss, optimizers[0], scalers[0])
         optimizers[1].zero_grad(set_to_none=True)
         with autocast():
             fake = discriminator(reconstruction.detach().float())[-1]
             real = discriminator(image)[-1]
             loss = adversarial(fake, target_is_real=False, for_discriminator=True)
             loss = (loss + adversarial(real, target_is_real=True, for_discriminator=True)) / 2
-        scalers[1].scale(loss).backward()
-        scalers[1].step(optimizers[1])
-        scalers[1].update()
+        update(loss, optimizers[1], scalers[1])
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -80,10 +80,10 @@ def main() -> None:
     measured = measure.measure(step, args.repeats)
     size = f"{args.batch} x {'x'.join(map(str, args.crop))}"
     more = {"threads": torch.get_num_threads(), "device": args.device}
-    line = measure.result("autoencoder", "step", measured, size, **more)
+    line = measure.result(measured, size, **more)
     if device.type == "cuda":
         line["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    measure.show(line)
+    measure.show("autoencoder", "step", line)
 
 
 def parse() -> argparse.Namespace:

@@ -8,8 +8,7 @@ The batch is random: the loader is not measured. --set takes the settings of a c
 e.g. train.checkpointing=true losses.vessel_weight=10.
 """
 
-from parts.measure import result
-from parts.options import add_device, add_repeats, check_options
+from parts.options import add_device, add_repeats, add_settings, check_options
 
 CASES = ("step", "convolutions")
 
@@ -18,8 +17,7 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("--crop", type=int, nargs="+", default=(64, 64, 64), help="voxels a side")
     add("--batch", type=int, default=1)
-    text = "settings on top of the published ones"
-    add("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help=text)
+    add_settings(parser, "the published ones")
     add_repeats(parser, 5, "steps")
     add_device(parser)
 
@@ -43,8 +41,7 @@ def config_of(args):
 
 def run_case(case: str, args) -> dict:
     """One case, measured: its JSON object."""
-    import torch
-    from parts.turns import device_name, device_of, in_turns
+    from parts.turns import device_of, in_turns, result_on
 
     from tubesynth.training.random_step import random_step
 
@@ -53,15 +50,8 @@ def run_case(case: str, args) -> dict:
     if case == "convolutions":
         step = bare(recorded_convolutions(stage, step))
     (measured,) = in_turns([step], args.repeats, device)
-    return result(
-        "autoencoder",
-        case,
-        measured,
-        f"{args.batch} x {'x'.join(map(str, args.crop))}",
-        device=device_name(device),
-        threads=torch.get_num_threads(),
-        settings=args.overrides,
-    )
+    size = f"{args.batch} x {'x'.join(map(str, args.crop))}"
+    return result_on(device, measured, size, settings=args.overrides)
 
 
 def recorded_convolutions(stage, step) -> list[tuple]:

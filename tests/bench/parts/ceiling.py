@@ -5,7 +5,7 @@ Cases:
   copy     a copy of 4 N^2 bytes; gigabytes_per_second counts reading and writing
 """
 
-from parts.measure import result, significant
+from parts.measure import significant
 from parts.options import add_device, add_precision, add_repeats, check_options
 
 CASES = ("product", "copy")
@@ -24,7 +24,7 @@ def check(args) -> None:
 
 def run_case(case: str, args) -> dict:
     import torch
-    from parts.turns import device_name, device_of, in_turns
+    from parts.turns import device_of, in_turns, result_on
 
     from tubesynth.runtime.precision import AUTOCAST_DTYPE
 
@@ -37,13 +37,4 @@ def run_case(case: str, args) -> dict:
         "product": {"tflops_per_second": significant(2 * side**3 / measured.seconds / 1e12)},
         "copy": {"gigabytes_per_second": significant(2 * 4 * side**2 / measured.seconds / 1e9)},
     }[case]
-    return result(
-        "ceiling",
-        case,
-        measured,
-        f"{side} x {side}",
-        device=device_name(device),
-        threads=torch.get_num_threads(),
-        precision=args.precision,
-        **rate,
-    )
+    return result_on(device, measured, f"{side} x {side}", precision=args.precision, **rate)

@@ -9,7 +9,7 @@ vector. extra_mb is the peak memory beyond that of the process before the work.
 import math
 import time
 
-from parts.measure import PeakMemory, result, significant
+from parts.measure import PeakMemory, significant
 from parts.options import GRID, add_device, add_repeats, check_options
 
 CASES = ("eval", "train")
@@ -36,7 +36,7 @@ def check(args) -> None:
 def run_case(case: str, args) -> dict:
     """Both sides, one after the other: the JSON object."""
     import torch
-    from parts.turns import device_name, device_of, in_turns
+    from parts.turns import device_of, in_turns, result_on
 
     from tubesynth.models.quantizers.codebook import EmaQuantizer
     from tubesynth.runtime.memory import free_bytes
@@ -74,13 +74,10 @@ def run_case(case: str, args) -> dict:
     restart()
     indices = ours(latents)[2].flatten()[: len(some)]
     same = (indices == usual_quantizer(some, codebook, False)[1]).double().mean().item()
-    return result(
-        "codebook",
-        case,
+    return result_on(
+        device,
         measured,
         f"{'x'.join(map(str, args.latent))} x {args.codes} codes x {args.channels}",
-        device=device_name(device),
-        threads=torch.get_num_threads(),
         extra_mb=_difference(measured.peak_mb, before),
         peer="one-hot",
         peer_seconds=significant(peer.seconds),

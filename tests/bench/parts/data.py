@@ -11,7 +11,6 @@ With --stored an epoch ends at the batches of the loader (int16, uint8, float16)
 to a GPU, on which the conversion takes about a millisecond.
 """
 
-import os
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -22,6 +21,7 @@ from pathlib import Path
 from parts.measure import measure, result, significant
 from parts.options import GRID, add_device, add_repeats, check_options
 
+from tubesynth.data.pool import cores
 from tubesynth.runtime.errors import InputError
 
 CASES = ("whole", "crop", "one_hot", "stage2", "cold")
@@ -76,7 +76,7 @@ def prepare(case: str, args) -> None:
 def run_case(case: str, args, workers: int) -> dict:
     """One case, measured: its JSON object."""
     import torch
-    from parts.turns import device_name, device_of, finished
+    from parts.turns import device_of, finished, result_on
 
     from tubesynth.models.spade import one_hot
     from tubesynth.training.inputs import rank_loader
@@ -88,11 +88,8 @@ def run_case(case: str, args, workers: int) -> dict:
     latents = open_latents(args, volumes, workers, device) if case == "stage2" else None
     if args.stored:
         data = volumes.data
-        source = (
-            latents.training
-            if latents
-            else volumes.dataset(volumes.training, data.crop, volumes.augmentation)
-        )
+        source = volumes.dataset(volumes.training, data.crop, volumes.augmentation)
+        source = latents.training if latents else source
         batches = partial(rank_loader, source, data=data, device=device)
     else:
         batches = latents.batches if latents else partial(volumes.batches, device=device)
@@ -107,13 +104,10 @@ def run_case(case: str, args, workers: int) -> dict:
 
     measured = measure(finished(epoch, device), args.repeats)
     shape = args.crop if case == "crop" else args.resolution
-    return result(
-        "data",
-        case,
+    return result_on(
+        device,
         measured,
         f"{args.volumes} x {'x'.join(map(str, shape))}",
-        device=device_name(device),
-        threads=torch.get_num_threads(),
         workers=workers,
         stored=args.stored,
         **({"one_hot": args.one_hot} if with_classes else {}),
@@ -142,8 +136,6 @@ def cold(args) -> dict:
     empty()
     scan, grid = ("x".join(map(str, shape)) for shape in (args.scan_resolution, args.resolution))
     return result(
-        "data",
-        "cold",
         measured,
         f"{len(cases)} x {scan} to {grid}",
         device="cpu",
@@ -223,9 +215,3 @@ def cache_mb(store, kind: str) -> float:
     """MB (1e6 bytes) of an entry, on average."""
     sizes = [entry.size for entry in store.entries(kind)]
     return round(sum(sizes) / len(sizes) / 1e6, 2)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    limited = getattr(os, "sched_getaffinity", None)
-    return len(limited(0)) if limited else os.cpu_count() or 1

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from parts.data import cores, make_phantoms
+from parts.data import make_phantoms
 from parts.measure import measure, result, significant
 from parts.options import GRID, add_repeats, check_options
+
+from tubesynth.data.pool import cores, each
 
 CASES = ("pairs",)
 BLUR_VOXELS, NOISE_HU = 0.6, 15.0
@@ -68,13 +70,9 @@ def score(real: Path, synthetic: Path, label: Path) -> dict:
 
 def run_case(case: str, args, workers: int) -> dict:
     """All pairs, measured: the JSON object."""
-    from tubesynth.data import pool
-
     jobs = pairs(args)
-    measured = measure(partial(pool.each, score, jobs, workers, "evaluate"), args.repeats)
+    measured = measure(partial(each, score, jobs, workers, "evaluate"), args.repeats)
     return result(
-        "evaluate",
-        case,
         measured,
         f"{len(jobs)} x {'x'.join(map(str, args.resolution))}",
         device="cpu",

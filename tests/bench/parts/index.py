@@ -75,8 +75,6 @@ def run_case(case: str, args, number: int) -> dict:
     megabytes = tracemalloc.get_traced_memory()[0] / 1e6
     del kept
     return result(
-        "index",
-        case,
         Measurement([seconds], [cpu_seconds], None),
         f"{number} cases",
         device="cpu",

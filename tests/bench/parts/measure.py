@@ -112,11 +112,10 @@ def _cpu_seconds() -> float:
     ticks = 0
     for pid in _family(os.getpid()):
         try:
-            fields = (
-                Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            )
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
         except OSError:
             continue
+        fields = stat.rpartition(")")[2].split()
         ticks += sum(map(int, fields[11:15]))  # its own, then of children that it has waited for
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -136,12 +135,10 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def result(bench: str, case: str, measured: Measurement, size: str, **more) -> dict:
+def result(measured: Measurement, size: str, **more) -> dict:
     """The object of one line; `more` are further keys, among them device and threads."""
     peak, cpu = measured.peak_mb, measured.cpu_seconds
     return {
-        "bench": bench,
-        "case": case,
         "seconds": significant(measured.seconds),
         "spread": round(measured.spread, 3),
         "peak_mb": peak and round(peak, 1),
@@ -169,5 +166,5 @@ def commit() -> str | None:
         return None
 
 
-def show(line: dict) -> None:
-    print(json.dumps(line), flush=True)
+def show(bench: str, case: str, line: dict) -> None:
+    print(json.dumps({"bench": bench, "case": case, **line}), flush=True)

@@ -23,6 +23,13 @@ def add_precision(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("32", "bf16-mixed", "16-mixed"), default="32")
 
 
+def add_settings(parser: ArgumentParser, of: str) -> None:
+    text = f"settings on top of {of}"
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="key=value", dest="overrides", help=text
+    )
+
+
 def check_options(args: Namespace, *counts: str) -> None:
     """InputError for a count (a number or several) below 1, or for a missing device."""
     for name in counts:

@@ -51,7 +51,7 @@ def config_of(args):
 def run_case(case: str, args) -> dict:
     import torch
     from parts.measure import significant
-    from parts.turns import compared, device_name, device_of, in_turns
+    from parts.turns import compared, device_of, in_turns
 
     from tubesynth.build.networks import build_unet
     from tubesynth.models.conditions import Conditions
@@ -83,13 +83,11 @@ def run_case(case: str, args) -> dict:
         works = [lambda: net(x, t, spacing, prepared), lambda: net(x, t, spacing, conditions)]
         once, every = in_turns(works, args.repeats, device)
     return compared(
-        "sample",
-        case,
+        device,
         once,
         "conditions prepared at every step",
         every,
         f"{cases} x {'x'.join(map(str, shape))}, {args.tokens} tokens, {rows} rows",
-        device=device_name(device),
         precision=args.precision,
         config=str(args.config),
         seconds_per_case=significant(once.seconds / cases),

@@ -8,8 +8,8 @@ train.precision=bf16-mixed train.checkpointing=false.
 
 from pathlib import Path
 
-from parts.measure import result, significant
-from parts.options import add_device, add_repeats, check_options
+from parts.measure import significant
+from parts.options import add_device, add_repeats, add_settings, check_options
 
 CASES = ("step",)
 
@@ -17,8 +17,7 @@ CASES = ("step",)
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add("--config", type=Path, required=True)
-    text = "settings on top of the config's"
-    add("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help=text)
+    add_settings(parser, "the config's")
     add("--tokens", type=int, default=1000, help="vessel tokens of a case; default 1000")
     add_repeats(parser, 5, "steps")
     add_device(parser)
@@ -36,8 +35,7 @@ def config_of(args):
 
 
 def run_case(case: str, args) -> dict:
-    import torch
-    from parts.turns import device_name, device_of, in_turns
+    from parts.turns import device_of, in_turns, result_on
     from torch.utils.flop_counter import FlopCounterMode
 
     from tubesynth.runtime.kernels import choose_kernels
@@ -52,13 +50,10 @@ def run_case(case: str, args) -> dict:
     (measured,) = in_turns([step], args.repeats, device)
     shape, train = config.data.crop or config.data.resolution, config.train
     flops = counter.get_total_flops()
-    return result(
-        "step",
-        case,
+    return result_on(
+        device,
         measured,
         f"{config.data.batch_size} x {'x'.join(map(str, shape))}",
-        device=device_name(device),
-        threads=torch.get_num_threads(),
         config=str(args.config),
         settings=args.overrides,
         precision=train.precision,

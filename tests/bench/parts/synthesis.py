@@ -6,8 +6,8 @@ one ball and random vessel tokens. seconds are those of a whole batch, decode_se
 
 from pathlib import Path
 
-from parts.measure import result, significant
-from parts.options import add_device, add_precision, add_repeats, check_options
+from parts.measure import significant
+from parts.options import add_device, add_precision, add_repeats, add_settings, check_options
 
 CASES = ("synthesis",)
 FACTOR, LATENT_CHANNELS = 4, 8  # of the published autoencoder
@@ -16,8 +16,7 @@ FACTOR, LATENT_CHANNELS = 4, 8  # of the published autoencoder
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="stage 2, flow matching")
-    text = "settings on top of the config's"
-    add("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help=text)
+    add_settings(parser, "the config's")
     add("--evaluations", type=int, nargs="+", default=[1, 2, 4, 10, 30])
     add("--tokens", type=int, default=1000)
     add("--batch-size", type=int, default=1, help="CTs that are sampled together")
@@ -36,7 +35,7 @@ def lines(case: str, args) -> list[tuple]:
 
 def run_case(case: str, args, evaluations: int) -> dict:
     import torch
-    from parts.turns import device_name, device_of, in_turns
+    from parts.turns import device_of, in_turns, result_on
 
     from tubesynth.conditioning.request import SampleRequest
     from tubesynth.config.loading import load_config
@@ -60,13 +59,10 @@ def run_case(case: str, args, evaluations: int) -> dict:
             pipeline.autoencoder.decode(latents)
 
     measured, decoded = in_turns([sample, decode], args.repeats, device)
-    return result(
-        "synthesis",
-        case,
+    return result_on(
+        device,
         measured,
         f"{args.batch_size} x {'x'.join(map(str, config.data.resolution))}",
-        device=device_name(device),
-        threads=torch.get_num_threads(),
         config=str(args.config),
         settings=args.overrides,
         precision=args.precision,

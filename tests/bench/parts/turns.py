@@ -58,9 +58,14 @@ def _peak_mb(work: Callable[[], None], device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated() / 1e6
 
 
+def result_on(device: torch.device, measured: Measurement, size: str, **more) -> dict:
+    """`result`, with the device and the threads."""
+    where = {"device": device_name(device), "threads": torch.get_num_threads()}
+    return result(measured, size, **where, **more)
+
+
 def compared(
-    bench: str,
-    case: str,
+    device: torch.device,
     ours: Measurement,
     peer_name: str,
     peer: Measurement,
@@ -73,7 +78,7 @@ def compared(
     """
     speedups = [b / a for a, b in zip(ours.times, peer.times, strict=True)]
     return {
-        **result(bench, case, ours, size, threads=torch.get_num_threads(), **more),
+        **result_on(device, ours, size, **more),
         "peer": peer_name,
         "peer_seconds": significant(peer.seconds),
         "peer_peak_mb": peer.peak_mb and round(peer.peak_mb, 1),

@@ -7,13 +7,7 @@ One layer by itself: norm, projections of voxels and tokens, fused attention, ou
 
 from functools import partial
 
-from parts.options import (
-    GRID,
-    add_device,
-    add_precision,
-    add_repeats,
-    check_options,
-)
+from parts.options import GRID, add_device, add_precision, add_repeats, check_options
 
 from tubesynth.runtime.errors import InputError
 
@@ -42,7 +36,7 @@ def check(args) -> None:
 
 def run_case(case: str, args) -> dict:
     import torch
-    from parts.turns import compared, device_name, device_of, in_turns
+    from parts.turns import compared, device_of, in_turns
 
     from tubesynth.models.vessel_attention import VesselAttention
     from tubesynth.models.vessel_tokens import EncodedTokens
@@ -76,14 +70,5 @@ def run_case(case: str, args) -> dict:
         for distance in (True, False)
     ]
     biased, plain = in_turns([partial(work, layer) for layer in layers], args.repeats, device)
-    voxels = "x".join(map(str, size))
-    return compared(
-        "vessel_attention",
-        case,
-        biased,
-        "without bias",
-        plain,
-        f"{voxels} voxels, {args.tokens} tokens, {channels} channels",
-        device=device_name(device),
-        precision=args.precision,
-    )
+    text = f"{'x'.join(map(str, size))} voxels, {args.tokens} tokens, {channels} channels"
+    return compared(device, biased, "without bias", plain, text, precision=args.precision)
