@@ -47,7 +47,8 @@ def centreline_scores(
     for suffix, selected in calibres(radius).items():
         scores[f"centreline_in_range{suffix}"] = float(in_range[selected].mean())
         scores[f"lumen_hu{suffix}"] = float(lumen[selected].mean())
-        scores[f"contrast_hu{suffix}"] = _finite_mean(contrast[selected])
+        finite = contrast[selected & np.isfinite(contrast)]
+        scores[f"contrast_hu{suffix}"] = float(finite.mean()) if len(finite) else float("nan")
     return scores
 
 
@@ -111,9 +112,3 @@ def shell_hu(
     covered = np.isfinite(values).any(0)
     median[covered] = np.nanmedian(values[:, covered], axis=0)
     return median
-
-
-def _finite_mean(values: np.ndarray) -> float:
-    """Mean of the finite values; nan where there is none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")

@@ -28,11 +28,7 @@ from tubesynth.config.strict import to_plain
 from tubesynth.data import manifest
 from tubesynth.data.pool import check_workers, each
 from tubesynth.prepare.case_files import Options, is_finished, make_case
-from tubesynth.prepare.imagecas import (
-    MAX_LISTED_IDS,
-    Source,
-    find_sources,
-)
+from tubesynth.prepare.imagecas import MAX_LISTED_IDS, Source, find_sources
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.reading import read_text
 from tubesynth.runtime.stop_signal import interruptible, kept

@@ -38,7 +38,7 @@ class Options:
 
 def make_case(source: Source, split: str, options: Options) -> dict | str:
     """Write a case's files and, last, its record; returns the record, or the error's message."""
-    labels, notes = None, []
+    labels, notes, box = None, [], None
     try:
         image = read_image(source)
         if source.label is not None:
@@ -46,7 +46,6 @@ def make_case(source: Source, split: str, options: Options) -> dict | str:
     except InputError as error:
         return str(error)
     root, margin_mm = options.root, options.crop_margin_mm
-    box = None
     if margin_mm is not None and labels is not None:
         box = heart_box(labels, margin_mm)
         if box is None:
@@ -55,7 +54,8 @@ def make_case(source: Source, split: str, options: Options) -> dict | str:
             image, labels = crop(image, box), crop(labels, box)
     two_files = len(source_files(source.image)) > 1  # header and data: written as one file
     is_written = two_files or margin_mm is not None
-    image_path = image_target(root, source, split, is_written)
+    suffix = ".nii.gz" if is_written else file_suffix(source.image)
+    image_path = root / split / "images" / f"{source.id}.img{suffix}"
     if is_written:
         write_volume(image_path, with_axes_of(image, source.image), np.int16)
         method = "converted" if margin_mm is None else "cropped"
@@ -77,12 +77,6 @@ def make_case(source: Source, split: str, options: Options) -> dict | str:
         record["class_voxels"] = dict(zip(map(str, values.tolist()), counts.tolist(), strict=True))
     manifest.add(root, source.id, record)
     return record
-
-
-def image_target(root: Path, source: Source, split: str, is_written: bool) -> Path:
-    """The path of a prepared image: .nii.gz if it is written, else with the source's suffix."""
-    suffix = ".nii.gz" if is_written else file_suffix(source.image)
-    return root / split / "images" / f"{source.id}.img{suffix}"
 
 
 def is_finished(root: Path, source: Source, split: str, record: dict | None) -> bool:

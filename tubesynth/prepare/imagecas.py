@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,7 @@ class Source:
 
 def heart_structures(scheme: LabelScheme) -> tuple[str, ...]:
     """TotalSegmentator's structures in the classes of a scheme, without the vessel class."""
-    scheme_structures = [
-        structure for structures in scheme.sources.values() for structure in structures
-    ]
-    structures = dict.fromkeys([*scheme_structures, *HEARTCHAMBERS])
+    structures = dict.fromkeys([*chain.from_iterable(scheme.sources.values()), *HEARTCHAMBERS])
     return tuple(s for s in structures if scheme.class_of(s) not in (0, scheme.vessel))
 
 

@@ -4,7 +4,6 @@ A row is a dict: "case", "sample", "source", and one value a metric. Keys that u
 (reconstruction, synthesis, floor, vessels, runs, training, provenance) are stable.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -102,7 +101,6 @@ def provenance(
     return {
         **environment(),
         "version": tubesynth.__version__,
-        "command": sys.argv,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hu_window": list(settings.hu_window),
         "data_range": 1.0,

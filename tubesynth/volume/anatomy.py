@@ -151,7 +151,7 @@ class Ranges:
             if not low - margin <= value <= high + margin:
                 axis = key.rpartition("/")[2]
                 text = WORDS[quantity].format(name=name, value=description[key], axis=axis)
-                ends = [_unscale(key, end) for end in (low, high)]
+                ends = np.exp((low, high)) if key.startswith(RELATIVE) else (low, high)
                 lines.append(f"{text}; {ends[0]:.3g} to {ends[1]:.3g} in training")
         trained_names = {key.split("/")[1] for key in self.keys if key.startswith("ml/")}
         for key in description:
@@ -163,7 +163,3 @@ class Ranges:
 
 def _scale(key: str, value: float) -> float:
     return float(np.log(value)) if key.startswith(RELATIVE) else value
-
-
-def _unscale(key: str, value: float) -> float:
-    return float(np.exp(value)) if key.startswith(RELATIVE) else value

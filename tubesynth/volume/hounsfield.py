@@ -104,18 +104,11 @@ class Histogram:
         first, last = np.searchsorted(self.values, (low, high))
         return float(last - first) / len(self.values)
 
-    @property
-    def is_uniform(self) -> bool:
-        """Whether it may show a single tissue, whose histogram has no landmarks."""
-        return self.percentile(99) - self.percentile(1) < 150
-
-    @property
-    def is_negative(self) -> bool:
-        """Whether air or fat occurs: noise alone makes more values below 0."""
-        return self.share(-np.inf, 0) >= 1e-3
-
     def num_different(self) -> int:
         return 1 + int((np.diff(self.values) > 0).sum())
+
+    def finding(self, text: str, is_certain: bool = True) -> Finding:
+        return Finding(f"{self.range_text}: {text}", is_certain)
 
 
 def _label_map(h: Histogram) -> Finding | None:
@@ -131,7 +124,7 @@ def _label_map(h: Histogram) -> Finding | None:
 
 def _scaled(h: Histogram) -> Finding | None:
     if h.percentile(99.9) - h.percentile(0.1) <= 20:
-        return Finding(f"{h.range_text}: scaled to a small range or standardized, not HU; store HU")
+        return h.finding("scaled to a small range or standardized, not HU; store HU")
     return None
 
 
@@ -143,46 +136,36 @@ def _offset(h: Histogram) -> Finding | None:
         body, tissue = h.share(intercept - 674), h.share(intercept - 144, intercept + 156)
         soft = h.share(intercept - 144, intercept + 626)
         if tissue >= 0.05 and (tissue >= 0.4 * body or soft >= 0.85 * body):
-            return Finding(
-                f"{h.range_text}: not HU, the rescale intercept is missing; subtract {intercept}"
-            )
+            return h.finding(f"not HU, the rescale intercept is missing; subtract {intercept}")
     return None
 
 
 def _not_negative(h: Histogram) -> Finding | None:
     """Gray values, MR: magnitudes from 0 on."""
     bottom, top = h.percentile(1), h.percentile(99)
-    if h.is_negative:
+    if h.share(-np.inf, 0) >= 1e-3:  # air or fat: noise alone makes more values below 0
         return None
     if bottom < 40 and 110 < h.values[-1] <= 255:
-        return Finding(
-            f"{h.range_text}: 8-bit gray, not HU; store HU, or set data.hu_window to its range"
-        )
-    if h.is_uniform:
+        return h.finding("8-bit gray, not HU; store HU, or set data.hu_window to its range")
+    if top - bottom < 150:  # maybe a single tissue, whose histogram has no landmarks
         return None
     if h.share(20_000) >= 0.05:
-        return Finding(
-            f"{h.range_text}: an overflow, air is above bone; store HU as signed numbers"
-        )
+        return h.finding("an overflow, air is above bone; store HU as signed numbers")
     if h.percentile(50) > 500 or bottom < 0.05 * top:
-        return Finding(
-            f"{h.range_text}: nothing below 0 and no tissue where HU have it: MR or another"
-            " modality, or raw numbers; give a CT in HU"
+        return h.finding(
+            "nothing below 0 and no tissue where HU have it: MR or another modality, or raw"
+            " numbers; give a CT in HU"
         )
     if top < 600:  # a small field of view within the heart
         return None
-    return Finding(
-        f"{h.range_text}: neither air nor fat; check that it is a CT in HU", is_certain=False
-    )
+    return h.finding("neither air nor fat; check that it is a CT in HU", is_certain=False)
 
 
 def _multiples(h: Histogram) -> Finding | None:
     above_padding = h.values[np.searchsorted(h.values, BELOW_AIR) :]
     low, high = np.percentile(above_padding, (10, 95)) if len(above_padding) else (0, 0)
     if h.share(-np.inf, -4000) >= 0.03 or high - low > 3000:
-        return Finding(
-            f"{h.range_text}: too wide a range for HU, as of multiples of HU (10 x); store HU"
-        )
+        return h.finding("too wide a range for HU, as of multiples of HU (10 x); store HU")
     return None
 
 
@@ -190,9 +173,8 @@ def _fractions(h: Histogram) -> Finding | None:
     """Several tissues, around 0, within a range that a single one has."""
     if not 60 < h.percentile(99) - h.percentile(1) < 160 or h.share(-15, 15) < 0.3:
         return None
-    return Finding(
-        f"{h.range_text}: too narrow a range for HU, as of HU / 10; check that it is a CT in HU",
-        is_certain=False,
+    return h.finding(
+        "too narrow a range for HU, as of HU / 10; check that it is a CT in HU", is_certain=False
     )
 
 
@@ -201,13 +183,11 @@ def _subtracted_twice(h: Histogram) -> Finding | None:
     if not is_light and h.share(-250, 250) >= 0.03:
         return None
     if h.share(-np.inf, -1080) >= 0.05:  # fat and lung, moved
-        return Finding(
-            f"{h.range_text}: tissue is as light as air, as if the rescale intercept was subtracted"
-            " twice; add 1024"
+        return h.finding(
+            "tissue is as light as air, as if the rescale intercept was subtracted twice; add 1024"
         )
     if is_light:
-        text = f"{h.range_text}: air alone; check that it is the right file"
-        return Finding(text, is_certain=False)
+        return h.finding("air alone; check that it is the right file", is_certain=False)
     return None
 
 
@@ -227,8 +207,8 @@ def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> Finding | N
     share = h.share(low, np.nextafter(low, np.inf))
     if not max(low_end, -900) < low or share < 0.01 or h.num_different() < SEVERAL:
         return None
-    return Finding(
-        f"{h.range_text}: clipped, {100 * share:.0f} % of voxels are {low:g}; export it again"
+    return h.finding(
+        f"clipped, {100 * share:.0f} % of voxels are {low:g}; export it again"
         f" without a window, or set data.hu_window within [{low:g}, {high:g}]",
         is_certain=is_window_known and share >= 0.05,
     )
@@ -237,8 +217,7 @@ def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> Finding | N
 def _without_tissue(h: Histogram) -> Finding | None:
     if h.share(-250, 250) >= 0.01 or h.share(-250, 600) >= 0.5:  # or inside the heart
         return None
-    return Finding(
-        f"{h.range_text}: hardly a voxel has the HU of fat, water or muscle; check that it is a CT"
-        " in HU",
+    return h.finding(
+        "hardly a voxel has the HU of fat, water or muscle; check that it is a CT in HU",
         is_certain=False,
     )
