@@ -10,8 +10,9 @@ import pytest
 import torch
 from networks import make_vqvae, randomize_zeros
 from ranks import on_two_ranks, train_on_two_ranks
+from runs import lines
 from test_perceptual import CONVOLUTIONS, WIDTHS
-from test_train import assert_same_state, checkpoint_of, lines
+from test_train import assert_same_state, checkpoint_of
 
 from tubesynth import reconstruct, synthesize, train
 from tubesynth.build.checkpoint import Position

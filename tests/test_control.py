@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from networks import ENCODER, LABELS, encoder_settings, labelled_inputs, randomize_zeros, small_unet
+from refusals import refusal
+from runs import lines
 
 from tubesynth import synthesize, train
 from tubesynth.build.base_models import require_base_models
@@ -165,9 +167,7 @@ def stage_3(workplace, stage_2):
 
 
 def validation_losses(checkpoint):
-    text = (checkpoint.parent.parent / "metrics.jsonl").read_text(encoding="utf-8")
-    rows = map(json.loads, text.splitlines())
-    return [row["loss"] for row in rows if row["split"] == "validation"]
+    return [line["loss"] for line in lines(checkpoint.parent.parent, "validation")]
 
 
 def load(path):
@@ -225,10 +225,7 @@ def test_one_file_samples_with_a_scale_and_guidance(workplace, stage_2, stage_3,
 
 
 def refused(*arguments) -> str:
-    with pytest.raises(InputError) as caught:
-        train.main([str(argument) for argument in arguments])
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusal(lambda: train.main([str(argument) for argument in arguments]))
 
 
 def test_a_base_that_does_not_fit_is_refused_by_name(workplace, stage_1, stage_3, tmp_path):

@@ -1,6 +1,5 @@
 """Files of tubesynth export: the same voxels as their checkpoints, refused if damaged, by name."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 from networks import randomize_zeros
+from refusals import refused_command
+from runs import lines, run
 from test_release_0_1_0 import SCORES
 
 from tubesynth import export, reconstruct, segment, synthesize, train
@@ -20,17 +21,13 @@ from tubesynth.config.strict import to_plain
 from tubesynth.evaluate import trained_segmenter
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.pipeline import Pipeline
-from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
+from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume
 
 FIXTURES = Path(__file__).parent / "fixtures" / "0.1.0"
 FLOAT16_HU = 15  # 99 % of the voxels of a reconstruction or synthesis differ by at most this
 FLOAT16_MOST_HU = 40  # where rounding changes the code of a latent vector
-
-
-def run(command, *arguments):
-    command.main([str(argument) for argument in arguments])
 
 
 def untrained(config, module, **latents) -> Checkpoint:
@@ -119,13 +116,9 @@ def test_the_bytes_of_an_export_are_the_same_every_time(exported, tmp_path):
 
 
 def refused(path, tmp_path, capsys) -> str:
-    """The line of the command that was given a file, which ends with exit code 2."""
+    """The line of the command that was given a file."""
     command = ["--model", path, "--output-dir", tmp_path / "out", "--unconditional"]
-    with pytest.raises(SystemExit) as end:
-        run_command(lambda: run(synthesize, *command))
-    assert end.value.code == EXIT_INPUT
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+    return refused_command(lambda: run(synthesize, *command), capsys)
 
 
 def test_every_flipped_bit_is_refused(exported, tmp_path):
@@ -220,9 +213,8 @@ def test_both_stages_train_on_from_a_named_model(models, workplace, tmp_path):
     line = (first / "train.log").read_text().split("started from heart-phantom")[1].splitlines()[0]
     assert ": restored weights; restarted discriminator, schedule" in line
     assert "epochs, optimizers, best checkpoint" in line
-    rows = map(json.loads, (first / "metrics.jsonl").read_text().splitlines())
-    scores = {row["step"]: row for row in rows if row["split"] == "validation"}
-    assert scores[0]["loss"] == pytest.approx(SCORES[1][8]["loss"], rel=1e-4)
+    score = lines(first, "validation")[0]
+    assert score["step"] == 0 and score["loss"] == pytest.approx(SCORES[1][8]["loss"], rel=1e-4)
     run(train, *command)  # the same run, and nothing left to do
 
     # stage 2 on the latents of the model's autoencoder, and of the one that was trained on

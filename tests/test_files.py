@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from refusals import refusal
 
 from tubesynth.data.layout import find_splits
 from tubesynth.runtime import memory
@@ -39,17 +40,6 @@ def save(path, array, affine=None, header=None):
     image.header.set_data_dtype(array.dtype)
     nib.save(image, path)
     return path
-
-
-def refusal(call, *words):
-    """The message of the InputError, checked to be one line that holds all the words."""
-    with pytest.raises(InputError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, f"{word!r} not in {message!r}"
-    return message
 
 
 # ---- reading

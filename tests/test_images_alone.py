@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import AUTOENCODER, DATA, UNET
+from runs import lines
 
 from tubesynth import cache, evaluate, reconstruct, synthesize, train
 from tubesynth.doctor import __main__ as doctor
@@ -50,8 +51,7 @@ def test_stage_1_trains_reconstructs_and_is_scored(images_alone, capsys):
     train.main([*config, "--run-dir", str(root / "s1")])
     log = (root / "s1" / "train.log").read_text()
     assert log.count("labels: none, images alone: nothing that needs vessels is scored") == 1
-    rows = [json.loads(line) for line in (root / "s1" / "metrics.jsonl").read_text().splitlines()]
-    scores = [row for row in rows if row["split"] == "validation"]
+    scores = lines(root / "s1", "validation")
     assert scores[-1]["loss"] < scores[0]["loss"]
     assert not any(name.startswith("vessel") for row in scores for name in row)
     assert list((root / "s1" / "panels").glob("*.png"))
@@ -77,8 +77,7 @@ def test_stage_2_trains_without_conditions_and_is_sampled(images_alone, phantoms
     config.append("unet.label_encoder=none")
     doctor.main(config)
     train.main([*config, *run])
-    rows = [json.loads(line) for line in (root / "s2" / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if row["split"] == "validation"]
+    losses = [line["loss"] for line in lines(root / "s2", "validation")]
     assert losses[-1] < losses[0] and list((root / "s2" / "panels").glob("*.png"))
     common = ["--model", str(root / "s2" / "checkpoints" / "last.ckpt"), "--output-dir"]
     for name, options in (("a", ["--unconditional"]), ("b", []), ("c", ["--seed", "1"])):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from grids import oblique_affine
+from runs import lines, run
 
 from tubesynth import reconstruct, synthesize, train
 from tubesynth.build.checkpoint import FORMATS, Checkpoint
@@ -19,10 +21,6 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
-
-
-def run(command, *arguments):
-    command.main([str(argument) for argument in arguments])
 
 
 def test_reconstructions_have_the_affine_of_their_inputs(workplace, stage_1, tmp_path):
@@ -38,13 +36,7 @@ def test_reconstructions_have_the_affine_of_their_inputs(workplace, stage_1, tmp
 
 def test_a_bright_ball_keeps_its_world_position_in_the_reconstruction(stage_1):
     """An oblique grid of another spacing: the ball's center of mass stays within half a voxel."""
-    angle = 0.3
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
-    )
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([3.0, 3.5, 4.0])
-    affine[:3, 3] = [-40.0, 25.0, 300.0]
+    affine = oblique_affine([3.0, 3.5, 4.0], (0, 0, 17))
     shape = (50, 46, 34)
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     world = index @ affine[:3, :3].T + affine[:3, 3]
@@ -404,6 +396,5 @@ def test_stage_1_trains_on_real_ct(real_ct, workplace, tmp_path):
         + [f"data.root={tmp_path / 'data'}", f"data.cache_dir={tmp_path / 'cache'}"]
         + ["data.num_classes=118"]
     )
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [json.loads(row)["loss"] for row in rows if '"validation"' in row]
+    losses = [line["loss"] for line in lines(tmp_path / "run", "validation")]
     assert losses[-1] < losses[0]

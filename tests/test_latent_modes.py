@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from runs import lines, run
 
 from tubesynth import synthesize, train
 from tubesynth.pipeline import Pipeline
@@ -20,13 +21,8 @@ DIFFUSION = [
 ]
 
 
-def run(command, *arguments):
-    command.main([str(argument) for argument in arguments])
-
-
 def validation_losses(run_dir):
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [row["loss"] for row in rows if row["split"] == "validation"]
+    return [line["loss"] for line in lines(run_dir, "validation")]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +38,7 @@ def test_diffusion_trains_and_resumes_bit_for_bit(workplace, diffused, tmp_path)
     run_dir = diffused.parent.parent
     losses = validation_losses(run_dir)
     assert losses[-1] < losses[0]
-    rows = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
-    assert '"v":' in rows and list((run_dir / "panels").glob("*.png"))
+    assert "v" in lines(run_dir, "training")[-1] and list((run_dir / "panels").glob("*.png"))
     half = run_dir / "checkpoints" / "epoch_00002.ckpt"
     options = ["--config", workplace / "s2.yml", "--run-dir", tmp_path, "--epochs", 3]
     run(train, *options, "--resume", half, *DIFFUSION)

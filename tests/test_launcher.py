@@ -1,6 +1,5 @@
 """Several ranks on this machine: their launcher, exit codes, signals, and ranks that hang."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import lines
 
 from tubesynth.runtime.errors import EXIT_INPUT, EXIT_STOPPED, InputError
 from tubesynth.runtime.rank_watch import RankStatus, hung_ranks, rank_timeout
@@ -131,8 +131,7 @@ def test_a_signal_to_one_rank_stops_all(two_ranks, tmp_path):
     assert process.returncode == EXIT_STOPPED
     assert sum(line.startswith("stopped: ") for line in message.splitlines()) == 1
     step = int(message.split("saved at step ")[1].split(";")[0])
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[-1])["step"] == step
+    assert lines(tmp_path / "run")[-1]["step"] == step
 
 
 def status(still_seconds: float, in_collective: bool) -> RankStatus:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import lines
 
 from tubesynth.runtime.environment import git_commit
 from tubesynth.runtime.errors import InputError
@@ -126,7 +127,7 @@ def test_wandb_offline_keeps_scalars_pictures_and_one_id(tmp_path, monkeypatch):
     assert b"training/l1" in content and b"validation/loss" in content
     pictures = list(tmp_path.glob("wandb/*/files/media/images/validation_7_*.png"))
     assert pictures and all(np.array_equal(np.array(Image.open(p)), PICTURE) for p in pictures)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    steps = [line["step"] for line in lines(tmp_path)]
     assert steps == [1, 1, 2, 2]
 
 

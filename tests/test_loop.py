@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import randomize_zeros
 from ranks import on_two_ranks
+from runs import lines
 from torch import nn
 
 from tubesynth.build.base_models import require_base_models
@@ -482,11 +483,6 @@ def test_a_compiled_phase_agrees_with_the_plain_one():
     torch.testing.assert_close(vars(plain.state()), vars(built.state()), atol=1e-6, rtol=1e-5)
 
 
-def training_lines(folder) -> list[dict]:
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [row for row in rows if row["split"] == "training"]
-
-
 def constant_stage(values, scores=None) -> Toy:
     """A stage whose loss in step n is values[n], whatever the weights."""
 
@@ -500,7 +496,7 @@ def constant_stage(values, scores=None) -> Toy:
 def test_a_log_line_has_the_means_over_the_steps_since_the_last_line(tmp_path):
     train = replace(PLAIN, epochs=7, log_every=3)
     run(constant_stage([1.0, 2.0, 6.0, 0.5, 0.25, 0.0, 7.0]), tmp_path, train=train)
-    rows = training_lines(tmp_path)
+    rows = lines(tmp_path, "training")
     assert [(row["step"], row["term"]) for row in rows] == [(3, 3.0), (6, 0.25), (7, 7.0)]
     assert rows[0]["net_gradient_norm"] == 0.0
     assert rows[0]["learning_rate"] == rows[0]["learning_rate_net"] == 1e-2
@@ -520,7 +516,7 @@ def test_skipped_steps_are_counted_and_do_not_enter_the_means(tmp_path):
     train = replace(PLAIN, epochs=6, log_every=3)
     values = [1.0, math.nan, 3.0, math.inf, math.inf, math.inf]
     run(constant_stage(values), tmp_path, train=train)
-    first, second = training_lines(tmp_path)
+    first, second = lines(tmp_path, "training")
     assert (first["term"], first["skipped_steps"]) == (2.0, 1)
     assert "term" not in second and second["skipped_steps"] == 3
 
@@ -531,8 +527,8 @@ def test_a_resumed_run_logs_the_means_of_the_uninterrupted_one(tmp_path):
     run(constant_stage(values), tmp_path / "whole", train=train)
     best, position = Best("loss", "min", 1.0, 0), Position(step=3, sample_index=3)
     run(constant_stage(values), tmp_path / "resumed", best, position, train)
-    (line,) = training_lines(tmp_path / "resumed")
-    expected = training_lines(tmp_path / "whole")[1]
+    (line,) = lines(tmp_path / "resumed", "training")
+    expected = lines(tmp_path / "whole", "training")[1]
     same = ("step", "epoch", "term", "net_gradient_norm", "learning_rate", "skipped_steps")
     assert [line[name] for name in same] == [expected[name] for name in same]
     assert loss_curve(tmp_path / "whole" / "metrics.jsonl") == [(n, 1.0) for n in range(7)]
@@ -573,6 +569,6 @@ def test_a_run_logs_a_dated_line_at_least_once_a_minute(tmp_path, capsys, monkey
     stage.progress_terms = ("square",)
     train = replace(PLAIN, epochs=6, log_every=4, validate_every=6)
     run(stage, tmp_path, train=train)
-    lines = [line[20:] for line in capsys.readouterr().err.splitlines() if ": square " in line]
-    assert [line.split(":")[0] for line in lines] == [f"epoch {n}/6, step {n}/6" for n in (1, 3, 5)]
-    assert ", 25 s a step, 0:01:15 left, " in lines[1] and lines[1].endswith(" GiB")
+    shown = [line[20:] for line in capsys.readouterr().err.splitlines() if ": square " in line]
+    assert [line.split(":")[0] for line in shown] == [f"epoch {n}/6, step {n}/6" for n in (1, 3, 5)]
+    assert ", 25 s a step, 0:01:15 left, " in shown[1] and shown[1].endswith(" GiB")

@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from grids import oblique_affine
 
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.conditioning.conditions import case_conditions, conditions_of, conditions_to_device
@@ -26,14 +27,6 @@ DATA = DataConfig(
 STAGE_1 = Stage1Config(stage=1, data=DATA)
 
 
-def oblique_affine() -> np.ndarray:
-    turn = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([0.9, 1.1, 1.4])
-    affine[:3, 3] = [-40.0, 25.0, 300.0]
-    return affine
-
-
 def sheared_affine() -> np.ndarray:
     affine = np.diag([0.9, 1.1, 1.4, 1.0])
     affine[0, 2] = 0.3
@@ -44,7 +37,7 @@ FILES = {
     "int16 on the model's grid": (np.int16, np.diag([1.0, 1.0, 1.5, 1.0])),
     "int16 of another spacing": (np.int16, np.diag([0.8, 1.2, 1.3, 1.0])),
     "float32": (np.float32, np.diag([0.8, 1.2, 1.3, 1.0])),
-    "float32 and oblique": (np.float32, oblique_affine()),
+    "float32 and oblique": (np.float32, oblique_affine([0.9, 1.1, 1.4], (0, 0, 17))),
     "int16 and sheared": (np.int16, sheared_affine()),
 }
 

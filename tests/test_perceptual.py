@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import needs_torchvision, radimagenet_layout, random_resnet
+from refusals import refusal
 
 from tubesynth.config.schema import AutoencoderLossConfig
 from tubesynth.models.perceptual import alexnet_features, load_perceptual
 from tubesynth.runtime import log
-from tubesynth.runtime.errors import InputError
 from tubesynth.training.perceptual import Perceptual
 
 WIDTHS = (64, 192, 384, 256, 256)
@@ -113,19 +113,15 @@ def test_the_radimagenet_loss_compares_the_last_feature_maps(tmp_path):
 
 
 def test_wrong_files_are_refused_in_one_line(lpips_files, heads, tmp_path):
-    def refused(files) -> str:
-        with pytest.raises(InputError) as error:
-            load_perceptual(files)
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    assert "no such weights file" in refused([str(tmp_path / "nowhere.pth")])
-    assert "alex.pth: lacks AlexNet's convolutions" in refused(lpips_files[1:])
-    assert "alexnet.pth: lacks LPIPS's heads" in refused(lpips_files[:1])
+    refusal(lambda: load_perceptual([str(tmp_path / "nowhere.pth")]), "no such weights file")
+    refusal(lambda: load_perceptual(lpips_files[1:]), "alex.pth: lacks AlexNet's convolutions")
+    refusal(lambda: load_perceptual(lpips_files[:1]), "alexnet.pth: lacks LPIPS's heads")
     torch.save(dict(heads, **{"lin2.model.1.weight": torch.zeros(1, 3, 1, 1)}), lpips_files[1])
-    assert "heads.2 has shape (1, 3, 1, 1), not (1, 384, 1, 1)" in refused(lpips_files)
+    refusal(
+        lambda: load_perceptual(lpips_files), "heads.2 has shape (1, 3, 1, 1), not (1, 384, 1, 1)"
+    )
     torch.save({"weight": torch.zeros(3)}, lpips_files[0])
-    assert "neither a ResNet-50" in refused(lpips_files[:1])
+    refusal(lambda: load_perceptual(lpips_files[:1]), "neither a ResNet-50")
 
 
 def slices_of(sample_indices, files, **changes):

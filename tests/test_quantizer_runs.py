@@ -1,10 +1,9 @@
 """Stage 1 trained with fixed levels and with the Gaussian: logs, exact resume, stage 2 on top."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from runs import lines
 
 from tubesynth.build.base_models import require_base_models
 from tubesynth.config.loading import load_config
@@ -21,11 +20,6 @@ SETTINGS = {
     "kl": ["autoencoder.kl_weight=1e-4"],
 }
 CPU = torch.device("cpu")
-
-
-def lines(run_dir, split) -> list[dict]:
-    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
-    return [row for row in map(json.loads, text.splitlines()) if row["split"] == split]
 
 
 @pytest.fixture(scope="module", params=list(SETTINGS))

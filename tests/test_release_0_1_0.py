@@ -7,12 +7,12 @@ runs until the contrast of the phantoms changed; since then they are those of th
 new phantoms.
 """
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import lines, run
 
 from tubesynth import reconstruct, synthesize, train
 from tubesynth.volume.files import read_volume
@@ -35,10 +35,6 @@ def assert_same_voxels(path: Path, expected: str) -> None:
     np.testing.assert_allclose(result.affine, reference.affine, atol=1e-6)
     difference = result.array.astype(int) - reference.array.astype(int)
     assert result.array.dtype == np.int16 and np.abs(difference).max() <= TOLERANCE_HU
-
-
-def run(command, *arguments) -> None:
-    command.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -68,8 +64,7 @@ def test_a_run_of_0_1_0_resumes(stage, workplace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--config", f"s{stage}.yml", "--run-dir", "run", "train.epochs=3"]
     run(train, *options, "--resume", f"stage_{stage}.ckpt")
-    rows = map(json.loads, Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    scores = {row["step"]: row for row in rows if row["split"] == "validation"}
+    scores = {line["step"]: line for line in lines(Path("run"), "validation")}
     assert scores.keys() == SCORES[stage].keys()
     for step, expected in SCORES[stage].items():
         assert {name: scores[step][name] for name in expected} == pytest.approx(expected, rel=1e-4)

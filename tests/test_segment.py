@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import lines, run
 
 from tubesynth import evaluate, segment, synthesize
 from tubesynth.losses.segmentation import dice_loss
@@ -39,10 +40,6 @@ def config(workplace, tmp_path_factory):
     path = tmp_path_factory.mktemp("segmenter") / "segment.yml"
     path.write_text(CONFIG.format(root=workplace))
     return path
-
-
-def run(command, *arguments):
-    command.main([str(argument) for argument in arguments])
 
 
 def test_dice_loss_is_one_minus_dice():
@@ -175,10 +172,7 @@ def test_synthetic_cases_are_added_to_the_training_cases(config, workplace, stag
     common += ["--set", "train.epochs=1"]
     for name, options, steps in (("both", [], 8), ("alone", ["--without-real"], 4)):
         run(segment, *common, "--run-dir", tmp_path / name, *options)
-        rows = (
-            (tmp_path / name / "seed_0" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        )
-        assert json.loads(rows[-1])["step"] == steps
+        assert lines(tmp_path / name / "seed_0")[-1]["step"] == steps
     with pytest.raises(InputError, match="holds another run already .*without_real"):
         run(segment, *common, "--run-dir", tmp_path / "alone")
 

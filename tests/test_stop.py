@@ -1,6 +1,5 @@
 """A signal in a long loop: what is finished is kept, and the same command resumes."""
 
-import json
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import lines, run
 
 from tubesynth import cache, evaluate, synthesize, train
 from tubesynth.inference import sample_jobs
@@ -35,14 +35,9 @@ def signal_at_call(monkeypatch, owner, name: str, number: int) -> list[int]:
     return calls
 
 
-def run(command, *arguments) -> None:
-    command.main([str(argument) for argument in arguments])
-
-
 def deterministic_lines(folder) -> list[dict]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     seconds_and_memory = ("seconds_per_step", "waiting", "peak_memory_mb")
-    return [{k: v for k, v in row.items() if k not in seconds_and_memory} for row in lines]
+    return [{k: v for k, v in x.items() if k not in seconds_and_memory} for x in lines(folder)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Training end to end: runs, exact resume, several ranks, logs, refused input."""
 
-import json
 import random
 import re
 import shutil
@@ -14,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from ranks import train_on_two_ranks
+from refusals import refusal, refused_command
+from runs import lines
 
 from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import STAGES
-from tubesynth.runtime.errors import InputError, run_command
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.run_lock import locked
 from tubesynth.train import main, make_stage
 from tubesynth.training.inputs import Volumes
@@ -31,11 +32,6 @@ STEPS = 8  # two epochs of four cases
 
 def checkpoint_of(run_dir: Path, name: str = "last") -> dict:
     return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
-
-
-def lines(run_dir: Path, split: str) -> list[dict]:
-    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
-    return [row for row in map(json.loads, text.splitlines()) if row["split"] == split]
 
 
 def flat(state, prefix=""):
@@ -298,10 +294,7 @@ def test_a_run_skips_non_finite_steps_and_then_stops_with_the_loss(workplace, st
 
 
 def refused(*arguments) -> str:
-    with pytest.raises(InputError) as caught:
-        main([str(argument) for argument in arguments])
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusal(lambda: main([str(argument) for argument in arguments]))
 
 
 def test_bad_input_is_refused_by_name(workplace, stage_1, stage_2, tmp_path):
@@ -386,11 +379,8 @@ def test_bad_data_is_refused_by_name(workplace, tmp_path):
 
 def test_a_refusal_is_one_line_and_code_2(workplace, tmp_path, capsys):
     command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as end:
-        run_command(lambda: main([*command, "data.root=nowhere"]))
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: data.root: nowhere: no such folder")
+    line = refused_command(lambda: main([*command, "data.root=nowhere"]), capsys)
+    assert line.startswith("data.root: nowhere: no such folder")
 
 
 def test_a_dry_run_shows_the_plan_of_the_published_configs(capsys, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from conftest import AUTOENCODER, UNET
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from runs import lines
 
 from tubesynth import evaluate, reconstruct, synthesize, train
 from tubesynth.config.schema import Config, DataConfig
@@ -50,8 +51,7 @@ def write_discs(root):
 
 
 def losses(run_dir):
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [row["loss"] for row in rows if row["split"] == "validation"]
+    return [line["loss"] for line in lines(run_dir, "validation")]
 
 
 @pytest.mark.slow

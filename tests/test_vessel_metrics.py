@@ -4,22 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from grids import oblique_affine
 
 from tubesynth.metrics.vessel import calibres, centreline_in_world, centreline_scores, sample_hu
 from tubesynth.volume.grid import Volume, centered_affine
 
 LUMEN, FAT, MUSCLE = 380.0, -80.0, 50.0
-
-
-def oblique_affine(spacing):
-    """A grid turned by 20 and 35 degrees and far from the world's origin."""
-    a, b = np.deg2rad(20), np.deg2rad(35)
-    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-    affine = np.eye(4)
-    affine[:3, :3] = about_z @ about_x * np.asarray(spacing)
-    affine[:3, 3] = 140, -75, 310
-    return affine
 
 
 def tube_tokens(radius_mm, length_mm=30.0, direction=(1.0, 0.7, 0.4)):
