@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.schema import Config
-from tubesynth.data.preprocessing import Preprocessing, image_on_grid, labels_on_grid
+from tubesynth.data.preprocessing import Preprocessing, preprocess_image, preprocess_labels
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import check_dimensions, check_labels
 from tubesynth.volume.grid import Volume, centered_affine
@@ -41,7 +41,7 @@ class ModelGrid:
         """A CT on the model's grid: int16 HU, clipped to the window as for training."""
         preprocessing = self._preprocessing(spacing, resolution)
         check_dimensions(volume, self.config.dim, "input")
-        return image_on_grid(volume, preprocessing)
+        return preprocess_image(volume, preprocessing)
 
     def labels(
         self,
@@ -57,7 +57,7 @@ class ModelGrid:
         preprocessing = self._preprocessing(spacing, resolution)
         check_labels(labels.array, preprocessing.num_classes, "label map")
         check_dimensions(labels, self.config.dim, "label map")
-        return labels_on_grid(labels, preprocessing, image)
+        return preprocess_labels(labels, preprocessing, image)
 
     def blank_labels(
         self,

@@ -22,7 +22,7 @@ from tubesynth.data.augment import (
     pose_tokens,
     random_transform,
 )
-from tubesynth.data.preprocessing import Preprocessing, case_on_grid, read_case
+from tubesynth.data.preprocessing import Preprocessing, preprocess_case, read_case
 from tubesynth.data.sampler import case_of_sample
 from tubesynth.data.store import Store, will_need
 from tubesynth.data.volumes import VOLUMES, TokenSource, ensure_tokens, ensure_volume, volume_key
@@ -151,7 +151,7 @@ class VolumeDataset(torch.utils.data.Dataset):
     def _resample(self, case: Case, draw: int) -> StoredCase:
         preprocessing = self.preprocessing.of_draw(case.id, draw)
         image, labels = read_case(case, preprocessing)
-        arrays, affine = case_on_grid(image, labels, preprocessing)
+        arrays, affine = preprocess_case(image, labels, preprocessing)
         tokens = None
         if self.tokens is not None and labels is not None:
             tokens = vars(self.tokens.on_grid(labels, arrays["image"].shape, affine))

@@ -101,7 +101,7 @@ class Preprocessing:
         return " x ".join(f"{s:g}" for s in self.spacing) + " mm"
 
 
-def image_on_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
+def preprocess_image(image: Volume, preprocessing: Preprocessing) -> Volume:
     """A CT in HU on the model's grid: int16 HU (X, Y, Z), clipped to the window and rounded."""
     from tubesynth.volume.resample import resample_image
 
@@ -114,7 +114,7 @@ def image_on_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
     return Volume(np.ascontiguousarray(np.rint(hu.clip(low, high)).astype(np.int16)), affine)
 
 
-def labels_on_grid(
+def preprocess_labels(
     labels: Volume, preprocessing: Preprocessing, image: Volume | None = None
 ) -> Volume:
     """A label map on the model's grid: uint8 (X, Y, Z), by the nearest voxel, 0 outside.
@@ -139,19 +139,19 @@ def read_case(case: Case, preprocessing: Preprocessing) -> tuple[Volume, Volume 
     return image, labels
 
 
-def case_on_grid(
+def preprocess_case(
     image: Volume, labels: Volume | None, preprocessing: Preprocessing
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """({"image": int16 HU (X, Y, Z), "label": uint8 (X, Y, Z)}, affine (4, 4)) of a case."""
-    placed = image_on_grid(image, preprocessing)
+    placed = preprocess_image(image, preprocessing)
     arrays = {"image": placed.array}
     if labels is not None:
-        arrays["label"] = labels_on_grid(labels, preprocessing, placed).array
+        arrays["label"] = preprocess_labels(labels, preprocessing, placed).array
     return arrays, placed.affine
 
 
 def resample_case(
     case: Case, preprocessing: Preprocessing
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Read the files of a case and apply `case_on_grid`."""
-    return case_on_grid(*read_case(case, preprocessing), preprocessing)
+    """Read the files of a case and apply `preprocess_case`."""
+    return preprocess_case(*read_case(case, preprocessing), preprocessing)

@@ -84,7 +84,7 @@ def stored_volume_key(
     store: Store, case: Case, preprocessing: Preprocessing, draw: int = 0
 ) -> str | None:
     """The key of a case's volumes if the digests of its files are stored, else None."""
-    digests = {path: store.stored_digest(path) for path in source_files(case)}
+    digests = {path: store.stored_digest(path) for path in case_files(case)}
     if None in digests.values():
         return None
     return _volume_key(case, preprocessing.of_draw(case.id, draw), digests.get)
@@ -121,7 +121,7 @@ def ensure_volume(
         return arrays, {"affine": affine.tolist()}
 
     key = key or volume_key(store, case, preprocessing)
-    return store.ensure(VOLUMES, key, build, _meta(case, preprocessing=asdict(preprocessing)))
+    return store.ensure(VOLUMES, key, build, entry_meta(case, preprocessing=asdict(preprocessing)))
 
 
 def ensure_tokens(
@@ -134,7 +134,7 @@ def ensure_tokens(
         labels = read_labels(case.label, case.label_map)
         return dict(vars(source.on_grid(labels, shape, affine))), {}
 
-    meta = _meta(case, volume=volume.key, settings=source.settings)
+    meta = entry_meta(case, volume=volume.key, settings=source.settings)
     return store.ensure(TOKENS, token_key(volume.key, source), build, meta)
 
 
@@ -207,10 +207,11 @@ def _build_case(
     return built, len(results) - built, sum(entry.size for entry, _ in results), None
 
 
-def source_files(case: Case) -> list[Path]:
+def case_files(case: Case) -> list[Path]:
     """The files of a case: its image, and its label map if it has one."""
     return [path for path in (case.image, case.label) if path is not None]
 
 
-def _meta(case: Case, **settings) -> dict:
-    return {"case": case.id, "sources": [str(path) for path in source_files(case)], **settings}
+def entry_meta(case: Case, **settings) -> dict:
+    """What meta.json says of an entry: the case, its files, and the settings."""
+    return {"case": case.id, "sources": [str(path) for path in case_files(case)], **settings}

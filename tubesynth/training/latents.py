@@ -18,7 +18,7 @@ from tubesynth.config.schema import Stage2Config
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
-from tubesynth.data.volumes import LATENTS, source_files, volume_key
+from tubesynth.data.volumes import LATENTS, entry_meta, volume_key
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
@@ -210,15 +210,14 @@ class LatentEncoder:
                 LATENTS,
                 keys[index][variant],
                 lambda s=source, i=index, v=variant: self._encode_case(s, i, v),
-                {
-                    "case": cases[index].id,
-                    "sources": [str(path) for path in source_files(cases[index])],
-                    "autoencoder": self.digest,
-                    "variant": variant,
-                    "volume": volume_key(
+                entry_meta(
+                    cases[index],
+                    autoencoder=self.digest,
+                    variant=variant,
+                    volume=volume_key(
                         store, cases[index], self.volumes.preprocessing, variant % draws
                     ),
-                },
+                ),
             )
 
     def _sources(
