@@ -6,7 +6,6 @@ import tracemalloc
 
 import pytest
 import refusals
-from broken_inputs import BOMB
 from config_fuzzer import faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,10 @@ from tubesynth.config.plain_yaml import DEEPEST, parse_yaml
 from tubesynth.runtime.errors import InputError, short
 from tubesynth.train import main
 
+BOMB = "a: &a {x: 1, y: 2}\n" + "".join(
+    f"{b}: &{b} {{" + ", ".join(f"k{i}: *{a}" for i in range(9)) + "}\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 

@@ -77,33 +77,6 @@ def test_the_phantoms_centreline_file_gives_the_tokens_of_its_label_map():
     assert np.median(traced.radius_mm) == pytest.approx(np.median(tokens.radius_mm), abs=0.15)
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("{", "no readable JSON .*; give the JSON file of a centreline"),
-        ("[]", "branches: expected a list"),
-        ('{"units": "cm", "branches": []}', "units: 'cm', expected 'mm'"),
-        ('{"frame": "LPS", "branches": []}', "frame: 'LPS', expected 'RAS world'"),
-        ('{"branches": [3]}', r"branches\[0\]: expected an object"),
-        ('{"branches": [{"points": [[0, 0, 0, 1]]}]}', r"branches\[0\].points: expected two"),
-        ('{"branches": [{"points": [[0, 0, 0], [1, 0, 0]]}]}', r"branches\[0\].points"),
-        ('{"branches": [{"points": [[0, 0, 0, 1], [1, 0, 0, 0]]}]}', r"radius above 0"),
-        ('{"branches": [{"points": [[0, 0, 0, 1], [1, "x", 0, 1]]}]}', r"branches\[0\].points"),
-        ('{"branches": [{"points": [[0, 0, 0, 1], [NaN, 0, 0, 1]]}]}', r"branches\[0\].points"),
-        (
-            '{"branches": [{"parent": 0, "points": [[0, 0, 0, 1], [1, 0, 0, 1]]}]}',
-            r"branches\[0\].parent: 0, expected null or an earlier",
-        ),
-    ],
-)
-def test_an_invalid_file_is_refused_in_one_line_with_its_branch(text, message, tmp_path):
-    path = tmp_path / "1.centreline.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=message) as refusal:
-        read_centreline(path)
-    assert str(refusal.value).startswith(str(path))
-
-
 def test_a_centreline_outside_the_label_map_is_refused(tmp_path):
     write_centreline(tmp_path / "a.centreline.json", FORK)
     affine = np.eye(4)
