@@ -46,9 +46,11 @@ def refused(path: Path, capsys) -> str:
     return line
 
 
+CHANNELS = ("config", "unet", "channels")
 MODULE = ("phases", "unet", "module")
 FIRST = (*MODULE, "conv_in.weight")
 EMA = ("phases", "unet", "ema")
+FIRST_EMA = (*EMA, 10.0, "conv_in.weight")
 SWA = ("phases", "unet", "swa")
 ADAM = ("phases", "unet", "optimizer")
 GROUP = (*ADAM, "param_groups", 0)
@@ -76,14 +78,9 @@ WRONG: list[tuple] = [
     (2, ("config", "stage"), "segmenter", "format 6 of stage segmenter"),
     (2, ("config", "stage"), 3, "'phases.unet.module.base."),
     (2, ("config", "unet"), 3, "unet: expected a section"),
-    (2, ("config", "unet", "channels"), [16, -16], "config: unet.channels"),
-    (2, ("config", "unet", "channels"), torch.tensor([16, 16]), "unet.channels: expected a list"),
-    (
-        2,
-        ("config", "unet", "channels"),
-        [32, 32],
-        "'phases.unet.module.embed_time.0.weight' has shape",
-    ),
+    (2, CHANNELS, [16, -16], "config: unet.channels"),
+    (2, CHANNELS, torch.tensor([16, 16]), "unet.channels: expected a list"),
+    (2, CHANNELS, [32, 32], "'phases.unet.module.embed_time.0.weight' has shape"),
     (2, ("config", "unet", "num_res_blocks"), 2, "module"),
     (2, ("config", "data", "resolution"), "large", "data.resolution: expected a list"),
     (2, ("config", "labels"), 7, "labels: expected a section"),
@@ -141,18 +138,8 @@ WRONG: list[tuple] = [
     (2, EMA, lambda ema: {math.nan: ema[10.0]}, "is a half-life of no more than 0 steps"),
     (2, EMA, {10.0: {}}, "'phases.unet.ema.10.embed_time.0.weight' is missing"),
     (2, EMA, {10.0: 3}, "'phases.unet.ema.10.0' is int, not dict"),
-    (
-        2,
-        (*EMA, 10.0, "conv_in.weight"),
-        lambda w: w[..., :1],
-        "'phases.unet.ema.10.conv_in.weight'",
-    ),
-    (
-        2,
-        (*EMA, 10.0, "conv_in.weight"),
-        lambda w: w * math.nan,
-        "phases/unet/ema/10.0/conv_in.weight",
-    ),
+    (2, FIRST_EMA, lambda w: w[..., :1], "'phases.unet.ema.10.conv_in.weight'"),
+    (2, FIRST_EMA, lambda w: w * math.nan, "phases/unet/ema/10.0/conv_in.weight"),
     (2, SWA, {"epochs": 0, "module": {}}, "'phases.unet.swa.epochs' is 0, below 1"),
     (
         2,
