@@ -231,14 +231,11 @@ class VQVAE(nn.Module):
         """
         if quantize:
             latents = self.quantizer.quantize(latents)
+        features = self._condition_features(latents, condition)
         if tile is None:
-            return self._decode(latents, condition)
-        cells, features = max(1, tile // self.factor), self._condition_features(latents, condition)
-        scale = Fraction(self.factor)
+            return self.decoder(latents, features)
+        cells, scale = max(1, tile // self.factor), Fraction(self.factor)
         return run_tiled(self.decoder, latents, cells, self.decoder_halo, scale, features)
-
-    def _decode(self, latents: Tensor, condition: DecoderCondition | None) -> Tensor:
-        return self.decoder(latents, self._condition_features(latents, condition))
 
     def _condition_features(
         self, latents: Tensor, condition: DecoderCondition | None
@@ -286,4 +283,5 @@ class VQVAE(nn.Module):
         loss terms, and code indices or None.
         """
         quantized, terms, indices = self.quantizer(self.encoder(image))
-        return self._decode(quantized, condition), terms, indices
+        features = self._condition_features(quantized, condition)
+        return self.decoder(quantized, features), terms, indices
