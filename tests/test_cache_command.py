@@ -1,9 +1,5 @@
 """The cache command: the entries that it builds, reports as damaged, lists and deletes."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -193,14 +189,6 @@ def test_latents_of_a_missing_autoencoder_are_not_pruned(project):
     assert len(keys(project, "latents")) == 5
 
 
-def test_wrong_options_end_in_one_line_and_exit_code_2(project):
-    job = subprocess.run(
-        [sys.executable, "-m", "tubesynth.cache", "list", "--cache-dir", str(project / "no")],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert job.returncode == 2 and job.stderr.count("\n") == 1
-    assert "no such folder" in job.stderr and "Traceback" not in job.stderr
+def test_a_build_without_a_config_is_refused(project):
     with pytest.raises(InputError, match="--config"):
         run("build")

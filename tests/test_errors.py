@@ -1,8 +1,12 @@
 """Commands end with one line and exit code 2 if the input is wrong."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from refusals import refused_command
 
 from tubesynth.__main__ import COMMANDS, load_command
@@ -19,6 +23,21 @@ def test_an_unknown_option_is_refused_in_one_line_that_names_the_command(name, c
     assert captured.out == "" and captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert f"tubesynth {name} --help" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        ("prepare", "--input-dir {0}/no --output-dir {0}/out", "no: no such folder"),
+        ("evaluate", "--real {0}/no --output-dir {0}/out", "no: no such folder; check --real"),
+        ("cache", "list --cache-dir {0}/no", "no: no such folder"),
+    ],
+)
+def test_a_module_ends_in_one_line_with_exit_code_2(module, options, message, tmp_path):
+    command = [sys.executable, "-m", f"tubesynth.{module}", *options.format(tmp_path).split()]
+    job = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert job.returncode == EXIT_INPUT and job.stderr.count("\n") == 1
+    assert message in job.stderr and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

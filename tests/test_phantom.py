@@ -270,11 +270,9 @@ def test_more_cases_do_not_change_the_split():
         ["--cases", "0"],
         ["--cases", "two"],
         ["--workers", "0"],
-        ["--seed", "-1"],
         ["--resolution", "8", "64", "64"],
         ["--spacing", "0", "1", "1"],
         ["--validation-fraction", "1"],
-        ["--color", "blue"],
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(bad, tmp_path, capsys):
