@@ -1,10 +1,11 @@
 """Training steps at the published sizes and a synthesis on a CUDA device that is not there.
 
-    python tests/fake_cuda.py LIBRARY
+    python tests/fake_cuda.py LIBRARY [tiles]
 
 The product's own code runs on tensors without bytes, in a build of torch without CUDA. LIBRARY is
 fake_cuda.cpp, compiled. Operations on tensors of two devices fail as on a GPU. One line of JSON for
-each case: the peak of live bytes, what the host has waited for, and the error, if any.
+each case: the peak of live bytes, what the host has waited for, and the error, if any. With `tiles`
+the cases are evaluations of a generator at 512 x 512 x 256 voxels.
 """
 
 import ctypes
@@ -38,7 +39,9 @@ from tubesynth.doctor.training_memory import (
     fused_attention,
     step_of_zeros,
 )
+from tubesynth.generative.guidance import GuidanceTerm
 from tubesynth.inference import sampling
+from tubesynth.models.conditions import Conditions
 from tubesynth.training import autoencoder, latent
 from tubesynth.training.random_step import random_step
 
@@ -55,6 +58,8 @@ STEPS = [
     ("stage_3_3d_f4_controlnet", "32", PLAIN),
     ("segment_vessels", "16-mixed", "seed=0"),
 ]
+FINE = "data.resolution=[512,512,256]"
+TILED = [("stage_2_3d_f4_lfm_base", FINE, *case) for case in ((None, 12e9), (64, 12e9), (64, 6e9))]
 SYNTHESIS = ("stage_2_3d_f4_lfm_crossattn", "bf16-mixed", "data.resolution=[128,128,64]")
 
 
@@ -168,10 +173,40 @@ def synthesis(name: str, precision: str, setting: str) -> dict:
     return {"peak": watch.peak, "waits": watch.waits}
 
 
+def evaluation(name: str, setting: str, tile: int | None, gpu_bytes: float) -> dict:
+    """The peaks of an evaluation of the generator, which also caches the features of conditions,
+    and of a decoding, in 32 bits on a GPU with gpu_bytes.
+    """
+    config, peaks = load_config(name, [setting]), {}
+    with fake_cuda() as watch:
+        model = random_pipeline(config, CUDA, "32")
+        codec, resolution = model.codec, config.data.resolution
+        size = tuple(n // codec.net.factor for n in resolution)
+        conditions = Conditions(torch.zeros((1, *resolution), dtype=torch.uint8, device=CUDA))
+        spacing, t = torch.ones((1, 3), device=CUDA), torch.ones(1, device=CUDA)
+        x = torch.zeros((1, codec.net.embedding_dim, *size), device=CUDA)
+        patch = mock.patch.object(sampling, "free_bytes", lambda device: gpu_bytes - watch.total)
+        with patch, torch.no_grad(), codec.autocast():
+            terms = [GuidanceTerm(label=True, vessels=False, weight=1.0)]
+            arguments = (model.unet, conditions, terms, size, spacing, (0.0, 1.0), tile)
+            watch.peak = watch.total
+            velocity = sampling.guided_velocity(*arguments)
+            velocity(x, t)
+            peaks["evaluation"] = watch.peak
+            del velocity
+            watch.peak = watch.total
+            codec._decode(x, None)
+            peaks["decoding"] = watch.peak
+    return peaks
+
+
 def main() -> None:
-    for case in [*STEPS, SYNTHESIS]:
+    for case in TILED if "tiles" in sys.argv else [*STEPS, SYNTHESIS]:
         try:
-            result = synthesis(*case) if case is SYNTHESIS else training_step(*case)
+            if case in TILED:
+                result = evaluation(*case)
+            else:
+                result = synthesis(*case) if case is SYNTHESIS else training_step(*case)
         except Exception:
             result = {"error": traceback.format_exc()[-3000:]}
         print(json.dumps({"case": case, **result}), flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_cuda import STEPS, SYNTHESIS
+from fake_cuda import STEPS, SYNTHESIS, TILED
 
 from tubesynth.config.loading import load_config
 from tubesynth.doctor.training_memory import PROGRAM, WORKSPACES, estimate
@@ -21,8 +21,8 @@ TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[tuple, dict]:
-    """The lines of fake_cuda.py by case, in a process of its own."""
+def library(tmp_path_factory) -> Path:
+    """fake_cuda.cpp, compiled."""
     if torch.version.cuda or torch.version.hip:
         pytest.skip("this build of torch has GPUs of its own, which tests/gpu tests")
     if not shutil.which("g++"):
@@ -31,7 +31,17 @@ def results(tmp_path_factory) -> dict[tuple, dict]:
     command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{at}/include"]
     command += [str(TESTS / "fake_cuda.cpp"), "-o", str(library), f"-L{at}/lib", "-lc10"]
     subprocess.run([*command, "-ltorch_cpu", f"-Wl,-rpath,{at}/lib"], check=True)
-    command = [sys.executable, str(TESTS / "fake_cuda.py"), str(library)]
+    return library
+
+
+@pytest.fixture(scope="module")
+def results(library) -> dict[tuple, dict]:
+    return lines(library)
+
+
+def lines(library: Path, *options: str) -> dict[tuple, dict]:
+    """The lines of fake_cuda.py by case, in a process of its own."""
+    command = [sys.executable, str(TESTS / "fake_cuda.py"), str(library), *options]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in output.splitlines()]
     return {tuple(row.pop("case")): row for row in rows}
@@ -60,3 +70,14 @@ def test_a_synthesis_waits_for_its_inputs_alone(results):
     row = results[SYNTHESIS]
     assert "error" not in row, row["error"]
     assert sum(row["waits"].values()) <= 4, row["waits"]
+
+
+@pytest.mark.slow
+def test_a_synthesis_of_512x512x256_voxels_fits_12_gb_in_tiles_and_not_at_once(library):
+    """In 32 bits; 9.7 GB, and 4.4 GB where no features of conditions are cached."""
+    rows = lines(library, "tiles")
+    assert not [row["error"] for row in rows.values() if "error" in row]
+    others = PROGRAM["cuda"] + WORKSPACES
+    whole, tiled, small = (rows[case]["evaluation"] + others for case in TILED)
+    assert whole > 12e9 and 9e9 < tiled < 10.5e9 and 4e9 < small < 5e9
+    assert max(row["decoding"] + others for row in rows.values()) < 6e9

@@ -194,6 +194,7 @@ class Pipeline:
         control_scale: float = 1.0,
         spacing: Sequence[float] | None = None,
         resolution: Sequence[int] | None = None,
+        latent_tile: int | None = None,
         callback: Callable[[float, Volume], None] | None = None,
     ) -> Volume:
         """A new CT (int16 HU) conditioned on a label map, on the model's grid around its center.
@@ -215,6 +216,9 @@ class Pipeline:
             its middle, and for null that which fits the resolution to the input.
         resolution: (3,) voxels of the result, multiples of the autoencoder's factor; default:
             data.resolution of the model's config.
+        latent_tile: side in latent cells of the overlapping tiles in which the generator sees the
+            grid, for one that does not fit the memory, best at least as large as those of its
+            training; the volume differs from that of the whole grid. Default: the whole grid.
         callback: is called as callback(t, volume) after every solver step; t ends at 1.
 
         InputError (a ValueError) if an argument does not fit the model.
@@ -232,6 +236,7 @@ class Pipeline:
             control_scale=control_scale,
             spacing=spacing,
             resolution=resolution,
+            latent_tile=latent_tile,
             callback=callback,
         ).volume
 
@@ -250,6 +255,7 @@ class Pipeline:
         control_scale: float = 1.0,
         spacing: Sequence[float] | None = None,
         resolution: Sequence[int] | None = None,
+        latent_tile: int | None = None,
         callback: Callable[[float, Volume], None] | None = None,
     ) -> Sample:
         """Like `synthesize`, with noise from a CPU generator; returns labels and latents too."""
@@ -268,6 +274,7 @@ class Pipeline:
             control_scale=control_scale,
             spacing=spacing,
             resolution=resolution,
+            latent_tile=latent_tile,
             callback=of_case if callback else None,
         )[0]
 
@@ -284,6 +291,7 @@ class Pipeline:
         control_scale: float = 1.0,
         spacing: Sequence[float] | None = None,
         resolution: Sequence[int] | None = None,
+        latent_tile: int | None = None,
         callback: Callable[[int, float, Volume], None] | None = None,
     ) -> list[Sample]:
         """Samples that go through the network together; options: those of `synthesize`.
@@ -302,6 +310,7 @@ class Pipeline:
             control_scale=control_scale,
             spacing=spacing,
             resolution=resolution,
+            latent_tile=latent_tile,
         )
         synthesizer = self.synthesizer
         return synthesizer.sample(synthesizer.place(requests, options), callback)

@@ -107,6 +107,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="half-life of the averaged weights; default: those of train.swa, or else the first of"
         " train.ema_half_life",
     )
+    text = (
+        "side of the generator's overlapping tiles in latent cells, for grids that do not fit the"
+    )
+    text += " memory; default: the whole grid at once"
+    add("--latent-tile", type=int, metavar="CELLS", help=text)
     add("--force", action="store_true", help="also from a label map without any known structure")
     add("--save-process", action="store_true", help="write the volume after every solver step")
     add_model_options(parser)
@@ -188,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
             guidance_label=args.guidance_label,
             guidance_vessel=args.guidance_vessel,
             control_scale=args.control_scale,
+            latent_tile=args.latent_tile,
             **grid,
         )
         unusual: dict[str, list[str]] = {}

@@ -72,7 +72,7 @@ def arguments_as_flags() -> Iterator[None]:
         yield
     except InputError as error:
         text = re.sub(
-            r"\b(guidance_label|guidance_vessel|control_scale)\b",
+            r"\b(guidance_label|guidance_vessel|control_scale|latent_tile)\b",
             lambda match: "--" + match[1].replace("_", "-"),
             str(error),
         )

@@ -65,4 +65,6 @@ def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str)
         settings["vessels"] = {"token_step_mm": data.token_step_mm, "format": TOKEN_FORMAT}
     if config.stage == 3 or args.control_scale != 1.0:
         settings["control_scale"] = args.control_scale
+    if args.latent_tile is not None:
+        settings["latent_tile"] = args.latent_tile
     return settings

@@ -72,6 +72,7 @@ class SampleOptions:
     control_scale: float = 1.0
     spacing: Sequence[float] | None = None
     resolution: Sequence[int] | None = None
+    latent_tile: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class PlacedBatch:
     decoder_conditions: list[DecoderCondition | None]
     terms: list[GuidanceTerm]
     sampling: SamplingConfig
-    control_scale: float
+    options: SampleOptions
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Synthesizer:
             decoder_conditions,
             terms,
             sampling,
-            options.control_scale,
+            options,
         )
 
     @torch.no_grad()
@@ -134,7 +135,7 @@ class Synthesizer:
         """The samples of a placed batch; callback: see Pipeline.sample_batch."""
         codec, device = self.codec, self.codec.grid.device
         if isinstance(self.unet, ControlledUNet):
-            self.unet.scale = batch.control_scale
+            self.unet.scale = batch.options.control_scale
         label_maps = [request.labels for request in batch.requests]
         conditions = conditions_of(conditions_to_device(batch.conditions, device))
         assert conditions.labels is not None
@@ -160,9 +161,10 @@ class Synthesizer:
         spacings = np.array([label_map.spacing[: self.config.dim] for label_map in label_maps])
         spacing_mm = torch.tensor(spacings, dtype=torch.float32).to(device)
         low, high = batch.sampling.guidance_interval
+        tile = batch.options.latent_tile
         with codec.autocast():
             velocity = guided_velocity(
-                self.unet, conditions, batch.terms, size, spacing_mm, (low, high)
+                self.unet, conditions, batch.terms, size, spacing_mm, (low, high), tile
             )
             latents, evaluations = build_objective(self.config).sample(
                 velocity, noise(), batch.sampling, noise, report_step if callback else None
@@ -184,6 +186,12 @@ class Synthesizer:
         if options.control_scale != 1.0 and not isinstance(self.unet, ControlledUNet):
             raise InputError(
                 f"control_scale is {options.control_scale}, but this model has no ControlNet"
+            )
+        tile, multiple = options.latent_tile, self.unet.multiple
+        if tile is not None and (tile < 2 * multiple or tile % multiple):
+            raise InputError(
+                f"latent_tile is {tile}: give a multiple of {multiple} from {2 * multiple} on, the"
+                " side of a tile in latent cells"
             )
         takes_labels = depends_on_labels(self.config, self.codec.net)
         if not takes_labels and any(request.labels is not None for request in requests):

@@ -5,12 +5,13 @@ condition is the vessel tokens together with the fields rendered from them. Eith
 and either can be dropped case by case, for training and for guidance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from tubesynth.models.vessel_attention import CachedKeysValues
 from tubesynth.models.vessel_tokens import Tokens
+from tubesynth.models.window import Window
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Conditions:
     fields: Tensor | None = None
     keep_label: Tensor | None = None
     keep_vessels: Tensor | None = None
+
+    def within(self, window: Window, factor: int) -> "Conditions":
+        """With labels and fields of a window of the latents; tokens stay relative to the whole."""
+        labels = None if self.labels is None else window.crop(self.labels, factor)
+        fields = None if self.fields is None else window.crop(self.fields)
+        return replace(self, labels=labels, fields=fields)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tubesynth.models.dropout import number_dropouts
 from tubesynth.models.spade import LabelEncoder
 from tubesynth.models.unet import UNet
 from tubesynth.models.unet_encoder import Encoder
+from tubesynth.models.window import Window
 
 
 class ControlNet(Encoder):
@@ -111,21 +112,28 @@ class ControlledUNet(nn.Module):
         self.base.eval()  # frozen, so dropout would only add noise
         return self
 
+    @property
+    def multiple(self) -> int:
+        """See UNet."""
+        return self.base.multiple
+
     def cache_conditions(
-        self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
+        self, conditions: Conditions, size: tuple[int, ...] | Window, spacing: Tensor
     ) -> CachedControlConditions:
-        control, keep = conditions.labels, conditions.keep_label
+        """size: see UNet.cache_conditions."""
+        window, keep = Window.of(size), conditions.keep_label
+        control = conditions.within(window, self.base.label_factor).labels
         if control is None:  # no label map: the base model alone
-            shape = [n * self.base.label_factor for n in size]
+            shape = [n * self.base.label_factor for n in window.shape]
             control = torch.zeros((1, *shape), dtype=torch.uint8, device=spacing.device)
             keep = spacing.new_zeros(len(spacing))
         if self.vessel_class is not None:
             control = (control == self.vessel_class).to(control.dtype)
         elif self.base.hidden_class is not None:
             control = control.masked_fill(control == self.base.hidden_class, 0)
-        cache = self.controlnet.keys_values_cache(conditions, size, spacing)
+        cache = self.controlnet.keys_values_cache(conditions, window, spacing)
         return CachedControlConditions(
-            self.base.cache_conditions(conditions, size, spacing),
+            self.base.cache_conditions(conditions, window, spacing),
             self.controlnet.cache_encoder(cache),
             repeat_cases(self.controlnet.control_encoder(control), len(spacing)),
             keep,

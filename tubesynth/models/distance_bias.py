@@ -16,6 +16,8 @@ rounding then only moves the token, by a thousandth of a millimeter.
 import torch
 from torch import Tensor
 
+from tubesynth.models.window import Window
+
 CONSTANT = 16.0  # the query stores 1 as 16 and |q|^2 as |q|^2 / 16: no overflow in 16 bits
 MASKED = -4096.0  # times CONSTANT, the bias of a masked token: below any score, finite in 16 bits
 EXTENT_MM = 256.0  # bound of the coordinates for which the high terms are exact
@@ -31,15 +33,22 @@ def bias_channels(dim: int) -> int:
     return 2 * dim + 8
 
 
-def lattice(size: tuple[int, ...], device=None) -> Tensor:
-    """(N, dim) float64: the index of every voxel, counted from the center of the grid."""
-    axes = [torch.arange(n, dtype=torch.float64, device=device) - (n - 1) / 2 for n in size]
+def lattice(size: tuple[int, ...] | Window, device=None) -> Tensor:
+    """(N, dim) float64: the index of every voxel of a grid or of a window of it, counted from the
+    center of the grid.
+    """
+    window = Window.of(size)
+    axes = [
+        torch.arange(axis.start, axis.stop, dtype=torch.float64, device=device) - (n - 1) / 2
+        for n, axis in zip(window.size, window.box, strict=True)
+    ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
-def query_channels(size: tuple[int, ...], cell_mm: Tensor, dtype: torch.dtype) -> Tensor:
+def query_channels(size: tuple[int, ...] | Window, cell_mm: Tensor, dtype: torch.dtype) -> Tensor:
     """The voxels of a grid with cells of cell_mm (B, dim) -> (B, N, channels)."""
-    assert max(size) <= LARGEST_SIDE, f"attention over {size}: at most {LARGEST_SIDE} a side"
+    sides = Window.of(size).size
+    assert max(sides) <= LARGEST_SIDE, f"attention over {sides}: at most {LARGEST_SIDE} a side"
     index = lattice(size, cell_mm.device)
     square = (index * cell_mm.double()[:, None]).square().sum(-1, keepdim=True) / CONSTANT
     index = index.expand(len(square), -1, -1)

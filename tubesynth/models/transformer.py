@@ -23,6 +23,7 @@ from tubesynth.models.vessel_attention import (
     join_bias,
 )
 from tubesynth.models.vessel_tokens import EncodedTokens, unit_position_features
+from tubesynth.models.window import Window
 
 MLP_RATIO = 4
 BIAS_SCALE = math.sqrt(0.5)  # s of the bias -d^2 / (2 (s r)^2)
@@ -113,11 +114,13 @@ class VesselTransformer(nn.Module):
         self.conv_out = zero_init(conv(dim, channels, channels, kernel=1))
 
     def cache_keys_values(
-        self, tokens: EncodedTokens, size: tuple[int, ...], cell_mm: Tensor
+        self, tokens: EncodedTokens, size: tuple[int, ...] | Window, cell_mm: Tensor
     ) -> CachedKeysValues:
-        """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin."""
+        """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin, or for a
+        window of it.
+        """
         tokens = tokens.padded(LEAST_TOKENS)
-        sides = filled(size, cell_mm.device, torch.float64)
+        sides = filled(Window.of(size).size, cell_mm.device, torch.float64)
         indices = lattice(size, cell_mm.device) + (sides - 1) / 2
         position = unit_position_features(indices / sides, self.conv_in.out_channels)
         key, value = self.cross_attention.keys_values(tokens.features)

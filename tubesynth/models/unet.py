@@ -31,6 +31,7 @@ from tubesynth.models.spade import (
     resized,
 )
 from tubesynth.models.unet_encoder import Encoder, blocks_of, vessel_attention_of
+from tubesynth.models.window import Window
 
 
 class UNet(Encoder):
@@ -114,15 +115,20 @@ class UNet(Encoder):
         self.act = nn.SiLU()
 
     def cache_conditions(
-        self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
+        self, conditions: Conditions, size: tuple[int, ...] | Window, spacing: Tensor
     ) -> CachedConditions:
         """The features of the conditions, which do not depend on t.
 
-        size: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
+        size: of the latents, or a window of them that is evaluated alone; the conditions are those
+        of the whole. spacing: (R, dim) mm of the image, one row per row of the batch.
         """
-        cache, sizes = self.keys_values_cache(conditions, size, spacing), self.level_sizes(size)
-        features = self._level_features(self._label_features(conditions, sizes[0], spacing), sizes)
-        level, spade, decoder_vessels = len(sizes) - 1, [], []
+        window = Window.of(size)
+        cache = self.keys_values_cache(conditions, window, spacing)
+        shapes = [each.shape for each in self.level_windows(window)]
+        conditions = conditions.within(window, self.label_factor)
+        features = self._label_features(conditions, shapes[0], spacing)
+        features = self._level_features(features, shapes)
+        level, spade, decoder_vessels = len(shapes) - 1, [], []
         for block in blocks_of(self.up):
             res = cast(ResBlock, block["res"])
             spade.append(features and res.modulations(features[level]))

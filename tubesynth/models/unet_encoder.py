@@ -17,6 +17,7 @@ from tubesynth.models.res_block import ResBlock, RowState
 from tubesynth.models.transformer import VesselTransformer
 from tubesynth.models.vessel_attention import CachedKeysValues, VesselAttention
 from tubesynth.models.vessel_tokens import PublishedTokenEncoder, TokenEncoder, no_tokens
+from tubesynth.models.window import Window
 
 # Factor of t in [0, 1] before the embedding; the shortest wavelength in t is 2 pi / 100 = 0.06.
 # With the usual factor of 1000 the velocity ripples in t faster than a solver steps
@@ -136,21 +137,26 @@ class Encoder(nn.Module):
             return VesselTransformer(*sizes, self.vessel_bias, self.attention_dropout)
         return VesselAttention(*sizes, self.vessel_bias)
 
-    def level_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The grid of every level, for latents of this size."""
-        sizes = [tuple(size)]
-        for _ in range(sum("shrink" in block for block in blocks_of(self.down))):
-            sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
-        return sizes
+    @property
+    def multiple(self) -> int:
+        """Cells of the latents along a side of a cell of the coarsest level."""
+        return 2 ** sum("shrink" in block for block in blocks_of(self.down))
+
+    def level_windows(self, window: Window) -> list[Window]:
+        """A window of the latents at every level."""
+        windows = [window]
+        while len(windows) < self.multiple.bit_length():
+            windows.append(windows[-1].halved())
+        return windows
 
     def keys_values_cache(
-        self, conditions: Conditions, size: tuple[int, ...], spacing: Tensor
+        self, conditions: Conditions, window: Window, spacing: Tensor
     ) -> CacheKeysValues:
         """The function that caches keys and values of a vessel attention layer (None: no layer).
 
-        size: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
+        window: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
         """
-        sizes, tokens = self.level_sizes(size), None
+        size, windows, tokens = window.size, self.level_windows(window), None
         if self.token_encoder:
             raw_tokens = conditions.tokens or no_tokens(len(spacing), spacing.device)
             image = tuple(n * self.label_factor for n in size)
@@ -163,9 +169,10 @@ class Encoder(nn.Module):
                 return None
             assert tokens is not None
             # Image voxels per cell of this level; fractional where an odd size was halved.
-            voxels = [n * self.label_factor / m for n, m in zip(size, sizes[level], strict=True)]
+            cells = windows[level].size
+            voxels = [n * self.label_factor / m for n, m in zip(size, cells, strict=True)]
             cell_mm = spacing * filled(voxels, spacing.device)
-            return attention.cache_keys_values(tokens, sizes[level], cell_mm)
+            return attention.cache_keys_values(tokens, windows[level], cell_mm)
 
         return cache
 

@@ -27,6 +27,7 @@ from tubesynth.models.distance_bias import (
     query_channels,
 )
 from tubesynth.models.vessel_tokens import EncodedTokens, position_channels, position_features
+from tubesynth.models.window import Window
 
 # Initial scales s of the heads in radii, from the vessel and its wall to its surroundings. A cell
 # of 6 mm is many radii wide; with s = 1 it would not attend to a thin vessel away from its center.
@@ -90,9 +91,11 @@ class VesselAttention(nn.Module):
         return self.log_scale.exp()
 
     def cache_keys_values(
-        self, tokens: EncodedTokens, size: tuple[int, ...], cell_mm: Tensor
+        self, tokens: EncodedTokens, size: tuple[int, ...] | Window, cell_mm: Tensor
     ) -> CachedKeysValues:
-        """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin."""
+        """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin, or for a
+        window of it.
+        """
         tokens = tokens.padded(LEAST_TOKENS)
         # (B, N, dim): the center of every cell
         voxels_mm = lattice(size, cell_mm.device) * cell_mm.double()[:, None]
@@ -136,7 +139,7 @@ class VesselAttention(nn.Module):
 
 def attention_bias(
     tokens: EncodedTokens,
-    size: tuple[int, ...],
+    size: tuple[int, ...] | Window,
     cell_mm: Tensor,
     scale: Tensor | None,
     dtype: torch.dtype,
@@ -150,7 +153,8 @@ def attention_bias(
             tokens.position_mm, tokens.radius_mm, scale, tokens.mask, cell_mm, dtype
         )
         return query_channels(size, cell_mm, dtype), key_bias
-    query_bias = cell_mm.new_full((len(cell_mm), math.prod(size), 1), CONSTANT, dtype=dtype)
+    num_voxels = math.prod(Window.of(size).shape)
+    query_bias = cell_mm.new_full((len(cell_mm), num_voxels, 1), CONSTANT, dtype=dtype)
     return query_bias, (MASKED * ~tokens.mask).to(dtype)[:, None, :, None]
 
 

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 EXIT_INPUT = 2
 OUT_OF_MEMORY = (
-    "out of memory: lower --batch-size or --resolution; for training data.batch_size or data.crop,"
-    " or set train.checkpointing=true"
+    "out of memory: lower --batch-size or --resolution, or give --latent-tile; for training"
+    " data.batch_size or data.crop, or set train.checkpointing=true"
 )
 LOST_RANK = (
     "another rank has ended, and this one has lost its connection: the message of that rank says"
