@@ -23,6 +23,7 @@ from tubesynth.config.schema import STAGES
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.run_lock import locked
 from tubesynth.train import main, make_stage
+from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.inputs import Volumes
 from tubesynth.volume.files import read_labels, write_volume
 from tubesynth.volume.grid import Volume
@@ -160,6 +161,41 @@ def test_a_run_killed_between_two_validations_resumes_from_its_newest_checkpoint
     main(command)
     assert "epoch_00001.ckpt at step" in capsys.readouterr().err
     assert_same_state(checkpoint_of(stage_2.parent.parent), checkpoint_of(tmp_path))
+
+
+def test_a_run_resumed_from_its_best_or_killed_in_its_panels_makes_the_files_of_that_epoch(
+    workplace, stage_1, tmp_path, monkeypatch
+):
+    """The panels and the periodic checkpoint that were due after the validation are made too."""
+    whole, from_best, killed = (tmp_path / name for name in ("whole", "from_best", "killed"))
+    options = ["--config", str(workplace / "s1.yml"), "train.panel_every=1", "--run-dir"]
+    main([*options, str(whole)])
+    shutil.copytree(whole, from_best)
+    assert checkpoint_of(whole, "best")["position"]["step"] == STEPS
+    removed = [from_best / "checkpoints" / f"{name}.ckpt" for name in ("last", "epoch_00002")]
+    for path in [*removed, *from_best.glob(f"panels/*{STEPS:07d}.png")]:
+        path.unlink()
+    (from_best / "checkpoints" / "epoch_00001.ckpt").unlink()  # best.ckpt is the last resort
+    main([*options, str(from_best)])
+
+    preview = AutoencoderStage.preview
+
+    def fail(stage):
+        if stage.position.step == STEPS:
+            raise KeyError("as by kill -9")
+        return preview(stage)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyError):
+        patched.setattr(AutoencoderStage, "preview", fail)
+        main([*options, str(killed)])
+    main([*options, str(killed)])
+    for folder in (from_best, killed):
+        for name in ("last", "best", "epoch_00002"):
+            assert_same_state(checkpoint_of(whole, name), checkpoint_of(folder, name))
+        panels = [sorted(path.glob("panels/*.png")) for path in (whole, folder)]
+        assert [path.name for path in panels[0]] == [path.name for path in panels[1]]
+        assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*panels, strict=True))
+        assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 def test_loader_workers_change_nothing(stage_1, workplace, tmp_path):

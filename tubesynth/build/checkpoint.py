@@ -50,7 +50,7 @@ class Position:
     sample_index: int = 0  # number of training samples that all ranks together have used
     schedule_start: int = 0  # the step at which the learning-rate schedule began
     started_from: str | None = None  # checkpoint of another run from which this run started
-    due: str = ""  # work after this step that a signal has interrupted (training/loop.py)
+    due: str = ""  # work after this step that is not done yet (training/loop.py)
     resumed_from: str | None = None  # file name of the checkpoint of this run that --resume named
     rollbacks: int = 0  # number of resumes from a checkpoint of this run that was not its newest
 

@@ -107,7 +107,7 @@ def train_to_end(run: Run) -> dict[str, float]:
     batches = stage.batches(position.sample_index, end)
     guard = BadStepGuard(train.max_bad_steps)
     scores: dict[str, float] = {}
-    if position.due:  # a signal has interrupted it
+    if position.due:  # its checkpoint was written before this work was done
         scores = end_step(run, position.due, total_steps)
         run.save("last")
     if run.best.step is None and position.step < total_steps:
@@ -193,14 +193,16 @@ def train_to_end(run: Run) -> dict[str, float]:
 def end_step(run: Run, due: str, total_steps: int) -> dict[str, float]:
     """Do the work that is due after a step; returns the validation scores, {} without validation.
 
-    due: VALIDATION, PANELS and names of checkpoints, in this order. Where a signal interrupts it,
-    the position holds the rest, which the resumed run does before its next step.
+    due: VALIDATION, PANELS and names of checkpoints, in this order. A checkpoint that is written
+    before the last of it has the rest in its position, and so has the one of a signal: a run that
+    resumes from it does the rest before its next step.
     """
     position, scores = run.position, {}
-    remaining = due.split()
+    works = due.split()
     position.due = ""
-    try:
-        for work in due.split():
+    for number, work in enumerate(works):
+        position.due = " ".join(works[number + 1 :])
+        try:
             if work == VALIDATION:
                 scores = validate(run, total_steps)
                 run.save("last")
@@ -210,10 +212,11 @@ def end_step(run: Run, due: str, total_steps: int) -> dict[str, float]:
                         run.log.panel(position.step, name, picture)
             else:
                 run.save(work)
-            remaining.remove(work)
-    except Stopped:
-        position.due = " ".join(remaining)
-        raise
+        except Stopped:
+            position.due = " ".join(works[number:])
+            raise
+    if VALIDATION in works[:-1]:
+        run.save("last")  # nothing is due any more
     return scores
 
 
