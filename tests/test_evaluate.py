@@ -321,7 +321,7 @@ def test_the_verdict_is_the_headline_score_and_stands_first(folders, capsys):
     assert whole == pytest.approx(0.5, abs=0.02)  # one of two samples has the vessel
     assert result["vessels"]["real"]["vessel_match"]["mean"] == 1
     assert result["vessels"]["floor"]["vessel_match"]["mean"] > 0.9  # the vessels have one place
-    sentence = f"Coronaries in the synthesis: {whole:.2f} of the real CT's ({whole:.2f} from 3 to 6"
+    sentence = f"Coronaries in the synthesis: {whole:.2f} of the real CT's (by radius: {whole:.2f}"
     assert result["verdict"][1].startswith(sentence)
     text = capsys.readouterr().out
     assert text.index(sentence) < text.index("3 cases")
@@ -334,7 +334,7 @@ def test_without_the_real_ct_the_headline_score_is_absent_and_a_line_says_so(fol
     assert "vessel_match" not in result["vessels"]["synthesis"]
     assert result["verdict"] == ["Coronaries are not compared with the real CT's: give --real."]
     result = evaluate(folders, "real", "reconstruction")
-    assert result["verdict"] == ["Coronaries are not scored: give --labels."]
+    assert result["verdict"] == ["Vessels are not scored: give --labels."]
 
 
 def test_syntheses_without_label_maps_are_compared_with_the_real_cts_as_a_set(folders, capsys):
@@ -367,6 +367,7 @@ def test_syntheses_without_label_maps_are_compared_with_the_real_cts_as_a_set(fo
     ]
     page = (folders / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 3 and names[2] in page
+    assert "straightened" not in page and "missing vessel" not in page  # there are no label maps
 
 
 def test_syntheses_without_label_maps_are_scored_against_the_real_cts_of_their_ids(folders):

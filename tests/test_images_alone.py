@@ -61,7 +61,7 @@ def test_stage_1_trains_reconstructs_and_is_scored(images_alone, capsys):
     capsys.readouterr()
     options = ["--real", images, "--reconstruction", str(root / "r"), "--workers", "1"]
     evaluate.main([*options, "--output-dir", str(root / "scores"), "--no-distribution"])
-    assert capsys.readouterr().out.count("Coronaries are not scored: give --labels.") == 1
+    assert capsys.readouterr().out.count("Vessels are not scored: give --labels.") == 1
     metrics = json.loads((root / "scores" / "metrics.json").read_text())
     assert metrics["reconstruction"]["psnr"]["n"] == 2
     assert metrics["vessels"]["reconstruction"] == {}

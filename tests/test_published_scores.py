@@ -127,6 +127,7 @@ def test_the_published_layout_and_flags_have_the_scores_of_this_ones(published_f
         assert result[source].keys() - expected[source].keys() == added
         assert {k: v for k, v in result[source].items() if k not in added} == expected[source]
         assert result["vessels"][source] == expected["vessels"][source]
+    assert result["verdict"] == expected["verdict"]
     definitions = " ".join(result["provenance"]["definitions"])
     assert all(metric in definitions for metric in added)
     write(

@@ -275,7 +275,7 @@ def test_charts_place_values_and_name_them():
     assert curve({"a": (4, stat | {"mean": None})}, "evaluations", "cldice") == ""
 
 
-def verdict_result(real, synthesis):
+def verdict_result(real, synthesis, vessels="coronary arteries"):
     """The content of metrics.json that the verdict and the notes read; scores are means."""
 
     def stats(means):
@@ -284,18 +284,22 @@ def verdict_result(real, synthesis):
     return {
         "vessels": {"real": stats(real), "reconstruction": {}},
         "runs": {"synthesis": {"vessels": stats(synthesis)}},
-        "provenance": {"folders": {"real": "images", "labels": "labels"}},
+        "provenance": {
+            "folders": {"real": "images", "labels": "labels"},
+            "class_names": ["background", "heart", vessels],
+            "vessel_class": 2,
+        },
     }
 
 
-def test_the_verdict_names_calibres_by_diameter_and_the_segmenter_beside_its_ceiling():
+def test_the_verdict_names_calibres_by_radius_and_the_segmenter_beside_its_ceiling():
     match = {"vessel_match": 0.5, "vessel_match_1.5to3mm": 0.84, "vessel_match_lt1.5mm": 0.41}
     segmented = {"segmenter_cldice": 0.47, "segmenter_centreline_recall": 0.6}
     ceiling = {"segmenter_cldice": 0.92, "segmenter_centreline_recall": 0.95}
     result = verdict_result(ceiling, match | segmented)
     assert verdict(result) == [
-        "Coronaries in the synthesis: 0.50 of the real CT's (0.84 from 3 to 6 mm in diameter, 0.41 "
-        "below 3 mm in diameter); 0 is another patient's CT or noise.",
+        "Coronaries in the synthesis: 0.50 of the real CT's (by radius: 0.84 from 1.5 to 3 mm, "
+        "0.41 below 1.5 mm); 0 is another patient's CT or noise.",
         "Segmented in the synthesis: clDice 0.47, centreline recall 0.60; in the real CT clDice "
         "0.92, centreline recall 0.95.",
     ]
@@ -305,6 +309,8 @@ def test_the_verdict_names_calibres_by_diameter_and_the_segmenter_beside_its_cei
         "Coronaries in the synthesis have no score: fewer than 10 of their points have 30 HU of "
         "contrast in the real CT."
     ]
+    (other,) = verdict(verdict_result({}, match, vessels="airways"))
+    assert other.startswith("Airways in the synthesis: 0.50 of the real CT's (by radius: ")
     few_of_each_calibre = verdict(verdict_result({}, {"vessel_match": 0.5}))
     assert few_of_each_calibre == [
         "Coronaries in the synthesis: 0.50 of the real CT's; 0 is another patient's CT or noise."

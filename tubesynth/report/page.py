@@ -45,7 +45,7 @@ def report_page(result: dict[str, Any], rows: list[dict[str, Any]], output_dir: 
     count, date = provenance["n_cases"], html.escape(provenance["date"][:10])
     version = html.escape(provenance["version"])
     sections = [
-        f"<h1>Evaluation of synthetic CTs against their anatomy</h1>"
+        "<h1>Evaluation of synthetic images</h1>"
         f'<p class="lead">{count} case{"s" * (count != 1)}, {date}, tubesynth {version}. '
         "Scores are means over cases with the 95 % "
         "interval of the mean.</p>",

@@ -67,13 +67,15 @@ VESSEL_METRICS = (
     Metric("segmenter_false_vessel_ml", "the same, the segmenter’s vessels, ml", False),
 )
 NOTE = (
-    "<p class='note'>Ceiling: the scores of the real CT and of its reconstruction by the "
-    "autoencoder; for sets, of one half of the real CTs against the other half. A vessel score "
-    "above the real CT’s is not a better one: where that is low, even noise can have more. The "
-    "match of the vessels is 1 for the real CT and 0 for another patient’s CT, noise or blur. "
-    "Negative control: the real CT of another patient, which does not match the label map. Arrows "
-    "point to the better direction. Vessels are detected in each CT by its intensities alone, so a "
-    "missing vessel counts as missing.</p>"
+    "Ceiling: the scores of the real image and of its reconstruction by the autoencoder; for sets, "
+    "of one half of the real ones against the other half. Negative control: the real image of "
+    "another patient. Arrows point to the better direction."
+)
+VESSEL_NOTE = (
+    " A vessel score above the real CT’s is not a better one: where that is low, even noise can "
+    "have more. The match of the vessels is 1 for the real CT and 0 for another patient’s CT, "
+    "noise or blur. Vessels are detected in each CT by its intensities alone, so a missing vessel "
+    "counts as missing."
 )
 
 
@@ -83,7 +85,7 @@ def score_tables(result: dict[str, Any]) -> str:
     in_vessels = f"mae_hu_class{result['provenance']['vessel_class']}"
     image_metrics = (
         *IMAGE_METRICS,
-        Metric(in_vessels, "mean absolute error in the coronaries, HU", False),
+        Metric(in_vessels, "mean absolute error in the vessels, HU", False),
     )
     tables = [
         score_table(
@@ -110,7 +112,8 @@ def score_tables(result: dict[str, Any]) -> str:
     ]
     if not any(tables):
         return ""
-    return f"<h2>Scores</h2>{NOTE}{''.join(tables)}{feature_validity(result)}"
+    note = f"<p class='note'>{NOTE}{VESSEL_NOTE if tables[0] else ''}</p>"
+    return f"<h2>Scores</h2>{note}{''.join(tables)}{feature_validity(result)}"
 
 
 def runs_with(result: dict[str, Any], section: str) -> dict[str, Stats]:

@@ -1,4 +1,4 @@
-"""The verdict: one sentence per source on its coronaries, at the head of terminal and report."""
+"""The verdict: one sentence per source on its vessels, at the head of terminal and report."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from tubesynth.metrics.summary import Stat
 from tubesynth.metrics.vessel_match import MIN_CONTRAST_HU, MIN_POINTS
 from tubesynth.report.charts import Stats
 
-# Calibres are classes of the radius; sentences speak of the diameter, as clinicians do.
-DIAMETERS = {
-    "_gt3mm": "wider than 6 mm in diameter",
-    "_1.5to3mm": "from 3 to 6 mm in diameter",
-    "_lt1.5mm": "below 3 mm in diameter",
+# Calibres are classes of the radius of the lumen in mm, here and in all tables.
+RADII = {
+    "_gt3mm": "above 3 mm",
+    "_1.5to3mm": "from 1.5 to 3 mm",
+    "_lt1.5mm": "below 1.5 mm",
 }
 HEADLINE = ("vessel_match", "segmenter_cldice", "segmenter_centreline_recall")
 
@@ -19,29 +19,31 @@ def verdict(result: dict[str, Any]) -> list[str]:
     """Sentences on the reconstruction and each run: vessel_match by calibre and the segmenter's
     scores; or why there are none. result: content of metrics.json."""
     folders, real = result["provenance"]["folders"], result["vessels"]["real"]
-    if "labels" not in folders:
-        return ["Coronaries are not scored: give --labels."]
+    if "labels" not in folders and not any(result["vessels"].values()):
+        return ["Vessels are not scored: give --labels."]
+    vessels = vessel_name(result["provenance"])
     sources = {"reconstruction": result["vessels"]["reconstruction"]}
     sources |= {name: run["vessels"] for name, run in result["runs"].items()}
     sources = {name: stats for name, stats in sources.items() if stats}
     sentences = []
-    if sources and "real" not in folders:
-        sentences.append("Coronaries are not compared with the real CT's: give --real.")
+    has_real = "real" in folders or bool(real)
+    if sources and not has_real:
+        sentences.append(f"{vessels} are not compared with the real CT's: give --real.")
     for name, stats in sources.items():
         shares = [
-            f"{number:.2f} {diameter}"
-            for suffix, diameter in DIAMETERS.items()
+            f"{number:.2f} {radius}"
+            for suffix, radius in RADII.items()
             if (number := mean(stats.get(f"vessel_match{suffix}"))) is not None
         ]
         if (whole := mean(stats.get("vessel_match"))) is not None:
-            by_calibre = f" ({', '.join(shares)})" if shares else ""
+            by_calibre = f" (by radius: {', '.join(shares)})" if shares else ""
             sentences.append(
-                f"Coronaries in the {name}: {whole:.2f} of the real CT's{by_calibre}; "
+                f"{vessels} in the {name}: {whole:.2f} of the real CT's{by_calibre}; "
                 "0 is another patient's CT or noise."
             )
-        elif "real" in folders:
+        elif has_real:
             sentences.append(
-                f"Coronaries in the {name} have no score: fewer than {MIN_POINTS} of their points "
+                f"{vessels} in the {name} have no score: fewer than {MIN_POINTS} of their points "
                 f"have {MIN_CONTRAST_HU:g} HU of contrast in the real CT."
             )
         if (text := segmenter_text(stats)) is not None:
@@ -49,6 +51,12 @@ def verdict(result: dict[str, Any]) -> list[str]:
             in_real = f"; in the real CT {ceiling}" if ceiling else ""
             sentences.append(f"Segmented in the {name}: {text}{in_real}.")
     return sentences
+
+
+def vessel_name(provenance: dict[str, Any]) -> str:
+    """The name of the vessel class, as a sentence begins with it."""
+    name = provenance["class_names"][provenance["vessel_class"]]
+    return "Coronaries" if name.startswith("coronary") else name[:1].upper() + name[1:]
 
 
 def segmenter_text(stats: Stats) -> str | None:
