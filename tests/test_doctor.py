@@ -20,6 +20,7 @@ from tubesynth.doctor import __main__ as doctor
 from tubesynth.doctor import config_rules
 from tubesynth.doctor.case_rules import CASE_RULES, field_of_view
 from tubesynth.doctor.facts import Expected, content_digest, measure, pieces
+from tubesynth.doctor.findings import Finding
 from tubesynth.doctor.set_rules import SET_RULES
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
@@ -598,7 +599,17 @@ def test_the_screen_has_errors_first_and_a_verdict(data, capsys):
     assert "NO ERRORS" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_the_verdict_counts_a_warning_of_many_cases_once():
+    many = [Finding("warning", "vessel_pieces", str(case), "in 30 pieces") for case in range(7)]
+    other = Finding("warning", "device", None, "no GPU")
+    assert doctor.verdict([*many, other], True).startswith("READY, with 2 warnings:")
+    assert doctor.verdict([*many[:2], other], True).startswith("READY, with 3 warnings:")
+
+
 def test_a_wrong_config_and_a_missing_folder_are_findings_too(data, capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["--config", str(data.parent / "one.yml"), "data.rot=x"])
+    assert "data.rot=x; no data\n" in capsys.readouterr().out
     code, findings = run_json(capsys, "--config", data.parent / "one.yml", "data.rot=x")
     assert code == 2 and findings[0]["rule"] == "config" and "data.root" in findings[0]["message"]
     code, findings = run_json(capsys, "--data", data / "no")

@@ -459,7 +459,10 @@ def test_the_folders_of_nnu_net_are_found(tmp_path):
 def test_unpaired_and_repeated_cases_and_empty_folders_are_refused_by_name(tmp_path):
     images = touch(tmp_path / "images", "1.img.nii.gz", "2.img.nii.gz")
     labels = touch(tmp_path / "labels", "1.label.nii.gz", "3.label.nii.gz")
-    refusal(lambda: pair_cases(images, labels), "2.img.nii.gz", "3.label.nii.gz")
+    missing = f"{labels}: no label map for 1 image (2.img.nii.gz)"
+    refusal(lambda: pair_cases(images, labels), missing)
+    missing = f"{images}: no image for 1 label map (3.label.nii.gz)"
+    refusal(lambda: pair_cases(images, labels), missing, "have one name up to the first dot")
     twice = touch(tmp_path / "twice", "1.img.nii.gz", "1.nrrd")
     refusal(lambda: find_cases(twice), "case 1", "1.nrrd", "1.img.nii.gz")
     refusal(lambda: find_cases(tmp_path / "nowhere"), "nowhere")

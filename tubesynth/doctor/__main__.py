@@ -125,7 +125,8 @@ def check_data(
 
 def title(args: argparse.Namespace, root: Path | None) -> str:
     config = " ".join([args.config, *args.overrides]) if args.config else "no config"
-    return f"tubesynth doctor: {config}; data in {root}" + (" (quick)" if args.quick else "")
+    data = "no data" if root is None else f"data in {root}"
+    return f"tubesynth doctor: {config}; {data}" + (" (quick)" if args.quick else "")
 
 
 def screen(diagnosis: Diagnosis, heading: str, color: bool = False) -> str:
@@ -165,10 +166,13 @@ def _texts(group: list[Finding]) -> list[str]:
 
 
 def verdict(findings: list[Finding], for_training: bool) -> str:
-    """The last line: READY, READY with warnings, or NOT READY."""
+    """The last line: READY, READY with warnings, or NOT READY; a warning of many cases is one."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.level, finding.rule), []).append(finding)
 
     def number(level: str) -> str:
-        count = sum(finding.level == level for finding in findings)
+        count = sum(len(_texts(group)) for key, group in groups.items() if key[0] == level)
         return f"{count} {level}{'s' * (count != 1)}"
 
     ready = "READY" if for_training else "NO ERRORS"

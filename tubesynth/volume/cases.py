@@ -105,15 +105,19 @@ def pair_cases(
         return [Case(case, path) for case, path in images.items()]
     labels = find_cases(labels_dir)
     problems = []
-    for files, partners, folder in ((images, labels, labels_dir), (labels, images, images_dir)):
+    for files, partners, kinds, folder in (
+        (images, labels, ("image", "label map"), labels_dir),
+        (labels, images, ("label map", "image"), images_dir),
+    ):
         unpaired = [path.name for case, path in files.items() if case not in partners]
         if unpaired:
             names = ", ".join(unpaired[:10]) + (", ..." if len(unpaired) > 10 else "")
-            problems.append(f"{folder} has no partner for {len(unpaired)}: {names}")
+            count = f"{len(unpaired)} {kinds[0]}{'s' * (len(unpaired) > 1)}"
+            problems.append(f"{folder}: no {kinds[1]} for {count} ({names})")
     if problems:
         raise InputError(
-            f"unpaired cases: {'; '.join(problems)}; add or rename files; id: name up to the dot,"
-            f" without {CHANNEL} where all images of a folder have it"
+            f"unpaired: {'; '.join(problems)}: add files or rename them: the two of a case have one"
+            f" name up to the first dot, without {CHANNEL} where all images end so"
         )
     return [Case(case, path, labels[case], label_map) for case, path in images.items()]
 
