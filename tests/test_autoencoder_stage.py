@@ -14,8 +14,8 @@ from runs import lines
 from test_perceptual import CONVOLUTIONS, WIDTHS
 from test_train import assert_same_state, checkpoint_of
 
-from tubesynth import reconstruct, synthesize, train
-from tubesynth.build.checkpoint import Position
+from tubesynth import export, reconstruct, synthesize, train
+from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
 from tubesynth.data.digest import file_digest
 from tubesynth.models.decoder_condition import DecoderCondition, space_to_depth
@@ -223,23 +223,25 @@ def test_the_voxels_of_a_cell_become_channels(dim):
         assert torch.equal(cells[:, voxel], image[:, 2, 3::4, 1::4, 2::4])
 
 
-def conditioned_decoder(dim: int, decoder_condition: str):
+def conditioned_decoder(dim: int, decoder_condition: str, contrast_pool: bool = False):
     """An autoencoder whose condition has an effect, latents, and the anatomy of two images."""
     torch.manual_seed(0)
     sizes = dict(channels=(4, 8), residual_channels=(4, 8), num_residual_layers=1, codebook_size=16)
-    net = make_vqvae(dim, **sizes, decoder_condition=decoder_condition).eval()
+    condition = dict(decoder_condition=decoder_condition, contrast_pool=contrast_pool)
+    net = make_vqvae(dim, **sizes, **condition).eval()
     latents = torch.randn(2, 8, *(6, 5, 7)[:dim])
     shape = [4 * n for n in latents.shape[2:]]
     fields, labels = torch.rand(2, 2, *shape), torch.randint(0, 9, (2, *shape), dtype=torch.uint8)
     return net, latents, DecoderCondition(fields, labels)
 
 
+@pytest.mark.parametrize("contrast_pool", [False, True])
 @pytest.mark.parametrize("decoder_condition", ["vessels", "labels"])
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_decoder_ignores_its_condition_at_initialization_and_decodes_tiles_as_the_whole(
-    dim, decoder_condition
+    dim, decoder_condition, contrast_pool
 ):
-    net, latents, condition = conditioned_decoder(dim, decoder_condition)
+    net, latents, condition = conditioned_decoder(dim, decoder_condition, contrast_pool)
     assert torch.equal(net.decode(latents, condition=condition), net.decode(latents))
     randomize_zeros(net.decoder, 0.1)
     whole = net.decode(latents, condition=condition)
@@ -248,8 +250,23 @@ def test_a_decoder_ignores_its_condition_at_initialization_and_decodes_tiles_as_
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_a_dropped_condition_equals_an_absent_one_row_by_row():
-    net, latents, condition = conditioned_decoder(3, "labels")
+@pytest.mark.parametrize("contrast_pool", [False, True])
+def test_a_pooled_contrast_comes_from_cells_beyond_the_receptive_field(contrast_pool):
+    net, latents, condition = conditioned_decoder(2, "vessels", contrast_pool)
+    randomize_zeros(net.decoder, 0.1)
+    latents = torch.randn(2, 8, 6 + net.decoder_halo, 5)
+    fields = torch.rand(2, 2, *(4 * n for n in latents.shape[2:]))
+    condition, far = DecoderCondition(fields), latents.clone()
+    far[0, :, -1] += 1
+    options = dict(quantize=False, condition=condition)
+    results = (net.decode(each, **options)[:, :, :20] for each in (latents, far))
+    difference = torch.subtract(*results).abs().amax((1, 2, 3))
+    assert (difference[0] > 1e-4) == contrast_pool and difference[1] < 1e-6
+
+
+@pytest.mark.parametrize("contrast_pool", [False, True])
+def test_a_dropped_condition_equals_an_absent_one_row_by_row(contrast_pool):
+    net, latents, condition = conditioned_decoder(3, "labels", contrast_pool)
     randomize_zeros(net.decoder, 0.1)
     keep = torch.tensor([1.0, 0.0])
     both = net.decode(latents, condition=condition)
@@ -334,6 +351,37 @@ def test_a_conditioned_decoder_reconstructs_with_and_without_label_maps(
     reconstruct.main([*options, "--label-map", *(f"{10 * k}={k}" for k in range(1, 9))])
     translated = read_volume(tmp_path / "tens_out" / f"{name}.img.nii.gz")
     assert np.array_equal(translated.array, written.array)
+
+
+def test_a_frozen_encoder_keeps_latents_and_codes_and_its_decoder_moves_into_stage_2(
+    all_on, stage_1, stage_2, workplace, tmp_path
+):
+    start, early = stage_1, stage_1.with_name("epoch_00001.ckpt")
+    options = ["--config", str(workplace / "s1.yml"), "train.frozen_encoder=true", "train.epochs=1"]
+    with pytest.raises(InputError, match="frozen_encoder: needs a trained encoder: give --resume"):
+        train.main([*options, "--run-dir", str(tmp_path / "new")])
+    options += ["--resume", str(start), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="frozen_encoder: True, .* add optimizers to train.rest"):
+        train.main([*options, "train.restart=[epochs]"])
+    train.main([*options, "train.restart=[epochs, optimizers]"])
+    trained = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    before, after = (Checkpoint.load(path).weights() for path in (start, trained))
+    changed_names = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
+    assert changed_names == {"decoder"}
+    out = tmp_path / "moved.safetensors"
+    export.main([str(stage_2), "--autoencoder", str(trained), "--output", str(out)])
+    moved, base = Checkpoint.load(out), Checkpoint.load(stage_2)
+    assert all(weight.equal(moved.weights()[name]) for name, weight in base.weights().items())
+    assert all(w.equal(moved.autoencoder.module[name]) for name, w in after.items())
+    label = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
+    results = [Pipeline.load(path).synthesize(label, seed=1) for path in (stage_2, out)]
+    assert not np.array_equal(*(result.array for result in results))
+    conditioned = all_on / "checkpoints" / "last.ckpt"
+    for other, reason in ((conditioned, "data.token_step_mm 5.5"), (early, "has another encoder")):
+        with pytest.raises(InputError, match=reason):
+            export.main([str(stage_2), "--autoencoder", str(other), "--output", str(out)])
+    with pytest.raises(InputError, match="has no latents"):
+        export.main([str(start), "--autoencoder", str(trained), "--output", str(out)])
 
 
 def test_labels_for_a_model_that_takes_none_are_refused(stage_1, workplace, tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from tubesynth.build.base_models import with_decoder_of
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.build.checkpoint_file import SAFETENSORS
 from tubesynth.runtime.errors import CommandParser, InputError
@@ -48,6 +49,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default="float32",
         help="float16 halves the file and rounds the weights of layers to 11 bits",
     )
+    add(
+        "--autoencoder",
+        metavar="CKPT",
+        help="of stages 2 and 3: with the decoder of this stage 1, which was trained on with"
+        " train.frozen_encoder",
+    )
     return parser.parse_args(argv)
 
 
@@ -56,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.suffix != SAFETENSORS:
         raise InputError(f"--output {args.output}: give a name that ends with {SAFETENSORS}")
     checkpoint = Checkpoint.load(args.checkpoint)
+    if args.autoencoder is not None:
+        checkpoint = with_decoder_of(Checkpoint.load(args.autoencoder, stage=1), checkpoint)
     checkpoint.weights_alone(args.ema, DTYPES[args.dtype]).save(args.output)
     size_mb = args.output.stat().st_size / 1e6
     print(f"{args.output}: stage {checkpoint.config.stage}, {args.dtype}, {size_mb:.1f} MB")

@@ -5,7 +5,7 @@ files, states them; the messages are the same.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -218,6 +218,27 @@ def require_same_base(base: Checkpoint, checkpoint: Checkpoint) -> None:
                 f"control.base: {base.path} has other weights ({name}) than the base model in"
                 f" {checkpoint.path}: give the base of this checkpoint"
             )
+
+
+def with_decoder_of(autoencoder: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of stage 2 or 3 with the decoder of another autoencoder; InputError unless its
+    latents are the same, that is if it was trained on with train.frozen_encoder.
+    """
+    stored = checkpoint.autoencoder
+    if stored is None or isinstance(checkpoint.config, Stage1Config):
+        raise InputError(f"{checkpoint.path}: has no latents, so no decoder to exchange")
+    assert isinstance(checkpoint.config, Stage2Config)
+    for misfit in _autoencoder_misfits(checkpoint.config, autoencoder):
+        raise InputError(misfit)
+    weights = autoencoder.weights()
+    for name, weight in stored.module.items():
+        same = name in weights and torch.equal(weights[name].float(), weight.float())
+        if name.startswith(("encoder.", "quantizer.")) and not same:
+            raise InputError(
+                f"{autoencoder.path}: has another encoder ({name}) than {checkpoint.path}: give one"
+                " that was trained on from its autoencoder with train.frozen_encoder"
+            )
+    return replace(checkpoint, autoencoder=autoencoder.trained_autoencoder)
 
 
 def _other_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:

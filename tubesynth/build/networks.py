@@ -26,7 +26,7 @@ PUBLISHED_MAX_PERIOD = 10_000.0  # longest wavelength of the published time code
 
 def build_autoencoder(config: Stage1Config) -> VQVAE:
     model = config.autoencoder
-    return VQVAE(
+    autoencoder = VQVAE(
         config.dim,
         channels=tuple(model.channels),
         residual_channels=tuple(model.residual_channels),
@@ -41,9 +41,13 @@ def build_autoencoder(config: Stage1Config) -> VQVAE:
         kl_weight=model.kl_weight,
         checkpointing=config.train.checkpointing,
         decoder_condition=model.decoder_condition,
+        contrast_pool=model.contrast_pool,
         num_classes=config.labels.num_classes,
         initialization=model.initialization,
     )
+    if config.train.frozen_encoder:
+        autoencoder.freeze_encoder()
+    return autoencoder
 
 
 def build_discriminator(config: Stage1Config) -> PatchDiscriminator:

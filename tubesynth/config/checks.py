@@ -154,6 +154,11 @@ def check_decoder_condition(config: Stage1Config, require: Require) -> None:
         " needs vessel tokens: give the length between two of them in mm, e.g. 1.0",
     )
     require(
+        model.decoder_condition != "none" or not model.contrast_pool,
+        "autoencoder.contrast_pool: true, but autoencoder.decoder_condition none has no vessels to"
+        " give a contrast: set it to vessels or labels",
+    )
+    require(
         0 <= model.condition_dropout < 1,
         f"autoencoder.condition_dropout: expected 0 to below 1, got {model.condition_dropout}",
     )

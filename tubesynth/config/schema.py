@@ -113,6 +113,8 @@ class TrainConfig:
     precision: Precision = "32"
     checkpointing: bool = False  # gradient checkpointing: less memory, more time
     deterministic: bool = False  # on a GPU too, where it is slower: docs/reliability.md
+    # Of stage 1: train the decoder alone, so that latents, and a stage 2 of them, stay valid.
+    frozen_encoder: bool = False
     channels_last: bool = False  # memory layout X, Y, Z, C: faster on some machines
     compile: bool = False  # torch.compile for training steps; same results to rounding
     # Half-lives of averaged weights in optimizer steps; null: no averaged weights. The first of a
@@ -156,6 +158,8 @@ class AutoencoderConfig:
     # Probabilities that a training image is decoded without its vessels and, independently,
     # without its label map; such an image can then be reconstructed without its anatomy.
     condition_dropout: float = 0.1
+    # The decoder renders vessels with a contrast that is pooled from all latents of the image.
+    contrast_pool: bool = False
     # he: for ReLU, and a constant gray image; published: PyTorch's default.
     initialization: Literal["he", "published"] = "he"
 

@@ -13,6 +13,8 @@ from tubesynth.models.blocks import conv, expand_to
 
 EMBEDDING_CHANNELS = 4  # of a class
 FIELD_CHANNELS = 3  # presence of the condition, closeness, radius
+POOL_CHANNELS = 32  # of the hidden layer of ContrastPool
+CONTRAST_CHANNELS = 2  # closeness times a contrast of the image
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,59 @@ class DecoderCondition:
         return DecoderCondition(*(None if t is None else t.to(device) for t in tensors))
 
 
+class ContrastPool(nn.Module):
+    """Latents of an image (B, D, x, ...) -> its contrasts (B, CONTRAST_CHANNELS).
+
+    Attention pooling (Ilse et al. 2018, arXiv 1802.04712, without the gate): each contrast is a
+    mean of a value over all cells, with weights that are learned, so that a vessel far from any
+    other blood can be as bright as the aorta of its own image.
+    """
+
+    def __init__(self, dim: int, latent_channels: int):
+        super().__init__()
+        self.hidden = conv(dim, latent_channels, POOL_CHANNELS, 1)
+        self.out = conv(dim, POOL_CHANNELS, 2 * CONTRAST_CHANNELS, 1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        cells = self.out(self.hidden(latents).relu()).flatten(2).float()
+        score, value = cells.chunk(2, dim=1)
+        return (score.softmax(-1) * value).sum(-1)
+
+
 class ConditionEncoder(nn.Module):
     """DecoderCondition -> (B, channels, X, ...): vessel fields and, with classes, an embedding.
 
     An absent or dropped condition is 0 in all its channels. num_classes: None for vessels alone.
+    latent_channels: of a pool whose contrasts multiply the closeness, in further channels; None for
+    no pool.
     """
 
-    def __init__(self, dim: int, num_classes: int | None):
+    def __init__(self, dim: int, num_classes: int | None, latent_channels: int | None):
         super().__init__()
         self.num_classes = num_classes
-        self.channels = FIELD_CHANNELS
+        self.field_channels = FIELD_CHANNELS
+        self.pool = None
+        if latent_channels is not None:
+            self.field_channels += CONTRAST_CHANNELS
+            self.pool = ContrastPool(dim, latent_channels)
+        self.channels = self.field_channels
         if num_classes is not None:
             self.channels += EMBEDDING_CHANNELS
             self.embedding = nn.Embedding(num_classes, EMBEDDING_CHANNELS)
             nn.init.normal_(self.embedding.weight, std=0.1)
 
-    def forward(self, condition: DecoderCondition, absent: Tensor) -> Tensor:
-        """absent: zeros (B, channels, X, ...), the features of an empty condition."""
-        features = list(absent.split([FIELD_CHANNELS, self.channels - FIELD_CHANNELS], dim=1))
+    def forward(self, condition: DecoderCondition, latents: Tensor, absent: Tensor) -> Tensor:
+        """latents: of whole images. absent: zeros (B, channels, X, ...), the features of an empty
+        condition.
+        """
+        others = self.channels - self.field_channels
+        features = list(absent.split([self.field_channels, others], dim=1))
         if condition.fields is not None:
-            presence = torch.ones_like(condition.fields[:, :1])
-            fields = torch.cat([presence, condition.fields], dim=1)
-            features[0] = _keep_rows(fields, condition.keep_fields)
+            closeness = condition.fields[:, :1]
+            fields = [torch.ones_like(closeness), condition.fields]
+            if self.pool is not None:
+                fields.append(closeness * expand_to(self.pool(latents), closeness))
+            features[0] = _keep_rows(torch.cat(fields, dim=1), condition.keep_fields)
         if condition.labels is not None and self.num_classes is not None:
             embedded = self.embedding(condition.labels.int()).movedim(-1, 1)
             features[1] = _keep_rows(embedded, condition.keep_labels)

@@ -144,7 +144,8 @@ class VQVAE(nn.Module):
     initialization: he, or published, which is PyTorch's default.
     decoder_condition: none, vessels, or labels (which includes vessels): the decoder gets the
     anatomy at image resolution, so the latents need only carry what it does not determine. The
-    encoder never gets it: latents are a property of the image. num_classes: of the label map.
+    encoder never gets it: latents are a property of the image. contrast_pool: see ContrastPool.
+    num_classes: of the label map.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class VQVAE(nn.Module):
         kl_weight: float,
         checkpointing: bool,
         decoder_condition: str,
+        contrast_pool: bool,
         num_classes: int,
         initialization: str,
     ):
@@ -171,7 +173,9 @@ class VQVAE(nn.Module):
         self.condition = None
         if decoder_condition != "none":
             self.condition = ConditionEncoder(
-                dim, num_classes if decoder_condition == "labels" else None
+                dim,
+                num_classes if decoder_condition == "labels" else None,
+                embedding_dim if contrast_pool else None,
             )
         self.levels, self.num_residual = len(channels), num_residual_layers
         # Without gradients, encoding or decoding holds about four feature maps of the widest level;
@@ -198,6 +202,7 @@ class VQVAE(nn.Module):
         self.encoder = Encoder(dim, 1, *sizes, self.quantizer.in_channels)
         self.decoder = Decoder(dim, 1, *sizes, embedding_dim, condition_channels)
         self.encoder.checkpointing = self.decoder.checkpointing = checkpointing
+        self.encoder_frozen = False
         if initialization == "published":
             return
         self.apply(_initialize)
@@ -205,6 +210,19 @@ class VQVAE(nn.Module):
         nn.init.normal_(last.weight, std=0.01)  # start from a constant gray image, not from noise
         assert last.bias is not None
         nn.init.constant_(last.bias, 0.35)
+
+    def freeze_encoder(self) -> None:
+        """From now on train the decoder alone: the latents of an image stay what they are."""
+        self.encoder.requires_grad_(False)
+        self.encoder_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VQVAE":
+        """As usual, but the quantizer of a frozen encoder changes no code and adds no noise."""
+        super().train(mode)
+        if self.encoder_frozen:
+            cast(nn.Module, self.quantizer).eval()
+        return self
 
     def encode(self, image: Tensor, tile: int | None = None) -> Tensor:
         """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...), before any code is looked up.
@@ -245,7 +263,7 @@ class VQVAE(nn.Module):
             return None
         size = [n * self.factor for n in latents.shape[2:]]
         absent = latents.new_zeros(len(latents), self.condition.channels, *size)
-        return self.condition(condition or DecoderCondition(), absent)
+        return self.condition(condition or DecoderCondition(), latents, absent)
 
     @property
     def last_layer(self) -> nn.ConvTranspose2d | nn.ConvTranspose3d:

@@ -205,6 +205,12 @@ def restore(
     or has the best value of another score.
     """
     restart = _restarts(checkpoint, config, run_dir)
+    frozen = config.train.frozen_encoder
+    if frozen != checkpoint.config.train.frozen_encoder and "optimizers" not in restart:
+        raise InputError(
+            f"train.frozen_encoder: {frozen}, but the optimizer in {checkpoint.path} has the"
+            " moments of other weights: add optimizers to train.restart"
+        )
     for phase in stage.phases:
         if phase.name in checkpoint.phases:
             phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
