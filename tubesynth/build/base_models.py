@@ -27,7 +27,7 @@ STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # config keys of check
 
 # Settings of the objective that must equal the base model's, or its weights mean something else.
 OBJECTIVE_KEYS = {
-    "flow": ("sigma_min",),
+    "flow": ("sigma_min", "offset_noise"),
     "diffusion": (
         "num_timesteps",
         "schedule",

@@ -17,6 +17,7 @@ def build_objective(config: Stage2Config) -> Objective:
             time_std=flow.time_std,
             time_shift=flow.time_shift,
             coupling=flow.coupling,
+            offset_noise=flow.offset_noise,
         )
     diffusion = config.diffusion
     return Diffusion(

@@ -269,6 +269,7 @@ def check_objective(config: Stage2Config, require: Require) -> None:
     )
     if mode == "flow":
         require(0 <= flow.sigma_min < 1, f"flow.sigma_min: {flow.sigma_min} is not in [0, 1)")
+        require(flow.offset_noise >= 0, f"flow.offset_noise: {flow.offset_noise}, below 0")
         for key in ("time_std", "time_shift"):
             require(getattr(flow, key) > 0, f"flow.{key}: must be above 0")
         require(

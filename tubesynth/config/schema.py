@@ -275,6 +275,8 @@ class FlowConfig(ObjectiveConfig):
     # Timestep shift of SD3 (Esser 2024, eq. 23): sqrt(latent cells / reference latent cells).
     time_shift: float = 1.0
     coupling: Literal["independent", "optimal_transport"] = "independent"  # of noise and latents
+    # Deviation of a number that is added to a whole channel of the noise: the brightness of a volume.
+    offset_noise: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ target velocity is x_1 - (1 - sigma_min) x_0 (eq. 23). The network is any callab
 velocity(x_t, t).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,9 +25,25 @@ def path(noise: Tensor, data: Tensor, t: Tensor, sigma_min: float) -> tuple[Tens
     return x_t, velocity
 
 
+def with_offset(noise: Tensor, scale: float) -> Tensor:
+    """White noise (B, C, ...) and, in each channel, one normal number of deviation `scale` in all
+    cells: its own mean, scaled up, so that no other random numbers are drawn.
+
+    The mean of white noise over n cells is of the order of n ** -0.5, too little to tell the network
+    how bright a whole volume shall be (Guttenberg 2023, "Diffusion with offset noise").
+    """
+    if not scale:
+        return noise
+    dims = tuple(range(2, noise.ndim))
+    cells = math.prod(noise.shape[2:])
+    return noise + scale / math.sqrt(cells) * noise.sum(dims, keepdim=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching:
-    """An Objective (objective.py). time_mean, time_std: parameters of the logit-normal density."""
+    """An Objective (objective.py). time_mean, time_std: parameters of the logit-normal density.
+    offset_noise: the scale of with_offset, in training and in sampling.
+    """
 
     sigma_min: float
     norm: str  # l1 or l2
@@ -35,6 +52,7 @@ class FlowMatching:
     time_std: float
     time_shift: float
     coupling: str  # independent or optimal_transport
+    offset_noise: float
     target = "velocity"
 
     def times(self, u: Tensor) -> Tensor:
@@ -53,6 +71,7 @@ class FlowMatching:
         t: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
+        noise = with_offset(noise, self.offset_noise)
         x_t, target = path(noise, data, t, self.sigma_min)
         return mean_error(velocity(x_t, t), target, self.norm, weight)
 
@@ -67,7 +86,7 @@ class FlowMatching:
         """Solves the flow ODE, which adds no noise: new_noise is not used."""
         return solve(
             velocity,
-            noise,
+            with_offset(noise, self.offset_noise),
             sampling.solver,
             sampling.steps,
             sampling.atol,
