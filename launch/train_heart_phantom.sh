@@ -15,9 +15,11 @@ step "1/5  Phantoms"
 tubesynth phantom --output-dir $folder/data --cases 600 --validation-fraction 0.04 --seed 2026 \
     --resolution 96 96 72 --spacing 1.25 1.25 1.25 --workers "$(python -c 'import os; print(os.cpu_count())')"
 
-step "2/5  Stage 1 in two phases, stage 2 and the vessel segmenter"
+step "2/5  Stage 1 in three phases, stage 2 and the vessel segmenter"
 tubesynth train --config $configs/stage_1.yml --run-dir $folder/runs/stage_1
 tubesynth train --config $configs/stage_1_contrast.yml --run-dir $folder/runs/stage_1_contrast --resume "$(last stage_1)"
+tubesynth train --config $configs/stage_1_decoder.yml --run-dir $folder/runs/stage_1_decoder \
+    --resume "$(last stage_1_contrast)"
 tubesynth train --config $configs/stage_2.yml --run-dir $folder/runs/stage_2
 tubesynth train --config $configs/stage_2.yml --run-dir $folder/runs/stage_2_on --resume "$(last stage_2)" \
     train.epochs=6 train.learning_rate=1.0e-3 train.ema_half_life=200 "train.restart=[schedule, epochs, optimizers]"

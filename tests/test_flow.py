@@ -13,7 +13,7 @@ from networks import make_flow
 
 from tubesynth.config.schema import SamplingConfig
 from tubesynth.generative.coupling import couple
-from tubesynth.generative.flow import path
+from tubesynth.generative.flow import path, with_offset
 from tubesynth.generative.objective import mean_error, published_vessel_weight, vessel_weight
 from tubesynth.generative.times import shift_times, time_grid
 
@@ -145,3 +145,26 @@ def test_the_flow_of_a_gaussian_is_sampled_exactly():
     result, evaluations = make_flow(sigma_min=0).sample(velocity, noise, sampling, None)
     torch.testing.assert_close(result, mu + s * noise, atol=1e-6, rtol=0)
     assert evaluations == 4 * 64
+
+
+def test_offset_noise_adds_a_normal_number_to_all_cells_of_a_channel():
+    """Covariance of two cells: scale^2, and that of a cell with the mean, 2 scale n^-1/2."""
+    white = torch.randn(40_000, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise = with_offset(white, 0.5)
+    first, second = noise[:, :, 0, 0], noise[:, :, 3, 2]
+    expected = 0.5**2 + 2 * 0.5 / 16**0.5
+    assert (first * second).mean().item() == pytest.approx(expected, abs=0.02)
+    assert first.square().mean().item() == pytest.approx(1 + expected, abs=0.02)
+    assert (noise[:, 0] * noise[:, 1]).mean().item() == pytest.approx(0, abs=0.02)
+    assert with_offset(white, 0.0) is white
+
+
+def test_training_and_sampling_start_from_the_same_offset_noise():
+    noise, data, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.rand(3)
+    flow, start = make_flow(offset_noise=0.5), with_offset(noise, 0.5)
+    x_t, target = path(start, data, t, 1e-5)
+    points = []
+    loss = flow.loss(lambda x, t: points.append(x) or target, data, noise, t)
+    assert torch.equal(points[0], x_t) and loss.abs().max() == 0
+    result, _ = flow.sample(lambda x, t: torch.zeros_like(x), noise, SamplingConfig(), None)
+    assert torch.equal(result, start)

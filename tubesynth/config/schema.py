@@ -275,7 +275,7 @@ class FlowConfig(ObjectiveConfig):
     # Timestep shift of SD3 (Esser 2024, eq. 23): sqrt(latent cells / reference latent cells).
     time_shift: float = 1.0
     coupling: Literal["independent", "optimal_transport"] = "independent"  # of noise and latents
-    # Deviation of a number that is added to a whole channel of the noise: the brightness of a volume.
+    # Deviation of a number that is added to a whole channel of the noise: generative/flow.py.
     offset_noise: float = 0.0
 
 

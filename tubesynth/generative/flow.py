@@ -29,8 +29,8 @@ def with_offset(noise: Tensor, scale: float) -> Tensor:
     """White noise (B, C, ...) and, in each channel, one normal number of deviation `scale` in all
     cells: its own mean, scaled up, so that no other random numbers are drawn.
 
-    The mean of white noise over n cells is of the order of n ** -0.5, too little to tell the network
-    how bright a whole volume shall be (Guttenberg 2023, "Diffusion with offset noise").
+    The mean of white noise over n cells is of the order of n ** -0.5, too little to tell the
+    network how bright a whole volume shall be (Guttenberg 2023, "Diffusion with offset noise").
     """
     if not scale:
         return noise
