@@ -28,7 +28,7 @@ def test_the_packaged_files_are_small_and_their_configs_are_those_of_the_demo():
     assert len(files) == 2 and sum(path.stat().st_size for path in files) < MAX_MB * 1e6
     stored = Checkpoint.load("heart-phantom", 2)
     stage_1, stage_2 = load_config("demo/stage_1"), load_config("demo/stage_2")
-    assert stored.config.unet == stage_2.unet
+    assert stored.config.unet == stage_2.unet and stored.config.flow == stage_2.flow
     assert stored.trained_autoencoder.config.autoencoder == stage_1.autoencoder
 
 
