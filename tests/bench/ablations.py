@@ -93,6 +93,7 @@ STAGE_2 = Table(
     },
 )
 F4 = ()
+NO_POOL = "autoencoder.contrast_pool=false"
 F8 = (
     "autoencoder.channels=[16, 32, 96]",
     "autoencoder.residual_channels=[16, 32, 32]",
@@ -113,10 +114,11 @@ VESSEL_SCORES = {
 DECODER = Table(
     "heart_phantom/stage_1",
     {
-        f"{condition}_{name}": (f"autoencoder.decoder_condition={condition}", *strides)
+        f"{condition}_{name}": (f"autoencoder.decoder_condition={condition}", NO_POOL, *strides)
         for name, strides in (("f4", F4), ("f8", F8))
         for condition in ("none", "vessels", "labels")
-    },
+    }
+    | {"vessels_pool_f4": F4},
     {"contrast kept": ("vessel_contrast_kept", 2), **VESSEL_SCORES},
 )
 CONDITIONS = Table(

@@ -156,6 +156,7 @@ def _stage_1_label_settings(config: Stage1Config) -> dict[str, bool]:
         "losses.vessel_weight=1": config.losses.vessel_weight != 1,
         "losses.vessel_l1=0": config.losses.vessel_l1 != 0,
         "autoencoder.decoder_condition=none": config.autoencoder.decoder_condition != "none",
+        "autoencoder.contrast_pool=false": config.autoencoder.contrast_pool,
         "train.best_score=loss": config.train.best_score.startswith("vessel_"),
     }
 
