@@ -166,3 +166,17 @@ def test_the_files_equal_those_that_are_made_in_turn(cts, tmp_path, monkeypatch)
     assert len(computed) == 4 and finished(tmp_path / "in_turn") == {"1", "2", "3", "4"}
     for path in (tmp_path / "in_turn").glob("*.img.nii.gz"):
         assert path.read_bytes() == (tmp_path / "overlapped" / path.name).read_bytes()
+
+
+def test_finished_volumes_that_other_settings_replace_are_said(cts, tmp_path, capsys):
+    run, other = command(cts, tmp_path / "out"), ["--spacing", "5", "5", "5"]
+
+    def said(*options: str) -> str:
+        reconstruct.main([*run, *options])
+        lines = capsys.readouterr().err.splitlines()
+        return next((line for line in lines if "are replaced: " in line), "")
+
+    assert said() == said() == ""
+    assert said(*other).endswith("4 (1: spacing was [5.5, 5.5, 5.5] and is [5.0, 5.0, 5.0])")
+    (cts / "2.img.nii.gz").write_bytes((cts / "3.img.nii.gz").read_bytes())
+    assert said(*other).endswith("1 (2: its source or outputs have changed)")

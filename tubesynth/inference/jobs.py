@@ -20,13 +20,14 @@ import torch
 
 import tubesynth
 from tubesynth.config.schema import Config, Precision
+from tubesynth.config.strict import flatten
 from tubesynth.data.digest import source_digest
 from tubesynth.inference.overlap import overlapped
 from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import write_text, writing
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import Progress
+from tubesynth.runtime.log import Progress, logger
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.runtime.reading import stored_json
 from tubesynth.runtime.stop_signal import ask, kept
@@ -107,6 +108,28 @@ def is_finished(output_dir: Path, job: Job) -> bool:
     return record.get("source_sha256") == digest_of(job.source)
 
 
+def replaced(output_dir: Path, jobs: list[Job]) -> str | None:
+    """What a command says of finished volumes that it writes again, with the first difference."""
+    others = []
+    for job in jobs:
+        record = stored_json(sidecar(output_dir, job))
+        if record and image_path(output_dir, job).exists():
+            others.append((job, record))
+    if not others:
+        return None
+    job, record = others[0]
+    stored, now = ({"settings": each} for each in (record.get("settings"), job.settings))
+    then = {"source": record.get("source"), **flatten(stored)}
+    now = {"source": source_name(job), **flatten(now)}
+    changed = (
+        f"{key.removeprefix('settings.')} was {then.get(key)} and is {now.get(key)}"
+        for key in {**now, **then}
+        if then.get(key) != now.get(key)
+    )
+    reason = next(changed, "its source or outputs have changed")
+    return f"{output_dir}: finished volumes that are replaced: {len(others)} ({job.name}: {reason})"
+
+
 def digest_of(source: Path | None) -> str | None:
     """SHA-256 of a source's bytes; None without a source."""
     return None if source is None else source_digest(source)
@@ -180,6 +203,8 @@ def run_jobs(
     )
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
     check(rank_jobs)
+    if dist.is_main() and (line := replaced(output_dir, unfinished)):
+        logger.warning(line)
     start = time.perf_counter()
     batches = [rank_jobs[i : i + batch_size] for i in range(0, len(rank_jobs), batch_size)]
 
