@@ -80,6 +80,14 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_another_run_of_a_later_seed_is_refused_before_the_first_seed_trains(trained, config):
+    command = ("train", "--config", config, "--run-dir", trained, "--seeds", 2, 1)
+    with pytest.raises(InputError, match="seed_1: holds another run already"):
+        run(segment, *command, "train.learning_rate=0.5")
+    assert not (trained / "seed_2").exists()
+
+
+@pytest.mark.slow
 def test_scores_are_of_held_out_cases_over_cases_and_seeds(trained):
     result = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
     assert result["over_cases"]["dice"]["n"] == 2 and result["over_seeds"]["dice"]["n"] == 2

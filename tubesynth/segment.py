@@ -121,8 +121,11 @@ def train_seeds(args: argparse.Namespace) -> None:
     try:
         rows = []
         warn_of_cpu(config, device, args.device, gpus=None)
-        for seed in args.seeds or [config.seed]:
-            seed_config, folder = replace(config, seed=seed), run_dir / f"seed_{seed}"
+        seeds = args.seeds or [config.seed]
+        runs = {run_dir / f"seed_{seed}": replace(config, seed=seed) for seed in seeds}
+        for folder, seed_config in runs.items():  # refused now, not after the seeds before it
+            find_checkpoint(None, folder, seed_config)
+        for folder, seed_config in runs.items():
             with locked(folder) as lock:
                 rows += train_one(seed_config, lock, device, args.logger)
         if dist.is_main():
