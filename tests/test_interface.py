@@ -141,7 +141,7 @@ def test_a_wheel_runs_every_command_from_another_folder(tmp_path):
     listed = run(program, "configs")
     assert all(name in listed for name in [*packaged_configs(), "launch/slurm.sbatch"])
     plan = run(program, "train", "--dry-run", "--config", "demo/stage_1")
-    assert "autoencoder parameters:     446,513" in plan
+    assert "autoencoder parameters:     462,037" in plan
     assert (site / "tubesynth" / "py.typed").is_file()
     models = site / "tubesynth" / "packaged" / "models", REPOSITORY / "models"
     installed, source = ({path.name for path in folder.iterdir()} for folder in models)

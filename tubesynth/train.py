@@ -196,6 +196,8 @@ def checkpoint_to_resume(
 ) -> Checkpoint | None:
     """The checkpoint that the run resumes, checked to fit its config and base models."""
     checkpoint = find_checkpoint(requested, run_dir, config)
+    if config.train.frozen_encoder and checkpoint is None:
+        raise InputError("train.frozen_encoder: needs a trained encoder: give --resume")
     if checkpoint and models.autoencoder:
         require_same_autoencoder(models.autoencoder, checkpoint)
     if checkpoint and models.base:

@@ -57,6 +57,11 @@ def check(config: Config, source: str) -> None:
         check_decoder_condition(config, require)
         check_losses(config, require)
         check_multiples(config.data, config.autoencoder.factor, "the f of the autoencoder", require)
+    else:
+        require(
+            not config.train.frozen_encoder,
+            "train.frozen_encoder: stage 1 alone has an encoder: leave it out",
+        )
     if isinstance(config, SegmenterConfig):
         require(config.dim == 3, f"dim: {config.dim}, but the segmenter is for volumes: 3")
         check_widths(config.segmenter, "segmenter", ("channels",), require)

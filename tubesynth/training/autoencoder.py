@@ -31,7 +31,6 @@ from tubesynth.metrics.dilation import dilated
 from tubesynth.metrics.image import psnr, ssim
 from tubesynth.metrics.vessel_fidelity import VesselSurroundings, mean_fidelity, vessel_fidelity
 from tubesynth.runtime import dist
-from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.precision import autocast
 from tubesynth.runtime.seeding import generator
@@ -57,8 +56,6 @@ class AutoencoderStage:
 
     def __init__(self, config: Stage1Config, volumes: Volumes, position: Position, device):
         self.config, self.volumes, self.position, self.device = config, volumes, position, device
-        if config.train.frozen_encoder and position.started_from is None:
-            raise InputError("train.frozen_encoder: needs a trained encoder: give --resume")
         self.autoencoder = build_autoencoder(config)
         self.discriminator = build_discriminator(config)
         self.usage = self._codebook_usage()

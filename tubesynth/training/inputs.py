@@ -177,11 +177,11 @@ class Volumes:
             name: unit_to_hu(unit[0, 0].float().clamp(0, 1).cpu().numpy(), self.data.hu_window)
             for name, unit in units.items()
         }
-        images["real"] = without_padding(images["real"])
         label = batch["label"][0].cpu().numpy() if "label" in batch else None
         if self.dim == 2:
             images = {name: image[..., None] for name, image in images.items()}
             label = None if label is None else label[..., None]
+        images["real"] = without_padding(images["real"])
         return render_panel(
             images,
             tuple(batch["spacing"][0].tolist()),
