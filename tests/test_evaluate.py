@@ -378,3 +378,12 @@ def test_syntheses_without_label_maps_are_scored_against_the_real_cts_of_their_i
     (folders / "synthesis" / "2_s0.img.nii.gz").rename(folders / "synthesis" / "7_s0.img.nii.gz")
     with pytest.raises(InputError, match=r"unpaired.*7_s0\.img\.nii\.gz"):
         evaluate(folders, "real", "synthesis")
+
+
+def test_what_cannot_be_scored_or_written_is_refused_before_a_case_is_scored(folders, monkeypatch):
+    monkeypatch.setattr("tubesynth.evaluate.pool.each", None)
+    with pytest.raises(InputError, match="nothing to score: give --reconstruction"):
+        evaluate(folders, "real")
+    (folders / "out").write_text("a file")
+    with pytest.raises(InputError, match="out: not written"):
+        evaluate(folders, "real", "reconstruction")

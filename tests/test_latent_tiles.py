@@ -199,7 +199,7 @@ def test_the_noise_is_that_of_the_whole_grid(mode):
 
 def test_a_side_that_is_no_multiple_of_the_coarsest_cell_is_refused(tmp_path):
     model = Pipeline.load(STAGE_2, device=CPU)
-    for side in (0, 3, 2, -4):
+    for side in (0, 3, 2, -4, 8.0, "auto"):
         with pytest.raises(
             InputError, match=f"^latent_tile is {side}: give a multiple of 2 from 4"
         ):

@@ -1,6 +1,7 @@
 """tubesynth plan: the costs of configs, and settings that fit a GPU."""
 
 import re
+import time
 
 import cost_table
 import pytest
@@ -9,6 +10,7 @@ from conftest import REPOSITORY
 from tubesynth import train
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig
+from tubesynth.data.digest import _SETTLED_SECONDS
 from tubesynth.data.store import Store
 from tubesynth.doctor.config_rules import case_bytes
 from tubesynth.doctor.training_memory import estimate
@@ -87,6 +89,7 @@ def test_the_files_and_bytes_of_a_case_are_those_of_a_cache(workplace, stage_1, 
     settings = [f"data.cache_dir={tmp_path / 'cache'}", "data.token_step_mm=4.0", "train.epochs=1"]
     settings += ["unet.vessel_fields=true"]
     config = ["--config", str(workplace / "s2.yml"), "--run-dir", str(tmp_path / "run")]
+    time.sleep(_SETTLED_SECONDS + 0.1)  # digests of younger files are not stored
     train.main([*config, *settings])
     store, cases = Store(tmp_path / "cache"), 6
     files = sorted(len(list(entry.path.iterdir())) for entry in store.entries())

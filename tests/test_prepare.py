@@ -403,7 +403,7 @@ def test_a_margin_beyond_the_image_is_cut_alike_on_both_sides(source, hearts, tm
 def test_wrong_options_are_refused(tmp_path):
     for arguments, text in (
         (["--margin-mm", 3], "without --crop-to-heart"),
-        (["--validation-fraction", 2], "between 0 and 1"),
+        (["--validation-fraction", 2], "above 0 and below 1"),
         (["--validation-fraction", 0.5, "--validation-ids", "x"], "give only one of them"),
         (["--workers", 0], "at least 1"),
     ):

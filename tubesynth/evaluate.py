@@ -45,7 +45,7 @@ from tubesynth.report.content import Rows, ceiling_notes, provenance, statistics
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.report.verdict import verdict
-from tubesynth.runtime.atomic import save_png, write_text
+from tubesynth.runtime.atomic import save_png, write_text, writing
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible, kept
 from tubesynth.volume.centreline_file import user_centreline_tokens
@@ -89,7 +89,11 @@ def evaluate(args: argparse.Namespace) -> None:
     with_sets = not args.no_distribution
     has_real = args.real is not None or cases[0].images[0][0] == "real"
     with_features = with_sets and has_real and args.features is None
-    # A wrong file ends the command before any case is scored.
+    # What is wrong ends the command before any case is scored.
+    if args.labels is None and args.reconstruction is None and not runs:
+        raise InputError("nothing to score: give --reconstruction, --synthesis or --labels")
+    with writing(args.output_dir):
+        args.output_dir.mkdir(parents=True, exist_ok=True)
     if args.segmenter is not None:
         trained_segmenter(args.segmenter)
     if args.lpips:

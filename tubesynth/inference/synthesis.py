@@ -188,7 +188,8 @@ class Synthesizer:
                 f"control_scale is {options.control_scale}, but this model has no ControlNet"
             )
         tile, multiple = options.latent_tile, self.unet.multiple
-        if tile is not None and (tile < 2 * multiple or tile % multiple):
+        is_int = isinstance(tile, int)
+        if tile is not None and (not is_int or tile < 2 * multiple or tile % multiple):
             raise InputError(
                 f"latent_tile is {tile}: give a multiple of {multiple} from {2 * multiple} on, the"
                 " side of a tile in latent cells"

@@ -101,7 +101,7 @@ def _check(args, settings: Settings) -> None:
     check_seed(args.seed, "--seed", requirement("command line"))
     if not 0 < args.validation_fraction < 1:
         raise InputError(
-            f"--validation-fraction {args.validation_fraction}: give a number between 0 and 1"
+            f"--validation-fraction {args.validation_fraction}: give a number above 0 and below 1"
         )
     if min(settings.resolution) < 16 or math.prod(settings.resolution) > MAX_VOXELS:
         raise InputError(

@@ -230,7 +230,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.validation_fraction = DEFAULT_FRACTION
     if not 0 < args.validation_fraction < 1:
         raise InputError(
-            f"--validation-fraction {args.validation_fraction}: give a number between 0 and 1"
+            f"--validation-fraction {args.validation_fraction}: give a number above 0 and below 1"
         )
     if args.margin_mm is not None and not args.crop_to_heart:
         raise InputError("--margin-mm: has no effect without --crop-to-heart; give both")
