@@ -385,5 +385,5 @@ def test_what_cannot_be_scored_or_written_is_refused_before_a_case_is_scored(fol
     with pytest.raises(InputError, match="nothing to score: give --reconstruction"):
         evaluate(folders, "real")
     (folders / "out").write_text("a file")
-    with pytest.raises(InputError, match="out: not written"):
+    with pytest.raises(InputError, match="^--output-dir .*out is no folder to write to"):
         evaluate(folders, "real", "reconstruction")
