@@ -65,15 +65,12 @@ def node_failure(cluster: Cluster, job: TrainingJob) -> None:
     cluster.start_node("n2")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "events"),
-    [("srun", [time_limit, preemption, node_failure]), ("torchrun", [time_limit])],
-)
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_a_requeued_job_ends_as_if_undisturbed(
-    launcher, events, cluster, undisturbed, workplace, tmp_path
+    launcher, cluster, undisturbed, workplace, tmp_path
 ):
     job = TrainingJob(cluster, tmp_path / "run", workplace / "s1.yml", launcher, *OPTIONS)
-    for number, event in enumerate(events, start=1):
+    for number, event in enumerate([time_limit, preemption, node_failure], start=1):
         job.wait_for_steps()
         event(cluster, job)
         job.wait_for_restart(number)
