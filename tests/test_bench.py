@@ -11,16 +11,16 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from networks import make_ema_quantizer
-from parts.autoencoder import config_of, recorded_convolutions
 from parts.codebook import usual_quantizer
+from parts.kernels_alone import Recorder, TensorLike, kernels_alone
 from parts.measure import PeakMemory, measure, significant
 
 from tubesynth.models.spade import one_hot
 from tubesynth.runtime.errors import InputError
-from tubesynth.training.random_step import random_step
 
 KEYS = "bench case seconds spread peak_mb size device threads commit".split()
 CROSSATTN = REPOSITORY / "configs" / "demo" / "stage_2_crossattn.yml"
+FLOAT_ON_THE_CPU = (torch.float32, torch.device("cpu"))
 TINY = (
     "--volumes 2 --resolution 16 16 16 --spacing 8 8 8 --crop 8 8 8 --scans 1"
     " --scan-resolution 24 24 20 --repeats 1 --workers 1"
@@ -77,29 +77,25 @@ def test_the_reference_quantizer_of_the_bench_updates_its_codes_as_ours_does():
     torch.testing.assert_close(ours.codebook, expected[2])
 
 
-def test_a_step_of_stage_1_and_its_convolutions_are_measured(capfd, forked):
-    narrow = ["autoencoder.channels=[4,4]", "autoencoder.residual_channels=[4,4]"]
-    narrow += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
-    sizes = ["--crop", "16", "16", "16", "--repeats", "1"]
-    bench.main(["autoencoder", *sizes, "--set", *narrow])
-    lines = printed(capfd)
-    assert [line["case"] for line in lines] == ["step", "convolutions"]
-    assert all(set(KEYS) <= line.keys() and line["size"] == "1 x 16x16x16" for line in lines)
+def test_the_kernels_of_a_step_are_recorded_forward_and_backward():
+    images, layer = torch.rand(2, 3, 8, 8), torch.nn.Conv2d(3, 4, 3)
+    weights = torch.rand(144, 5, requires_grad=True)
 
+    def work():
+        rows = layer(images).relu().flatten(1)
+        queries = (rows[:, :144] @ weights).reshape(2, 1, 5, 1)
+        torch.nn.functional.scaled_dot_product_attention(queries, queries, queries).sum().backward()
 
-def test_every_convolution_of_a_step_is_recorded_with_its_gradients():
-    args = bench.parse(["autoencoder", "--crop", "16", "16", "16"])
-    args.overrides = ["autoencoder.channels=[4]", "autoencoder.residual_channels=[4]"]
-    args.overrides += ["autoencoder.codebook_size=16", "discriminator.channels=4"]
-    step, stage = random_step(config_of(args), torch.device("cpu"), 0)
-    calls = recorded_convolutions(stage, step)
-    # autoencoder: down, 2 x 2 residual, out; in, 2 x 2 residual, up; discriminator: 4 layers, twice
-    assert len(calls) == 6 + 6 + 4 + 4
-    gradients = [(for_input, for_weights) for *_, for_input, for_weights in calls]
-    assert gradients[0] == (False, True) and gradients[1:12] == [(True, True)] * 11
-    assert gradients[12:16] == [(True, False)] * 4  # the generator's pass through the discriminator
-    assert gradients[16:] == [(False, True)] + [(True, True)] * 3
-    assert [shape[0] for _, shape, *_ in calls] == [1] * 16 + [2] * 4
+    with Recorder() as recorder:
+        work()
+    names = [operator.overloadpacket.__name__ for operator, _, _ in recorder.calls]
+    assert names[:2] == ["convolution", "mm"] and names[-1] == "convolution_backward"
+    assert sum("attention" in name for name in names) == 2 and names.count("mm") == 3
+    assert recorder.calls[0][1][0] == TensorLike((2, 3, 8, 8), (192, 64, 8, 1), *FLOAT_ON_THE_CPU)
+    with Recorder() as again:
+        kernels_alone(work)()
+    replayed = again.calls[len(names) :]  # after those of work() itself
+    assert [call[:2] for call in replayed] == [call[:2] for call in recorder.calls]
 
 
 def test_the_vessel_benches_time_both_variants(capfd, forked):
@@ -128,10 +124,12 @@ def test_the_step_bench_runs_every_stage_and_counts_its_flops(name, capfd, forke
     size = "data.crop" if name in ("stage_1", "segmenter") else "data.resolution"
     arguments = ["step", "--config", config, "--set", f"{size}=[16, 16, 16]", "--repeats", "1"]
     bench.main([*arguments, "--tokens", "20"])
-    (line,) = printed(capfd)
-    assert line["size"] == "2 x 16x16x16" and line["flops"] > 1e8
-    rate = line["flops"] / line["seconds"] / 1e12
-    assert math.isclose(line["tflops_per_second"], rate, rel_tol=2e-3)
+    lines = printed(capfd)
+    assert [line["case"] for line in lines] == ["step", "kernels"]
+    for line in lines:
+        assert line["size"] == "2 x 16x16x16" and line["flops"] > 1e8
+        rate = line["flops"] / line["seconds"] / 1e12
+        assert math.isclose(line["tflops_per_second"], rate, rel_tol=2e-3)
 
 
 def test_short_times_keep_their_digits():

@@ -66,9 +66,7 @@ def node_failure(cluster: Cluster, job: TrainingJob) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
-def test_a_requeued_job_ends_as_if_undisturbed(
-    launcher, cluster, undisturbed, workplace, tmp_path
-):
+def test_a_requeued_job_ends_as_if_undisturbed(launcher, cluster, undisturbed, workplace, tmp_path):
     job = TrainingJob(cluster, tmp_path / "run", workplace / "s1.yml", launcher, *OPTIONS)
     for number, event in enumerate([time_limit, preemption, node_failure], start=1):
         job.wait_for_steps()

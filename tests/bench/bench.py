@@ -2,7 +2,6 @@
 
     python tests/bench/bench.py data --data-dir bench --workers 0 2
     python tests/bench/bench.py evaluate --data-dir bench
-    python tests/bench/bench.py autoencoder --crop 64 64 64
     python tests/bench/bench.py codebook
     python tests/bench/bench.py vessel_attention
     python tests/bench/bench.py step --config configs/stage_1_3d_f4_full.yml --device cuda
@@ -13,10 +12,10 @@
 
 data: the loader, from a warm cache of phantoms (made in the folder or in a temporary one) to the
 tensors of a training step; and the building of that cache. evaluate: the scores of pairs of CTs.
-autoencoder: a training step of stage 1, and its convolutions alone. codebook: the quantizer of one
-volume's latents, beside the usual one. vessel_attention: the cost of the distance bias. step: a
-training step of any config. sample: the time that cached conditions save. synthesis: sampling and
-decoding of whole CTs. ceiling: a matrix product and a copy. index: the start-up with many cases.
+codebook: the quantizer of one volume's latents, beside the usual one. vessel_attention: the cost of
+the distance bias. step: a training step of any config, and its kernels alone. sample: the time that
+cached conditions save. synthesis: sampling and decoding of whole CTs. ceiling: a matrix product and
+a copy. index: the start-up with many cases.
 
 Each case runs in a process of its own, so that its peak memory is measured alone. Where there is a
 peer, speedup is its time over ours, and memory_ratio our peak over its. docs/benchmarks.md has the
@@ -34,7 +33,6 @@ from types import ModuleType
 from typing import NamedTuple
 
 from parts import (
-    autoencoder,
     ceiling,
     codebook,
     data,
@@ -65,7 +63,6 @@ class Bench(NamedTuple):
 BENCHES = {
     "data": Bench(data, data.prepare, data.lines),
     "evaluate": Bench(evaluate, evaluate.prepare, evaluate.lines),
-    "autoencoder": Bench(autoencoder),
     "codebook": Bench(codebook),
     "vessel_attention": Bench(vessel_attention),
     "step": Bench(step),

@@ -5,8 +5,8 @@
 
 `run` needs a clean checkout and an idle machine; it replaces the lines of its sections in
 docs/benchmarks.jsonl. `write` refuses lines of more than one commit. A peer needs an environment
-with MONAI: python3 -m venv monai_env; monai_env/bin/pip install torch==2.13.0 monai==1.6.1 nibabel
-scipy. Sections with a peer are skipped without --peer-python.
+with MONAI: python3 -m venv monai_env; monai_env/bin/pip install torch==2.13.0 monai==1.6.1 einops
+nibabel scipy. Sections with a peer are skipped without --peer-python.
 """
 
 import argparse
@@ -67,12 +67,14 @@ SECTIONS = {
         peer=True,
         data=True,
     ),
-    "autoencoder": Section(
-        "Stage 1: a training step",
-        "Published widths, one crop of 64 x 64 x 64, float32, both losses and both optimizers."
-        " Peer: MONAI's VQVAE and PatchDiscriminator with the same losses, without LPIPS.",
-        "monai_vqvae.py",
-        "--crop 64 64 64 --rounds 2 --repeats 3",
+    "step": Section(
+        "Training steps",
+        "Published widths, float32. Stage 1: a crop of 64 x 64 x 64, all losses but LPIPS, both"
+        " optimizers; peer: MONAI's VQVAE and PatchDiscriminator. Stage 2: latents of 32 x 32 x 16,"
+        " base and cross-attention with 2,000 tokens; peer: MONAI's SPADEDiffusionModelUNet with"
+        " the same label encoder.",
+        "monai_step.py",
+        "autoencoder base crossattn --rounds 2 --repeats 3",
         peer=True,
     ),
     "codebook": Section(
@@ -116,7 +118,7 @@ COLUMNS = {
     "peer_peak_mb": "peer, MB",
     "speedup": "times faster",
     "memory_ratio": "memory ratio",
-    "over_convolutions": "over its convolutions",
+    "over_kernels": "over its kernels",
     "load": "load",
 }
 

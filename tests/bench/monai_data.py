@@ -1,7 +1,7 @@
 """Side by side with MONAI: `python tests/bench/bench.py data` and monai_pipeline.py, in turns.
 
     python3 -m venv monai_env
-    monai_env/bin/pip install torch==2.13.0 monai==1.6.1 nibabel scipy
+    monai_env/bin/pip install torch==2.13.0 monai==1.6.1 einops nibabel scipy
     .venv/bin/python tests/bench/monai_data.py --peer-python monai_env/bin/python --data-dir bench
 
 Same files, same cores, same run: for each case our process and the peer's take turns, with each

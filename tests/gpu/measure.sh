@@ -60,7 +60,7 @@ for precision in 32 bf16-mixed; do
 done
 
 step() { # step CONFIG SETTINGS...
-    bench 60 "a step of $*" step --config "$1" --repeats 5 --set "${@:2}" "${tiny[@]}"
+    bench 60 "a step of $*" step --case step --config "$1" --repeats 5 --set "${@:2}" "${tiny[@]}"
 }
 bf16=train.precision=bf16-mixed
 configs=(stage_1_3d_f4_full stage_2_3d_f4_lfm_base stage_2_3d_f4_lfm_crossattn stage_3_3d_f4_controlnet)

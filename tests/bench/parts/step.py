@@ -1,7 +1,9 @@
 """A training step of any stage, on a random batch of its config's sizes.
 
-Forward, losses, backward, clipping, optimizers and averages; the loader is not measured. flops are
-those of the convolutions and matrix products of one step (torch.utils.flop_counter), and
+Cases:
+  step     forward, losses, backward, clipping, optimizers and averages
+  kernels  the convolutions, matrix products and attention of that step, alone
+The loader is not measured. flops are those of the kernels (torch.utils.flop_counter), and
 tflops_per_second is their number over the time. --set takes the settings of a config, e.g.
 train.precision=bf16-mixed train.checkpointing=false.
 """
@@ -11,7 +13,7 @@ from pathlib import Path
 from parts.measure import significant
 from parts.options import add_device, add_repeats, add_settings, check_options
 
-CASES = ("step",)
+CASES = ("step", "kernels")
 
 
 def add_arguments(parser) -> None:
@@ -35,6 +37,7 @@ def config_of(args):
 
 
 def run_case(case: str, args) -> dict:
+    from parts.kernels_alone import kernels_alone
     from parts.turns import device_of, in_turns, result_on
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,6 +50,8 @@ def run_case(case: str, args) -> dict:
     step()  # the optimizers' moments
     with FlopCounterMode(display=False) as counter:
         step()
+    if case == "kernels":
+        step = kernels_alone(step)
     (measured,) = in_turns([step], args.repeats, device)
     shape, train = config.data.crop or config.data.resolution, config.train
     flops = counter.get_total_flops()
