@@ -499,8 +499,6 @@ def test_weights_that_are_missing_or_of_the_wrong_stage_are_errors(data, stage_1
     listed = "stage: 1\nlosses: {perceptual: 1, perceptual_files: [lpips.pth]}"
     message = "losses.perceptual_files: lpips.pth: no such file; correct the path"
     assert machine(data, "weights", listed) == [("error", message)]
-    ((level, message),) = machine(data, "weights", "stage: 1\nlosses: {perceptual: 1}")
-    assert level == "warning" and "THE PERCEPTUAL TERM IS LEFT OUT" in message
     (unset,) = weights("null")
     assert unset[0] == "error" and "not set" in unset[1]
     for path in (stage_1, stage_2):  # stage 2 contains its autoencoder
@@ -578,6 +576,11 @@ def test_a_machine_without_gpu_and_a_batch_without_cases_are_warnings(data, monk
     assert level == "warning" and "no faster" in message
     ((level, message),) = machine(data, "split_sizes", text, "data.batch_size=4")
     assert level == "warning" and "only 2 cases" in message
+
+
+def test_a_setting_that_the_run_does_not_read_is_a_warning(data):
+    ((level, message),) = machine(data, "settings", "stage: 1\nlosses: {perceptual: 1}")
+    assert level == "warning" and "THE PERCEPTUAL TERM IS LEFT OUT" in message
 
 
 def test_the_screen_has_errors_first_and_a_verdict(data, capsys):

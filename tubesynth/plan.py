@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     print(aligned(rows))
     print(
         f"\nComputed for {args.cases} training cases and {args.precision}: the memory of a step on"
-        f" one GPU, and hours on one at {high} to {low} of its peak in 16 bits."
+        f" one GPU, and hours on one at {high} to {low} of its peak in 16 bits.\nSteps and hours are"
+        " of all train.epochs; a run that --resume carries on does those that are left."
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tubesynth.build.base_models import STAGE_OF, BaseModels, latent_sizes, open_base_models
 from tubesynth.build.preprocessing import preprocessing_of
-from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
+from tubesynth.config.schema import AutoencoderConfig, Config, Stage2Config
 from tubesynth.config.strict import flatten, to_plain
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.layout import Split
@@ -24,7 +24,7 @@ from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
 from tubesynth.runtime.memory import total_bytes
 from tubesynth.runtime.reading import no_such
-from tubesynth.training.perceptual import left_out
+from tubesynth.training.warnings import config_warnings
 
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 H100_FLOPS = 989e12  # a second: dense products in 16 bits, by NVIDIA's data sheet
@@ -72,8 +72,11 @@ def weights(plan: Plan) -> Results:
             is_weights = isinstance(path, str) and path.endswith(WEIGHT_SUFFIXES)
             if is_weights and key not in STAGE_OF and not Path(path).is_file():
                 yield error(f"{key}: {path}: {no_such(path, 'file')}; correct the path")
-    if isinstance(config, Stage1Config) and (message := left_out(config.losses)):
-        yield warning(message)
+
+
+def settings(plan: Plan) -> Results:
+    """The run does not read a setting: leave it out, or set what the message names."""
+    yield from map(warning, config_warnings(plan.config))
 
 
 def disk(plan: Plan) -> Results:
@@ -185,7 +188,7 @@ def split_sizes(plan: Plan) -> Results:
         )
 
 
-RULES = [weights, disk, memory, device, split_sizes, length, checkpoints]
+RULES = [weights, settings, disk, memory, device, split_sizes, length, checkpoints]
 
 
 def case_bytes(config: Config, sizes: AutoencoderConfig) -> tuple[int, int]:

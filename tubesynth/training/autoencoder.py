@@ -31,12 +31,11 @@ from tubesynth.metrics.dilation import dilated
 from tubesynth.metrics.image import psnr, ssim
 from tubesynth.metrics.vessel_fidelity import VesselSurroundings, mean_fidelity, vessel_fidelity
 from tubesynth.runtime import dist
-from tubesynth.runtime.log import logger
 from tubesynth.runtime.precision import autocast
 from tubesynth.runtime.seeding import generator
 from tubesynth.training.codebook import CodebookUsage, CollapseWarning
 from tubesynth.training.inputs import Volumes
-from tubesynth.training.perceptual import Perceptual, left_out
+from tubesynth.training.perceptual import Perceptual
 from tubesynth.training.phase import Phase
 from tubesynth.volume.intensity import unit_to_hu
 
@@ -83,8 +82,6 @@ class AutoencoderStage:
         self.perceptual = None
         if uses_perceptual(config.losses):
             self.perceptual = Perceptual(config.losses, config.seed, device)
-        elif message := left_out(config.losses):
-            logger.warning(message)
         # By case id, computed when a case is first validated; None for a case without vessels.
         self.surroundings: dict[str, VesselSurroundings | None] = {}
 

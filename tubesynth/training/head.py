@@ -6,11 +6,11 @@ import torch
 
 import tubesynth
 from tubesynth.config.schema import Config
-from tubesynth.data.duplicates import shared_warning
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import device_name, git_commit
 from tubesynth.runtime.log import logger
 from tubesynth.training.inputs import Volumes
+from tubesynth.training.warnings import run_warnings
 
 
 def samples_per_step(config: Config) -> int:
@@ -42,7 +42,7 @@ def log_head(config: Config, volumes: Volumes, device: torch.device, kernels: st
         lines.append("labels: none, images alone: nothing that needs vessels is scored")
     for line in lines:
         logger.info(line)
-    if message := shared_warning(volumes.training, volumes.validation):
+    for message in run_warnings(config, volumes.training, volumes.validation):
         logger.warning(message)
 
 

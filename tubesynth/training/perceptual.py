@@ -5,23 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tubesynth.config.schema import AutoencoderLossConfig, uses_perceptual
+from tubesynth.config.schema import AutoencoderLossConfig
 from tubesynth.data.digest import file_digest
 from tubesynth.losses.autoencoder import perceptual_loss
 from tubesynth.models.perceptual import load_perceptual
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.seeding import generator
-
-
-def left_out(losses: AutoencoderLossConfig) -> str | None:
-    """The warning of a config that weighs the term and names no files; None: nothing is missing."""
-    if losses.perceptual == 0 or uses_perceptual(losses):
-        return None
-    return (
-        f"losses.perceptual: {losses.perceptual}, but losses.perceptual_files names no weights: THE"
-        " PERCEPTUAL TERM IS LEFT OUT. Name LPIPS's or RadImageNet's weights"
-        " (tubesynth/models/perceptual.py), or set losses.perceptual=0"
-    )
 
 
 class Perceptual:

@@ -10,11 +10,10 @@ from tubesynth.build.base_models import BaseModels, latent_sizes
 from tubesynth.build.networks import build_phases
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.config.strict import dump
-from tubesynth.data.duplicates import shared_warning
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.runtime.errors import InputError
 from tubesynth.training.inputs import find_splits
-from tubesynth.training.perceptual import left_out
+from tubesynth.training.warnings import config_warnings, run_warnings
 
 
 def describe_plan(config: Config, models: BaseModels, run_dir: Path) -> str:
@@ -35,20 +34,18 @@ def describe_plan(config: Config, models: BaseModels, run_dir: Path) -> str:
     if isinstance(config, Stage2Config) and models.autoencoder is None:
         shape += ", for the published autoencoder"
     lines.append(f"{'latent shape (C, X, Y, Z):':28}{shape}")
-    missing, warnings = models.missing, []
+    missing = models.missing
     try:
         training, validation = find_splits(config)
     except InputError as error:
         if config.data.folders("training")[0].exists():
             raise
-        missing = [*missing, str(error)]
+        missing, warnings = [*missing, str(error)], config_warnings(config)
     else:
         lines.append(f"{'steps per epoch:':28}{_steps(config, len(training))}")
-        warnings.append(shared_warning(training, validation))
-    if isinstance(config, Stage1Config):
-        warnings.append(left_out(config.losses))
+        warnings = run_warnings(config, training, validation)
     lines += [f"{'missing:':28}{problem}" for problem in missing]
-    lines += [f"{'warning:':28}{message}" for message in warnings if message]
+    lines += [f"{'warning:':28}{message}" for message in warnings]
     lines.append(f"{'run folder:':28}{run_dir}")
     return "\n".join(lines)
 

@@ -1,0 +1,41 @@
+"""What a user should know of a run before it trains; train and its dry run say it."""
+
+from collections.abc import Iterator
+
+from tubesynth.config.schema import (
+    AutoencoderLossConfig,
+    Config,
+    Stage1Config,
+    Stage2Config,
+    uses_perceptual,
+)
+from tubesynth.data.duplicates import shared_warning
+from tubesynth.volume.cases import Case
+
+
+def run_warnings(config: Config, training: list[Case], validation: list[Case]) -> Iterator[str]:
+    """Of equal images in both splits, and of settings that the run does not read."""
+    if shared := shared_warning(training, validation):
+        yield shared
+    yield from config_warnings(config)
+
+
+def config_warnings(config: Config) -> Iterator[str]:
+    if isinstance(config, Stage1Config) and not _has_weights(config.losses):
+        yield (
+            f"losses.perceptual: {config.losses.perceptual}, but losses.perceptual_files names no"
+            " weights: THE PERCEPTUAL TERM IS LEFT OUT. Name LPIPS's or RadImageNet's weights"
+            " (tubesynth/models/perceptual.py), or set losses.perceptual=0"
+        )
+    if isinstance(config, Stage2Config):
+        mode = config.latent_mode
+        other = "diffusion" if mode == "flow" else "flow"
+        if getattr(config, other) != type(getattr(config, other))():
+            yield (
+                f"{other}: its settings are not read, since latent_mode is {mode}: those of"
+                f" {mode} count"
+            )
+
+
+def _has_weights(losses: AutoencoderLossConfig) -> bool:
+    return losses.perceptual == 0 or uses_perceptual(losses)
