@@ -22,7 +22,7 @@ NARROW = ["unet.channels=[32, 32]", "data.resolution=[64, 64, 48]"]
 
 def test_a_row_has_the_steps_memory_and_hours_of_its_config(capsys):
     main(["demo/stage_1", "train.epochs=7", "--cases", "101", "--precision", "32"])
-    head, row, _, note = capsys.readouterr().out.splitlines()
+    head, row, _, note, *_ = capsys.readouterr().out.splitlines()
     config = load_config("demo/stage_1", ["train.epochs=7"])
     needed = estimate(config)
     steps = -(-7 * 101 // (config.data.batch_size * config.train.accumulate))
