@@ -393,14 +393,14 @@ def test_a_validation_has_the_precision_of_the_training(number, workplace, stage
     assert rounded == pytest.approx(exact, rel=0.02)
 
 
-def test_a_checkpoint_of_a_gpu_resumes_with_the_kernels_of_this_device():
+def test_a_checkpoint_of_an_unfused_optimizer_resumes_with_a_fused_one():
     phase, other = linear_phase(), linear_phase()
     step_of(phase, [batch_of(0)], 0, PLAIN)
     state = copy.deepcopy(phase.state())
     for group in state.optimizer["param_groups"]:
-        group["fused"] = True  # as on a GPU
+        group["fused"] = None  # as in version 0.1.0
     other.load(state, with_optimizer=True)
-    assert other.optimizer.param_groups[0]["fused"] is None
+    assert other.optimizer.param_groups[0]["fused"] is True
     for each in (phase, other):
         step_of(each, [batch_of(1)], 1, PLAIN)
     assert torch.equal(weights(phase), weights(other))

@@ -48,8 +48,10 @@ def test_the_settings_that_fit_are_the_first_that_do(capsys):
     )
     text = capsys.readouterr().out
     assert "data.batch_size=1 train.accumulate=" in text and "checkpointing" not in text
-    main([name, *NARROW, "latents.autoencoder=null", "--fit", "0.1"])
-    assert "no setting fits into 0.1 GB; the least is" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main([name, *NARROW, "latents.autoencoder=null", "--fit", "0.1"])
+    least = "no setting fits into 0.1 GB; the least is .* with --precision bf16-mixed .*=true$"
+    assert end.value.code == 2 and re.search(least, capsys.readouterr().out.strip())
 
 
 def test_the_all_reduce_is_that_of_a_ring_and_hours_are_those_of_fewer_steps(capsys):

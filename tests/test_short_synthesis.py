@@ -75,6 +75,10 @@ def test_seed_and_case_decide_the_phantom(tmp_path):
         (["--cases", "1", "--label-map", "1=2"], "--label-map: phantoms have the classes"),
         (["--cases", "0"], "--cases 0: must be at least 1"),
         (["--cases", "1", "--resolution", "32", "32"], "resolution 32 32: expected 3 positive"),
+        (
+            ["--cases", "1", "--resolution", *("4096",) * 3],
+            "resolution 4096 4096 4096: the volume alone takes 320 GiB of memory",
+        ),
     ],
 )
 def test_a_second_source_of_label_maps_and_a_wrong_grid_are_refused(options, message, tmp_path):

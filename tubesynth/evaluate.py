@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import argparse
 import multiprocessing
-import os
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -46,7 +45,7 @@ from tubesynth.report.content import Rows, ceiling_notes, provenance, statistics
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.report.verdict import verdict
-from tubesynth.runtime.atomic import save_png, write_text
+from tubesynth.runtime.atomic import check_writable, save_png, write_text
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible, kept
 from tubesynth.volume.centreline_file import user_centreline_tokens
@@ -93,10 +92,7 @@ def evaluate(args: argparse.Namespace) -> None:
     # What is wrong ends the command before any case is scored.
     if args.labels is None and args.reconstruction is None and not runs:
         raise InputError("nothing to score: give --reconstruction, --synthesis or --labels")
-    out = args.output_dir.absolute()
-    parent = next(path for path in (out, *out.parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--output-dir {out}: {parent} is no folder to write to: choose another")
+    check_writable(args.output_dir)
     if args.segmenter is not None:
         trained_segmenter(args.segmenter)
     if args.lpips:

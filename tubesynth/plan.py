@@ -1,7 +1,7 @@
 """What trainings would cost: memory, FLOPs, hours and disk, computed without data and a GPU.
 
     tubesynth plan stage_1_3d_f4 stage_2_3d_f4_lfm_base
-    tubesynth plan stage_2_3d_f4_lfm_crossattn --fit 8
+    tubesynth plan stage_2_3d_f4_lfm_crossattn --fit 12
     tubesynth plan heart_stage_2 --gpus 8
 
 Memory and FLOPs are counted on the training loop's own step (doctor/training_memory.py). Hours are
@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import sys
 from collections.abc import Iterable, Iterator
 
 from tubesynth.build.base_models import latent_sizes, open_base_models
@@ -25,7 +26,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.doctor.config_rules import REACHED_SHARES, case_bytes, size_text
 from tubesynth.doctor.training_memory import estimate
-from tubesynth.runtime.errors import CommandParser, InputError
+from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 
 # FLOPs a second: dense products in 16 bits, by NVIDIA's data sheets.
@@ -40,8 +41,11 @@ SOURCES = 2  # of a case: image and label map, whose digests are files of the ca
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.fit is not None:
-        for name in args.configs:
-            print(f"{name}: {fitting(name, args)}")
+        lines = {name: fitting(name, args) for name in args.configs}
+        for name, (_, text) in lines.items():
+            print(f"{name}: {text}")
+        if not all(fits for fits, _ in lines.values()):
+            sys.exit(EXIT_INPUT)
         return
     low, high = (f"{share:.0%}" for share in REACHED_SHARES)
     if args.gpus is not None:
@@ -59,8 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     print(aligned(rows))
     print(
         f"\nComputed for {args.cases} training cases and {args.precision}: the memory of a step on"
-        f" one GPU, and hours on one at {high} to {low} of its peak in 16 bits.\nSteps and hours are"
-        " of all train.epochs; a run that --resume carries on does those that are left."
+        f" one GPU, and hours on one at {high} to {low} of its peak in 16 bits.\nSteps and hours"
+        " are of all train.epochs; a run that --resume carries on does those that are left."
     )
 
 
@@ -158,18 +162,20 @@ def files_by_entry(config: Config) -> list[int]:
     return preprocessing_of(config).draws * entries
 
 
-def fitting(name: str, args: argparse.Namespace) -> str:
-    """The first settings of `attempts` with which a training fits into --fit GB."""
-    least = math.inf
+def fitting(name: str, args: argparse.Namespace) -> tuple[bool, str]:
+    """Whether a training fits into --fit GB, and the first settings of `attempts` with which it
+    does, or those with the least memory."""
+    least, settings = math.inf, ""
     config = configured(name, args)
     sizes = latent_sizes(config, open_base_models(config))
     for changes in attempts(config):
         needed = estimate(configured(name, args, *changes), sizes).training
-        if needed <= SPARE * args.fit * 1e9:
-            settings = " ".join([f"--precision {args.precision}", *changes])
-            return f"{size_text(needed)} with {settings}"
-        least = min(least, needed)
-    return f"no setting fits into {args.fit:g} GB; the least is {size_text(int(least))}"
+        if needed < least:
+            least, settings = needed, " ".join([f"--precision {args.precision}", *changes])
+        if least <= SPARE * args.fit * 1e9:
+            return True, f"{size_text(least)} with {settings}"
+    least_text = f"the least is {size_text(least)} with {settings}"
+    return False, f"no setting fits into {args.fit:g} GB; {least_text}"
 
 
 def attempts(config: Config) -> Iterator[list[str]]:
@@ -197,7 +203,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog="tubesynth plan",
         description="Compute what trainings would cost: memory, FLOPs, hours and disk.",
         example="tubesynth plan stage_1_3d_f4 stage_2_3d_f4_lfm_base\n"
-        "tubesynth plan stage_2_3d_f4_lfm_crossattn --fit 8\n"
+        "tubesynth plan stage_2_3d_f4_lfm_crossattn --fit 12\n"
         "tubesynth plan heart_stage_2 --gpus 8",
     )
     add = parser.add_argument

@@ -17,9 +17,12 @@ from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.schema import Config
 from tubesynth.data.preprocessing import Preprocessing, preprocess_image, preprocess_labels
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.memory import available_bytes
 from tubesynth.volume.files import check_dimensions, check_labels
 from tubesynth.volume.grid import Volume, centered_affine
 from tubesynth.volume.intensity import unit_to_hu
+
+BYTES_PER_VOXEL = 5  # float32 image and uint8 label map
 
 
 class ModelGrid:
@@ -104,6 +107,13 @@ class ModelGrid:
                 numbers = " ".join(map(str, value))
                 raise InputError(f"{name} {numbers}: expected 0.001 to 1000 mm")
             settings = replace(settings, **{name: tuple(value)})
+        needed = BYTES_PER_VOXEL * math.prod(settings.resolution)
+        if resolution is not None and needed > (available := available_bytes()):
+            raise InputError(
+                f"resolution {' '.join(map(str, resolution))}: the volume alone takes"
+                f" {needed / 2**30:.3g} GiB of memory, and {available / 2**30:.3g} GiB are"
+                " available: lower it"
+            )
         return settings
 
 

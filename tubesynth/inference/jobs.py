@@ -25,7 +25,7 @@ from tubesynth.data.digest import source_digest
 from tubesynth.inference.overlap import overlapped
 from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
-from tubesynth.runtime.atomic import write_text, writing
+from tubesynth.runtime.atomic import check_writable, write_text, writing
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import Progress, logger
 from tubesynth.runtime.memory import peak_mb
@@ -194,8 +194,7 @@ def run_jobs(
 
     check: called on every rank with its jobs before the first volume is made.
     """
-    with writing(output_dir):
-        output_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(output_dir)
     message = kept("the volumes that are finished", output_dir)
     # Every rank has its list before the first rank writes.
     unfinished = dist.interruptible(

@@ -103,6 +103,19 @@ def writing(path, remedy: str = "choose another folder"):
         raise InputError(f"{path}: not written ({reason}); {remedy}") from error
 
 
+def check_writable(folder: Path) -> None:
+    """InputError where --output-dir, or the folder that it would be made in, takes no files.
+
+    It makes nothing, so that a command which is refused later leaves no empty folder.
+    """
+    folder = folder.absolute()
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(
+            f"--output-dir {folder}: {parent} is no folder to write to: choose another"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write the text as UTF-8."""
     with replacing(path) as temporary:

@@ -73,9 +73,8 @@ class Phase:
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.forward, device_ids=devices, **option)
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        fused = True if device.type == "cuda" else None  # one kernel, without temporary results
-        self.optimizer = torch.optim.Adam(
-            trainable, self.learning_rate, eps=train.adam_eps, fused=fused
+        self.optimizer = torch.optim.Adam(  # fused: one pass over the weights
+            trainable, self.learning_rate, eps=train.adam_eps, fused=True
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "16-mixed")
         self.averages = [Ema(self.module, steps) for steps in half_lives(self.ema_half_life)]
@@ -104,8 +103,7 @@ class Phase:
             self.swa.n_averaged.fill_(state.swa.epochs)
         if with_optimizer:
             assert state.optimizer is not None
-            fused = self.optimizer.defaults["fused"]  # not of the device that has saved
-            groups = [{**group, "fused": fused} for group in state.optimizer["param_groups"]]
+            groups = [{**group, "fused": True} for group in state.optimizer["param_groups"]]
             self.optimizer.load_state_dict({**state.optimizer, "param_groups": groups})
             if state.scaler and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state.scaler)

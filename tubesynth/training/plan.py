@@ -72,6 +72,6 @@ def _modules(config: Config, sizes: AutoencoderConfig) -> dict[str, nn.Module]:
 def _steps(config: Config, cases: int) -> str:
     batch = config.data.batch_size * config.train.accumulate
     return (
-        f"{math.ceil(cases / batch)} ({cases} cases, {batch} a step and process),"
+        f"{cases / batch:.4g} ({cases} cases, {batch} a step and process),"
         f" {math.ceil(cases * config.train.epochs / batch)} in {config.train.epochs} epochs"
     )
