@@ -314,7 +314,7 @@ def test_an_unusable_output_folder_is_refused(workplace, stage_2, tmp_path):
     assert sorted(labels.iterdir()) == before
     (tmp_path / "file").write_text("no folder")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=f"{out}: not written"):
+        with pytest.raises(InputError, match=f"--output-dir {out}: .*file is no folder to write"):
             run(synthesize, *common, "--output-dir", out)
         with pytest.raises(InputError, match=f"{out}: not written"):
             config = ["--config", workplace / "s1.yml", "--run-dir", out]
