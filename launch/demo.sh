@@ -19,7 +19,8 @@ case "${1:-}" in
 --from-scratch)
     results=demo/from_scratch start=()
     settings_1=(train.epochs=60 train.learning_rate=2.0e-3)
-    settings_2=(train.epochs=20 train.learning_rate=2.0e-3 "latents.autoencoder=$results/runs/stage_1/checkpoints/last.ckpt")
+    settings_2=(train.epochs=20 train.learning_rate=2.0e-3 flow.offset_noise=0.1
+        "latents.autoencoder=$results/runs/stage_1/checkpoints/last.ckpt")
     ;;
 *)
     echo "error: unknown option $1: bash launch/demo.sh [--from-scratch]" >&2

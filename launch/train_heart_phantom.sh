@@ -22,7 +22,8 @@ tubesynth train --config $configs/stage_1_decoder.yml --run-dir $folder/runs/sta
     --resume "$(last stage_1_contrast)"
 tubesynth train --config $configs/stage_2.yml --run-dir $folder/runs/stage_2
 tubesynth train --config $configs/stage_2.yml --run-dir $folder/runs/stage_2_on --resume "$(last stage_2)" \
-    train.epochs=17 train.learning_rate=1.0e-3 train.ema_half_life=200 "train.restart=[schedule, epochs, optimizers]"
+    train.epochs=17 train.learning_rate=1.0e-3 train.ema_half_life=200 "train.restart=[schedule, epochs, optimizers]" \
+    flow.offset_noise=0.5
 tubesynth segment train --config $configs/segmenter.yml --run-dir $folder/runs/segmenter
 
 step "3/5  Export"

@@ -129,6 +129,7 @@ CONDITIONS = Table(
         "fields": (),
         "tokens_fields": TOKENS_AT_ALL_LEVELS,
         "fields_no_offset": ("flow.offset_noise=0",),
+        "fields_large_offset": ("flow.offset_noise=0.5",),
         # One hidden map of SPADE per level in place of one per norm, as wide and wider.
         "fields_shared": ("unet.spade=shared",),
         "fields_shared_wide": ("unet.spade=shared", "unet.spade_hidden=64"),
