@@ -75,7 +75,9 @@ def test_a_file_that_exists_wins_over_a_packaged_config(tmp_path, monkeypatch):
 
 def test_every_config_is_listed_with_its_description_and_can_be_copied(tmp_path, capsys):
     configs.main([])
-    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    *listed, _, batch_script = capsys.readouterr().out.splitlines()
+    assert batch_script.startswith("launch/slurm.sbatch, no config")
+    lines = dict(line.split("  ", 1) for line in listed)
     lines = {name.strip(): text.strip() for name, text in lines.items()}
     for name, path in packaged_configs().items():
         assert lines[name] == description_of(path) and 20 < len(lines[name]) < 120

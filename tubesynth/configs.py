@@ -48,14 +48,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "copy":
         copy(args.name, args.file)
         return
-    files = {**packaged_configs(), SLURM: packaged_folder("launch") / "slurm.sbatch"}
-    width = max(map(len, files))
-    for name, path in files.items():
+    configs = packaged_configs()
+    width = max(map(len, configs))
+    for name, path in configs.items():
         print(f"{name:{width}}  {description_of(path)}")
+    print(f"\n{SLURM}, no config, can be copied too: {description_of(_batch_script())}")
+
+
+def _batch_script() -> Path:
+    return packaged_folder("launch") / "slurm.sbatch"
 
 
 def copy(name: str, target: Path | None) -> None:
-    source = packaged_folder("launch") / "slurm.sbatch" if name == SLURM else find_config(name)
+    source = _batch_script() if name == SLURM else find_config(name)
     target = target or Path(source.name)
     if target.is_dir():
         target = target / source.name
