@@ -103,6 +103,7 @@ class Phase:
             self.swa.n_averaged.fill_(state.swa.epochs)
         if with_optimizer:
             assert state.optimizer is not None
+            # Checkpoints of version 0.1.0 and of other devices may name another kernel.
             groups = [{**group, "fused": True} for group in state.optimizer["param_groups"]]
             self.optimizer.load_state_dict({**state.optimizer, "param_groups": groups})
             if state.scaler and self.scaler.is_enabled():
