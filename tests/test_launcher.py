@@ -27,6 +27,10 @@ if action == "save":
     time.sleep(2 + int(rank))
     (folder / f"{rank}.saved").touch()
     sys.exit(75)
+if action == "alone":
+    if rank == "0":
+        time.sleep(300)
+    sys.exit(75)
 if action == "wrong":
     sys.exit(2)
 if rank == "1":
@@ -51,6 +55,12 @@ def wait_for(folder: Path, pattern: str, number: int = 2) -> None:
     while len(list(folder.glob(pattern))) < number:
         assert time.monotonic() < deadline, f"no {number} files {pattern}"
         time.sleep(0.05)
+
+
+def test_a_rank_that_is_stopped_before_all_have_met_stops_the_others(tmp_path):
+    process = launched(tmp_path, "alone")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED and errors == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -4,6 +4,7 @@ torch.distributed.run ends its processes 30 s after a signal, saved or not, and 
 1 whatever theirs is. This launcher waits until they have saved, and keeps the codes 2 and 75.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from tubesynth.runtime.stop_signal import SIGNALS
 
 POLL_SECONDS = 0.1
 FAILURE_GRACE_SECONDS = 15.0  # for the other processes after one has failed
+STOP_GRACE_SECONDS = 3.0  # after one has stopped, until the others are told to
 
 
 def launch(module: str, arguments: list[str], processes: int) -> None:
@@ -53,7 +55,7 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
             )
             if received:  # while it was started
                 ranks[-1].send_signal(signal.SIGTERM)
-        raise SystemExit(_exit_code(ranks))
+        raise SystemExit(_exit_code(ranks, received))
     finally:
         for process in ranks:
             process.kill()  # those that have ended are left alone
@@ -62,22 +64,29 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
             signal.signal(number, handler)
 
 
-def _exit_code(ranks: list[subprocess.Popen]) -> int:
-    """Wait for all processes, or for the grace after a failure: the first failure's code or 75."""
-    deadline, failed = None, None
+def _exit_code(ranks: list[subprocess.Popen], received: list[int]) -> int:
+    """Wait for all processes, or for the grace after a failure: the first failure's code or 75.
+
+    Ranks that have met stop together; before, one may be stopped alone, and the others then get its
+    signal. received: the signals that were passed on to all.
+    """
+    failed, deadline, pass_on_at = None, math.inf, math.inf
     while None in [process.poll() for process in ranks]:
-        if failed is None:
-            failed = next((p for p in ranks if p.returncode not in (None, 0, EXIT_STOPPED)), None)
-            if failed is not None:
-                deadline = time.monotonic() + FAILURE_GRACE_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
+        now = time.monotonic()
+        if not received and EXIT_STOPPED in [process.returncode for process in ranks]:
+            pass_on_at = min(pass_on_at, now + STOP_GRACE_SECONDS)
+            if now > pass_on_at:
+                received.append(signal.SIGTERM)
+                for process in ranks:
+                    process.terminate()
+        if failed is None and (failed := _failed(ranks, received)):
+            deadline = now + FAILURE_GRACE_SECONDS
+        if now > deadline:
             break
         time.sleep(POLL_SECONDS)
-    codes = [process.returncode for process in ranks]
+    failed = failed or _failed(ranks, received)
     if failed is None:
-        failed = next((p for p in ranks if p.returncode not in (0, EXIT_STOPPED)), None)
-    if failed is None:
-        return max(codes)
+        return EXIT_STOPPED if any(process.returncode for process in ranks) else 0
     if failed.returncode > 0:
         return failed.returncode
     print(
@@ -87,3 +96,10 @@ def _exit_code(ranks: list[subprocess.Popen]) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _failed(ranks: list[subprocess.Popen], received: list[int]) -> subprocess.Popen | None:
+    """The first process that has failed; one that a passed-on signal ended before it was ready, or
+    in its last moments, has not."""
+    expected = (None, 0, EXIT_STOPPED, *([-signal.SIGTERM] if received else []))
+    return next((process for process in ranks if process.returncode not in expected), None)
