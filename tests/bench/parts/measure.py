@@ -152,7 +152,8 @@ def result(measured: Measurement, size: str, **more) -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that holds this file, with + where files differ from it."""
+    """The commit of the checkout that holds this file, with + where files but docs/, which has the
+    results, differ from it."""
     folder = Path(__file__).parent
 
     def git(*arguments):
@@ -160,7 +161,8 @@ def commit() -> str | None:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        code = ("--", ":/", ":(top,exclude)docs")
+        changed = git("status", "--porcelain", "--untracked-files=no", *code).stdout.strip()
         return git("rev-parse", "--short=12", "HEAD").stdout.strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
