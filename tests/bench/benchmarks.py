@@ -72,7 +72,8 @@ SECTIONS = {
         "Published widths, float32. Stage 1: a crop of 64 x 64 x 64, all losses but LPIPS, both"
         " optimizers; peer: MONAI's VQVAE and PatchDiscriminator. Stage 2: latents of 32 x 32 x 16,"
         " base and cross-attention with 2,000 tokens; peer: MONAI's SPADEDiffusionModelUNet with"
-        " the same label encoder.",
+        " the same label encoder, fused attention, and neither our vessel fields nor our distance"
+        " bias. Kernels: the convolutions, matrix products and attention of our step, alone.",
         "monai_step.py",
         "autoencoder base crossattn --rounds 2 --repeats 3",
         peer=True,
