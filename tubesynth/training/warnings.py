@@ -21,6 +21,7 @@ def run_warnings(config: Config, training: list[Case], validation: list[Case]) -
 
 
 def config_warnings(config: Config) -> Iterator[str]:
+    """Of settings that the run does not read: a term without weights, the other latent mode."""
     if isinstance(config, Stage1Config) and not _has_weights(config.losses):
         yield (
             f"losses.perceptual: {config.losses.perceptual}, but losses.perceptual_files names no"

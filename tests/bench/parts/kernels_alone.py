@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-KERNELS = ("convolution", "mm", "bmm", "scaled_dot_product")  # addmm and baddbmm too
+KERNELS = ("convolution", "mm", "scaled_dot_product")  # parts of names: addmm, bmm too
 
 
 class TensorLike(NamedTuple):
