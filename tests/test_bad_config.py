@@ -101,6 +101,16 @@ def test_a_config_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
         (["train.epochs=0"], "command line, 'train.epochs=0': ", "must be at least 1"),
         (["train={epochs: 0}"], "command line, 'train={epochs: 0}': ", "train.epochs: must be"),
         (["train.epoch=1"], "command line, 'train.epoch=1': ", "did you mean 'train.epochs'?"),
+        (
+            ["train.batch_size=2"],
+            "command line, 'train.batch_size=2': ",
+            "did you mean 'data.batch_size'?",
+        ),
+        (
+            ["data.learning_rate=2"],
+            "command line, 'data.learning_rate=2': ",
+            "did you mean 'train.learning_rate'?",
+        ),
         (["data.crop=[8, x, 8]"], "command line, 'data.crop=[8, x, 8]': ", "data.crop[1]: expect"),
         (["seed=2001-99-99"], "command line, 'seed=2001-99-99': ", "expected a whole number"),
         (["seed=[1"], "command line, 'seed=[1', line 1: ", "not valid YAML"),

@@ -252,7 +252,7 @@ HU = {
         "error",
         "scaled to a small range",
     ),
-    "gray": (lambda hu: ((hu + 1000) / 8).clip(0, 255).astype(np.uint8), "error", "8-bit gray"),
+    "gray": (lambda hu: ((hu + 1000) / 8).clip(0, 255).astype(np.uint8), "error", "of 8 bits"),
     "offset": (lambda hu: (hu + 1024).clip(0).astype(np.uint16), "error", "intercept is missing"),
     "twice": (lambda hu: hu - 1024, "error", "subtracted twice"),
     "blank": (lambda hu: np.full_like(hu, -1000), "error", "every voxel is -1000"),

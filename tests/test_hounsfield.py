@@ -49,7 +49,7 @@ OTHERS = {  # kind: (what it does to HU, words of the message)
     "raw with padding": (lambda hu: np.where(hu < -960, -2000, hu + 1024), "subtract 1024"),
     "plus 2048": (lambda hu: hu.clip(-1024) + 2048, "subtract 2048"),
     "subtracted twice": (lambda hu: hu - 1024, "add 1024"),
-    "8 bits": (lambda hu: ((hu + 1000) / 2000 * 255).clip(0, 255).astype(np.uint8), "8-bit"),
+    "8 bits": (lambda hu: ((hu + 1000) / 2000 * 255).clip(0, 255).astype(np.uint8), "of 8 bits"),
     "0 to 1": (lambda hu: ((hu + 1000) / 2000).clip(0, 1), "scaled"),
     "-1 to 1": (lambda hu: (hu / 1000).clip(-1, 1), "scaled"),
     "z-score": (lambda hu: (hu - hu.mean()) / hu.std(), "standardized"),

@@ -1,7 +1,7 @@
 """YAML into typed dataclasses: an unknown or mistyped key is an error that names it.
 
 YAML 1.1 has no schema, and `1e-4` is text in it. Here `1e-4` is a number where one is expected, and
-the error of an unknown key suggests the nearest key.
+the error of an unknown key suggests the nearest key of its section, or of another one.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,19 @@ def read_yaml(path: str | Path) -> dict:
     return content
 
 
-def build(schema: type, content: dict, source: str, prefix: str = ""):
-    """The dataclass `schema` filled from a mapping; InputError names source and dotted key."""
+def build(schema: type, content: dict, source: str, prefix: str = "", root: type | None = None):
+    """The dataclass `schema` filled from a mapping; InputError names source and dotted key.
+
+    root: the schema of the whole config, of which an unknown key may belong to another section.
+    """
+    root = root or schema
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key in content:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            near = _nearest_key(str(key), [prefix + name for name in fields], root)
             remedy = (
-                f"did you mean '{prefix}{near[0]}'?"
+                f"did you mean '{near}'?"
                 if near
                 else f"the keys of this section are {', '.join(sorted(fields))}"
             )
@@ -44,17 +49,41 @@ def build(schema: type, content: dict, source: str, prefix: str = ""):
     values = {}
     for name, field in fields.items():
         if name in content:
-            values[name] = _convert(hints[name], content[name], source, prefix + name)
+            values[name] = _convert(hints[name], content[name], source, prefix + name, root)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InputError(f"{source}: key '{prefix}{name}' is missing: add it")
     return schema(**values)
 
 
-def _convert(kind, value, source: str, key: str) -> Any:
+def _nearest_key(name: str, section: list[str], root: type) -> str | None:
+    """The dotted key that an unknown name may mean: one of its own section, or of another one."""
+    in_section = {key.rpartition(".")[2]: key for key in section}
+    anywhere = {key.rpartition(".")[2]: key for key in reversed(list(_dotted_keys(root)))}
+    for keys, cutoff in ((anywhere, 1.0), (in_section, 0.5), (anywhere, 0.8)):
+        if near := difflib.get_close_matches(name, keys, n=1, cutoff=cutoff):
+            return keys[near[0]]
+    return None
+
+
+def _dotted_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """The keys of a schema and its sections, without those of items of lists and mappings."""
+    for name, kind in typing.get_type_hints(schema).items():
+        sections = [each for each in (kind, *typing.get_args(kind)) if _is_section(each)]
+        if not sections:
+            yield prefix + name
+        for section in sections:
+            yield from _dotted_keys(section, f"{prefix}{name}.")
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _convert(kind, value, source: str, key: str, root: type) -> Any:
     def wrong(expected: str):
         return InputError(f"{source}: {key}: expected {expected}, got {short(value)}")
 
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if _is_section(kind):
         if value is None:
             raise InputError(
                 f"{source}: {key}: an empty section: give its keys, or leave it out for the"
@@ -62,7 +91,7 @@ def _convert(kind, value, source: str, key: str) -> Any:
             )
         if not isinstance(value, dict):
             raise wrong("a section of keys and values")
-        return build(kind, value, source, key + ".")
+        return build(kind, value, source, key + ".", root)
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(kind)
@@ -73,7 +102,7 @@ def _convert(kind, value, source: str, key: str) -> Any:
             listed = isinstance(value, list | tuple)
             inner = [option for option in inner if (typing.get_origin(option) is list) == listed]
         (kind,) = inner
-        return _convert(kind, value, source, key)
+        return _convert(kind, value, source, key, root)
     if origin is typing.Literal:
         options = typing.get_args(kind)
         if type(value) is int and value not in options:
@@ -87,7 +116,9 @@ def _convert(kind, value, source: str, key: str) -> Any:
         inner = typing.get_args(kind)[0]  # of list[int] and of tuple[int, ...]
         if not isinstance(value, list | tuple):
             raise wrong("a list such as [1, 2, 3]")
-        return origin(_convert(inner, item, source, f"{key}[{i}]") for i, item in enumerate(value))
+        return origin(
+            _convert(inner, item, source, f"{key}[{i}]", root) for i, item in enumerate(value)
+        )
     if origin is dict:
         name_kind, inner = typing.get_args(kind)  # of dict[str, T] and dict[int, T]
         if not isinstance(value, dict):
@@ -95,7 +126,7 @@ def _convert(kind, value, source: str, key: str) -> Any:
         if name_kind is int and not all(str(name).isdecimal() for name in value):
             raise wrong("whole numbers with values, such as {1: 8}")
         return {
-            name_kind(name): _convert(inner, item, source, f"{key}.{name}")
+            name_kind(name): _convert(inner, item, source, f"{key}.{name}", root)
             for name, item in value.items()
         }
     if kind is bool:

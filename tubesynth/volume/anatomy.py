@@ -152,7 +152,9 @@ class Ranges:
                 axis = key.rpartition("/")[2]
                 text = WORDS[quantity].format(name=name, value=description[key], axis=axis)
                 ends = np.exp((low, high)) if key.startswith(RELATIVE) else (low, high)
-                lines.append(f"{text}; {ends[0]:.3g} to {ends[1]:.3g} in training")
+                first, last = (f"{end:.3g}" for end in ends)
+                seen = f"always {first}" if first == last else f"{first} to {last}"
+                lines.append(f"{text}; {seen} in training")
         trained_names = {key.split("/")[1] for key in self.keys if key.startswith("ml/")}
         for key in description:
             quantity, name = key.split("/")[:2]

@@ -146,7 +146,10 @@ def _not_negative(h: Histogram) -> Finding | None:
     if h.share(-np.inf, 0) >= 1e-3:  # air or fat: noise alone makes more values below 0
         return None
     if bottom < 40 and 110 < h.values[-1] <= 255:
-        return h.finding("8-bit gray, not HU; store HU, or set data.hu_window to its range")
+        return h.finding(
+            "gray values of 8 bits, as of pictures or MR, not HU; give a CT in HU, or set"
+            " data.hu_window to their range"
+        )
     if top - bottom < 150:  # maybe a single tissue, whose histogram has no landmarks
         return None
     if h.share(20_000) >= 0.05:
