@@ -70,7 +70,7 @@ def test_pictures_train_both_stages_and_come_out_as_pictures_in_their_place(tmp_
     with pytest.raises(SystemExit):  # doctor reports equal cases in training and validation
         doctor.main(["--config", str(tmp_path / "s1.yml")])
     text = " ".join(capsys.readouterr().out.split())
-    assert "the model sees 32 x 32 voxels of a size that fits the image" in text
+    assert "the model's grid has 32 x 32 voxels of a size that fits the image" in text
     images, labels = (tmp_path / "data" / "validation" / kind for kind in ("images", "labels"))
     model = str(tmp_path / "s2" / "checkpoints" / "last.ckpt")
     common = ["--model", model, "--output-dir"]

@@ -108,15 +108,15 @@ def field_of_view(facts: Facts, expected: Expected) -> Results:
     """The model's grid cuts off labels, or is mostly padding: crop the data or change the grid."""
     if facts.padded > MAX_PADDING:
         yield warning(
-            f"{facts.image}: {100 * facts.padded:.0f} % of the model's field of view lies outside"
-            " the image; choose a smaller data.resolution x data.spacing"
+            f"{facts.image}: {100 * facts.padded:.0f} % of {expected.owner} field of view lies"
+            " outside the image; choose a smaller data.resolution x data.spacing"
         )
     lost = max(facts.lost, facts.lost_vessel)
     if lost > MAX_LOST:
         voxels = "vessels" if facts.lost_vessel >= facts.lost else "labeled voxels"
         yield warning(
-            f"{facts.image}: the model's field of view cuts off {100 * lost:.0f} % of the {voxels};"
-            " prepare with --crop-to-heart, or raise data.resolution"
+            f"{facts.image}: {expected.owner} field of view cuts off {100 * lost:.0f} % of the"
+            f" {voxels}; prepare with --crop-to-heart, or raise data.resolution"
         )
 
 
@@ -175,9 +175,9 @@ def vessels_on_the_grid(facts: Facts, expected: Expected) -> Results:
     if facts.grid_pieces > MAX_PIECES_RATIO * count and expected.includes(facts.voxels):
         sizes = expected.preprocessing.spacing_text
         yield warning(
-            f"{facts.label}: vessels in {count} pieces become {facts.grid_pieces} pieces in the"
-            f" model's voxels of {sizes}; choose a smaller data.spacing, or condition on vessel"
-            " tokens, which are traced in the file: unet.vessel_attention, unet.vessel_fields"
+            f"{facts.label}: vessels in {count} pieces become {facts.grid_pieces} pieces in"
+            f" {expected.owner} voxels of {sizes}; choose a smaller data.spacing, or condition on"
+            " the vessels that are traced in the file: unet.vessel_fields, unet.vessel_attention"
         )
 
 

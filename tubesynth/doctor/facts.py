@@ -44,6 +44,11 @@ class Expected:
     for_training: bool = False  # the config is that of a training run
     label_remedy: str | None = None  # what to do where there are no label maps; None: not needed
 
+    @property
+    def owner(self) -> str:
+        """Whose grid it is."""
+        return "the model's" if self.for_training else "the published configs'"
+
     def includes(self, values: Iterable[int]) -> bool:
         """Whether all label values are classes; otherwise the map is of another scheme."""
         return all(value < self.labels.num_classes for value in values)

@@ -16,7 +16,7 @@ from tubesynth.doctor.label_schemes import propose
 
 OUTLIER_RATIO = 5.0  # to the median volume of a class, upwards or downwards
 MIN_CASES = 8  # for a median
-MAX_VALUES = 40  # of label maps of another scheme: one line each
+MAX_VALUES = 40  # of one class that are listed
 
 
 def pairs(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
@@ -56,7 +56,7 @@ def cases(splits: list[Split], facts: list[Facts], expected: Expected) -> Result
 
 
 def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
-    """Sizes of the images, and how much of them the model's field of view holds."""
+    """Sizes of the images, and how much of them the field of view of the grid holds."""
     read = [case for case in facts if case.shape[0]]
     if not read:
         return
@@ -72,7 +72,7 @@ def geometry(splits: list[Split], facts: list[Facts], expected: Expected) -> Res
         sides = [n * s for n, s in zip(resolution, grid.spacing, strict=True)]
         extent = f" = {' x '.join(f'{side:.0f}' for side in sides)} mm"
     yield info(
-        f"the model sees {' x '.join(map(str, resolution))} voxels of"
+        f"{expected.owner} grid has {' x '.join(map(str, resolution))} voxels of"
         f" {grid.spacing_text}{extent}: cuts off"
         f" {100 * np.mean([case.cropped for case in read]):.0f} % of the images, and"
         f" {100 * np.mean([case.padded for case in read]):.0f} % of it is padding"
@@ -164,7 +164,7 @@ def absent_classes(splits: list[Split], facts: list[Facts], expected: Expected) 
 
 
 def stored_values(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
-    """Label maps of another scheme: their values and volumes, and the data.label_map to set."""
+    """Label maps of another scheme: values and median volumes, and the data.label_map to set."""
     labeled = [case.stored_ml for case in facts if case.stored_ml]
     label_map, values = expected.label_map, sorted(set().union(*labeled))
     proposal = propose(labeled, expected.labels) if labeled and label_map is None else None
@@ -177,15 +177,16 @@ def stored_values(splits: list[Split], facts: list[Facts], expected: Expected) -
         )
     if label_map is None and proposal is None and expected.includes(values):
         return
-    for value in values[:MAX_VALUES]:
+    by_class = defaultdict(list)
+    for value in values:
         volumes = [volumes_ml[value] for volumes_ml in labeled if value in volumes_ml]
         label = value if label_map is None else label_map.get(value, 0)
-        yield info(
-            f"value {value}: median {np.median(volumes):.3g} ml in {len(volumes)} label maps,"
-            f" {expected.labels.describe(label)}"
-        )
-    if len(values) > MAX_VALUES:
-        yield info(f"and {len(values) - MAX_VALUES} more values")
+        name = expected.labels.describe(label) if expected.includes([label]) else "no class"
+        unit = " label maps" if name not in by_class else ""
+        by_class[name].append(f"{value} ({np.median(volumes):.3g} ml in {len(volumes)}{unit})")
+    for name, texts in by_class.items():
+        more = f", and {len(texts) - MAX_VALUES} more" if len(texts) > MAX_VALUES else ""
+        yield info(f"{name}: values {', '.join(texts[:MAX_VALUES])}{more}")
 
 
 def volume_outlier(splits: list[Split], facts: list[Facts], expected: Expected) -> Results:
