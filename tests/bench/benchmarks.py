@@ -73,9 +73,11 @@ SECTIONS = {
         " optimizers; peer: MONAI's VQVAE and PatchDiscriminator. Stage 2: latents of 32 x 32 x 16,"
         " base and cross-attention with 2,000 tokens; peer: MONAI's SPADEDiffusionModelUNet with"
         " the same label encoder, fused attention, and neither our vessel fields nor our distance"
-        " bias. Kernels: the convolutions, matrix products and attention of our step, alone.",
+        " bias. `recommended` compares two different networks: our heart_stage_2 and MONAI's with"
+        " cross-attention. Kernels: the convolutions, matrix products and attention of our step,"
+        " alone.",
         "monai_step.py",
-        "autoencoder base crossattn --rounds 2 --repeats 3",
+        "autoencoder base crossattn recommended --rounds 2 --repeats 3",
         peer=True,
     ),
     "codebook": Section(

@@ -2,11 +2,12 @@
 
     .venv/bin/python tests/bench/monai_step.py --peer-python monai_env/bin/python base crossattn
 
-Same widths, sizes, losses and cores, in turns (the environment is that of monai_data.py). What only
-one side has is off: feature matching in place of LPIPS in stage 1, averaged weights in stage 2; our
-vessel attention has its distance bias, MONAI's has none. Prints a JSON object a network: seconds
-are those of our step, kernel_seconds those of its convolutions, matrix products and attention
-alone, over_kernels their ratio. --set reaches our side only; --precision and --device both.
+Same widths (but for recommended), sizes, losses and cores, in turns (the environment is that of
+monai_data.py). What only one side has is off: feature matching in place of LPIPS in stage 1,
+averaged weights in stage 2; our vessel attention has its distance bias, MONAI's has none. Prints a
+JSON object a network: seconds are those of our step, kernel_seconds those of its convolutions,
+matrix products and attention alone, over_kernels their ratio. --set reaches our side only;
+--precision and --device both.
 """
 
 import argparse
@@ -18,10 +19,13 @@ from monai_data import cpu, middle, run, side_by_side
 
 BENCH_FOLDER = Path(__file__).parent
 FLOW = ("data.resolution=[128,128,64]", "train.ema_half_life=null")
-NETWORKS = {  # config, and the settings of both sides; sizes as in monai_networks.py
-    "autoencoder": ("stage_1_3d_f4", ("data.crop=[64,64,64]", "losses.feature_matching=0")),
-    "base": ("stage_2_3d_f4_lfm_base", FLOW),
-    "crossattn": ("stage_2_3d_f4_lfm_crossattn", FLOW),
+CROP = ("data.crop=[64,64,64]", "losses.feature_matching=0")
+NETWORKS = {  # our config and settings, and the peer's network; sizes as in monai_networks.py
+    "autoencoder": ("stage_1_3d_f4", CROP, "autoencoder"),
+    "base": ("stage_2_3d_f4_lfm_base", FLOW, "base"),
+    "crossattn": ("stage_2_3d_f4_lfm_crossattn", FLOW, "crossattn"),
+    # Other networks: that which each side would take for label maps and vessels.
+    "recommended": ("heart_stage_2", FLOW, "crossattn"),
 }
 
 
@@ -32,12 +36,12 @@ def main() -> None:
 
 
 def compare(network: str, args: argparse.Namespace) -> dict:
-    config, settings = NETWORKS[network]
+    config, settings, peer_network = NETWORKS[network]
     settings = [*settings, f"train.precision='{args.precision}'", *args.overrides]
     both = ["--repeats", args.repeats, "--device", args.device]
     ours = [sys.executable, BENCH_FOLDER / "bench.py", "step", "--config", config, *both]
     ours += ["--tokens", 2000, "--set", *settings]
-    peer = [args.peer_python, "-W", "ignore", BENCH_FOLDER / "monai_networks.py", network, *both]
+    peer = [args.peer_python, "-W", "ignore", BENCH_FOLDER / "monai_networks.py", peer_network, *both]
     peer += ["--precision", args.precision]
     steps, alone, peer_steps = [], [], []
     for _ in range(args.rounds):
@@ -52,7 +56,7 @@ def compare(network: str, args: argparse.Namespace) -> dict:
         "over_kernels": round(middle(steps) / middle(alone), 2),
         "load": max(line["load"] for line in [*steps, *alone, *peer_steps]),
     }
-    return side_by_side(steps, f"MONAI, {network}", peer_steps, **of_kernels)
+    return side_by_side(steps, f"MONAI, {peer_network}", peer_steps, **of_kernels)
 
 
 def parse() -> argparse.Namespace:
