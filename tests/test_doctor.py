@@ -204,7 +204,7 @@ def test_a_header_without_orientation_is_a_warning(data):
     nib.save(image, data / "training/images/1.img.nii.gz")
     affine = nib.load(data / "training/images/1.img.nii.gz").affine
     save(data / "training/labels/1.label.nii.gz", heart(1)[1], affine)
-    matches = [f for f in look(data) if f[1] == "orientation"]
+    matches = [f for f in look(data) if f[1] == "read_warnings"]
     assert len(matches) == 1 and "left and right are a guess" in matches[0][3]
 
 
@@ -231,9 +231,9 @@ def test_a_tilted_and_a_sheared_volume_are_warnings(data):
     shear = heart(2)[2].copy()
     shear[1, 2] = 0.1 * SPACING
     put(data, "training", 2, affine=shear)
-    matches = [(f[2], f[3]) for f in look(data) if f[1] == "orientation"]
-    assert [case for case, _ in matches] == ["1", "2"]
-    assert "tilted by 40 degrees" in matches[0][1] and "gantry" in matches[1][1]
+    matches = [(f[2], f[3]) for f in look(data) if f[1] == "read_warnings"]
+    assert [case for case, _ in matches] == ["1", "1", "2", "2"]  # the image and the label map
+    assert "tilted by 40 degrees" in matches[0][1] and "gantry" in matches[2][1]
 
 
 def test_a_mirrored_and_an_upturned_heart_are_warnings(data):

@@ -41,8 +41,8 @@ def compare(network: str, args: argparse.Namespace) -> dict:
     both = ["--repeats", args.repeats, "--device", args.device]
     ours = [sys.executable, BENCH_FOLDER / "bench.py", "step", "--config", config, *both]
     ours += ["--tokens", 2000, "--set", *settings]
-    peer = [args.peer_python, "-W", "ignore", BENCH_FOLDER / "monai_networks.py", peer_network, *both]
-    peer += ["--precision", args.precision]
+    peer = [args.peer_python, "-W", "ignore", BENCH_FOLDER / "monai_networks.py", peer_network]
+    peer += [*both, "--precision", args.precision]
     steps, alone, peer_steps = [], [], []
     for _ in range(args.rounds):
         step, kernels = run(ours)

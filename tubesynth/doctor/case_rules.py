@@ -6,16 +6,14 @@ Each rule takes the measured facts of the case and what the config expects of it
 from tubesynth.doctor.facts import AIR_HU, Expected, Facts
 from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.volume.files import LABEL_REMEDY
+from tubesynth.volume.hounsfield import low_contrast
 
 SPACING_MM = 0.1, 10.0
-MAX_TILT_DEG = 30
-MAX_SHEAR = 0.01  # cosine between two axes
 MAX_PADDING = 0.5  # share of the model's field of view
 MAX_LOST = 0.02  # share of the labeled voxels
 MAX_VESSEL_PIECES = 4  # a left and a right tree, and two breaks
 MAX_PIECES_RATIO = 4  # pieces on the model's grid for one in the file
 SPECK_ML = 0.01
-MIN_CONTRAST_HU = 40.0  # of filled vessels against their surroundings, thin vessels included
 
 
 def readable(facts: Facts, expected: Expected) -> Results:
@@ -26,7 +24,7 @@ def readable(facts: Facts, expected: Expected) -> Results:
 
 
 def read_warnings(facts: Facts, expected: Expected) -> Results:
-    """A header that can be read in two ways: set it right, or convert the file again."""
+    """Axes that point nowhere, in two ways, or obliquely: set the header right, or resample."""
     for text in facts.read_warnings:
         yield warning(text)
 
@@ -46,25 +44,6 @@ def spacing(facts: Facts, expected: Expected) -> Results:
         yield error(
             f"{facts.image}: voxels of {sizes} mm are outside {low:g} to {high:g} mm; correct the"
             " spacing in the header"
-        )
-
-
-def orientation(facts: Facts, expected: Expected) -> Results:
-    """A header without directions, or with oblique or sheared axes: convert or resample it."""
-    if not facts.has_orientation:
-        yield warning(
-            f"{facts.image}: the header does not say where its axes point (sform and qform codes"
-            " 0); left and right are a guess, convert it from DICOM again"
-        )
-    if facts.tilt_deg > MAX_TILT_DEG:
-        yield warning(
-            f"{facts.image}: tilted by {facts.tilt_deg:.0f} degrees against the patient's axes, and"
-            " the model's field of view is tilted with it; resample it onto the patient's axes"
-        )
-    if facts.shear > MAX_SHEAR:
-        yield warning(
-            f"{facts.image}: its axes are not at right angles (gantry tilt), the model's grid is;"
-            " resample it onto straight axes if its tilt was corrected before"
         )
 
 
@@ -183,14 +162,9 @@ def vessels_on_the_grid(facts: Facts, expected: Expected) -> Results:
 
 def vessel_contrast(facts: Facts, expected: Expected) -> Results:
     """Vessels as dark as their surroundings: remove the case, or give it its own label map."""
-    if facts.vessel_hu is None or facts.around_hu is None or not expected.includes(facts.voxels):
-        return
-    if facts.vessel_hu - facts.around_hu < MIN_CONTRAST_HU:
-        yield warning(
-            f"{facts.label}: {facts.vessel_hu:.0f} HU in its vessels and {facts.around_hu:.0f} HU"
-            " around them: a scan without contrast agent, or the label map of another image; remove"
-            " the case, or replace its label map"
-        )
+    text = low_contrast(facts.contrast)
+    if text and expected.includes(facts.voxels):
+        yield warning(f"{facts.label}: {text}; remove the case, or replace its label map")
 
 
 CASE_RULES = [
@@ -198,7 +172,6 @@ CASE_RULES = [
     read_warnings,
     same_grid,
     spacing,
-    orientation,
     anatomy,
     hu_range,
     hu_padding,

@@ -25,8 +25,8 @@ from tubesynth.volume.files import (
     read_label_values,
     read_volume,
 )
-from tubesynth.volume.grid import Volume, bounding_box, shear_of
-from tubesynth.volume.hounsfield import Finding, judge
+from tubesynth.volume.grid import Volume, bounding_box, extent_in, uncovered
+from tubesynth.volume.hounsfield import Finding, judge, vessel_contrast
 from tubesynth.volume.nifti import stored_affine
 from tubesynth.volume.resample import resample_labels
 
@@ -69,10 +69,7 @@ class Facts:
 
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing: tuple[float, ...] = ()  # mm
-    axes: str = ""  # as stored, such as LPS
-    has_orientation: bool = True  # the header says where its axes point
-    tilt_deg: float = 0.0  # largest angle between an axis and the patient's
-    shear: float = 0.0  # largest cosine between two axes
+    axes: str = ""  # of a NIfTI as stored, such as LPS
 
     digest: str = ""
     hu: dict[str, float] = field(default_factory=dict)  # min, p0.1, p1, p50, p99, p99.9, max
@@ -84,8 +81,7 @@ class Facts:
     voxels: dict[int, int] = field(default_factory=dict)  # of each class in the map
     volumes_ml: dict[int, float] = field(default_factory=dict)
     centers_mm: dict[int, list[float]] = field(default_factory=dict)  # RAS world
-    vessel_hu: float | None = None  # median in the vessel class
-    around_hu: float | None = None  # median in the two voxels around it
+    contrast: tuple[float, float] | None = None  # median HU in the vessel class, and around it
     pieces_ml: list[float] = field(default_factory=list)  # of the vessel class, largest first
 
     padded: float = 0.0  # share of the model's field of view outside of the image
@@ -128,7 +124,8 @@ def measure(case: Case, split: str, expected: Expected) -> Facts:
     if image is not None:
         _measure_view(facts, image, labels, expected)
     if image is not None and labels is not None:
-        _measure_contrast(facts, image, labels.array == expected.labels.vessel)
+        vessel = labels.array == expected.labels.vessel
+        facts.contrast = vessel_contrast(image.array, vessel)
     return facts
 
 
@@ -171,20 +168,10 @@ def _volumes_ml(labels: Volume, voxels: dict[int, int]) -> dict[int, float]:
 
 def _measure_grid(facts: Facts, image: Volume, path: Path) -> None:
     facts.shape, facts.spacing = image.shape, tuple(image.spacing.tolist())
-    facts.axes, facts.has_orientation = _stored_axes(path)
-    directions = image.affine[:3, :3] / image.spacing
-    facts.tilt_deg = float(np.degrees(np.arccos(np.diag(directions).clip(-1, 1).min())))
-    facts.shear = shear_of(image.affine)
+    if file_suffix(path) in (".nii", ".nii.gz"):
+        import nibabel as nib
 
-
-def _stored_axes(path: Path) -> tuple[str, bool]:
-    """(axis codes such as LPS, whether the header has directions); ('', True) if not a NIfTI."""
-    if file_suffix(path) not in (".nii", ".nii.gz"):
-        return "", True
-    import nibabel as nib
-
-    affine, has_directions = stored_affine(path)
-    return "".join(nib.aff2axcodes(affine)), has_directions
+        facts.axes = "".join(nib.aff2axcodes(stored_affine(path)))
 
 
 def _measure_hu(facts: Facts, image: Volume, window: tuple[float, float]) -> None:
@@ -219,32 +206,11 @@ def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
             facts.centers_mm[value] = labels.to_world(index.mean(axis=0) * step).tolist()
 
 
-def _measure_contrast(facts: Facts, image: Volume, vessel: np.ndarray) -> None:
-    from scipy import ndimage
-
-    box = bounding_box(vessel, 2)
-    if box is None:
-        return
-    # The median in the vessels, and in the shell of two voxels around them.
-    hu, mask = image.array[box], vessel[box]
-    shell = ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=2) & ~mask
-    facts.vessel_hu = float(np.median(hu[mask]))
-    if shell.any():
-        facts.around_hu = float(np.median(hu[shell]))
-
-
 def _measure_view(facts: Facts, image: Volume, labels: Volume | None, expected: Expected) -> None:
     """How the image's grid and the model's overlap; the axes are the same, but for a shear."""
     shape, affine = expected.preprocessing.grid(image)
-    # Voxel of the image = step * voxel of the model's grid + first, on each axis.
-    relative = np.linalg.inv(image.affine) @ affine
-    step, first = np.diag(relative)[:3], relative[:3, 3]
-    # In voxels of the image: where the model's field of view begins and ends on each axis.
-    begin, end = first - 0.5 * step, first + (np.array(shape) - 0.5) * step
-    shared = np.minimum(end, np.array(image.shape) - 0.5) - np.maximum(begin, -0.5)
-    shared = shared.clip(0)
-    facts.padded = float(1 - np.prod(shared / (end - begin)))
-    facts.cropped = float(1 - np.prod(shared / image.shape))
+    begin, end = extent_in(image, shape, affine)
+    facts.padded, facts.cropped = uncovered(image, shape, affine)
     if labels is None:
         return
     low = np.ceil(begin - 1e-6).astype(int).clip(0)

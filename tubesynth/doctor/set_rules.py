@@ -100,7 +100,7 @@ def vessels(splits: list[Split], facts: list[Facts], expected: Expected) -> Resu
         return
     volumes = [sum(case.pieces_ml) for case in with_vessels]
     counts = [len(case.pieces_ml) for case in with_vessels]
-    hu = [case.vessel_hu for case in with_vessels if case.vessel_hu is not None]
+    hu = [case.contrast[0] for case in with_vessels if case.contrast is not None]
     text = (
         f"{expected.labels.describe(expected.labels.vessel)} in {len(with_vessels)} of"
         f" {sum(case.label is not None for case in facts)} label maps: {_range(volumes, '.3g')} ml"

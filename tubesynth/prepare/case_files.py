@@ -17,12 +17,12 @@ from tubesynth.prepare.imagecas import (
     label_map,
     place,
     read_image,
-    with_axes_of,
 )
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import fits
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.files import file_suffix, source_files, write_volume
+from tubesynth.volume.nifti import with_axes_of
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ from tubesynth.volume.files import (
 )
 from tubesynth.volume.grid import Box, Volume, bounding_box, same_grid
 from tubesynth.volume.hounsfield import check_hu
-from tubesynth.volume.nifti import stored_affine
 
 # The values 1 to 7 of a heartchambers_highres file, in the order of the nine classes.
 HEARTCHAMBERS = tuple(
@@ -241,22 +240,6 @@ def crop(volume: Volume, box: Box) -> Volume:
     affine = volume.affine.copy()
     affine[:3, 3] = volume.to_world(np.array([side.start for side in box]))
     return Volume(volume.array[box], affine)
-
-
-def with_axes_of(volume: Volume, path: Path) -> Volume:
-    """The volume with the axes' order and directions of a NIfTI file; unchanged for other formats.
-
-    The result is for writing only: it is not RAS+.
-    """
-    import nibabel as nib
-
-    if file_suffix(path) not in (".nii", ".nii.gz"):
-        return volume
-    stored = nib.io_orientation(stored_affine(path)[0])
-    change = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), stored)
-    array = nib.orientations.apply_orientation(volume.array, change)
-    to_stored = nib.orientations.inv_ornt_aff(change, volume.shape)
-    return Volume(array, volume.affine @ to_stored)
 
 
 def place(source: Path, target: Path, link: str) -> str:

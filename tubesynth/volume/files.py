@@ -13,16 +13,18 @@ import numpy as np
 
 from tubesynth.runtime.atomic import replacing
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import logger
+from tubesynth.runtime.log import logger, warn_once
 from tubesynth.runtime.memory import check_fits
 from tubesynth.runtime.reading import no_such, read_bytes
 from tubesynth.volume.classes import translate
-from tubesynth.volume.grid import Volume, grid_text, same_grid
+from tubesynth.volume.grid import Volume, grid_text, same_grid, shear_of
 
 MOST_BYTES = 2**36  # of a file
 MOST_LABEL = 2**16 - 1
 # Of values that are no classes. With a further class for each, vessels would be in several classes.
 LABEL_REMEDY = "give each value's class in data.label_map; several may be the vessel class"
+MAX_TILT_DEG = 30  # larger ones are warned of, as is a larger cosine between two axes:
+TILTED_GANTRY = 0.01
 SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
 
@@ -30,6 +32,7 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
 def read_volume(path) -> Volume:
     """The image in a file or a DICOM folder: stored integers or float32, all finite."""
     volume = _read(Path(path))
+    _warn_of_axes(volume, path)
     num_bad = _count_not_finite(volume.array)
     if num_bad:
         raise InputError(
@@ -68,6 +71,7 @@ def as_classes(values: Volume, label_map: Mapping[int, int] | None, path) -> Vol
 def read_label_values(path) -> Volume:
     """The stored values of a label map, whole numbers from 0: uint8, or uint16 if they need it."""
     volume = _read(Path(path))
+    _warn_of_axes(volume, path)
     array = volume.array
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= MOST_LABEL):  # also false for NaN
@@ -175,6 +179,22 @@ def source_files(path) -> list[Path]:
         if data_file and (path.parent / data_file[1]).is_file():
             return [path, path.parent / data_file[1]]
     return [path]
+
+
+def _warn_of_axes(volume: Volume, path) -> None:
+    """A warning for axes that are oblique or sheared, with which results are oblique too."""
+    directions = volume.affine[:3, :3] / volume.spacing
+    tilt_deg = np.degrees(np.arccos(np.diag(directions).clip(-1, 1).min()))
+    if tilt_deg > MAX_TILT_DEG:
+        warn_once(
+            f"{path}: tilted by {tilt_deg:.0f} degrees against the patient's axes, and a model's"
+            " field of view is tilted with it; resample it onto the patient's axes"
+        )
+    if shear_of(volume.affine) > TILTED_GANTRY:
+        warn_once(
+            f"{path}: its axes are not at right angles (gantry tilt), a model's grid is; resample"
+            " it onto straight axes if its tilt was corrected before"
+        )
 
 
 def _count_not_finite(array: np.ndarray) -> int:

@@ -4,7 +4,7 @@ The affine maps voxel indices to world millimeters (RAS+), as nibabel gives it a
 Its columns may be oblique: the spacing is the length of each column.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
@@ -125,6 +125,24 @@ def centered_affine(shape, spacing) -> np.ndarray:
     affine = np.diag([*spacing, 1.0]).astype(np.float64)
     affine[:3, 3] = -(np.array(shape) - 1) / 2 * np.asarray(spacing)
     return affine
+
+
+def extent_in(volume: Volume, shape: Sequence[int], affine) -> tuple[np.ndarray, np.ndarray]:
+    """Where a grid of the same axes, but for a shear, begins and ends: (3,) voxels of a volume."""
+    # voxel of the volume = step * voxel of the grid + first, on each axis
+    relative = np.linalg.inv(volume.affine) @ affine
+    step, first = np.diag(relative)[:3], relative[:3, 3]
+    return first - 0.5 * step, first + (np.array(shape) - 0.5) * step
+
+
+def uncovered(volume: Volume, shape: Sequence[int], affine) -> tuple[float, float]:
+    """(the share of a grid that lies outside of a volume, that of the volume outside of the grid),
+    for a grid as in extent_in.
+    """
+    begin, end = extent_in(volume, shape, affine)
+    shared = np.minimum(end, np.array(volume.shape) - 0.5) - np.maximum(begin, -0.5)
+    shared = shared.clip(0)
+    return float(1 - np.prod(shared / (end - begin))), float(1 - np.prod(shared / volume.shape))
 
 
 def bounding_box(mask: np.ndarray, margin: int | np.ndarray = 0) -> Box | None:

@@ -1,4 +1,4 @@
-"""Whether an image holds Hounsfield units (HU), judged by its histogram.
+"""Whether an image holds Hounsfield units (HU), judged by its histogram, and its vessels' contrast.
 
 The CT numbers of a patient have fixed places: air -1000, lung -900 to -500, fat -100, water 0,
 muscle 50, contrast medium 200 to 600 HU, bone above. What is stored in another way (without its
@@ -14,13 +14,14 @@ import numpy as np
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import warn_once
 from tubesynth.volume.files import check_dimensions, read_volume
-from tubesynth.volume.grid import Volume
+from tubesynth.volume.grid import Volume, bounding_box
 
 DEFAULT_WINDOW = (-1000.0, 1000.0)
 HU_WINDOW_LOW = -100.0  # a window that ends above it is not one of HU: pictures of 0 to 255
 SAMPLED_VOXELS = 500_000
 BELOW_AIR = -1100.0
 SEVERAL = 50  # different values in a sample; with fewer it is a drawing, not a scan
+MIN_CONTRAST_HU = 40.0  # of filled vessels against their surroundings, thin vessels included
 INTERCEPTS = 2048, 1024  # HU + 2048 has air where HU + 1024 has tissue
 
 
@@ -71,6 +72,28 @@ def judge(array: np.ndarray, window: tuple[float, float] | None = None) -> Findi
         or _clipped(histogram, low_end, is_window_known=window is not None)
         or _fractions(histogram)
         or _without_tissue(histogram)
+    )
+
+
+def vessel_contrast(array: np.ndarray, vessel: np.ndarray) -> tuple[float, float] | None:
+    """Median HU in a vessel mask (X, Y, Z) and in the shell of two voxels around it, or None."""
+    from scipy import ndimage
+
+    box = bounding_box(vessel, 2)
+    if box is None:
+        return None
+    hu, mask = array[box], vessel[box]
+    shell = ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=2) & ~mask
+    return (float(np.median(hu[mask])), float(np.median(hu[shell]))) if shell.any() else None
+
+
+def low_contrast(contrast: tuple[float, float] | None) -> str | None:
+    """What a vessel_contrast says that no filled vessel has; None where one may have it."""
+    if contrast is None or contrast[0] - contrast[1] >= MIN_CONTRAST_HU:
+        return None
+    return (
+        f"{contrast[0]:.0f} HU in its vessels and {contrast[1]:.0f} HU around them: a scan without"
+        " contrast agent, or the label map of another image"
     )
 
 

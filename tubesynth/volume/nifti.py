@@ -72,14 +72,29 @@ def decode_nifti(raw: bytes, path: Path) -> Volume:
     return to_ras(array, _affine_of(header, path))
 
 
-def stored_affine(path: Path) -> tuple[np.ndarray, bool]:
-    """The affine (4, 4) of a file's array in its stored order, before reorientation to RAS+, and
-    whether the header says where the axes point; reads the header alone.
+def stored_affine(path: Path) -> np.ndarray:
+    """The affine (4, 4) of a file's array in its stored order, before reorientation to RAS+; reads
+    the header alone.
     """
     with open(path, "rb") as stream:
         header = _header(stream.read(2**16), path)
-    has_directions = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-    return _affine_of(header, path), has_directions
+    return _affine_of(header, path)
+
+
+def with_axes_of(volume: Volume, path: Path) -> Volume:
+    """The volume with the axes' order and directions of a NIfTI file; unchanged for other formats.
+
+    The result is for writing only: it is not RAS+.
+    """
+    import nibabel as nib
+
+    if not path.name.lower().endswith((".nii", ".nii.gz")) or path.is_dir():
+        return volume
+    stored = nib.io_orientation(stored_affine(path))
+    change = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), stored)
+    array = nib.orientations.apply_orientation(volume.array, change)
+    to_stored = nib.orientations.inv_ornt_aff(change, volume.shape)
+    return Volume(array, volume.affine @ to_stored)
 
 
 def _header(raw: bytes, path: Path):
@@ -210,13 +225,18 @@ def _three_axes(shape, path: Path) -> tuple[int, int, int]:
 def _affine_of(header, path: Path) -> np.ndarray:
     """(4, 4) in mm: the first usable one of sform, qform and voxel sizes.
 
-    InputError where the sform's voxels have other sizes than pixdim; a warning where a form that is
-    set is unusable, or where sform and qform differ in their place.
+    InputError where the sform's voxels have other sizes than pixdim; a warning where neither form
+    is set, where one that is set is unusable, or where the two differ in their place.
     """
     forms = _forms(header)
     usable = {name: affine for name, affine in forms.items() if _is_usable(affine)}
     if not usable:
         return check_affine(forms["pixdim"], path)
+    if list(forms) == ["pixdim"]:
+        warn_once(
+            f"{path}: the header does not say where its axes point (sform and qform codes 0); left"
+            " and right are a guess, convert it from DICOM again"
+        )
     name, affine = next(iter(usable.items()))
     if ignored := [form for form in forms if form not in usable and form != "pixdim"]:
         warn_once(
