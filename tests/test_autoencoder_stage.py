@@ -349,6 +349,36 @@ def test_a_conditioned_decoder_reconstructs_with_and_without_label_maps(
     assert np.array_equal(translated.array, written.array)
 
 
+def test_a_label_map_that_does_not_fit_its_ct_is_named_or_refused(
+    all_on, workplace, tmp_path, capsys
+):
+    validation = workplace / "data" / "validation"
+    name, path = next(iter(find_cases(validation / "labels").items()))
+    image, label = find_cases(validation / "images")[name], read_labels(path)
+
+    def remarks(folder: str, array: np.ndarray, affine: np.ndarray = label.affine) -> str:
+        write_volume(tmp_path / folder / path.name, Volume(array, affine), "uint8")
+        options = ["--input-dir", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out")]
+        model = str(all_on / "checkpoints" / "last.ckpt")
+        reconstruct.main([*options, "--model", model, "--labels", str(tmp_path / folder)])
+        return capsys.readouterr().err
+
+    bright = read_volume(image)
+    lit = np.where(label.array == 8, 500, bright.array).astype(np.int16)  # also thin vessels
+    write_volume(tmp_path / "in" / image.name, Volume(lit, bright.affine), "int16")
+    assert "HU around them" not in remarks("own", label.array)
+    assert "no class 8 (coronary arteries) in the label map" in remarks("none", 0 * label.array)
+    air = np.where(label.array == 8, 0, label.array)
+    air[:2, :2, 2:8] = 8
+    assert "or the label map of another image" in remarks("elsewhere", air)
+    record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
+    assert "or the label map of another image" in record["unlike_training"][0]
+    with pytest.raises(InputError, match="resample the label map onto the image's grid"):
+        remarks("moved", label.array, label.affine + 5 * np.eye(4, k=3))
+    with pytest.raises(InputError, match=rf"{path.name}: label values 10.*with --label-map"):
+        remarks("tens", 10 * label.array)
+
+
 def test_a_frozen_encoder_keeps_latents_and_codes_and_its_decoder_moves_into_stage_2(
     all_on, stage_1, stage_2, workplace, tmp_path
 ):

@@ -329,6 +329,33 @@ def test_the_verdict_is_the_headline_score_and_stands_first(folders, capsys):
     assert html.escape(sentence) in page.partition("<h2>")[0]
 
 
+def test_the_label_maps_of_other_images_have_no_headline_score(folders, capsys):
+    """The vessel of the label map is 20 mm from that of the CT."""
+    for case in ("1", "2"):
+        labels = heart_and_vessel(1)[1]
+        write(folders / "labels", f"{case}.label", np.roll(labels, 20, axis=0), "uint8")
+    result = evaluate(folders, "real", "labels", "reconstruction")
+    (sentence,) = result["verdict"]
+    assert sentence.startswith("Coronaries in the reconstruction have no score: 67% of their")
+    text = capsys.readouterr().out
+    assert "no vessels in the real CT along most of the label map's: case 1, 2;" in text
+
+
+def test_images_that_their_sidecars_say_are_something_else_are_noted(folders):
+    sidecars = {
+        "synthesis/1_s0.json": {"settings": {"case": "2"}},
+        "synthesis/2_s0.json": {"settings": {"case": "2", "centreline_sha256": "0"}},
+        "reconstruction/10.json": {"settings": {"original_grid": True}, "cut_off": 0.25},
+    }
+    for name, record in sidecars.items():
+        (folders / name).write_text(json.dumps(record), encoding="utf-8")
+    result = evaluate(folders, "real", "labels", "synthesis", "reconstruction")
+    notes = " / ".join(result["provenance"]["notes"])
+    assert "made of another case, by their JSON files: 1_s0.img.nii.gz (of case 2) /" in notes
+    assert "those of user centrelines: 2_s0.img.nii.gz; they are scored by the label" in notes
+    assert "air outside of the model's field of view: 10.img.nii.gz (25 %);" in notes
+
+
 def test_without_the_real_ct_the_headline_score_is_absent_and_a_line_says_so(folders):
     result = evaluate(folders, "labels", "synthesis")
     assert "vessel_match" not in result["vessels"]["synthesis"]

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -69,6 +70,41 @@ def test_with_original_grid_the_result_is_on_the_grid_of_the_input(workplace, st
     result = read_volume(tmp_path / "out" / "a.img.nii.gz")
     assert result.shape == volume.shape
     np.testing.assert_allclose(result.affine, volume.affine, atol=1e-5)
+
+
+def test_the_original_grid_of_a_nifti_has_the_order_of_its_axes_too(stage_1, tmp_path):
+    hu = np.random.default_rng(0).integers(-1000, 1000, (19, 23, 11)).astype(np.int16)
+    affine = np.array([[0, 0, 7.0, 0], [-6, 0, 0, 9], [0, -9, 0, 4], [0, 0, 0, 1]])  # P, I, R
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image(hu, affine), tmp_path / "in" / "a.nii.gz")
+    options = ["--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--model", stage_1]
+    run(reconstruct, *options, "--original-grid")
+    result = nib.load(tmp_path / "out" / "a.img.nii.gz")
+    assert result.shape == hu.shape and nib.aff2axcodes(result.affine) == ("P", "I", "R")
+    np.testing.assert_allclose(result.affine, affine, atol=1e-5)
+
+
+def test_a_field_of_view_smaller_than_the_ct_is_said_and_its_share_is_in_the_sidecar(
+    stage_1, tmp_path, capsys
+):
+    """The grid of 32 x 32 x 24 voxels of 5.5 mm in a CT of twice its length along x."""
+    hu = np.random.default_rng(0).integers(-1000, 1000, (64, 32, 24)).astype(np.int16)
+    write_volume(tmp_path / "in" / "a.nii.gz", Volume(hu, np.diag([5.5, 5.5, 5.5, 1])), "int16")
+    options = ["--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--model", stage_1]
+    run(reconstruct, *options)
+    assert "the model's field of view cuts off 50 % of" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["cut_off"] == 0.5
+
+
+def test_a_damaged_label_map_leaves_out_its_own_samples_alone(workplace, stage_2, tmp_path, capsys):
+    for path in find_cases(workplace / "data" / "validation" / "labels").values():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "bad.label.nii.gz").write_bytes(path.read_bytes()[:-200])
+    common = ["--model", stage_2, "--input-dir", tmp_path, "--output-dir", tmp_path / "out"]
+    with pytest.raises(InputError, match="bad.label.nii.gz: its gzip .*; all other cases are done"):
+        run(synthesize, *common, "--num-samples", 2, "--batch-size", 3)
+    names = {path.name.split("_s")[0] for path in (tmp_path / "out").glob("*.img.nii.gz")}
+    assert names == set(find_cases(workplace / "data" / "validation" / "labels"))
 
 
 def test_a_sample_depends_on_seed_case_and_sample_index_alone(workplace, stage_2, tmp_path):

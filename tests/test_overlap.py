@@ -129,12 +129,37 @@ def finished(out: Path) -> set[str]:
     return cases
 
 
-def test_a_broken_file_is_named_and_the_cases_before_it_are_finished(cts, tmp_path, capsys):
+def test_a_broken_file_is_named_and_all_other_cases_are_finished(cts, tmp_path, capsys):
     (cts / "3.img.nii.gz").write_bytes(b"no gzip")
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: reconstruct.main(command(cts, tmp_path / "out")))
-    assert ended.value.code == 2 and "3.img.nii.gz" in capsys.readouterr().err
-    assert finished(tmp_path / "out") == {"1", "2"}
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and "3.img.nii.gz" in error and error.endswith("are done")
+    assert finished(tmp_path / "out") == {"1", "2", "4"}
+
+
+def test_of_two_broken_files_each_has_a_line_and_the_same_command_makes_them(cts, tmp_path, capsys):
+    good = (cts / "1.img.nii.gz").read_bytes()
+    for case in (1, 3):
+        (cts / f"{case}.img.nii.gz").write_bytes(b"no gzip")
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: reconstruct.main(command(cts, tmp_path / "out")))
+    *_, first, second, last = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "1.img.nii.gz" in first and "3.img.nii.gz" in second
+    assert "2 cases could not be read" in last and finished(tmp_path / "out") == {"2", "4"}
+    for case in (1, 3):
+        (cts / f"{case}.img.nii.gz").write_bytes(good)
+    reconstruct.main(command(cts, tmp_path / "out"))
+    assert finished(tmp_path / "out") == {"1", "2", "3", "4"}
+
+
+def test_options_that_no_result_can_have_are_refused_before_a_replacement_is_said(
+    cts, tmp_path, capsys
+):
+    reconstruct.main(command(cts, tmp_path / "out"))
+    with pytest.raises(InputError, match="--spacing 0.0 1.0 1.0"):
+        reconstruct.main([*command(cts, tmp_path / "out"), "--spacing", "0", "1", "1"])
+    assert "replaced" not in capsys.readouterr().err
 
 
 def test_a_volume_that_cannot_be_written_is_named(cts, tmp_path, capsys):

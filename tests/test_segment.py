@@ -129,8 +129,9 @@ def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(
         mask, ct = read_labels(tmp_path / f"{case}.label.nii.gz"), read_volume(path)
         np.testing.assert_allclose(mask.affine, ct.affine)
         truth = read_labels(workplace / f"data/validation/labels/{case}.label.nii.gz").array == 6
-        overlap = 2 * (mask.array.astype(bool) & truth).sum() / (mask.array.sum() + truth.sum())
-        assert overlap > 0.5
+        assert set(np.unique(mask.array)) == {0, 6}  # a label map of the vessel class alone
+        vessels = mask.array == 6
+        assert 2 * (vessels & truth).sum() / (vessels.sum() + truth.sum()) > 0.5
     # Ranks share the cases.
     monkeypatch.setattr(dist, "rank", lambda: 1)
     monkeypatch.setattr(dist, "world_size", lambda: 2)
@@ -183,6 +184,16 @@ def test_synthetic_cases_are_added_to_the_training_cases(config, workplace, stag
         assert lines(tmp_path / name / "seed_0")[-1]["step"] == steps
     with pytest.raises(InputError, match="holds another run already .*without_real"):
         run(segment, *common, "--run-dir", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_synthesis_of_a_validation_case_is_refused_for_training(
+    config, workplace, stage_2, tmp_path
+):
+    labels = workplace / "data" / "validation" / "labels"
+    run(synthesize, "--model", stage_2, "--input-dir", labels, "--output-dir", tmp_path / "new")
+    with pytest.raises(InputError, match="a synthesis of the label map .*/validation/labels/"):
+        run(segment, "train", "--config", config, "--synthetic", tmp_path / "new")
 
 
 def test_wrong_configs_and_models_are_refused(config, workplace, stage_1, tmp_path):

@@ -34,14 +34,27 @@ from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_case, score_case
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.distribution import diversity_scores, sample_diversity
-from tubesynth.metrics.pairing import Run, collect_cases, cost_rows, files_of, runs_of
+from tubesynth.metrics.pairing import (
+    Run,
+    collect_cases,
+    cost_rows,
+    files_of,
+    runs_of,
+    sidecar_notes,
+)
 from tubesynth.metrics.published import load_lpips
 from tubesynth.metrics.set_scores import case_features, score_sets
 from tubesynth.metrics.summary import write_csv, write_json
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.metrics.vessel import LUMEN_RANGE_HU
 from tubesynth.pictures.case_pictures import case_panel, panel_path
-from tubesynth.report.content import Rows, ceiling_notes, provenance, statistics_by_source
+from tubesynth.report.content import (
+    Rows,
+    ceiling_notes,
+    label_notes,
+    provenance,
+    statistics_by_source,
+)
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.report.verdict import verdict
@@ -111,7 +124,7 @@ def evaluate(args: argparse.Namespace) -> None:
     result = statistics_by_source(rows, runs, losses)
     if not args.no_distribution:
         notes += add_distribution(result, args, cases, scores, runs, settings, workers)
-    notes += ceiling_notes(result)
+    notes += [*sidecar_notes(cases), *label_notes(rows.vessels), *ceiling_notes(result)]
     if args.as_published and not args.lpips:
         notes.append("no lpips_as_published: give --lpips")
     if args.as_published and not args.features:

@@ -4,7 +4,9 @@ r"""CT -> autoencoder -> CT: the upper limit of the image quality of all later s
         --model runs/stage_1_3d_f4_full/checkpoints/last.ckpt
 
 A result has the center of its CT and the model's grid (--resolution, --spacing). With
---original-grid it has the grid of the CT, with air outside of the model's field of view.
+--original-grid it has the grid of the CT (of a NIfTI also the order of its axes), with air outside
+of the model's field of view. Of each CT, cut_off in its JSON file is the share of its volume that
+lies outside.
 """
 
 if __name__ == "__main__":
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.arguments import arguments_as_flags
+from tubesynth.inference.comparison import warn_of
 from tubesynth.inference.jobs import (
     Job,
     Result,
@@ -27,16 +30,20 @@ from tubesynth.inference.jobs import (
     run_jobs,
     tile_option,
 )
-from tubesynth.inference.label_maps import label_map_of
+from tubesynth.inference.label_maps import TRANSLATE_REMEDY, label_map_of
 from tubesynth.inference.reconstruction import Codec, PlacedImage
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError
+from tubesynth.runtime.log import warn_once
 from tubesynth.volume.cases import find_cases
-from tubesynth.volume.files import read_labels
-from tubesynth.volume.grid import Volume
-from tubesynth.volume.hounsfield import read_ct
+from tubesynth.volume.files import check_labels, check_same_grid, read_labels
+from tubesynth.volume.grid import Volume, uncovered
+from tubesynth.volume.hounsfield import low_contrast, read_ct, vessel_contrast
+from tubesynth.volume.nifti import with_axes_of
 from tubesynth.volume.resample import resample_image
+
+MAX_CUT_OFF = 0.1  # share of a CT's volume outside of the field of view that is not named
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -63,7 +70,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of the CTs' label maps, for a decoder conditioned on the anatomy",
     )
-    add("--original-grid", action="store_true", help="write on the input's grid")
+    text = "write on the input's grid, with air outside of the model's field of view"
+    add("--original-grid", action="store_true", help=text)
     add_model_options(parser)
     return parser.parse_args(argv)
 
@@ -86,38 +94,87 @@ def find_label_maps(
     return labels
 
 
+def source_of(job: Job) -> Path:
+    """The CT of a job."""
+    assert job.source is not None
+    return job.source
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a job reads: a CT, its label map if any, and what is unusual about that."""
+
+    image: Volume
+    labels: Volume | None
+    unusual: list[str]
+
+
 @dataclass(frozen=True)
 class ReconstructionSteps:
     """The steps of run_jobs, with batches of one. labels: the label map of each case, or {}."""
 
     args: argparse.Namespace
-    codec: Codec
+    pipeline: Pipeline
     labels: dict[str, Path]
     label_map: dict[int, int] | None
-    settings: dict
 
-    def read(self, batch: list[Job]) -> tuple[PlacedImage, Volume]:
-        (job,) = batch
-        assert job.source is not None
-        config, labels = self.codec.grid.config, None
-        image = read_ct(job.source, config.dim, self.codec.window)
-        if self.labels:
-            labels = read_labels(self.labels[job.name], self.label_map)
+    @property
+    def codec(self) -> Codec:
+        return self.pipeline.codec
+
+    def read(self, job: Job) -> Files:
+        config, source = self.pipeline.config, source_of(job)
+        image = read_ct(source, config.dim, self.codec.window)
+        if not self.labels:
+            return Files(image, None, [])
+        path, scheme = self.labels[job.name], config.labels
+        labels = read_labels(path, self.label_map)
+        check_labels(labels.array, scheme.num_classes, path, TRANSLATE_REMEDY)
+        check_same_grid(image, labels, source, path)
+        unusual = []
+        vessel = labels.array == scheme.vessel
+        if not vessel.any():
+            name = scheme.describe(scheme.vessel)
+            unusual.append(f"no {name} in the label map, so that the decoder renders none")
+        elif text := low_contrast(vessel_contrast(image.array, vessel)):
+            unusual.append(text)
         with arguments_as_flags():
-            on_grid = (self.settings["spacing"], self.settings["resolution"])
-            return self.codec.place(image, labels, *on_grid), image
+            comparison = self.pipeline.compare_with_training(labels, **self._grid)
+        unusual += comparison.unusual
+        warn_of(job.name, unusual)
+        return Files(image, labels, unusual)
 
-    def compute(self, batch: list[Job], inputs: tuple[PlacedImage, Volume]) -> list[Result]:
-        (placed, image), window = inputs, self.codec.window
+    def place(self, batch: list[Job], files: list[Files]) -> tuple[PlacedImage, Files]:
+        with arguments_as_flags():
+            placed = self.codec.place(files[0].image, files[0].labels, *self._grid.values())
+        return placed, files[0]
+
+    def compute(self, batch: list[Job], inputs: tuple[PlacedImage, Files]) -> list[Result]:
+        (placed, files), window = inputs, self.codec.window
+        (job,), image = batch, files.image
+        source = source_of(job)
         with arguments_as_flags():
             volume = self.codec.reconstruct(placed)
+        _, cut_off = uncovered(image, volume.shape, volume.affine)
+        if cut_off > MAX_CUT_OFF:
+            air = ", which the result has as air" if self.args.original_grid else ""
+            warn_once(
+                f"the model's field of view cuts off {100 * cut_off:.0f} % of {source}{air};"
+                " cut_off in the JSON file of each result is its share"
+            )
 
         def finish() -> Volume:
-            if self.args.original_grid:
-                return resample_image(volume, image.shape, image.affine, window[0], window)
-            return volume
+            if not self.args.original_grid:
+                return volume
+            whole = resample_image(volume, image.shape, image.affine, window[0], window)
+            return whole if job.format[0] == ".png" else with_axes_of(whole, source)
 
-        return [Result(finish, {"model": str(self.args.model)})]
+        values = {"model": str(self.args.model), "cut_off": round(cut_off, 4)}
+        return [Result(finish, values | {"unlike_training": files.unusual})]
+
+    @property
+    def _grid(self) -> dict:
+        return {"spacing": self.args.spacing, "resolution": self.args.resolution}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -130,6 +187,8 @@ def main(argv: list[str] | None = None) -> None:
         tile = tile_option(args.tile)
         pipeline = Pipeline.load(args.model, device=device, precision=args.precision, tile=tile)
         data = pipeline.config.data
+        with arguments_as_flags():
+            pipeline.grid.preprocessing(args.spacing, args.resolution)
         labels = find_label_maps(args, pipeline, cases)
         label_map = label_map_of(pipeline.config, args.label_map)
         settings = {
@@ -149,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
             written = output_format(pipeline.config)
             jobs.append(Job(case, path, {**settings, **condition}, format=written))
 
-        steps = ReconstructionSteps(args, pipeline.codec, labels, label_map, settings)
+        steps = ReconstructionSteps(args, pipeline, labels, label_map)
         run_jobs(jobs, args.output_dir, steps, device, "reconstruct")
     finally:
         dist.stop()

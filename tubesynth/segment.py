@@ -6,7 +6,9 @@
         --input-dir CTS --output-dir MASKS
 
 OUT is an output folder of synthesize: its volumes, and their label maps in OUT/labels. The scores
-are those of the real validation cases in data.root, with 95 % intervals over cases and over seeds.
+are those of the real validation cases in data.root, with 95 % intervals over cases and over seeds;
+syntheses of their label maps are refused. A mask is a label map of the vessel class alone, on the
+grid of its CT.
 """
 
 if __name__ == "__main__":
@@ -20,18 +22,21 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.loading import load_config
 from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import SegmenterConfig
+from tubesynth.data.duplicates import refuse_sources
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.kernels import choose_kernels
+from tubesynth.runtime.left_out import LeftOut
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.runtime.run_lock import RunLock, locked
@@ -43,7 +48,9 @@ from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
 from tubesynth.volume.cases import find_cases, pair_cases
 from tubesynth.volume.files import write_volume
+from tubesynth.volume.grid import Volume
 from tubesynth.volume.hounsfield import read_ct
+from tubesynth.volume.nifti import with_axes_of
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -78,7 +85,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--set", action="store_true", help="may stand before key=value items (older commands)")
     apply = commands.add_parser(
         "apply",
-        help="write a vessel mask for each CT of a folder",
+        help="write a vessel mask for each CT of a folder: the vessel class, else 0",
         example="tubesynth segment apply --input-dir CTS --output-dir MASKS"
         " --model runs/segment_vessels/seed_0/checkpoints/last.ckpt",
     )
@@ -142,6 +149,7 @@ def train_one(
     volumes = Volumes.find(config)
     folders = map(Path, config.synthetic)
     synthetic = [case for out in folders for case in pair_cases(out, out / "labels")]
+    refuse_sources(synthetic, volumes.validation)
     volumes.training = synthetic + ([] if config.without_real else volumes.training)
     checkpoint = find_checkpoint(None, run_dir, config)
     log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
@@ -202,12 +210,17 @@ def apply_model(args: argparse.Namespace) -> None:
         segmenter = VesselSegmenter.load(args.model, device)
 
         rank_cases = list(cases.items())[dist.rank() :: dist.world_size()]
+        config, left_out = segmenter.grid.config, LeftOut()
+        low, high = config.data.hu_window
 
         def write_masks() -> None:
             for case, path in progress(rank_cases, "segment", len(rank_cases), "volume"):
-                low, high = segmenter.grid.config.data.hu_window
-                mask = segmenter(read_ct(path, segmenter.grid.config.dim, (low, high)))
-                write_volume(args.output_dir / f"{case}.label.nii.gz", mask, "uint8")
+                with left_out.noting():
+                    mask = segmenter(read_ct(path, config.dim, (low, high)))
+                    classes = Volume(mask.array * np.uint8(config.labels.vessel), mask.affine)
+                    file = args.output_dir / f"{case}.label.nii.gz"
+                    write_volume(file, with_axes_of(classes, path), "uint8")
+            left_out.refuse(args.output_dir, len(rank_cases))
 
         then = "the same command writes all of them again"
         message = kept("the masks that are written", args.output_dir, then)

@@ -41,7 +41,7 @@ from tubesynth.inference.settings import common_settings, replace_settings
 from tubesynth.inference.synthesis import SampleOptions
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
-from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
+from tubesynth.runtime.errors import CommandParser, InputError, SettingError, add_overrides
 from tubesynth.volume.anatomy import Comparison
 
 
@@ -189,6 +189,8 @@ def main(argv: list[str] | None = None) -> None:
         cases = find_sources(args, config)
         centrelines = find_centrelines(args.centrelines, cases)
         grid = {name: settings[name] for name in ("spacing", "resolution")}
+        with arguments_as_flags():
+            pipeline.grid.preprocessing(*grid.values())
         options = SampleOptions(
             guidance_label=args.guidance_label,
             guidance_vessel=args.guidance_vessel,
@@ -200,7 +202,12 @@ def main(argv: list[str] | None = None) -> None:
         steps = SampleSteps(args, pipeline.synthesizer, options, centrelines, unusual)
 
         def compare(job: Job) -> Comparison | None:
-            request, _ = steps.request(job)
+            try:
+                request, _ = steps.read(job)
+            except SettingError:
+                raise
+            except InputError:
+                return None  # run_jobs reads it again, and leaves it out
             if request.labels is None:
                 return None
             with arguments_as_flags():

@@ -42,7 +42,7 @@ class ModelGrid:
         resolution: Sequence[int] | None = None,
     ) -> Volume:
         """A CT on the model's grid: int16 HU, clipped to the window as for training."""
-        preprocessing = self._preprocessing(spacing, resolution)
+        preprocessing = self.preprocessing(spacing, resolution)
         check_dimensions(volume, self.config.dim, "input")
         return preprocess_image(volume, preprocessing)
 
@@ -57,7 +57,7 @@ class ModelGrid:
 
         image: the CT of the label map, already on the model's grid, which the label map then gets.
         """
-        preprocessing = self._preprocessing(spacing, resolution)
+        preprocessing = self.preprocessing(spacing, resolution)
         check_labels(labels.array, preprocessing.num_classes, "label map")
         check_dimensions(labels, self.config.dim, "label map")
         return preprocess_labels(labels, preprocessing, image)
@@ -68,7 +68,7 @@ class ModelGrid:
         resolution: Sequence[int] | None = None,
     ) -> Volume:
         """A label map of background, centered on the origin of world coordinates."""
-        shape = self._preprocessing(spacing, resolution).resolution
+        shape = self.preprocessing(spacing, resolution).resolution
         spacing = spacing or self.config.data.default_spacing
         if spacing is None:
             raise InputError(
@@ -95,7 +95,10 @@ class ModelGrid:
         hu = unit_to_hu(unit, self.config.data.hu_window)
         return Volume(np.rint(hu).astype(np.int16), affine)
 
-    def _preprocessing(self, spacing, resolution) -> Preprocessing:
+    def preprocessing(
+        self, spacing: Sequence[float] | None, resolution: Sequence[int] | None
+    ) -> Preprocessing:
+        """How images get to the grid; InputError for a spacing or resolution that none has."""
         dim, settings = self.config.dim, preprocessing_of(self.config)
         for name, value in (("resolution", resolution), ("spacing", spacing)):
             if value is None:

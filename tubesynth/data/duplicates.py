@@ -10,7 +10,10 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from tubesynth.data.digest import source_digest
 from tubesynth.data.layout import SPLITS
+from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import stored_json
 from tubesynth.volume.cases import Case
 from tubesynth.volume.files import source_files
 
@@ -33,6 +36,21 @@ def shared_text(images: Iterable[object]) -> str:
     """The message on one image in both splits."""
     names = " = ".join(map(str, images))
     return f"{names}: one image in training and validation; remove it from one of them"
+
+
+def refuse_sources(synthetic: list[Case], validation: list[Case]) -> None:
+    """InputError for a synthesis of a validation case's label map, which its JSON file names: the
+    scores of that case would be those of an anatomy that was trained on.
+    """
+    digests = {source_digest(case.label): case.label for case in validation if case.label}
+    for case in synthetic:
+        record = stored_json(case.image.with_name(f"{case.id}.json"))
+        label = digests.get(str(record.get("source_sha256")))
+        if label is not None:
+            raise InputError(
+                f"{case.image}: a synthesis of the label map {label}, which is of a validation"
+                " case: remove it, or synthesize from the label maps of training"
+            )
 
 
 def shared_warning(training: list[Case], validation: list[Case]) -> str | None:

@@ -13,6 +13,13 @@ from tubesynth.volume.anatomy import Comparison
 MOST_LINES = 6  # of a case in the terminal; its sidecar has all
 
 
+def warn_of(case: str, unusual: list[str]) -> None:
+    """A line for each point in which a label map is unlike the training, up to MOST_LINES."""
+    lines, more = unusual[:MOST_LINES], unusual[MOST_LINES:]
+    for line in [*lines, *([f"and {len(more)} more, listed in its sidecar"] if more else [])]:
+        logger.warning(f"case {case}: {line}")
+
+
 def compare_cases(
     jobs: list[Job], compare: Callable[[Job], Comparison | None], force: bool
 ) -> dict[str, list[str]]:
@@ -42,9 +49,7 @@ def compare_cases(
     rows = dist.interruptible(compare_each, f"no volume was made; {STARTS_AGAIN}")
     all_rows = dist.gather_rows(rows)
     for row in all_rows:
-        lines, more = row["unusual"][:MOST_LINES], row["unusual"][MOST_LINES:]
-        for line in [*lines, *([f"and {len(more)} more, listed in its sidecar"] if more else [])]:
-            logger.warning(f"case {row['case']}: {line}")
+        warn_of(row["case"], row["unusual"])
     empty = [row["case"] for row in all_rows if row["is_empty"]]
     if empty and not force:
         others = f" and {len(empty) - 1} more" if empty[1:] else ""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import torch
 
@@ -27,6 +27,7 @@ from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import check_writable, write_text, writing
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.left_out import LeftOut
 from tubesynth.runtime.log import Progress, logger
 from tubesynth.runtime.memory import peak_mb
 from tubesynth.runtime.reading import stored_json
@@ -35,6 +36,7 @@ from tubesynth.volume.centreline_file import SUFFIX
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 
+Files = TypeVar("Files")
 Inputs = TypeVar("Inputs")
 
 
@@ -122,12 +124,24 @@ def replaced(output_dir: Path, jobs: list[Job]) -> str | None:
     then = {"source": record.get("source"), **flatten(stored)}
     now = {"source": source_name(job), **flatten(now)}
     changed = (
-        f"{key.removeprefix('settings.')} was {then.get(key)} and is {now.get(key)}"
+        f"{key.removeprefix('settings.')} {changed_text(then.get(key), now.get(key))}"
         for key in {**now, **then}
         if then.get(key) != now.get(key)
     )
     reason = next(changed, "its source or outputs have changed")
     return f"{output_dir}: finished volumes that are replaced: {len(others)} ({job.name}: {reason})"
+
+
+def changed_text(then: Any, now: Any) -> str:
+    """'was 10 and is 20'; of digests and absent values what a reader can use."""
+    texts = [str(value)[:8] if is_digest(value) else value for value in (then, now)]
+    if then is None or now is None:
+        return "is new" if then is None else "is left out"
+    return f"was {texts[0]} and is {texts[1]}"
+
+
+def is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def digest_of(source: Path | None) -> str | None:
@@ -169,16 +183,29 @@ class Result:
     lines: tuple[str, ...] = ()
 
 
-class Steps(Protocol[Inputs]):
+class Steps(Protocol[Files, Inputs]):
     """The work of a batch before its files are written."""
 
-    def read(self, batch: list[Job]) -> Inputs:
-        """The files of a batch, on the model's grid; in a thread, while the device works."""
+    def read(self, job: Job) -> Files:
+        """The files of a job; in a thread, while the device works. An InputError leaves it out."""
+        ...
+
+    def place(self, batch: list[Job], files: list[Files]) -> Inputs:
+        """The files of a batch on the model's grid; in the thread of read."""
         ...
 
     def compute(self, batch: list[Job], inputs: Inputs) -> list[Result]:
         """The device's work: a result for each job."""
         ...
+
+
+@dataclass(frozen=True)
+class Read:
+    """The jobs of a batch whose files could be read, their inputs, and the seconds it took."""
+
+    jobs: list[Job]
+    inputs: Any
+    seconds: float
 
 
 def run_jobs(
@@ -192,7 +219,8 @@ def run_jobs(
 ) -> None:
     """Write the volumes of all jobs that are not finished, batch by batch; ranks share the jobs.
 
-    check: called on every rank with its jobs before the first volume is made.
+    check: called on every rank with its jobs before the first volume is made. A job whose files
+    cannot be read is left out, and an InputError when all others are written.
     """
     check_writable(output_dir)
     message = kept("the volumes that are finished", output_dir)
@@ -207,18 +235,28 @@ def run_jobs(
     start = time.perf_counter()
     batches = [rank_jobs[i : i + batch_size] for i in range(0, len(rank_jobs), batch_size)]
 
-    def read(batch: list[Job]) -> tuple:
-        start = time.perf_counter()
-        return steps.read(batch), time.perf_counter() - start
+    left_out = LeftOut()
 
-    def compute(batch: list[Job], inputs: tuple) -> tuple[list[Result], float]:
-        start = time.perf_counter()
-        results = steps.compute(batch, inputs[0])
-        return results, (inputs[1] + time.perf_counter() - start) / len(batch)
+    def read(batch: list[Job]) -> Read:
+        start, readable, files = time.perf_counter(), [], []
+        for job in batch:
+            with left_out.noting():
+                files.append(steps.read(job))
+                readable.append(job)
+        inputs = steps.place(readable, files) if readable else None
+        return Read(readable, inputs, time.perf_counter() - start)
 
-    def write(batch: list[Job], computed: tuple[list[Result], float]) -> list[str]:
+    def compute(batch: list[Job], read: Read) -> tuple[list[tuple[Job, Result]], float]:
+        if not read.jobs:
+            return [], 0.0
+        start = time.perf_counter()
+        results = steps.compute(read.jobs, read.inputs)
+        seconds = (read.seconds + time.perf_counter() - start) / len(read.jobs)
+        return list(zip(read.jobs, results, strict=True)), seconds
+
+    def write(batch: list[Job], computed: tuple[list[tuple[Job, Result]], float]) -> list[str]:
         lines: list[str] = []
-        for index, (job, result) in enumerate(zip(batch, computed[0], strict=True)):
+        for index, (job, result) in enumerate(computed[0]):
             if index:
                 ask()  # a whole batch may take longer than a signal leaves
             write_result(job, result, output_dir, computed[1], device)
@@ -234,6 +272,7 @@ def run_jobs(
                 progress.update(len(batch))
 
             overlapped(batches, read, compute, write, report)
+        left_out.refuse(output_dir, len(rank_jobs))
 
     dist.interruptible(write_volumes, message)
     if dist.is_main():

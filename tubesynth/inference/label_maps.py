@@ -12,6 +12,8 @@ from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
 from tubesynth.volume.classes import LabelScheme, numbered_classes
 
+TRANSLATE_REMEDY = "translate them with --label-map"  # of values that are no classes
+
 
 def label_map_of(config: Config, pairs: list[str] | None) -> dict[int, int] | None:
     """{value: class} of --label-map, or data.label_map without it; None: values are classes."""

@@ -22,6 +22,7 @@ from tubesynth.inference.jobs import (
     label_path,
     process_folder,
 )
+from tubesynth.inference.label_maps import TRANSLATE_REMEDY
 from tubesynth.inference.synthesis import PlacedBatch, Sample, SampleOptions, Synthesizer
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.phantom.anatomy import make_phantom
@@ -39,6 +40,7 @@ from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.files import check_dimensions, check_labels, read_labels, write_volume
 from tubesynth.volume.grid import Volume
 
+Files = tuple[SampleRequest, list[Branch] | None]
 # Of each job of a batch its centrelines, if it is of a new patient, and the batch on the grid.
 Inputs = tuple[list[list[Branch] | None], PlacedBatch]
 
@@ -83,15 +85,14 @@ class SampleSteps:
     centrelines: Mapping[str, Path]
     unusual: Mapping[str, list[str]]
 
-    def request(self, job: Job) -> tuple[SampleRequest, list[Branch] | None]:
+    def read(self, job: Job) -> Files:
         """What a job synthesizes; for a new patient its centrelines too."""
         config, labels, vessels, branches = self.synthesizer.config, None, None, None
         case, index = job.settings["case"], job.settings["sample"]
         if job.source is not None:
             labels = read_labels(job.source, config.data.label_map)
             check_dimensions(labels, config.dim, job.source)
-            remedy = "translate them with --label-map"
-            check_labels(labels.array, config.labels.num_classes, job.source, remedy)
+            check_labels(labels.array, config.labels.num_classes, job.source, TRANSLATE_REMEDY)
             if case in self.centrelines:
                 step_mm = config.data.token_step_mm or 1.0
                 vessels = user_centreline_tokens(self.centrelines[case], labels, step_mm)
@@ -104,8 +105,8 @@ class SampleSteps:
         random = generator(torch.device("cpu"), self.args.seed, "sample", case, index)
         return SampleRequest(labels, random, vessels), branches
 
-    def read(self, batch: list[Job]) -> Inputs:
-        requests, branches = zip(*map(self.request, batch), strict=True)
+    def place(self, batch: list[Job], files: list[Files]) -> Inputs:
+        requests, branches = zip(*files, strict=True)
         with arguments_as_flags():
             return list(branches), self.synthesizer.place(requests, self.options)
 

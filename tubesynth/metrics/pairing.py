@@ -175,13 +175,52 @@ def files_of(folder: Path | None, option: str) -> dict[str, Path]:
     return find_cases(folder)
 
 
+def sidecar_notes(cases: Sequence[EvaluationCase]) -> list[str]:
+    """Notes on images that are not what they are scored as, by their sidecars: of another case, of
+    a user centreline that is not given, or with air outside of the model's field of view.
+    """
+    others, replaced, airy = [], [], []
+    for case in cases:
+        for source, _, path in case.images:
+            record = {} if source == "real" else sidecar_of(path)
+            settings = record.get("settings")
+            settings = settings if isinstance(settings, dict) else {}
+            made_of, cut_off = settings.get("case"), record.get("cut_off")
+            if isinstance(made_of, str) and made_of != case.id:
+                others.append(f"{path.name} (of case {made_of})")
+            if "centreline_sha256" in settings and case.centreline is None:
+                replaced.append(path.name)
+            if settings.get("original_grid") is True and isinstance(cut_off, float) and cut_off > 0:
+                airy.append(f"{path.name} ({100 * cut_off:.0f} %)")
+    notes = []
+    if others:
+        notes.append(
+            f"images that were made of another case, by their JSON files: {listed(others)}"
+        )
+    if replaced:
+        notes.append(
+            f"images whose vessels are those of user centrelines: {listed(replaced)}; they are"
+            " scored by the label map's vessels: give --centrelines"
+        )
+    if airy:
+        notes.append(
+            f"images that are air outside of the model's field of view: {listed(airy)}; it counts"
+            " in their scores: make them without --original-grid"
+        )
+    return notes
+
+
+def sidecar_of(image: Path) -> dict[str, Any]:
+    """The JSON file beside an image; {} for volumes of other programs, which have none."""
+    return stored_json(image.with_name(f"{case_id(image)}.json"))
+
+
 def cost_rows(cases: Sequence[EvaluationCase]) -> list[dict[str, Any]]:
     """A row for each image whose sidecar (<name>.json beside it) has evaluations or seconds."""
     rows = []
     for case in cases:
         for source, sample, path in case.images:
-            # volumes of other programs have no sidecar, or no costs in it
-            record = stored_json(path.with_name(f"{case_id(path)}.json"))
+            record = sidecar_of(path)
             numbers = {k: record[k] for k in COSTS if type(record.get(k)) in (int, float)}
             costs = {key: float(number) for key, number in numbers.items() if isfinite(number)}
             if costs:

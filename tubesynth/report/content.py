@@ -13,7 +13,7 @@ from typing import Any
 import tubesynth
 from tubesynth.metrics.case import Settings
 from tubesynth.metrics.definitions import DEFINITIONS
-from tubesynth.metrics.pairing import Run
+from tubesynth.metrics.pairing import Run, listed
 from tubesynth.metrics.summary import summarize
 from tubesynth.metrics.vessel_match import MIN_CONTRAST_HU
 from tubesynth.report.charts import Stats
@@ -22,6 +22,7 @@ from tubesynth.runtime.environment import environment
 # Below this mean of the real CTs a metric of detected vessels says little about a synthesis.
 LOW_CEILINGS = {"centreline_in_range": 0.5, "cldice": 0.5, "segmenter_cldice": 0.7}
 MAX_LEFT_OUT = 0.1  # share of the centreline points without a vessel_match
+MAX_HIDDEN = 0.5  # of a case whose label map fits its CT
 
 
 @dataclass
@@ -69,6 +70,23 @@ def statistics_by_source(rows: Rows, runs: Sequence[Run], losses: dict[str, Any]
         },
         "training": losses,
     }
+
+
+def label_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A note on the cases whose real CT has no vessels where the label map has them.
+
+    rows: the vessel scores of all images.
+    """
+    hidden = {
+        row["case"]: row.get("vessel_match_left_out") for row in rows if row["source"] == "real"
+    }
+    cases = [case for case, share in hidden.items() if share is not None and share > MAX_HIDDEN]
+    if not cases:
+        return []
+    return [
+        f"no vessels in the real CT along most of the label map's: case {listed(cases)}; a scan"
+        " without contrast agent, or the label map of another image: its vessel scores say nothing"
+    ]
 
 
 def ceiling_notes(result: dict[str, Any]) -> list[str]:

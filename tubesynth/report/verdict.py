@@ -5,6 +5,7 @@ from typing import Any
 from tubesynth.metrics.summary import Stat
 from tubesynth.metrics.vessel_match import MIN_CONTRAST_HU, MIN_POINTS
 from tubesynth.report.charts import Stats
+from tubesynth.report.content import MAX_HIDDEN
 
 # Calibres are classes of the radius of the lumen in mm, here and in all tables.
 RADII = {
@@ -35,7 +36,14 @@ def verdict(result: dict[str, Any]) -> list[str]:
             for suffix, radius in RADII.items()
             if (number := mean(stats.get(f"vessel_match{suffix}"))) is not None
         ]
-        if (whole := mean(stats.get("vessel_match"))) is not None:
+        left_out = mean(real.get("vessel_match_left_out"))
+        if left_out is not None and left_out > MAX_HIDDEN:
+            sentences.append(
+                f"{vessels} in the {name} have no score: {left_out:.0%} of their points have less "
+                f"than {MIN_CONTRAST_HU:g} HU of contrast in the real CT, as without contrast "
+                "agent or with the label maps of other images."
+            )
+        elif (whole := mean(stats.get("vessel_match"))) is not None:
             by_calibre = f" (by radius: {', '.join(shares)})" if shares else ""
             sentences.append(
                 f"{vessels} in the {name}: {whole:.2f} of the real CT's{by_calibre}; "

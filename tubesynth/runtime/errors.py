@@ -35,6 +35,10 @@ class InputError(ValueError):
     """Wrong input or set-up; its one-line message has the file or key and the remedy."""
 
 
+class SettingError(InputError):
+    """An input that a setting of the command does not fit, which then is wrong for all cases."""
+
+
 class Stopped(Exception):
     """A signal has ended the run; its state is saved."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tubesynth.runtime.atomic import replacing
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import InputError, SettingError
 from tubesynth.runtime.log import logger, warn_once
 from tubesynth.runtime.memory import check_fits
 from tubesynth.runtime.reading import no_such, read_bytes
@@ -54,7 +54,7 @@ def as_classes(values: Volume, label_map: Mapping[int, int] | None, path) -> Vol
     array = values.array
     if label_map is None:
         if array.dtype != np.uint8:
-            raise InputError(f"{path}: label value {array.max()} is above 255; {LABEL_REMEDY}")
+            raise SettingError(f"{path}: label value {array.max()} is above 255; {LABEL_REMEDY}")
         return values
     classes = translate(array, label_map)
     if array.any() and not classes.any():
@@ -99,7 +99,7 @@ def check_labels(
     """InputError for label values outside 0 to num_classes - 1; labels: an array of any shape."""
     if labels.size and int(labels.max()) >= num_classes:
         values = ", ".join(map(str, np.unique(labels[labels >= num_classes])[:8]))
-        raise InputError(
+        raise SettingError(
             f"{path}: label values {values} are outside the classes 0 to {num_classes - 1};"
             f" {remedy}"
         )

@@ -93,7 +93,7 @@ def low_contrast(contrast: tuple[float, float] | None) -> str | None:
         return None
     return (
         f"{contrast[0]:.0f} HU in its vessels and {contrast[1]:.0f} HU around them: a scan without"
-        " contrast agent, or the label map of another image"
+        " contrast agent or of too large voxels, or the label map of another image"
     )
 
 
