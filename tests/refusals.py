@@ -1,5 +1,7 @@
 """What a user reads when wrong input is refused: one line."""
 
+import re
+
 import pytest
 
 from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
@@ -17,10 +19,14 @@ def refusal(call, *words) -> str:
 
 
 def refused_command(command, capture, code=EXIT_INPUT) -> str:
-    """The only line on stderr, after "error: ", of a command that ends with the exit code."""
+    """The last line on stderr, after "error: ", of a command that ends with the exit code; those
+    before it are dated warnings.
+    """
     with pytest.raises(SystemExit) as end:
         run_command(command)
     assert end.value.code == code
-    line, newline, rest = capture.readouterr().err.partition("\n")
-    assert line.startswith("error: ") and newline and not rest, line + newline + rest
+    text = capture.readouterr().err
+    *warnings, line = text.splitlines()
+    assert line.startswith("error: ") and text.endswith("\n"), text
+    assert all(re.match(r"[\d-]+ [\d:]+ warning: ", warning) for warning in warnings), text
     return line.removeprefix("error: ")
