@@ -15,7 +15,7 @@ if __name__ == "__main__":
     run_module("reconstruct")  # imports this file as tubesynth.reconstruct
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubesynth.data.volumes import TOKEN_FORMAT
@@ -35,7 +35,7 @@ from tubesynth.inference.reconstruction import Codec, PlacedImage
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError
-from tubesynth.runtime.log import warn_once
+from tubesynth.runtime.log import logger
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import check_labels, check_same_grid, read_labels
 from tubesynth.volume.grid import Volume, uncovered
@@ -117,6 +117,7 @@ class ReconstructionSteps:
     pipeline: Pipeline
     labels: dict[str, Path]
     label_map: dict[int, int] | None
+    cut_off: list[float] = field(default_factory=list)  # of the results: see uncovered
 
     @property
     def codec(self) -> Codec:
@@ -156,12 +157,7 @@ class ReconstructionSteps:
         with arguments_as_flags():
             volume = self.codec.reconstruct(placed)
         _, cut_off = uncovered(image, volume.shape, volume.affine)
-        if cut_off > MAX_CUT_OFF:
-            air = ", which the result has as air" if self.args.original_grid else ""
-            warn_once(
-                f"the model's field of view cuts off {100 * cut_off:.0f} % of {source}{air};"
-                " cut_off in the JSON file of each result is its share"
-            )
+        self.cut_off.append(cut_off)
 
         def finish() -> Volume:
             if not self.args.original_grid:
@@ -210,5 +206,12 @@ def main(argv: list[str] | None = None) -> None:
 
         steps = ReconstructionSteps(args, pipeline, labels, label_map)
         run_jobs(jobs, args.output_dir, steps, device, "reconstruct")
+        if dist.is_main() and max(steps.cut_off, default=0.0) > MAX_CUT_OFF:
+            low, high = 100 * min(steps.cut_off), 100 * max(steps.cut_off)
+            air = ": that part of the results is air" if args.original_grid else ""
+            logger.warning(
+                f"the model's field of view cuts off {low:.0f} to {high:.0f} % of the CTs{air};"
+                " cut_off in a result's JSON file is its share"
+            )
     finally:
         dist.stop()
