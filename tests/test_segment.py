@@ -193,7 +193,9 @@ def test_a_synthesis_of_a_validation_case_is_refused_for_training(
     labels = workplace / "data" / "validation" / "labels"
     run(synthesize, "--model", stage_2, "--input-dir", labels, "--output-dir", tmp_path / "new")
     with pytest.raises(InputError, match="a synthesis of the label map .*/validation/labels/"):
-        run(segment, "train", "--config", config, "--synthetic", tmp_path / "new")
+        options = ["--synthetic", tmp_path / "new", "--run-dir", tmp_path / "run"]
+        run(segment, "train", "--config", config, *options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_configs_and_models_are_refused(config, workplace, stage_1, tmp_path):
