@@ -609,6 +609,27 @@ def test_the_verdict_counts_a_warning_of_many_cases_once():
     assert doctor.verdict([*many[:2], other], True).startswith("READY, with 3 warnings:")
 
 
+def test_each_kind_of_message_of_a_rule_has_its_own_line_and_count(tmp_path):
+    """Kinds differ in more than the names of files and the numbers; each has its own remedy."""
+    findings = []
+    for number in range(5):
+        for case, text in (
+            (f"mr {number}", f"values 0 to {900 + number}: MR, give a CT in HU"),
+            (f"clipped_{number}", f"{50 + number} % of voxels are -{160 + number}: set the window"),
+        ):
+            message = f"{tmp_path}/{case}.img.nii.gz: {text}"
+            findings.append(Finding("error", "hu_range", case, message))
+    findings.append(Finding("error", "hu_range", "flat", f"{tmp_path}/flat.png: constant"))
+    text = doctor.screen(doctor.Diagnosis(findings, tmp_path, False), "heading")
+    words = " ".join(text.split())
+    assert "5 cases, such as mr 0: mr 0.img.nii.gz: values 0 to 900: MR, give a CT in HU" in words
+    assert "(also mr 1, mr 2, mr 3, mr 4)" in words
+    assert "5 cases, such as clipped_0: clipped_0.img.nii.gz: 50 % of voxels are -160" in words
+    assert "(also clipped_1, clipped_2, clipped_3, clipped_4)" in words
+    assert "case flat: flat.png: constant" in words
+    assert words.count("hu_range") == 3 and "NOT READY: 3 errors, 0 warnings" in words
+
+
 def test_a_wrong_config_and_a_missing_folder_are_findings_too(data, capsys):
     with pytest.raises(SystemExit):
         doctor.main(["--config", str(data.parent / "one.yml"), "data.rot=x"])

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -40,7 +41,7 @@ from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError, add_
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible
 
 QUICK_CASES = 8  # of each split
-SEPARATE_LINES = 3  # this many cases or fewer with the same finding have a line each
+SEPARATE_LINES = 3  # this many cases or fewer with one kind of message have a line each
 LISTED_CASES = 12
 COLORS = {"error": "31;1", "warning": "33", "info": "2"}
 
@@ -130,7 +131,7 @@ def title(args: argparse.Namespace, root: Path | None) -> str:
 
 
 def screen(diagnosis: Diagnosis, heading: str, color: bool = False) -> str:
-    """The findings as a table, errors first, with one line per rule for many cases; the verdict."""
+    """The findings as a table, errors first, many cases of one kind in one line; the verdict."""
     findings, root = diagnosis.findings, diagnosis.root
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 140))
     rule_width = max([len(finding.rule) for finding in findings], default=0)
@@ -155,14 +156,30 @@ def screen(diagnosis: Diagnosis, heading: str, color: bool = False) -> str:
 
 
 def _texts(group: list[Finding]) -> list[str]:
-    """One line for each of a few cases, or one line for all of many cases."""
+    """The lines of a rule's findings: for each kind of message one for each of a few cases, or one.
+
+    Two kinds, such as a clipped CT and an MR, have remedies of their own.
+    """
     texts = [finding.message for finding in group if finding.case is None]
-    messages = [(finding.case, finding.message) for finding in group if finding.case is not None]
-    if len(messages) <= SEPARATE_LINES:
-        return texts + [f"case {case}: {message}" for case, message in messages]
-    ids = list(dict.fromkeys(case for case, _ in messages))
-    listed = ", ".join(ids[1 : LISTED_CASES + 1]) + (", ..." if len(ids) > LISTED_CASES + 1 else "")
-    return [*texts, f"{len(ids)} cases, such as {ids[0]}: {messages[0][1]} (also {listed})"]
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for finding in group:
+        if finding.case is not None:
+            kind = _without_names_and_numbers(finding.message, finding.case)
+            kinds.setdefault(kind, []).append((finding.case, finding.message))
+    for messages in kinds.values():
+        if len(messages) <= SEPARATE_LINES:
+            texts += [f"case {case}: {message}" for case, message in messages]
+            continue
+        ids = list(dict.fromkeys(case for case, _ in messages))
+        listed = ", ".join(ids[1 : LISTED_CASES + 1])
+        listed += ", ..." if len(ids) > LISTED_CASES + 1 else ""
+        texts.append(f"{len(ids)} cases, such as {ids[0]}: {messages[0][1]} (also {listed})")
+    return texts
+
+
+def _without_names_and_numbers(message: str, case: str) -> str:
+    """A message without its words that have a digit, slash or dot; a case's id may have spaces."""
+    return re.sub(r"\S*[\d/.]\S*", "", message.replace(f"/{case}", "/"))
 
 
 def verdict(findings: list[Finding], for_training: bool) -> str:
