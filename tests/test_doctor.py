@@ -280,6 +280,13 @@ def test_padding_below_air_is_reported_without_a_warning(data, capsys):
     assert len(padding) == 1 and "10.0 % of voxels below -1024" in padding[0]["message"]
 
 
+def test_numbers_below_air_that_are_no_hu_are_not_called_padding(data, capsys):
+    put(data, "training", 1, 10 * heart(1)[0].astype(np.int32))
+    _, findings = run_json(capsys, "--data", data)
+    rules = [f["rule"] for f in findings if f["case"] == "1" and f["rule"].startswith("hu_")]
+    assert rules == ["hu_range"]
+
+
 def test_a_small_image_and_a_cut_off_heart_are_warnings(data):
     hu, label, affine = heart(1)
     put(data, "training", 1, hu[5:35, 5:30, 2:30], label[5:35, 5:30, 2:30])

@@ -76,7 +76,8 @@ def hu_range(facts: Facts, expected: Expected) -> Results:
 
 def hu_padding(facts: Facts, expected: Expected) -> Results:
     """Voxels below air, as scanners pad their field of view: harmless, the window clips them."""
-    if facts.below_air > 0.001:
+    certainly_not_hu = facts.not_hu is not None and facts.not_hu.is_certain
+    if facts.below_air > 0.001 and not certainly_not_hu:
         yield info(
             f"{100 * facts.below_air:.1f} % of voxels below {AIR_HU} HU (padding, down to"
             f" {facts.hu['min']:.0f}); they are clipped to the window"
