@@ -395,6 +395,8 @@ def test_label_outside_the_class_range_is_refused_with_its_values():
     refusal(
         lambda: check_labels(labels, 9, "a.nii.gz"), "a.nii.gz", "9, 12", "0 to 8", "data.label_map"
     )
+    for highest, values in ((16, "9, 10, 11, 12, 13, 14, 15, 16 are"), (17, "15, 16, ... are")):
+        refusal(lambda n=highest: check_labels(np.arange(n + 1), 9, "a.nii.gz"), values)
 
 
 def test_label_on_another_grid_is_refused_with_both_names():

@@ -5,7 +5,7 @@ Each rule takes the measured facts of the case and what the config expects of it
 
 from tubesynth.doctor.facts import AIR_HU, Expected, Facts
 from tubesynth.doctor.findings import Results, error, info, warning
-from tubesynth.volume.files import LABEL_REMEDY
+from tubesynth.volume.files import LABEL_REMEDY, outside_classes
 from tubesynth.volume.hounsfield import low_contrast
 
 SPACING_MM = 0.1, 10.0
@@ -105,11 +105,7 @@ def label_values(facts: Facts, expected: Expected) -> Results:
     num_classes = expected.labels.num_classes
     invalid = [value for value in facts.voxels if value >= num_classes]
     if invalid:
-        values = ", ".join(map(str, invalid[:8])) + (", ..." if len(invalid) > 8 else "")
-        yield error(
-            f"{facts.label}: values {values} are outside the classes 0 to {num_classes - 1};"
-            f" {LABEL_REMEDY}"
-        )
+        yield error(f"{facts.label}: {outside_classes(invalid, num_classes)}; {LABEL_REMEDY}")
     elif facts.voxels and not facts.volumes_ml:
         yield warning(f"{facts.label}: all background; check that it is the right file")
 

@@ -98,11 +98,14 @@ def check_labels(
 ) -> None:
     """InputError for label values outside 0 to num_classes - 1; labels: an array of any shape."""
     if labels.size and int(labels.max()) >= num_classes:
-        values = ", ".join(map(str, np.unique(labels[labels >= num_classes])[:8]))
-        raise SettingError(
-            f"{path}: label values {values} are outside the classes 0 to {num_classes - 1};"
-            f" {remedy}"
-        )
+        values = np.unique(labels[labels >= num_classes]).tolist()
+        raise SettingError(f"{path}: {outside_classes(values, num_classes)}; {remedy}")
+
+
+def outside_classes(values: list[int], num_classes: int) -> str:
+    """What is wrong with label values that are no classes; lists the first of many."""
+    listed = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    return f"label values {listed} are outside the classes 0 to {num_classes - 1}"
 
 
 def check_dimensions(volume: Volume, dim: int, path) -> None:
