@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -405,6 +406,18 @@ def test_syntheses_without_label_maps_are_scored_against_the_real_cts_of_their_i
     (folders / "synthesis" / "2_s0.img.nii.gz").rename(folders / "synthesis" / "7_s0.img.nii.gz")
     with pytest.raises(InputError, match=r"unpaired.*7_s0\.img\.nii\.gz"):
         evaluate(folders, "real", "synthesis")
+
+
+def test_scores_are_not_written_among_the_volumes_that_they_are_of(folders, monkeypatch):
+    monkeypatch.setattr("tubesynth.evaluate.pool.each", None)
+    shutil.copytree(folders / "real", folders / "training")
+    (folders / "link").symlink_to(folders / "labels")
+    names = ("real", "labels", "reconstruction", "synthesis", "training")
+    before = sorted(folders.rglob("*"))
+    for name, folder in (*zip(names, names, strict=True), ("labels", "link")):
+        with pytest.raises(InputError, match=f"^--output-dir .*{folder}: is .* of --{name}:"):
+            evaluate(folders, *names, extra=["--output-dir", folders / folder])
+    assert sorted(folders.rglob("*")) == before
 
 
 def test_what_cannot_be_scored_or_written_is_refused_before_a_case_is_scored(folders, monkeypatch):

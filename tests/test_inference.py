@@ -357,6 +357,14 @@ def test_an_unusable_output_folder_is_refused(workplace, stage_2, tmp_path):
             run(train, *config)
 
 
+def test_reconstructions_are_not_written_among_their_inputs(workplace):
+    part = workplace / "data" / "validation"
+    common = ["--model", "none.ckpt", "--input-dir", part / "images", "--labels", part / "labels"]
+    for name, out in (("input-dir", part / "images"), ("labels", part / "labels")):
+        with pytest.raises(InputError, match=f"--output-dir {out}: is the folder of --{name}:"):
+            run(reconstruct, *common, "--output-dir", out)
+
+
 @pytest.mark.parametrize("name", ["label", "vessel"])
 def test_a_guidance_weight_that_is_not_finite_is_refused(workplace, stage_2, tmp_path, name):
     common = ["--input-dir", workplace / "data/validation/labels", "--output-dir", tmp_path / "out"]

@@ -411,6 +411,22 @@ def test_wrong_options_are_refused(tmp_path):
             run(tmp_path, tmp_path / "out", *arguments)
 
 
+def test_an_output_folder_in_an_input_folder_is_refused(source, hearts, tmp_path):
+    (tmp_path / "link").symlink_to(source)
+    before = sorted(tmp_path.rglob("*"))
+    for out, text in (
+        (source, "is the folder of --input-dir: choose another"),
+        (source / "x" / "y", "lies in the folder of --input-dir, "),
+        (tmp_path / "link" / "x", "lies in the folder of --input-dir, "),
+        (hearts / "x", "lies in the folder of --heart-dir, "),
+    ):
+        refusal(
+            lambda folder=out: run(source, folder, "--heart-dir", hearts),
+            *(f"--output-dir {out}: ", text),
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_an_affine_that_only_the_quaternion_has_is_copied(source, tmp_path):
     """sform marked as set but all zero, as some converters leave it."""
     path = source / "1-200" / "1.img.nii.gz"

@@ -58,7 +58,7 @@ from tubesynth.report.content import (
 from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.report.verdict import verdict
-from tubesynth.runtime.atomic import check_writable, save_png, write_text
+from tubesynth.runtime.atomic import check_apart, check_writable, save_png, write_text
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible, kept
 from tubesynth.volume.centreline_file import user_centreline_tokens
@@ -90,6 +90,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.training is not None:
         files_of(args.training, "--training")
     runs = runs_of(args.synthesis)
+    folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction", "centrelines")}
+    folders |= {run.source: run.folder for run in runs}
+    check_apart(args.output_dir, {**folders, "training": args.training})
     classes = evaluated_classes(args)
     label_map = load_label_map(args.config, classes)
     cases, notes = collect_cases(
@@ -129,8 +132,6 @@ def evaluate(args: argparse.Namespace) -> None:
         notes.append("no lpips_as_published: give --lpips")
     if args.as_published and not args.features:
         notes.append("no frechet_*_as_published: give --features")
-    folders = {f: getattr(args, f) for f in ("real", "labels", "reconstruction", "centrelines")}
-    folders |= {run.source: run.folder for run in runs}
     folders = {name: str(folder) for name, folder in folders.items() if folder is not None}
     result["provenance"] = provenance(settings, len(cases), folders, args.segmenter, notes)
     result["verdict"] = verdict(result)

@@ -34,6 +34,7 @@ from tubesynth.inference.label_maps import TRANSLATE_REMEDY, label_map_of
 from tubesynth.inference.reconstruction import Codec, PlacedImage
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
+from tubesynth.runtime.atomic import check_apart
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.log import logger
 from tubesynth.volume.cases import find_cases
@@ -176,8 +177,7 @@ class ReconstructionSteps:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     cases = find_cases(args.input_dir)
-    if args.output_dir.resolve() == args.input_dir.resolve():
-        raise InputError(f"--output-dir {args.output_dir}: is the input folder: choose another")
+    check_apart(args.output_dir, {"input-dir": args.input_dir, "labels": args.labels})
     device = dist.start()
     try:
         tile = tile_option(args.tile)

@@ -29,6 +29,7 @@ from tubesynth.data import manifest
 from tubesynth.data.pool import check_workers, each
 from tubesynth.prepare.case_files import Options, is_finished, make_case
 from tubesynth.prepare.imagecas import MAX_LISTED_IDS, Source, find_sources
+from tubesynth.runtime.atomic import check_apart
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.reading import read_text
 from tubesynth.runtime.stop_signal import interruptible, kept
@@ -43,6 +44,8 @@ MAX_MARGIN_MM = 1000.0
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     workers, scheme = check_workers(args.workers), load_scheme(args.config)
+    inputs = {"input-dir": args.input_dir, "heart-dir": args.heart_dir}
+    check_apart(args.output_dir, inputs, inside_too=True)
     label_map = load_label_map(args.config, scheme)
     sources = find_sources(args.input_dir, args.heart_dir, scheme)
     images_only = all(source.label is None for source in sources)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -114,6 +115,28 @@ def check_writable(folder: Path) -> None:
         raise InputError(
             f"--output-dir {folder}: {parent} is no folder to write to: choose another"
         )
+
+
+def check_apart(
+    output_dir: Path, inputs: Mapping[str, Path | None], inside_too: bool = False
+) -> None:
+    """InputError where --output-dir is an input folder; inside_too: or lies in one.
+
+    inputs: {name of the option: folder}; its files and those that are written would be mixed.
+    """
+    target = output_dir.resolve()
+    for name, folder in inputs.items():
+        if folder is None:
+            continue
+        if target == folder.resolve():
+            raise InputError(
+                f"--output-dir {output_dir}: is the folder of --{name}: choose another"
+            )
+        if inside_too and folder.resolve() in target.parents:
+            raise InputError(
+                f"--output-dir {output_dir}: lies in the folder of --{name}, {folder}: choose"
+                " another"
+            )
 
 
 def write_text(path: Path, text: str) -> None:
