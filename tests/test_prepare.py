@@ -343,16 +343,29 @@ def test_missing_files_are_listed_by_id_before_anything_is_written(source, heart
         run(source, tmp_path / "out", "--heart-dir", hearts)
 
 
-def test_a_bad_case_stops_no_other_and_is_named(source, tmp_path):
+def test_bad_cases_stop_no_other_and_the_folder_is_named_as_incomplete(source, tmp_path):
+    out = tmp_path / "out"
     save(source / "1-200/1.label.nii.gz", 3 * arrays(1)[1])
     save(source / "1-200/2.label.nii.gz", arrays(2)[1], np.eye(4))
-    with pytest.raises(InputError, match=r"1.label.nii.gz: label value 3.*\(and 1 more"):
-        run(source, tmp_path / "out")
-    assert len(splits(tmp_path / "out")) == 4
+    remedy = ": correct the input, and the same command prepares the rest"
+    refusal(
+        lambda: run(source, out),
+        *("1.label.nii.gz: label value 3", f"; also {source}/1-200/2.label.nii.gz: grid of"),
+        f"; {out} is incomplete, 4 of 6 cases{remedy}",
+    )
+    assert len(splits(out)) == 4
     for case in (1, 2):
         save(source / f"1-200/{case}.label.nii.gz", arrays(case)[1])
-    run(source, tmp_path / "out")
-    assert len(splits(tmp_path / "out")) == 6
+    run(source, out)
+    assert len(splits(out)) == 6
+
+
+def test_of_many_bad_cases_the_first_are_named(source, tmp_path):
+    for folder, cases in CASES.items():
+        for case in cases[-2:]:
+            save(source / folder / f"{case}.label.nii.gz", 3 * arrays(case)[1])
+    message = refusal(lambda: run(source, tmp_path / "out"), "; and 2 more; ", "1 of 6 cases")
+    assert message.count("label value 3") == 3
 
 
 def test_a_heart_on_another_grid_is_resampled_with_a_message(source, hearts, tmp_path, capsys):

@@ -39,6 +39,7 @@ from tubesynth.volume.classes import NINE_CLASSES
 DEFAULT_FRACTION = 0.1
 DEFAULT_MARGIN_MM = 40.0
 MAX_MARGIN_MM = 1000.0
+MAX_LISTED_FAILURES = 3
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,7 +90,7 @@ def prepare(
 ) -> tuple[dict[str, dict], int]:
     """Make the cases that are missing or changed: ({id: record}, number of prepared cases).
 
-    InputError names the first case that failed, after all others are prepared.
+    InputError names the cases that failed, after all others are prepared.
     """
     root = options.root
     records = manifest.open_folder(root, settings)
@@ -107,8 +108,13 @@ def prepare(
     ordered = {case: records[case] for case in sorted(records, key=natural_order)}
     manifest.write(root, settings, ordered)
     if failures:
-        count = f" (and {len(failures) - 1} more cases failed)" if len(failures) > 1 else ""
-        raise InputError(f"{failures[0]}{count}")
+        listed = "; also ".join(failures[:MAX_LISTED_FAILURES])
+        more = len(failures) - MAX_LISTED_FAILURES
+        raise InputError(
+            listed + (f"; and {more} more" if more > 0 else "") + f"; {root} is incomplete,"
+            f" {len(ids) - len(failures)} of {len(ids)} cases: correct the input, and the same"
+            " command prepares the rest"
+        )
     return ordered, len(missing)
 
 
