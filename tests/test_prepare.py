@@ -228,6 +228,22 @@ def test_few_cases_still_give_both_splits(source, tmp_path):
         assert counts == ([5, 1] if fraction < 0.5 else [1, 5])
 
 
+def test_a_case_that_moves_to_the_other_split_leaves_its_first_one(source, tmp_path):
+    """Where the only validation case is removed, a training case takes its place."""
+    out = run(source, tmp_path / "out", "--validation-fraction", 0.001)
+    (removed,) = (case for case, split in splits(out).items() if split == "validation")
+    (path,) = source.glob(f"*/{removed}.img.nii.gz")
+    path.unlink()
+    path.with_name(f"{removed}.label.nii.gz").unlink()
+    for path in out.glob(f"*/*/{removed}.*"):
+        path.unlink()
+    run(source, out, "--validation-fraction", 0.001)
+    for kind in ("image", "label"):
+        found = [p.name.split(".")[0] for p in out.glob(f"*/{kind}s/*.nii.gz")]
+        assert sorted(found) == sorted(set(ALL) - {removed})
+    assert list(splits(out).values()).count("validation") == 1
+
+
 def test_the_split_can_be_a_file_of_ids(source, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("2, 1000  # the second fold\n\n201\n")

@@ -27,7 +27,7 @@ from tubesynth.config.labels import load_label_map, load_scheme
 from tubesynth.config.strict import to_plain
 from tubesynth.data import manifest
 from tubesynth.data.pool import check_workers, each
-from tubesynth.prepare.case_files import Options, is_finished, make_case
+from tubesynth.prepare.case_files import Options, is_finished, make_case, remove_outputs
 from tubesynth.prepare.imagecas import MAX_LISTED_IDS, Source, find_sources
 from tubesynth.runtime.atomic import check_apart
 from tubesynth.runtime.errors import CommandParser, InputError
@@ -97,6 +97,9 @@ def prepare(
     ids, fraction = [source.id for source in sources], settings["validation_fraction"]
     splits = assign_splits(ids, settings["seed"], fraction, settings["validation_ids"], records)
     missing = [s for s in sources if not is_finished(root, s, splits[s.id], records.get(s.id))]
+    for source in missing:
+        if source.id in records and records[source.id]["part"] != splits[source.id]:
+            remove_outputs(root, records[source.id])  # else it would be in both splits
     jobs = [(source, splits[source.id], options) for source in missing]
     results = each(make_case, jobs, workers, "prepare")
     failures = []

@@ -89,3 +89,11 @@ def is_finished(root: Path, source: Source, split: str, record: dict | None) -> 
     outputs = [(root / record[kind]["path"], record[kind]) for kind in kinds]
     pairs = [*outputs, *zip(source.files, record["sources"], strict=True)]
     return all(manifest.is_unchanged(path, file_record) for path, file_record in pairs)
+
+
+def remove_outputs(root: Path, record: dict) -> None:
+    """Delete the files of a case, before it is written to the other split."""
+    for kind in ("image", "label"):
+        if fits(record.get(kind), manifest.FILE_FORM):
+            path = root / record["part"] / f"{kind}s" / Path(record[kind]["path"]).name
+            path.unlink(missing_ok=True)
