@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from refusals import refusal
 from test_vessels import distances
 
 from tubesynth.phantom.anatomy import make_phantom
@@ -75,6 +76,13 @@ def test_the_phantoms_centreline_file_gives_the_tokens_of_its_label_map():
     assert off.max() < 0.1 and missed.max() < 0.6 and np.abs(error).mean() < 0.02
     assert len(traced) == pytest.approx(len(tokens), rel=0.15)
     assert np.median(traced.radius_mm) == pytest.approx(np.median(tokens.radius_mm), abs=0.15)
+
+
+def test_a_missing_centreline_file_is_named_as_such(tmp_path):
+    path, remedy = tmp_path / "2.centreline.json", "; give the JSON file of a centreline"
+    refusal(lambda: read_centreline(path), f"{path}: no such file{remedy}")
+    path.symlink_to(tmp_path / "nowhere")
+    refusal(lambda: read_centreline(path), f"{path}: a link to nowhere, no file{remedy}")
 
 
 def test_a_centreline_outside_the_label_map_is_refused(tmp_path):

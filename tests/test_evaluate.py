@@ -173,7 +173,7 @@ def test_a_synthesis_is_scored_against_user_centrelines(folders):
     assert old["centreline_in_range"]["mean"] < 0.05 < 0.9 < new["centreline_in_range"]["mean"]
     assert new["vesselness_auc"]["mean"] > 0.9 > old["vesselness_auc"]["mean"]
     (folders / "centrelines" / "2.centreline.json").unlink()
-    with pytest.raises(InputError, match="2.centreline.json: not readable .No such file"):
+    with pytest.raises(InputError, match="2.centreline.json: no such file; give"):
         evaluate(folders, "labels", "centrelines", extra=options)
     with pytest.raises(InputError, match="give --labels"):
         evaluate(folders, "real", "centrelines", "reconstruction")

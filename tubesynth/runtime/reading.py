@@ -46,6 +46,8 @@ def read_bytes(path: str | Path, remedy: str, most_bytes: int) -> bytes:
             if status.st_size > most_bytes:
                 raise refusal(f"over {most_bytes:,} bytes")
             return stream.read()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: {no_such(path, 'file')}; {remedy}") from error
     except OSError as error:
         raise refusal(error.strerror) from error
 
