@@ -1,9 +1,11 @@
 """Centreline files: branches written and read back, their tokens, and invalid files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from refusals import refusal
 from test_vessels import distances
 
@@ -93,6 +95,16 @@ def test_a_centreline_outside_the_label_map_is_refused(tmp_path):
     affine[:3, 3] = 500
     with pytest.raises(InputError, match="a.centreline.json: none of its vessels lies in"):
         user_centreline_tokens(tmp_path / "a.centreline.json", Volume(grid.array, affine))
+
+
+def test_the_example_of_the_readme_is_read(tmp_path):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "a.centreline.json").write_text(example, encoding="utf-8")
+    branches = read_centreline(tmp_path / "a.centreline.json")
+    assert [(b.name, b.parent) for b in branches] == [("LM", None), ("LAD", 0), ("RCA", None)]
+    assert [b.points.shape for b in branches] == [(3, 4), (3, 4), (2, 4)]
+    assert np.array_equal(branches[1].points[0, :3], branches[0].points[-1, :3])
 
 
 def test_the_phantoms_file_has_the_keys_that_are_documented(tmp_path):

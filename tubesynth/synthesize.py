@@ -75,7 +75,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--centrelines",
         type=Path,
         metavar="DIR",
-        help="C.centreline.json of each case: vessels in place of those in its label map",
+        help="C.centreline.json of each case: vessels in place of those in its label map (their"
+        " format: README.md, Your own centrelines)",
     )
     add(
         "--unconditional",

@@ -5,7 +5,7 @@
         {"name": "LAD", "parent": 0, "points": ...}]}
 
 A branch runs away from the root. parent is the number, from 0, of an earlier branch that it leaves;
-null is a root. Other keys are ignored.
+null is a root. Other keys are ignored. README.md has a complete example.
 """
 
 import json
