@@ -3,7 +3,7 @@
 # heart-phantom, reconstruction, synthesis, scores, pictures.
 #   bash launch/demo.sh                   everything goes to demo/; a second run reuses the files in it
 #   bash launch/demo.sh --from-scratch    both stages start from nothing; as short a training is worse then
-# Takes 5 to 8 minutes on 2 CPU cores after .venv exists, and 2 GB of memory; faster on a GPU.
+# Makes .venv on its first call. After that it takes 2 to 5 minutes on 2 CPU cores, and 2 GB of memory; faster on a GPU.
 
 # OpenMP threads spin while they wait: a training step is a quarter faster on an idle machine, but takes twice as long on
 # a busy machine, where they must sleep. Busy: the cores (/proc/stat) are idle for less than half of one second.

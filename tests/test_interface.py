@@ -1,6 +1,7 @@
 """The program `tubesynth`, its commands, its packaged configs and its wheel."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,12 @@ def test_an_unknown_command_is_refused_with_the_nearest_one():
 def test_the_program_starts_without_torch():
     code = "import sys, tubesynth.__main__ as t; t.main([]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_readme_and_demo_give_one_duration():
+    texts = [(REPOSITORY / name).read_text("utf-8") for name in ("README.md", "launch/demo.sh")]
+    durations = [re.findall(r"takes (\d+ to \d+) minutes on 2 CPU cores", t, re.I) for t in texts]
+    assert durations[0] == durations[1] and len(durations[0]) == 1
 
 
 def test_packaged_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
