@@ -60,7 +60,7 @@ def as_classes(values: Volume, label_map: Mapping[int, int] | None, path) -> Vol
     if array.any() and not classes.any():
         present = np.unique(array[array > 0])
         if not label_map.keys() & set(present.tolist()):
-            listed = ", ".join(map(str, present[:8]))
+            listed = _listed(present.tolist())
             logger.warning(
                 f"{path}: all background: data.label_map has no class for its values ({listed});"
                 " add them, or leave it out if the values are classes"
@@ -103,9 +103,12 @@ def check_labels(
 
 
 def outside_classes(values: list[int], num_classes: int) -> str:
-    """What is wrong with label values that are no classes; lists the first of many."""
-    listed = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
-    return f"label values {listed} are outside the classes 0 to {num_classes - 1}"
+    """What is wrong with label values that are no classes."""
+    return f"label values {_listed(values)} are outside the classes 0 to {num_classes - 1}"
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
 
 
 def check_dimensions(volume: Volume, dim: int, path) -> None:
