@@ -17,7 +17,6 @@ from test_train import assert_same_state, checkpoint_of
 from tubesynth import export, reconstruct, synthesize, train
 from tubesynth.build.checkpoint import Checkpoint, Position
 from tubesynth.config.loading import load_config
-from tubesynth.data.digest import file_digest
 from tubesynth.models.decoder_condition import DecoderCondition, space_to_depth
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import log
@@ -25,6 +24,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.training.autoencoder import AutoencoderStage
 from tubesynth.training.inputs import Volumes
 from tubesynth.volume.cases import find_cases
+from tubesynth.volume.digest import file_digest
 from tubesynth.volume.files import read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume
 

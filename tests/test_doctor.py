@@ -536,7 +536,7 @@ def test_the_cache_must_fit_on_the_disk(data, monkeypatch):
 def test_cached_volumes_need_no_further_disk_space(data, monkeypatch):
     from tubesynth.cache import main as cache
 
-    monkeypatch.setattr("tubesynth.data.digest._SETTLED_SECONDS", -60)  # remember fresh files too
+    monkeypatch.setattr("tubesynth.volume.digest._SETTLED_SECONDS", -60)  # remember fresh files too
 
     text = CONFIG.format(root=data)
     cache(["build", "--config", str(data.parent / "one.yml"), "--workers", "1"])

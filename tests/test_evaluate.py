@@ -14,6 +14,7 @@ from tubesynth.metrics.summary import json_safe, statistics, summarize, table
 from tubesynth.metrics.training_log import validation_losses
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.centreline_file import Branch, write_centreline
+from tubesynth.volume.digest import file_digest
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume, centered_affine
 
@@ -343,18 +344,35 @@ def test_the_label_maps_of_other_images_have_no_headline_score(folders, capsys):
 
 
 def test_images_that_their_sidecars_say_are_something_else_are_noted(folders):
+    digests = {
+        f"{folder}/{case}": file_digest(folders / folder / f"{case}.{kind}.nii.gz")
+        for folder, kind in (("real", "img"), ("labels", "label"))
+        for case in ("1", "2", "10")
+    }
+    own, other = {"case": "1", "label_map": None}, {"case": "2", "label_map": ["3=8"]}
     sidecars = {
-        "synthesis/1_s0.json": {"settings": {"case": "2"}},
-        "synthesis/2_s0.json": {"settings": {"case": "2", "centreline_sha256": "0"}},
-        "reconstruction/10.json": {"settings": {"original_grid": True}, "cut_off": 0.25},
+        "synthesis/1_s0": {"settings": own, "source_sha256": digests["labels/1"]},
+        "synthesis/1_s1": {"settings": own, "source_sha256": 64 * "0"},
+        "synthesis/2_s0": {"settings": other, "source_sha256": digests["labels/2"]},
+        "synthesis/2_s1": {"settings": {**own, "centreline_sha256": 64 * "0"}},
+        "reconstruction/1": {"settings": {}, "source_sha256": digests["real/1"]},
+        "reconstruction/2": {"settings": {}, "source_sha256": digests["real/1"]},
+        "reconstruction/10": {"settings": {"original_grid": True}, "cut_off": 0.25},
     }
     for name, record in sidecars.items():
-        (folders / name).write_text(json.dumps(record), encoding="utf-8")
+        (folders / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
     result = evaluate(folders, "real", "labels", "synthesis", "reconstruction")
-    notes = " / ".join(result["provenance"]["notes"])
-    assert "made of another case, by their JSON files: 1_s0.img.nii.gz (of case 2) /" in notes
-    assert "those of user centrelines: 2_s0.img.nii.gz; they are scored by the label" in notes
-    assert "air outside of the model's field of view: 10.img.nii.gz (25 %);" in notes
+    notes = result["provenance"]["notes"]
+    expected = {
+        "another label map than": "1_s1.img.nii.gz",
+        "another translation of label values": "2_s0.img.nii.gz",
+        "another centreline": "2_s1.img.nii.gz",
+        "another CT than": "2.img.nii.gz",
+        "air outside of the model's field of view": "10.img.nii.gz (25 %)",
+    }
+    for text, name in expected.items():
+        (note,) = [note for note in notes if text in note]
+        assert f": {name}" in note and note.count(".img") == 1
 
 
 def test_without_the_real_ct_the_headline_score_is_absent_and_a_line_says_so(folders):

@@ -10,12 +10,12 @@ from conftest import REPOSITORY
 from tubesynth import train
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig
-from tubesynth.data.digest import _SETTLED_SECONDS
 from tubesynth.data.store import Store
 from tubesynth.doctor.config_rules import case_bytes
 from tubesynth.doctor.training_memory import estimate
 from tubesynth.plan import GPUS, LINKS, SOURCES, files_by_entry, main
 from tubesynth.runtime.errors import InputError
+from tubesynth.volume.digest import _SETTLED_SECONDS
 
 NARROW = ["unet.channels=[32, 32]", "data.resolution=[64, 64, 48]"]
 

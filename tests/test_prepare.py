@@ -15,7 +15,6 @@ import SimpleITK as sitk
 from refusals import refusal
 
 from tubesynth.data import manifest
-from tubesynth.data.digest import file_digest
 from tubesynth.data.preprocessing import Preprocessing, resample_case
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.doctor.facts import Expected
@@ -24,6 +23,7 @@ from tubesynth.prepare.imagecas import HEARTCHAMBERS, place
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.process_id import ProcessId
 from tubesynth.volume.cases import Case, pair_cases
+from tubesynth.volume.digest import file_digest
 from tubesynth.volume.files import read_labels, read_volume
 
 SHAPE = (20, 18, 12)

@@ -213,10 +213,10 @@ def test_a_copied_or_renamed_source_is_a_hit(store, tmp_path):
 
 def test_a_warm_start_reads_no_source(store, tmp_path, monkeypatch):
     case = make_case(tmp_path / "data")
-    monkeypatch.setattr("tubesynth.data.digest._SETTLED_SECONDS", -1)
+    monkeypatch.setattr("tubesynth.volume.digest._SETTLED_SECONDS", -1)
     key = volume_key(store, case, GRID)
     read = []
-    monkeypatch.setattr("tubesynth.data.digest.file_digest", lambda file: read.append(file))
+    monkeypatch.setattr("tubesynth.volume.digest.file_digest", lambda file: read.append(file))
     assert volume_key(store, case, GRID) == key
     assert read == []
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from tubesynth.data.digest import source_digest
 from tubesynth.data.layout import SPLITS
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import stored_json
 from tubesynth.volume.cases import Case
+from tubesynth.volume.digest import source_digest
 from tubesynth.volume.files import source_files
 
 Item = TypeVar("Item")

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tubesynth.data.digest import file_digest
 from tubesynth.data.layout import SPLITS
 from tubesynth.runtime.atomic import sweep, write_text, writing
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
 from tubesynth.runtime.reading import fits, read_json, stored_json
+from tubesynth.volume.digest import file_digest
 
 FORMAT = 1
 NAME, RECORDS = "manifest.json", ".records"

@@ -24,11 +24,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tubesynth.data.digest import file_digest, source_digest, stored_digest
 from tubesynth.runtime.atomic import sync, writing
 from tubesynth.runtime.file_lock import file_lock
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.reading import fits, stored_json
+from tubesynth.volume.digest import file_digest, source_digest, stored_digest
 
 _TEMPORARY = ".tmp-"
 _KEY = re.compile("[0-9a-f]{32}")  # the format of entry_key

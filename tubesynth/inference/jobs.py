@@ -21,7 +21,6 @@ import torch
 import tubesynth
 from tubesynth.config.schema import Config, Precision
 from tubesynth.config.strict import flatten
-from tubesynth.data.digest import source_digest
 from tubesynth.inference.overlap import overlapped
 from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
@@ -33,6 +32,7 @@ from tubesynth.runtime.memory import peak_mb
 from tubesynth.runtime.reading import stored_json
 from tubesynth.runtime.stop_signal import ask, kept
 from tubesynth.volume.centreline_file import SUFFIX
+from tubesynth.volume.digest import source_digest
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 

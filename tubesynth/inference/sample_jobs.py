@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from tubesynth.conditioning.request import SampleRequest
-from tubesynth.data.digest import file_digest
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.jobs import (
     Job,
@@ -37,6 +36,7 @@ from tubesynth.volume.centreline_file import (
     write_centreline,
 )
 from tubesynth.volume.classes import LabelScheme
+from tubesynth.volume.digest import file_digest
 from tubesynth.volume.files import check_dimensions, check_labels, read_labels, write_volume
 from tubesynth.volume.grid import Volume
 

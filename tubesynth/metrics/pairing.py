@@ -16,10 +16,17 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import require_folder, stored_json
 from tubesynth.volume.cases import case_id, find_cases
 from tubesynth.volume.centreline_file import SUFFIX, read_centreline
+from tubesynth.volume.digest import source_digest
 from tubesynth.volume.files import file_suffix
 
 MAX_CONTROLS = 10  # cases with a negative control: each takes as long to score as an image
 COSTS = ("evaluations", "seconds")
+SOURCES = {
+    "label map": "their label maps as --labels",
+    "CT": "their CTs as --real",
+    "centreline": "their --centrelines",
+    "translation of label values": "a --config with their data.label_map",
+}
 # Names of other columns and rows, which a run may not have.
 RESERVED = ("real", "real CT", "reconstruction", "floor", "negative control", "label map")
 
@@ -176,38 +183,53 @@ def files_of(folder: Path | None, option: str) -> dict[str, Path]:
 
 
 def sidecar_notes(cases: Sequence[EvaluationCase]) -> list[str]:
-    """Notes on images that are not what they are scored as, by their sidecars: of another case, of
-    a user centreline that is not given, or with air outside of the model's field of view.
+    """Notes on images that are not what they are scored as, by their sidecars: made of other files
+    or with another translation of the label map, or with air outside of a field of view.
     """
-    others, replaced, airy = [], [], []
+    others: dict[str, list[str]] = {}  # by what differs
+    airy = []
     for case in cases:
+        real = case.images[0][2] if case.images[0][0] == "real" else None
         for source, _, path in case.images:
             record = {} if source == "real" else sidecar_of(path)
             settings = record.get("settings")
             settings = settings if isinstance(settings, dict) else {}
-            made_of, cut_off = settings.get("case"), record.get("cut_off")
-            if isinstance(made_of, str) and made_of != case.id:
-                others.append(f"{path.name} (of case {made_of})")
-            if "centreline_sha256" in settings and case.centreline is None:
-                replaced.append(path.name)
+            is_synthesis = "case" in settings
+            origin, kind = (case.label, "label map") if is_synthesis else (real, "CT")
+            if is_other(record.get("source_sha256"), origin):
+                others.setdefault(kind, []).append(path.name)
+            centreline = settings.get("centreline_sha256")
+            if is_other(centreline, case.centreline) or centreline and case.centreline is None:
+                others.setdefault("centreline", []).append(path.name)
+            if is_synthesis and differs(settings.get("label_map"), case.label_map):
+                others.setdefault("translation of label values", []).append(path.name)
+            cut_off = record.get("cut_off")
             if settings.get("original_grid") is True and isinstance(cut_off, float) and cut_off > 0:
                 airy.append(f"{path.name} ({100 * cut_off:.0f} %)")
-    notes = []
-    if others:
-        notes.append(
-            f"images that were made of another case, by their JSON files: {listed(others)}"
-        )
-    if replaced:
-        notes.append(
-            f"images whose vessels are those of user centrelines: {listed(replaced)}; they are"
-            " scored by the label map's vessels: give --centrelines"
-        )
+    notes = [
+        f"made of another {kind} than they are scored with, by their JSON files: {listed(names)}"
+        f"; give {SOURCES[kind]}"
+        for kind, names in others.items()
+    ]
     if airy:
         notes.append(
             f"images that are air outside of the model's field of view: {listed(airy)}; it counts"
             " in their scores: make them without --original-grid"
         )
     return notes
+
+
+def is_other(digest: Any, path: Path | None) -> bool:
+    """Whether a sidecar has the SHA-256 of another file than the one at path, if both are there."""
+    return isinstance(digest, str) and path is not None and digest != source_digest(path)
+
+
+def differs(pairs: Any, label_map: Mapping[int, int] | None) -> bool:
+    """Whether VALUE=CLASS pairs of a sidecar are another translation; values are their classes."""
+    pairs = [] if pairs is None else pairs
+    stored = {str(pair) for pair in pairs} if isinstance(pairs, list) else set()
+    now = {f"{value}={label}" for value, label in (label_map or {}).items()}
+    return stored != now
 
 
 def sidecar_of(image: Path) -> dict[str, Any]:

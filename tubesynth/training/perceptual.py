@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from tubesynth.config.schema import AutoencoderLossConfig
-from tubesynth.data.digest import file_digest
 from tubesynth.losses.autoencoder import perceptual_loss
 from tubesynth.models.perceptual import load_perceptual
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.seeding import generator
+from tubesynth.volume.digest import file_digest
 
 
 class Perceptual:
