@@ -10,6 +10,7 @@ from odd_conditions import described, odd_conditions
 
 from tubesynth import synthesize
 from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.inference.comparison import warn_of
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.anatomy import Comparison, Ranges
 from tubesynth.volume.cases import find_cases
@@ -90,3 +91,12 @@ def test_ranges_survive_the_checkpoint_and_wrong_ones_are_refused(stage_2, tmp_p
         damaged.save(tmp_path / "damaged.safetensors")
         with pytest.raises(InputError, match=f"conditions.{key}"):
             Checkpoint.load(tmp_path / "damaged.safetensors")
+
+
+def test_what_many_label_maps_share_is_one_line(capsys):
+    """Cases that differ in the same point, by other numbers, have one line with all their names."""
+    unusual = {str(case): [f"aorta: {case}.5 ml; 80 to 90 in training"] for case in range(5)}
+    warn_of({**unusual, "a": ["no myocardium: 0 of 4 training label maps are without it"]})
+    first, second = capsys.readouterr().err.splitlines()
+    assert "5 cases, such as 0: aorta: 0.5 ml; 80 to 90 in training (also 1, 2, 3, 4)" in first
+    assert second.endswith("case a: no myocardium: 0 of 4 training label maps are without it")

@@ -92,7 +92,7 @@ def test_a_field_of_view_smaller_than_the_ct_is_said_and_its_share_is_in_the_sid
     write_volume(tmp_path / "in" / "a.nii.gz", Volume(hu, np.diag([5.5, 5.5, 5.5, 1])), "int16")
     options = ["--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--model", stage_1]
     run(reconstruct, *options)
-    assert "the model's field of view cuts off 50 to 50 % of the CTs;" in capsys.readouterr().err
+    assert "the model's field of view cuts off 50 % of the CTs;" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "a.json").read_text())["cut_off"] == 0.5
 
 

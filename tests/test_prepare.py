@@ -350,8 +350,8 @@ def test_missing_files_are_listed_by_id_before_anything_is_written(source, heart
     shutil.rmtree(hearts / "202")
     refusal(
         lambda: run(source, tmp_path / "out", "--heart-dir", hearts),
-        *("no label map for 2: 2, 202", "no image for 1: 1000"),
-        *("no heart structures", "for 1: 202"),
+        *("no label map for 2 cases: 2, 202", "no image for 1 case: 1000"),
+        *("no heart structures", "for 1 case: 202"),
     )
     assert not (tmp_path / "out").exists()
     (hearts / "2" / "aorta.nii.gz").unlink()

@@ -343,7 +343,7 @@ def test_user_centrelines_replace_the_vessels_of_the_label_map(trained, workplac
     case = edited.name.removesuffix(".centreline.json")
     assert again == {f"{case}_s0.img.nii.gz"}
     edited.unlink()
-    with pytest.raises(InputError, match=f"{case}.centreline.json: no such file; give"):
+    with pytest.raises(InputError, match=f"no centreline of case {case}: add it"):
         synthesize.main(with_centrelines)
     with pytest.raises(InputError, match="--unconditional and --centrelines: give only one source"):
         alone = ["--model", str(trained), "--output-dir", str(out), "--unconditional"]

@@ -30,7 +30,7 @@ from tubesynth.inference.jobs import (
     run_jobs,
     tile_option,
 )
-from tubesynth.inference.label_maps import TRANSLATE_REMEDY, label_map_of
+from tubesynth.inference.label_maps import TRANSLATE_REMEDY, check_none_missing, label_map_of
 from tubesynth.inference.reconstruction import Codec, PlacedImage
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
@@ -89,9 +89,8 @@ def find_label_maps(
             " (autoencoder.decoder_condition is none): leave it out"
         )
     labels = find_cases(args.labels)
-    for case in cases:
-        if case not in labels:
-            raise InputError(f"--labels {args.labels}: no label map of case {case}: add it")
+    missing = [case for case in cases if case not in labels]
+    check_none_missing(f"--labels {args.labels}", "label map", missing)
     return labels
 
 
@@ -119,6 +118,7 @@ class ReconstructionSteps:
     labels: dict[str, Path]
     label_map: dict[int, int] | None
     cut_off: list[float] = field(default_factory=list)  # of the results: see uncovered
+    unusual: dict[str, list[str]] = field(default_factory=dict)  # of label maps, by case
 
     @property
     def codec(self) -> Codec:
@@ -143,7 +143,7 @@ class ReconstructionSteps:
         with arguments_as_flags():
             comparison = self.pipeline.compare_with_training(labels, **self._grid)
         unusual += comparison.unusual
-        warn_of(job.name, unusual)
+        self.unusual[job.name] = unusual
         return Files(image, labels, unusual)
 
     def place(self, batch: list[Job], files: list[Files]) -> tuple[PlacedImage, Files]:
@@ -205,13 +205,22 @@ def main(argv: list[str] | None = None) -> None:
             jobs.append(Job(case, path, {**settings, **condition}, format=written))
 
         steps = ReconstructionSteps(args, pipeline, labels, label_map)
-        run_jobs(jobs, args.output_dir, steps, device, "reconstruct")
-        if dist.is_main() and max(steps.cut_off, default=0.0) > MAX_CUT_OFF:
-            low, high = 100 * min(steps.cut_off), 100 * max(steps.cut_off)
-            air = ": that part of the results is air" if args.original_grid else ""
-            logger.warning(
-                f"the model's field of view cuts off {low:.0f} to {high:.0f} % of the CTs{air};"
-                " cut_off in a result's JSON file is its share"
-            )
+        try:
+            run_jobs(jobs, args.output_dir, steps, device, "reconstruct")
+        finally:
+            warn_of(steps.unusual)
+            warn_of_field_of_view(steps.cut_off, args.original_grid)
     finally:
         dist.stop()
+
+
+def warn_of_field_of_view(shares: list[float], original_grid: bool) -> None:
+    """A line if CTs are cut off; shares: of their volumes outside of the model's field of view."""
+    low, high = 100 * min(shares, default=0.0), 100 * max(shares, default=0.0)
+    if high > 100 * MAX_CUT_OFF:
+        share = f"{high:.0f} %" if high - low < 1 else f"{low:.0f} to {high:.0f} %"
+        air = ": that part of the results is air" if original_grid else ""
+        logger.warning(
+            f"the model's field of view cuts off {share} of the CTs{air}; cut_off in a result's"
+            " JSON file is its share"
+        )

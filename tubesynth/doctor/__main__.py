@@ -16,7 +16,6 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
-import re
 import shutil
 import sys
 import textwrap
@@ -38,11 +37,10 @@ from tubesynth.doctor.facts import Expected, measure
 from tubesynth.doctor.findings import Finding, apply_rules, by_level
 from tubesynth.doctor.set_rules import SET_RULES
 from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError, add_overrides
+from tubesynth.runtime.kinds import lines_by_kind
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible
 
 QUICK_CASES = 8  # of each split
-SEPARATE_LINES = 3  # this many cases or fewer with one kind of message have a line each
-LISTED_CASES = 12
 COLORS = {"error": "31;1", "warning": "33", "info": "2"}
 
 
@@ -156,30 +154,10 @@ def screen(diagnosis: Diagnosis, heading: str, color: bool = False) -> str:
 
 
 def _texts(group: list[Finding]) -> list[str]:
-    """The lines of a rule's findings: for each kind of message one for each of a few cases, or one.
-
-    Two kinds, such as a clipped CT and an MR, have remedies of their own.
-    """
+    """The lines of a rule's findings."""
     texts = [finding.message for finding in group if finding.case is None]
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for finding in group:
-        if finding.case is not None:
-            kind = _without_names_and_numbers(finding.message, finding.case)
-            kinds.setdefault(kind, []).append((finding.case, finding.message))
-    for messages in kinds.values():
-        if len(messages) <= SEPARATE_LINES:
-            texts += [f"case {case}: {message}" for case, message in messages]
-            continue
-        ids = list(dict.fromkeys(case for case, _ in messages))
-        listed = ", ".join(ids[1 : LISTED_CASES + 1])
-        listed += ", ..." if len(ids) > LISTED_CASES + 1 else ""
-        texts.append(f"{len(ids)} cases, such as {ids[0]}: {messages[0][1]} (also {listed})")
-    return texts
-
-
-def _without_names_and_numbers(message: str, case: str) -> str:
-    """A message without its words that have a digit, slash or dot; a case's id may have spaces."""
-    return re.sub(r"\S*[\d/.]\S*", "", message.replace(f"/{case}", "/"))
+    cases = [(finding.case, finding.message) for finding in group if finding.case is not None]
+    return texts + lines_by_kind(cases)
 
 
 def verdict(findings: list[Finding], for_training: bool) -> str:

@@ -86,10 +86,10 @@ def hu_padding(facts: Facts, expected: Expected) -> Results:
 
 def field_of_view(facts: Facts, expected: Expected) -> Results:
     """The model's grid cuts off labels, or is mostly padding: crop the data or change the grid."""
-    if facts.padded > MAX_PADDING:
+    if facts.padded > MAX_PADDING and expected.for_training:
         yield warning(
-            f"{facts.image}: {100 * facts.padded:.0f} % of {expected.owner} field of view lies"
-            " outside the image; choose a smaller data.resolution x data.spacing"
+            f"{facts.image}: {100 * facts.padded:.0f} % of the model's field of view lies outside"
+            " the image; choose a smaller data.resolution x data.spacing"
         )
     lost = max(facts.lost, facts.lost_vessel)
     if lost > MAX_LOST:

@@ -1,23 +1,29 @@
 """Names the label maps that are unlike the training, before the first volume is made of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tubesynth.inference.jobs import Job
 from tubesynth.inference.overlap import overlapped
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.kinds import lines_by_kind
 from tubesynth.runtime.log import Progress, logger
 from tubesynth.runtime.stop_signal import STARTS_AGAIN
 from tubesynth.volume.anatomy import Comparison
 
-MOST_LINES = 6  # of a case in the terminal; its sidecar has all
+MOST_LINES = 10  # in the terminal; the sidecars have all
 
 
-def warn_of(case: str, unusual: list[str]) -> None:
-    """A line for each point in which a label map is unlike the training, up to MOST_LINES."""
-    lines, more = unusual[:MOST_LINES], unusual[MOST_LINES:]
-    for line in [*lines, *([f"and {len(more)} more, listed in its sidecar"] if more else [])]:
-        logger.warning(f"case {case}: {line}")
+def warn_of(unusual: Mapping[str, list[str]]) -> None:
+    """Lines on the points in which label maps are unlike the training, by case, up to MOST_LINES.
+
+    Cases that differ in the same points share a line.
+    """
+    lines = lines_by_kind((case, point) for case, points in unusual.items() for point in points)
+    for line in lines[:MOST_LINES]:
+        logger.warning(line)
+    if len(lines) > MOST_LINES:
+        logger.warning(f"and {len(lines) - MOST_LINES} more, listed in the JSON files")
 
 
 def compare_cases(
@@ -48,8 +54,7 @@ def compare_cases(
 
     rows = dist.interruptible(compare_each, f"no volume was made; {STARTS_AGAIN}")
     all_rows = dist.gather_rows(rows)
-    for row in all_rows:
-        warn_of(row["case"], row["unusual"])
+    warn_of({row["case"]: row["unusual"] for row in all_rows})
     empty = [row["case"] for row in all_rows if row["is_empty"]]
     if empty and not force:
         others = f" and {len(empty) - 1} more" if empty[1:] else ""

@@ -9,7 +9,7 @@ from tubesynth.config.labels import check_label_map, load_scheme
 from tubesynth.config.schema import Config
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
-from tubesynth.volume.centreline_file import SUFFIX, read_centreline
+from tubesynth.volume.centreline_file import SUFFIX
 from tubesynth.volume.classes import LabelScheme, numbered_classes
 
 TRANSLATE_REMEDY = "translate them with --label-map"  # of values that are no classes
@@ -47,9 +47,16 @@ def find_centrelines(folder: Path | None, cases: Iterable[str]) -> dict[str, Pat
     if folder is None:
         return {}
     centrelines = {case: folder / f"{case}{SUFFIX}" for case in cases}
-    for path in centrelines.values():
-        read_centreline(path)  # an unreadable file is an error before the first volume
+    missing = [case for case, path in centrelines.items() if not path.exists()]
+    check_none_missing(f"--centrelines {folder}", "centreline", missing)
     return centrelines
+
+
+def check_none_missing(folder: str, kind: str, cases: list[str]) -> None:
+    """InputError that names the cases without a file in a folder."""
+    if cases:
+        listed = ", ".join(cases[:10]) + (", ..." if len(cases) > 10 else "")
+        raise InputError(f"{folder}: no {kind} of case {listed}: add it")
 
 
 def evaluated_classes(args: argparse.Namespace) -> LabelScheme:

@@ -262,4 +262,5 @@ def place(source: Path, target: Path, link: str) -> str:
 def _id_list(ids: Iterable[str]) -> str:
     ordered = sorted(ids, key=natural_order)
     ending = ", ..." if len(ordered) > MAX_LISTED_IDS else ""
-    return f"{len(ordered)}: {', '.join(ordered[:MAX_LISTED_IDS])}{ending}"
+    cases = "case" if len(ordered) == 1 else "cases"
+    return f"{len(ordered)} {cases}: {', '.join(ordered[:MAX_LISTED_IDS])}{ending}"

@@ -39,5 +39,5 @@ class LeftOut:
             logger.warning(f"and {1 + len(more) - MOST_LINES} more")
         raise InputError(
             f"{output_dir}: {1 + len(more)} cases could not be read and are left out, for the"
-            " reasons above: correct their files; the same command makes what is missing"
+            " reasons above: correct their files, and give the same command again"
         )

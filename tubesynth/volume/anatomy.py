@@ -19,7 +19,7 @@ AXES = "xyz"  # of the array: right, anterior, superior
 # Measured in logarithms: their deviation is a share of the value.
 RELATIVE = ("ml", "radius_mm", "length_mm")
 # Deviations below it are none, in the unit of the quantity (of a logarithm: a share).
-SMALLEST_DEVIATION = {"ml": 0.05, "radius_mm": 0.03, "length_mm": 0.1, "place_mm": 1.0}
+SMALLEST_DEVIATION = {"ml": 0.05, "radius_mm": 0.1, "length_mm": 0.1, "place_mm": 1.0}
 SMALLEST_DEVIATION |= {"spacing_mm": 1e-3, "extent_mm": 1.0, "share": 0.02, "distance_mm": 0.3}
 WORDS = {
     "ml": "{name}: {value:.3g} ml",

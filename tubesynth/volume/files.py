@@ -22,7 +22,10 @@ from tubesynth.volume.grid import Volume, grid_text, same_grid, shear_of
 MOST_BYTES = 2**36  # of a file
 MOST_LABEL = 2**16 - 1
 # Of values that are no classes. With a further class for each, vessels would be in several classes.
-LABEL_REMEDY = "give each value's class in data.label_map; several may be the vessel class"
+LABEL_REMEDY = (
+    "give each value's class in data.label_map (synthesize, reconstruct: --label-map); several may"
+    " be the vessel class"
+)
 MAX_TILT_DEG = 30  # larger ones are warned of, as is a larger cosine between two axes:
 TILTED_GANTRY = 0.01
 SLOPE_ERROR = 0.02  # a stored 7 times its header's slope may be 6.997
