@@ -1,4 +1,4 @@
-"""tests/bench/benchmarks.py: the page is written from JSON lines of one commit."""
+"""tests/bench/benchmarks.py: the page is written from JSON lines, of one commit a section."""
 
 import json
 
@@ -27,12 +27,15 @@ def write(tmp_path, monkeypatch, lines) -> str:
 
 def test_a_section_shows_its_lines_and_its_command(tmp_path, monkeypatch):
     page = write(tmp_path, monkeypatch, [LINE])
-    assert "| eval | 1.5 | 25% | 6 | 4 |" in page
+    assert "| eval | 1.5 | 25% | 6 | 4 |" in page and "Commit abc; 2 cores." in page
     assert benchmarks.SECTIONS["codebook"].command in page
     assert benchmarks.SECTIONS["evaluate"].title not in page  # no line belongs to it
 
 
-def test_lines_of_two_commits_are_refused(tmp_path, monkeypatch):
+def test_a_section_of_two_commits_is_refused_and_two_sections_are_not(tmp_path, monkeypatch):
+    other = {**LINE, "section": "evaluate", "commit": "def"}
+    page = write(tmp_path, monkeypatch, [LINE, other])
+    assert "Commit abc;" in page and "Commit def;" in page
     with pytest.raises(SystemExit, match="abc.*def"):
         write(tmp_path, monkeypatch, [LINE, {**LINE, "commit": "def"}])
 

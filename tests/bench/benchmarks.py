@@ -4,9 +4,9 @@
     python tests/bench/benchmarks.py write
 
 `run` needs a clean checkout and an idle machine; it replaces the lines of its sections in
-docs/benchmarks.jsonl. `write` refuses lines of more than one commit. A peer needs an environment
-with MONAI: python3 -m venv monai_env; monai_env/bin/pip install torch==2.13.0 monai==1.6.1 einops
-nibabel scipy. Sections with a peer are skipped without --peer-python.
+docs/benchmarks.jsonl. `write` refuses a section of more than one commit. A peer needs an
+environment with MONAI: python3 -m venv monai_env; monai_env/bin/pip install torch==2.13.0
+monai==1.6.1 einops nibabel scipy. Sections with a peer are skipped without --peer-python.
 """
 
 import argparse
@@ -162,22 +162,26 @@ def read() -> list[dict]:
 
 
 def write() -> None:
-    """The page from the file's lines, which must be of one commit."""
+    """The page from the file's lines."""
     lines = read()
-    commits = {line["commit"] for line in lines}
-    if len(commits) != 1:
-        sys.exit(f"error: {LINES} has lines of commits {sorted(map(str, commits))}: run them all")
-    machines = sorted({line["machine"] for line in lines})
-    source = f"Commit {commits.pop()}. Machine: {'; '.join(machines)}."
-    page = ["# Benchmarks\n", f"{paragraph(INTRODUCTION)}\n", f"{source}\n"]
+    page = ["# Benchmarks\n", f"{paragraph(INTRODUCTION)}\n"]
     for name, section in SECTIONS.items():
         rows = [line for line in lines if line["section"] == name]
         if rows:
             page.append(f"## {section.title}\n\n{paragraph(section.text)}\n")
             page.append(f"    {section.command}\n")
+            page.append(f"{source(name, rows)}\n")
             page.append(table(rows))
     PAGE.write_text("\n".join(page), encoding="utf-8")
     print(PAGE)
+
+
+def source(name: str, rows: list[dict]) -> str:
+    """The commit and machine of a section; it ends the program where its lines have several."""
+    commits, machines = ({row[key] for row in rows} for key in ("commit", "machine"))
+    if len(commits) != 1:
+        sys.exit(f"error: {LINES}: {name} has lines of commits {sorted(commits)}: run it again")
+    return f"Commit {commits.pop()}; {'; '.join(sorted(machines))}."
 
 
 def paragraph(text: str) -> str:
