@@ -375,6 +375,18 @@ def test_images_that_their_sidecars_say_are_something_else_are_noted(folders):
         assert f": {name}" in note and note.count(".img") == 1
 
 
+def test_the_label_maps_that_synthesize_wrote_are_those_of_its_images(folders):
+    labels = heart_and_vessel(1)[1]
+    write(folders / "synthesis" / "labels", "1_s0.label", labels, "uint8")
+    for name in ("1_s1", "2_s0", "2_s1", "10_s0", "10_s1"):
+        (folders / "synthesis" / f"{name}.img.nii.gz").unlink()
+    record = {"settings": {"case": "1"}, "source_sha256": 64 * "0"}
+    (folders / "synthesis" / "1_s0.json").write_text(json.dumps(record), encoding="utf-8")
+    own = ("--labels", folders / "synthesis" / "labels", "--no-distribution")
+    notes = evaluate(folders, "synthesis", extra=own)["provenance"]["notes"]
+    assert not any("made of another" in note for note in notes)
+
+
 def test_without_the_real_ct_the_headline_score_is_absent_and_a_line_says_so(folders):
     result = evaluate(folders, "labels", "synthesis")
     assert "vessel_match" not in result["vessels"]["synthesis"]

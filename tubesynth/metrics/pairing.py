@@ -196,6 +196,8 @@ def sidecar_notes(cases: Sequence[EvaluationCase]) -> list[str]:
             settings = settings if isinstance(settings, dict) else {}
             is_synthesis = "case" in settings
             origin, kind = (case.label, "label map") if is_synthesis else (real, "CT")
+            if origin and origin.parent == path.parent / "labels":
+                origin = None  # synthesize wrote it with the image, on the model's grid
             if is_other(record.get("source_sha256"), origin):
                 others.setdefault(kind, []).append(path.name)
             centreline = settings.get("centreline_sha256")
