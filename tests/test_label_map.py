@@ -50,7 +50,7 @@ def test_several_values_become_one_class_and_all_others_background(tmp_path, cap
     label_map = {50 * value: 8 for value in range(3, 20)} | {100: 3}
     classes = read_labels(path, label_map)
     assert classes.array.dtype == np.uint8 and np.array_equal(classes.array, expected)
-    with pytest.raises(InputError, match=r"950 is above 255; give .* data.label_map; several may"):
+    with pytest.raises(InputError, match=r"950 is above 255; .* data.label_map .*; several may"):
         read_labels(path)
     assert not read_labels(path, SEGMENTS).array.any()
     assert "all background: data.label_map has no class for its values (50, 100," in caplog.text
