@@ -141,6 +141,26 @@ def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(
 
 
 @pytest.mark.slow
+def test_a_ct_that_cannot_be_read_is_left_out_and_a_mask_that_cannot_be_written_is_not(
+    trained, workplace, tmp_path
+):
+    images = find_cases(workplace / "data" / "validation" / "images")
+    first, last = images
+    for case, path in images.items():
+        (tmp_path / "in" / path.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / path.name).write_bytes(b"" if case == first else path.read_bytes())
+    model, out = trained / "seed_0" / "checkpoints" / "last.ckpt", tmp_path / "out"
+    options = ["--model", model, "--input-dir", tmp_path / "in", "--output-dir", out]
+    with pytest.raises(InputError, match=f"{images[first].name}.*; all other cases are done"):
+        run(segment, "apply", *options)
+    assert list(find_cases(out)) == [last]
+    (out / f"{last}.label.nii.gz").unlink()
+    (out / f"{last}.label.nii.gz").mkdir()
+    with pytest.raises(InputError, match=f"{last}.label.nii.gz: (?!.*other cases)"):
+        run(segment, "apply", *options)
+
+
+@pytest.mark.slow
 def test_masks_are_not_written_over_label_maps(trained, workplace):
     part = workplace / "data" / "validation"
     common = ["--model", trained / "seed_0" / "checkpoints" / "last.ckpt"]

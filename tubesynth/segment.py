@@ -225,8 +225,11 @@ def apply_model(args: argparse.Namespace) -> None:
 
         def write_masks() -> None:
             for case, path in progress(rank_cases, "segment", len(rank_cases), "volume"):
+                image = None
                 with left_out.noting():
-                    mask = segmenter(read_ct(path, config.dim, (low, high)))
+                    image = read_ct(path, config.dim, (low, high))
+                if image is not None:
+                    mask = segmenter(image)
                     classes = Volume(mask.array * np.uint8(config.labels.vessel), mask.affine)
                     file = args.output_dir / f"{case}.label.nii.gz"
                     write_volume(file, with_axes_of(classes, path), "uint8")
