@@ -41,6 +41,7 @@ from tubesynth.doctor.training_memory import (
 )
 from tubesynth.generative.guidance import GuidanceTerm
 from tubesynth.inference import sampling
+from tubesynth.models import norm_silu
 from tubesynth.models.conditions import Conditions
 from tubesynth.training import autoencoder, latent
 from tubesynth.training.random_step import random_step
@@ -114,6 +115,9 @@ def fake_cuda():
         fake = FakeTensors()
         stack.enter_context(mock.patch.object(request, "collate", faked_batch(fake)))
         stack.enter_context(mock.patch.object(nn.Module, "to", moved))
+        # A build without CUDA takes it apart; on a GPU it is one kernel.
+        one_kernel = dict(silu_backward=lambda gradient, x: torch.empty_like(x))
+        stack.enter_context(mock.patch.multiple(norm_silu.aten, **one_kernel))
         never = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
         stack.enter_context(never)
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))

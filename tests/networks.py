@@ -11,6 +11,7 @@ from tubesynth.config.schema import (
     Stage2Config,
     UNetConfig,
 )
+from tubesynth.models import res_block, unet
 from tubesynth.models.conditions import Conditions
 from tubesynth.models.quantizers.codebook import EmaQuantizer
 from tubesynth.models.unet import UNet
@@ -64,6 +65,21 @@ def make_diffusion(**changes):
     """Diffusion by the defaults of the config with changes."""
     diffusion = DiffusionConfig(**changes)
     return build_objective(Stage2Config(stage=2, latent_mode="diffusion", diffusion=diffusion))
+
+
+def autograd_norm_silu(norm, x, *modulations):
+    """norm_silu of any layer in place of the norm, whose steps autograd stores."""
+    h = norm(x)
+    for modulation in modulations:
+        scale, shift = modulation.chunk(2, dim=1)
+        h = h * (1 + scale) + shift
+    return torch.nn.functional.silu(h)
+
+
+def with_autograd_norms(monkeypatch) -> None:
+    """Networks store the steps of their norms for the backward pass, as before norm_silu."""
+    for module in (res_block, unet):
+        monkeypatch.setattr(module, "norm_silu", autograd_norm_silu)
 
 
 def randomize_zeros(module, deviation: float) -> None:

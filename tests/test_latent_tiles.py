@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import encoder_settings, randomize_zeros, small_unet
+from networks import encoder_settings, randomize_zeros, small_unet, with_autograd_norms
 from torch import nn
 
 from tubesynth import synthesize
@@ -103,6 +103,7 @@ def velocity_of(net, tile: int | None, weights=(2.0, 1.5), grid=GRID, cases=2) -
 @pytest.mark.parametrize("controlled", [False, True], ids=["unet", "controlnet"])
 def test_tiles_equal_the_whole_where_the_receptive_field_permits(controlled, monkeypatch):
     """Label map, fields, ControlNet and guidance terms of each tile are those of its place."""
+    with_autograd_norms(monkeypatch)  # which take Identity for a norm
     net = convolutions(controlled)
     whole, tiled = velocity_of(net, None), velocity_of(net, SIDE)
     assert whole.std() > 1e-3

@@ -198,6 +198,11 @@ def attempts(config: Config) -> Iterator[list[str]]:
         yield [*changes, f"data.crop={crop}"]
 
 
+def gigabytes(text: str) -> float:
+    """24, 24GB and "24 GB"."""
+    return float(text.upper().removesuffix("GB"))
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="tubesynth plan",
@@ -211,7 +216,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--cases", type=int, default=900, help="training cases (default: 900, ImageCAS)")
     add("--precision", choices=["32", *AUTOCAST_DTYPE], default="bf16-mixed")
     add("--gpus", type=int, metavar="N", help="all-reduce and hours on N GPUs; disk of many cases")
-    add("--fit", type=float, metavar="GB", help="name settings that fit into a GPU's memory")
+    add("--fit", type=gigabytes, metavar="GB", help="name settings that fit into a GPU's memory")
     args = parser.parse_args(argv)
     args.configs = [item for item in args.items if "=" not in item]
     args.overrides = [item for item in args.items if "=" in item]

@@ -75,7 +75,7 @@ SECTIONS = {
         " the same label encoder, fused attention, and neither our vessel fields nor our distance"
         " bias. `recommended` compares two different networks: our heart_stage_2 and MONAI's with"
         " cross-attention. Kernels: the convolutions, matrix products and attention of our step,"
-        " alone.",
+        " alone. Stored: the activations that a step keeps for its backward pass.",
         "monai_step.py",
         "autoencoder base crossattn recommended --rounds 2 --repeats 3",
         peer=True,
@@ -121,6 +121,9 @@ COLUMNS = {
     "peer_peak_mb": "peer, MB",
     "speedup": "times faster",
     "memory_ratio": "memory ratio",
+    "stored_mb": "stored, MB",
+    "peer_stored_mb": "peer, MB",
+    "stored_ratio": "stored ratio",
     "over_kernels": "over its kernels",
     "load": "load",
 }

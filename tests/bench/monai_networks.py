@@ -13,6 +13,7 @@ import torch
 from monai.losses import JukeboxLoss, PatchAdversarialLoss
 from monai.networks.nets import VQVAE, PatchDiscriminator, SPADEDiffusionModelUNet
 from monai_pipeline import ruler
+from parts.stored import stored_mb
 from torch import nn
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -142,11 +143,12 @@ def main() -> None:
             torch.cuda.synchronize()
 
     step()
+    stored = stored_mb(step)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     measured = measure.measure(step, args.repeats)
     size = f"1 x {'x'.join(map(str, SIZES[args.network]))}"
-    more = {"threads": torch.get_num_threads(), "device": args.device}
+    more = {"threads": torch.get_num_threads(), "device": args.device, "stored_mb": stored}
     line = measure.result(measured, size, **more)
     if device.type == "cuda":
         line["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)

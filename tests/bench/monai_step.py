@@ -6,8 +6,8 @@ Same widths (but for recommended), sizes, losses and cores, in turns (the enviro
 monai_data.py). What only one side has is off: feature matching in place of LPIPS in stage 1,
 averaged weights in stage 2; our vessel attention has its distance bias, MONAI's has none. Prints a
 JSON object a network: seconds are those of our step, kernel_seconds those of its convolutions,
-matrix products and attention alone, over_kernels their ratio. --set reaches our side only;
---precision and --device both.
+matrix products and attention alone, over_kernels their ratio; stored_mb is what autograd stores.
+--set reaches our side only; --precision and --device both.
 """
 
 import argparse
@@ -49,14 +49,17 @@ def compare(network: str, args: argparse.Namespace) -> dict:
         steps.append(step)
         alone.append(kernels)
         peer_steps += run(peer)
-    of_kernels = {
+    stored, peer_stored = (side[0]["stored_mb"] for side in (steps, peer_steps))
+    more = {
         "case": network,
+        "peer_stored_mb": peer_stored,
+        "stored_ratio": round(stored / peer_stored, 2),
         "kernel_seconds": middle(alone),
         "kernel_cpu_seconds": cpu(alone),
         "over_kernels": round(middle(steps) / middle(alone), 2),
         "load": max(line["load"] for line in [*steps, *alone, *peer_steps]),
     }
-    return side_by_side(steps, f"MONAI, {peer_network}", peer_steps, **of_kernels)
+    return side_by_side(steps, f"MONAI, {peer_network}", peer_steps, **more)
 
 
 def parse() -> argparse.Namespace:

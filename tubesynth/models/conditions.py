@@ -37,15 +37,19 @@ class Conditions:
         return replace(self, labels=labels, fields=fields)
 
 
+Maps = tuple[Tensor, Tensor] | Tensor | None
+
+
 @dataclass(frozen=True)
 class CachedConditions:
     """Features of the conditions that do not depend on t: computed once, used at every solver step.
 
-    spade: per decoder block, the scale-and-shift maps of its two norms, or None. encoder_vessels,
+    spade: per decoder block, the scale-and-shift maps of its two norms, or None; in training with
+    checkpointing the features of its level, of which the block makes them. encoder_vessels,
     middle_vessels, decoder_vessels: the keys and values of each block's cross-attention, or None.
     """
 
-    spade: list[tuple[Tensor, Tensor] | None]
+    spade: list[Maps]
     encoder_vessels: list[CachedKeysValues | None]
     middle_vessels: CachedKeysValues | None
     decoder_vessels: list[CachedKeysValues | None]
@@ -56,8 +60,13 @@ class CachedConditions:
         def pick(cache: CachedKeysValues | None) -> CachedKeysValues | None:
             return cache and cache.rows(index)
 
+        def pick_maps(maps: Maps) -> Maps:
+            if isinstance(maps, Tensor):
+                return maps[index]
+            return maps and (maps[0][index], maps[1][index])
+
         return CachedConditions(
-            [maps and (maps[0][index], maps[1][index]) for maps in self.spade],
+            [pick_maps(maps) for maps in self.spade],
             [pick(cache) for cache in self.encoder_vessels],
             pick(self.middle_vessels),
             [pick(cache) for cache in self.decoder_vessels],

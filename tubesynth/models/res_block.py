@@ -4,12 +4,13 @@ The published block differs in where the embedding enters and in its norms: an o
 second norm, 32 groups whatever the width.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
 from tubesynth.models.blocks import PUBLISHED_GROUPS, conv, expand_to, group_norm, zero_init
 from tubesynth.models.dropout import SampleDropout
+from tubesynth.models.norm_silu import norm_silu
 from tubesynth.models.spade import Spade
 
 
@@ -62,16 +63,23 @@ class ResBlock(nn.Module):
         assert isinstance(self.norm1, Spade) and isinstance(self.norm2, Spade)
         return self.norm1.modulation(features), self.norm2.modulation(features)
 
-    def forward(self, x: Tensor, state: RowState, modulations=None) -> Tensor:
-        first, second = ((m,) for m in modulations) if modulations else ((), ())
-        h = self.conv1(self.act(self.norm1(x, *first)))
+    def forward(
+        self, x: Tensor, state: RowState, spade: tuple[Tensor, Tensor] | Tensor | None = None
+    ) -> Tensor:
+        """spade: the maps of both norms, or the features of which they are made."""
+        maps = self.modulations(spade) if isinstance(spade, Tensor) else spade
+        first, second = ((m,) for m in maps) if maps else ((), ())
+        h = self.conv1(norm_silu(_norm_of(self.norm1), x, *first))
         film = expand_to(self.embed(self.act(state.embedding)), h)  # (B, cout or 2 cout, 1, ...)
         if self.published:
-            h = self.norm2(h + film, *second)
+            h = norm_silu(_norm_of(self.norm2), h + film, *second)
         else:  # scale and shift come after the norm, which would remove an offset added before it
-            scale, shift = film.chunk(2, dim=1)
-            h = self.norm2(h, *second) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(self.act(h), state.dropout_seeds))
+            h = norm_silu(_norm_of(self.norm2), h, *second, film)
+        return self.skip(x) + self.conv2(self.dropout(h, state.dropout_seeds))
+
+
+def _norm_of(layer: nn.Module) -> nn.GroupNorm:
+    return cast(nn.GroupNorm, layer.norm if isinstance(layer, Spade) else layer)
 
 
 class Upsample(nn.Module):

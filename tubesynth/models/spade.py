@@ -166,7 +166,3 @@ class Spade(nn.Module):
             )
             maps = (maps - mean) * torch.rsqrt(variance + 1e-5)
         return maps
-
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = modulation.chunk(2, dim=1)
-        return self.norm(x) * (1 + scale) + shift

@@ -22,6 +22,7 @@ from tubesynth.models.blocks import (
 )
 from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.dropout import number_dropouts
+from tubesynth.models.norm_silu import norm_silu
 from tubesynth.models.res_block import ResBlock, Upsample
 from tubesynth.models.spade import (
     FieldEncoder,
@@ -112,7 +113,6 @@ class UNet(Encoder):
         self.norm_out = group_norm(width, groups=PUBLISHED_GROUPS if published else None)
         self.conv_out = zero_init(conv(dim, width, in_channels))
         number_dropouts(self)
-        self.act = nn.SiLU()
 
     def cache_conditions(
         self, conditions: Conditions, size: tuple[int, ...] | Window, spacing: Tensor
@@ -129,9 +129,12 @@ class UNet(Encoder):
         features = self._label_features(conditions, shapes[0], spacing)
         features = self._level_features(features, shapes)
         level, spade, decoder_vessels = len(shapes) - 1, [], []
+        in_blocks = self.checkpointing and torch.is_grad_enabled()  # which compute the maps again
         for block in blocks_of(self.up):
             res = cast(ResBlock, block["res"])
-            spade.append(features and res.modulations(features[level]))
+            of_level = None if features is None else features[level]
+            maps = of_level is not None and not in_blocks and res.modulations(of_level)
+            spade.append(maps or of_level)
             decoder_vessels.append(cache(vessel_attention_of(block), level))
             level -= "grow" in block
         encoder = self.cache_encoder(cache)
@@ -153,7 +156,9 @@ class UNet(Encoder):
             labels = conditions.labels
             if self.hidden_class is not None:
                 labels = labels.masked_fill(labels == self.hidden_class, 0)
-            features = features + masked(self.label_encoder(labels), conditions.keep_label)
+            features = features + masked(
+                self._run(self.label_encoder, labels), conditions.keep_label
+            )
         if self.field_encoder and conditions.fields is not None:
             fields = self.field_encoder(conditions.fields)
             features = features + masked(fields, conditions.keep_vessels)
@@ -195,4 +200,4 @@ class UNet(Encoder):
             h = self._run_level(block, h, state, vessels, modulations)
             if "grow" in block:
                 h = block["grow"](h, skips[-1].shape[2:])
-        return self.conv_out(self.act(self.norm_out(h)))
+        return self.conv_out(norm_silu(self.norm_out, h))

@@ -4,7 +4,8 @@ Cases:
   step     forward, losses, backward, clipping, optimizers and averages
   kernels  the convolutions, matrix products and attention of that step, alone
 The loader is not measured. flops are those of the kernels (torch.utils.flop_counter), and
-tflops_per_second is their number over the time. --set takes the settings of a config, e.g.
+tflops_per_second is their number over the time; stored_mb is what autograd stores in the step.
+--set takes the settings of a config, e.g.
 train.precision=bf16-mixed train.checkpointing=false.
 """
 
@@ -38,6 +39,7 @@ def config_of(args):
 
 def run_case(case: str, args) -> dict:
     from parts.kernels_alone import kernels_alone
+    from parts.stored import stored_mb
     from parts.turns import device_of, in_turns, result_on
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,6 +52,7 @@ def run_case(case: str, args) -> dict:
     step()  # the optimizers' moments
     with FlopCounterMode(display=False) as counter:
         step()
+    stored = None if case == "kernels" else stored_mb(step)
     if case == "kernels":
         step = kernels_alone(step)
     (measured,) = in_turns([step], args.repeats, device)
@@ -65,4 +68,5 @@ def run_case(case: str, args) -> dict:
         checkpointing=train.checkpointing,
         flops=flops,
         tflops_per_second=significant(flops / measured.seconds / 1e12),
+        stored_mb=stored,
     )
