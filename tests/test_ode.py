@@ -1,5 +1,6 @@
 """Solvers against closed forms, their orders, and scipy's Dormand-Prince."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,8 @@ from scipy.integrate import solve_ivp
 from tubesynth.generative.ode import FIXED, solve
 from tubesynth.runtime.errors import InputError
 
-ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "adams": 2}
+STAGES = {name: len(tableau.c) for name, tableau in FIXED.items()} | {"adams": 1}
 
 
 def decay(x, t):
@@ -18,22 +20,54 @@ def decay(x, t):
     return -2 * t.reshape(-1, 1) * x
 
 
-@pytest.mark.parametrize("solver", FIXED)
+@pytest.mark.parametrize("solver", ORDER)
 def test_error_falls_with_the_order_of_the_solver(solver):
     start = torch.ones(1, 1, dtype=torch.float64)
     errors = []
     for steps in (16, 32):
         end, evaluations = solve(decay, start, solver, steps=steps)
         errors.append(abs(end.item() - math.exp(-1)))
-        assert evaluations == steps * len(FIXED[solver].c)
+        assert evaluations == steps * STAGES[solver]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDER[solver], abs=0.3)
 
 
-@pytest.mark.parametrize("solver", [*FIXED, "dopri5"])
+@pytest.mark.parametrize("solver", [*ORDER, "dopri5"])
 def test_a_straight_path_is_solved_exactly(solver):
     noise, data = torch.randn(2, 3), torch.randn(2, 3)
     end, _ = solve(lambda x, t: data - noise, noise, solver, steps=1)
     torch.testing.assert_close(end, data)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "adams"])
+def test_the_order_holds_where_steps_have_many_lengths(solver):
+    start, errors = torch.ones(1, 1, dtype=torch.float64), []
+    for steps in (64, 128):
+        even = [i / steps for i in range(steps + 1)]
+        times = [t + 0.1 * math.sin(2 * math.pi * t) for t in even]
+        errors.append(abs(solve(decay, start, solver, times=times)[0].item() - math.exp(-1)))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.4)
+
+
+def test_adams_makes_two_steps_for_the_evaluations_of_one_of_midpoint():
+    start = torch.ones(1, 1, dtype=torch.float64)
+    ends = {
+        solver: solve(decay, start, solver, steps=steps)
+        for solver, steps in (("midpoint", 12), ("adams", 24))
+    }
+    assert ends["adams"][1] == ends["midpoint"][1] == 24
+    errors = {solver: abs(end.item() - math.exp(-1)) for solver, (end, _) in ends.items()}
+    assert errors["adams"] < errors["midpoint"]
+
+
+def test_the_steps_of_adams_are_shorter_at_both_ends_unless_its_times_are_given():
+    def lengths(**grid):
+        times = [0.0]
+        solve(decay, torch.ones(1, 1), "adams", 6, callback=lambda t, x: times.append(t), **grid)
+        return [float(b - a) for a, b in itertools.pairwise(times)]
+
+    first, *middle, last = lengths()
+    assert first == pytest.approx(last) and first < 0.75 * max(middle)
+    assert lengths(times=[0.0, 0.25, 1.0]) == [0.25, 0.75]
 
 
 def test_dopri5_keeps_its_tolerance_and_costs_what_scipys_costs():

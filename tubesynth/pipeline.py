@@ -204,8 +204,8 @@ class Pipeline:
         seed: seeds the noise. The same seed gives the same volume.
         vessels: centrelines in place of the vessels of the label map, from `trace` or from
             volume.centreline_file.user_centreline_tokens; mm relative to the center of the map.
-        solver: "euler", "midpoint", "heun", "rk4" or "dopri5" for flow matching, "ddpm" or "ddim"
-            for diffusion; default: that of `sampling`.
+        solver: "euler", "midpoint", "heun", "rk4", "adams" or "dopri5" for flow matching, "ddpm" or
+            "ddim" for diffusion; default: that of `sampling`.
         steps: solver steps (ignored by dopri5); default: those of `sampling`.
         sampling: all settings of the solver; default: config.sampling of the model.
         guidance_label, guidance_vessel: weights of the two conditions: 1 is the conditional model,

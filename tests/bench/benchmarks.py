@@ -100,6 +100,15 @@ SECTIONS = {
         "bench.py sample",
         "--repeats 7",
     ),
+    "synthesis": Section(
+        "Synthesis: seconds and memory against size",
+        "An evaluation of the networks of heart_stage_2 with random weights, which also computes"
+        " the features of the conditions, then its decoding; and a whole synthesis by the 12"
+        " evaluations of the config.",
+        "bench.py synthesis",
+        "--config heart_stage_2 --sizes 32x32x32 64x64x64 128x128x64 128x128x128 256x256x128"
+        " --evaluations 1 12 --repeats 1",
+    ),
     "evaluate": Section(
         "Evaluation",
         "Pairs of CTs of 256 x 256 x 128, from files to all image and vessel scores.",
@@ -112,6 +121,7 @@ SECTIONS = {
 COLUMNS = {
     "case": "case",
     "size": "size",
+    "evaluations": "evaluations",
     "seconds": "s",
     "spread": "spread",
     "cpu_seconds": "CPU s",
@@ -125,6 +135,7 @@ COLUMNS = {
     "peer_stored_mb": "peer, MB",
     "stored_ratio": "stored ratio",
     "over_kernels": "over its kernels",
+    "decode_seconds": "decoding, s",
     "load": "load",
 }
 

@@ -38,10 +38,11 @@ STEPS = {
     "midpoint": (3, 5, 10, 25),
     "heun": (3, 5, 10, 25),
     "rk4": (1, 2, 5, 10),
+    "adams": (6, 8, 10, 12, 15, 20),
     "ddim": (5, 10, 20, 50, 100, 200),
     "ddpm": (20, 50, 100, 200),
 }
-STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "adams": 1}
 SHIFTS, SHIFTED_EVALUATIONS = (2.0, 3.0), 10  # a shift helps with few evaluations
 RTOLS, ATOL_TO_RTOL = (1e-1, 1e-2, 1e-3), 1e-2
 YARDSTICKS = ("reference", "another noise", "autoencoder alone")

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, cast, get_args
 
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 
-FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "adams", "dopri5"]
 DiffusionSampler = Literal["ddpm", "ddim"]
 FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
 
@@ -292,8 +292,8 @@ class DiffusionConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    solver: Literal[FlowSolver, DiffusionSampler] = "midpoint"  # docs/results.md, Solvers
-    steps: int = 10  # solver steps (ignored by dopri5)
+    solver: Literal[FlowSolver, DiffusionSampler] = "adams"  # docs/results.md, Solvers
+    steps: int = 12  # solver steps (ignored by dopri5)
     time_grid: list[float] | None = None  # times of a fixed-step solver; null: from steps and shift
     shift: float = 1.0  # above 1: shorter steps near the noise
     atol: float = 1e-4  # absolute tolerance of dopri5

@@ -3,6 +3,8 @@
 Esser et al. 2024 (arXiv 2403.03206), section 3.1 and eq. 23, mirrored: their t = 1 is noise.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,9 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def time_grid(steps: int, shift: float = 1.0) -> list[float]:
-    """steps + 1 times from 0 to 1, evenly spaced and then shifted."""
-    return [shift_times(i / steps, shift) for i in range(steps + 1)]
+def time_grid(steps: int, shift: float = 1.0, ends: float = 0.0) -> list[float]:
+    """steps + 1 times from 0 to 1, evenly spaced and then shifted. ends: the share of a cosine in
+    the spacing, with which steps are shorter at both ends, where the velocity changes fastest.
+    """
+    even = [i / steps for i in range(steps + 1)]
+    return [shift_times(u + ends * ((1 - math.cos(math.pi * u)) / 2 - u), shift) for u in even]

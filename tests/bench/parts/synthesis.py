@@ -1,9 +1,11 @@
 """Synthesis of CTs by the networks of a config, with random weights: sampling and decoding.
 
-One line for each number of evaluations: the product's own Pipeline, Euler's method, a label map of
-one ball and random vessel tokens. seconds are those of a whole batch, decode_seconds of one CT.
+One line for each size and number of evaluations: the product's own Pipeline, Euler's method, a
+label map of one ball and random vessel tokens. seconds are those of a whole batch, decode_seconds
+of one CT.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from parts.measure import significant
@@ -17,6 +19,7 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="stage 2, flow matching")
     add_settings(parser, "the config's")
+    add("--sizes", type=voxels, nargs="+", metavar="XxYxZ", help="default: the config's")
     add("--evaluations", type=int, nargs="+", default=[1, 2, 4, 10, 30])
     add("--tokens", type=int, default=1000)
     add("--batch-size", type=int, default=1, help="CTs that are sampled together")
@@ -29,11 +32,15 @@ def check(args) -> None:
     check_options(args, "evaluations", "tokens", "batch_size", "repeats")
 
 
+def voxels(text: str) -> list[int]:
+    return [int(side) for side in text.split("x")]
+
+
 def lines(case: str, args) -> list[tuple]:
-    return [(evaluations,) for evaluations in args.evaluations]
+    return [(size, n) for size in args.sizes or [None] for n in args.evaluations]
 
 
-def run_case(case: str, args, evaluations: int) -> dict:
+def run_case(case: str, args, resolution: list[int] | None, evaluations: int) -> dict:
     import torch
     from parts.turns import device_of, in_turns, result_on
 
@@ -41,6 +48,8 @@ def run_case(case: str, args, evaluations: int) -> dict:
     from tubesynth.config.loading import load_config
 
     config, device = load_config(args.config, args.overrides), device_of(args.device)
+    if resolution:
+        config = replace(config, data=replace(config.data, resolution=resolution))
     pipeline = random_pipeline(config, device, args.precision)
     labels, vessels = ball(config), random_vessels(config, args.tokens)
     requests = [
