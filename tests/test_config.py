@@ -195,7 +195,7 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 2\nsampling: {shift: 0}\n", "sampling.shift"),
         ("stage: 2\nsampling: {solver: heun, time_grid: [0, 0.6, 0.4, 1]}\n", "rising times"),
         ("stage: 2\nsampling: {solver: dopri5, time_grid: [0, 1]}\n", "sampling.time_grid: dopri5"),
-        ("stage: 2\nlatent_mode: diffusion\n", "sampling.solver: midpoint"),
+        ("stage: 2\nlatent_mode: diffusion\n", "sampling.solver: adams"),
         (DDIM + "diffusion: {zero_terminal_snr: true}\n", "diffusion.prediction=v"),
         (DDIM + "diffusion: {beta_end: 1e-4}\n", "diffusion.beta_start"),
         (DDIM + "diffusion: {num_timesteps: 4}\n", "diffusion.num_timesteps, 4"),
