@@ -207,6 +207,8 @@ def test_one_hot_equals_torchs_own():
 def test_evaluation_is_timed_by_pairs(tmp_path, capfd, forked):
     tiny = "--pairs 2 --resolution 24 24 20 --spacing 7 7 7 --repeats 1 --workers 1".split()
     bench.main(["evaluate", "--data-dir", str(tmp_path), *tiny])
-    (line,) = printed(capfd)
-    assert set(KEYS) <= line.keys() and line["size"] == "2 x 24x24x20"
-    assert math.isclose(line["seconds_per_pair"], line["seconds"] / 2, abs_tol=0.001)
+    lines = printed(capfd)
+    assert [line["case"] for line in lines] == ["pairs", "tokens"]
+    for line in lines:
+        assert set(KEYS) <= line.keys() and line["size"] == "2 x 24x24x20"
+        assert math.isclose(line["seconds_per_pair"], line["seconds"] / 2, abs_tol=0.001)

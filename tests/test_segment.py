@@ -132,6 +132,12 @@ def test_masks_have_the_grid_of_the_ct_and_overlap_the_vessel(
         assert set(np.unique(mask.array)) == {0, 6}  # a label map of the vessel class alone
         vessels = mask.array == 6
         assert 2 * (vessels & truth).sum() / (vessels.sum() + truth.sum()) > 0.5
+    made = {path: path.stat().st_mtime_ns for path in find_cases(tmp_path).values()}
+    first = next(iter(made))
+    first.unlink()  # the same command makes what is missing
+    run(segment, "apply", "--model", model, "--input-dir", images, "--output-dir", tmp_path)
+    again = [path for path, time_ns in made.items() if path.stat().st_mtime_ns != time_ns]
+    assert again == [first]
     # Ranks share the cases.
     monkeypatch.setattr(dist, "rank", lambda: 1)
     monkeypatch.setattr(dist, "world_size", lambda: 2)

@@ -28,6 +28,7 @@ from tubesynth.inference.jobs import (
     digest_of,
     output_format,
     run_jobs,
+    source_of,
     tile_option,
 )
 from tubesynth.inference.label_maps import TRANSLATE_REMEDY, check_none_missing, label_map_of
@@ -92,12 +93,6 @@ def find_label_maps(
     missing = [case for case in cases if case not in labels]
     check_none_missing(f"--labels {args.labels}", "label map", missing)
     return labels
-
-
-def source_of(job: Job) -> Path:
-    """The CT of a job."""
-    assert job.source is not None
-    return job.source
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 import argparse
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,24 +30,22 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import SegmenterConfig
 from tubesynth.data.duplicates import refuse_sources
+from tubesynth.inference.jobs import Job, Result, run_jobs, source_of
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.kernels import choose_kernels
-from tubesynth.runtime.left_out import LeftOut
-from tubesynth.runtime.log import progress
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.runtime.run_lock import RunLock, locked
-from tubesynth.runtime.stop_signal import RESUMES, kept, listening
+from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes, find_splits
 from tubesynth.training.resume import find_checkpoint, starting_position
 from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
 from tubesynth.volume.cases import Case, find_cases, pair_cases
-from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.hounsfield import read_ct
 from tubesynth.volume.nifti import with_axes_of
@@ -218,27 +216,31 @@ def apply_model(args: argparse.Namespace) -> None:
     device = dist.start()
     try:
         segmenter = VesselSegmenter.load(args.model, device)
-
-        rank_cases = list(cases.items())[dist.rank() :: dist.world_size()]
-        config, left_out = segmenter.grid.config, LeftOut()
-        low, high = config.data.hu_window
-
-        def write_masks() -> None:
-            for case, path in progress(rank_cases, "segment", len(rank_cases), "volume"):
-                image = None
-                with left_out.noting():
-                    image = read_ct(path, config.dim, (low, high))
-                if image is not None:
-                    mask = segmenter(image)
-                    classes = Volume(mask.array * np.uint8(config.labels.vessel), mask.affine)
-                    file = args.output_dir / f"{case}.label.nii.gz"
-                    write_volume(file, with_axes_of(classes, path), "uint8")
-            left_out.refuse(args.output_dir, len(rank_cases))
-
-        then = "the same command writes all of them again"
-        message = kept("the masks that are written", args.output_dir, then)
-        dist.interruptible(write_masks, message)
-        if dist.is_main():
-            print(f"{args.output_dir}: {len(cases)} vessel masks")
+        settings = {"model_digest": segmenter.digest}
+        jobs = [
+            Job(case, path, settings, format=(".nii.gz", "uint8"), content="label")
+            for case, path in cases.items()
+        ]
+        run_jobs(jobs, args.output_dir, MaskSteps(segmenter), device, "segment")
     finally:
         dist.stop()
+
+
+@dataclass(frozen=True)
+class MaskSteps:
+    """The steps of run_jobs, with batches of one."""
+
+    segmenter: VesselSegmenter
+
+    def read(self, job: Job) -> Volume:
+        config, (low, high) = self.segmenter.grid.config, self.segmenter.grid.config.data.hu_window
+        return read_ct(source_of(job), config.dim, (low, high))
+
+    def place(self, batch: list[Job], files: list[Volume]) -> Volume:
+        return files[0]
+
+    def compute(self, batch: list[Job], inputs: Volume) -> list[Result]:
+        mask = self.segmenter(inputs)
+        vessel, source = np.uint8(self.segmenter.grid.config.labels.vessel), source_of(batch[0])
+        classes = Volume(mask.array * vessel, mask.affine)
+        return [Result(lambda: with_axes_of(classes, source), {})]

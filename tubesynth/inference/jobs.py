@@ -86,13 +86,17 @@ def output_format(config: Config) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Job:
-    """One volume to write: OUT/name.img.nii.gz or .png, with its sidecar OUT/name.json."""
+    """One volume to write: OUT/name.img.nii.gz or .png, with its sidecar OUT/name.json.
+
+    content: "label" for a label map.
+    """
 
     name: str
     source: Path | None  # None: synthesized from noise alone
     settings: dict  # plain values that decide the voxels
     other_outputs: tuple[Path, ...] = ()  # further paths that a finished job has
     format: tuple[str, str] = (".nii.gz", "int16")  # see output_format
+    content: str = "img"
 
 
 def sidecar(output_dir: Path, job: Job) -> Path:
@@ -149,12 +153,18 @@ def digest_of(source: Path | None) -> str | None:
     return None if source is None else source_digest(source)
 
 
+def source_of(job: Job) -> Path:
+    """The file that a job is made of."""
+    assert job.source is not None
+    return job.source
+
+
 def source_name(job: Job) -> str | None:
     return None if job.source is None else str(job.source)
 
 
 def image_path(output_dir: Path, job: Job) -> Path:
-    return output_dir / f"{job.name}.img{job.format[0]}"
+    return output_dir / f"{job.name}.{job.content}{job.format[0]}"
 
 
 def label_path(output_dir: Path, name: str, suffix: str) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.build.checkpoint import Checkpoint, weights_digest
 from tubesynth.build.networks import build_segmenter
 from tubesynth.conditioning.model_grid import ModelGrid
 from tubesynth.config.schema import SegmenterConfig
@@ -17,10 +17,11 @@ from tubesynth.volume.resample import resample_image
 class VesselSegmenter:
     """A trained segmenter: a CT in HU -> the mask (uint8) of its vessels on the CT's own grid.
 
-    The mask is 0 outside of the model's field of view.
+    The mask is 0 outside of the model's field of view. digest: of the weights.
     """
 
     def __init__(self, config: SegmenterConfig, net: SegmentationUNet, device: torch.device):
+        self.digest = weights_digest(net.state_dict())
         self.grid = ModelGrid(config, device)
         self.net = net.to(device).eval()
 

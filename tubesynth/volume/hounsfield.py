@@ -170,8 +170,8 @@ def _not_negative(h: Histogram) -> Finding | None:
         return None
     if bottom < 40 and 110 < h.values[-1] <= 255:
         return h.finding(
-            "gray values of 8 bits, as of pictures or MR, not HU; give a CT in HU, or set"
-            " data.hu_window to their range"
+            "gray values of 8 bits, as of pictures or MR, not HU; give a CT in HU, or train with"
+            " data.hu_window of their range"
         )
     if top - bottom < 150:  # maybe a single tissue, whose histogram has no landmarks
         return None
@@ -223,7 +223,7 @@ def _without_contrast(values: np.ndarray, low: float, high: float) -> Finding | 
         return None
     return Finding(
         f"values {values[0]:.4g} to {values[-1]:.4g} leave no contrast in data.hu_window [{low:g},"
-        f" {high:g}]; store HU, or set the window"
+        f" {high:g}]; store HU, or train with another window"
     )
 
 
@@ -235,7 +235,7 @@ def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> Finding | N
         return None
     return h.finding(
         f"clipped, {100 * share:.0f} % of voxels are {low:g}; export it again"
-        f" without a window, or set data.hu_window within [{low:g}, {high:g}]",
+        f" without a window, or train with data.hu_window within [{low:g}, {high:g}]",
         is_certain=is_window_known and share >= 0.05,
     )
 

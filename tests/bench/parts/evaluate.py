@@ -1,7 +1,9 @@
 """The evaluation: all image and vessel scores of pairs of CTs, without distributions and pictures.
 
+Cases:
+  pairs   from files to scores, as `evaluate` works: a pair a core
+  tokens  the vessels of the label maps, traced to tokens
 The real CTs are phantoms; beside each lies a blurred and noisy copy, in place of a model's output.
-Timed from files to scores, as `evaluate` works: a pair a core.
 """
 
 from functools import partial
@@ -14,7 +16,7 @@ from parts.options import GRID, add_repeats, check_options
 
 from tubesynth.data.pool import cores, each
 
-CASES = ("pairs",)
+CASES = ("pairs", "tokens")
 BLUR_VOXELS, NOISE_HU = 0.6, 15.0
 
 
@@ -68,10 +70,21 @@ def score(real: Path, synthetic: Path, label: Path) -> dict:
     return evaluate_pair(read_volume(real), read_volume(synthetic), read_labels(label))
 
 
+def trace(label) -> None:
+    from tubesynth.metrics.condition import tokens_of
+    from tubesynth.volume.classes import NINE_CLASSES
+
+    tokens_of(label, NINE_CLASSES)
+
+
 def run_case(case: str, args, workers: int) -> dict:
     """All pairs, measured: the JSON object."""
-    jobs = pairs(args)
-    measured = measure(partial(each, score, jobs, workers, "evaluate"), args.repeats)
+    jobs, work = pairs(args), score
+    if case == "tokens":
+        from tubesynth.volume.files import read_labels
+
+        jobs, work = [(read_labels(label),) for *_, label in jobs], trace
+    measured = measure(partial(each, work, jobs, workers, case), args.repeats)
     return result(
         measured,
         f"{len(jobs)} x {'x'.join(map(str, args.resolution))}",
