@@ -196,6 +196,17 @@ def test_images_on_another_grid_are_scored_on_it_with_a_note(folders, capsys):
     assert 0.85 < covered < 0.97  # 28 of 32 slices, of a centreline that ends before the mask
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_case_that_cannot_be_read_is_left_out_and_named(folders, workers):
+    path = folders / "reconstruction" / "1.img.nii.gz"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"1\.img\.nii\.gz: .*; all other cases are done"):
+        evaluate(folders, "real", "labels", "reconstruction", workers=workers)
+    result = json.loads((folders / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert result["provenance"]["n_cases"] == 2
+    assert "1 cases could not be read and are left out: 1" in result["provenance"]["notes"]
+
+
 def test_an_image_outside_the_real_ct_is_refused(folders):
     far = centered_affine(SHAPE, SPACING)
     far[:3, 3] += 500

@@ -39,6 +39,7 @@ from tubesynth.metrics.pairing import (
     collect_cases,
     cost_rows,
     files_of,
+    listed,
     runs_of,
     sidecar_notes,
 )
@@ -59,7 +60,8 @@ from tubesynth.report.page import report_page
 from tubesynth.report.terminal import tables
 from tubesynth.report.verdict import verdict
 from tubesynth.runtime.atomic import check_apart, check_writable, save_png, write_text
-from tubesynth.runtime.errors import CommandParser, InputError
+from tubesynth.runtime.errors import CommandParser, InputError, SettingError
+from tubesynth.runtime.left_out import LeftOut
 from tubesynth.runtime.stop_signal import STARTS_AGAIN, interruptible, kept
 from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.files import check_labels, read_labels
@@ -116,7 +118,15 @@ def evaluate(args: argparse.Namespace) -> None:
     options = (settings, args.output_dir, with_sets, with_features, args.segmenter, args.lpips)
     jobs = [(case, *options) for case in cases]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    scores = pool.each(evaluate_case, jobs, workers, "evaluate")
+    results = pool.each(scores_or_fault, jobs, workers, "evaluate")
+    left_out, every_case = LeftOut(r for r in results if isinstance(r, str)), cases
+    scores = [r for r in results if not isinstance(r, str)]
+    cases = [c for c, r in zip(cases, results, strict=True) if not isinstance(r, str)]
+    if not cases:
+        left_out.refuse(args.output_dir, len(every_case))
+    others = [case.id for case in every_case if case not in cases]
+    if others:
+        notes.append(f"{len(others)} cases could not be read and are left out: {listed(others)}")
 
     notes += sorted(set().union(*(s.notes for s in scores)))
     rows = Rows(
@@ -126,7 +136,8 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     result = statistics_by_source(rows, runs, losses)
     if not args.no_distribution:
-        notes += add_distribution(result, args, cases, scores, runs, settings, workers)
+        reals = {c: p for c, p in files_of(args.real, "--real").items() if c not in others}
+        notes += add_distribution(result, args, reals, cases, scores, runs, settings, workers)
     notes += [*sidecar_notes(cases), *label_notes(rows.vessels), *ceiling_notes(result)]
     if args.as_published and not args.lpips:
         notes.append("no lpips_as_published: give --lpips")
@@ -149,6 +160,7 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"picture   {panel_path(args.output_dir, case.id)}")
     if len(cases) > MAX_LISTED_PICTURES:
         print(f"          and {len(cases) - MAX_LISTED_PICTURES} more")
+    left_out.refuse(args.output_dir, len(every_case))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -254,6 +266,16 @@ def trained_segmenter(path: Path) -> VesselSegmenter:
     return VesselSegmenter.load(path, device)
 
 
+def scores_or_fault(case: EvaluationCase, *options) -> CaseScores | str:
+    """The scores of a case, or why its files cannot be scored."""
+    try:
+        return evaluate_case(case, *options)
+    except SettingError:
+        raise
+    except InputError as error:
+        return str(error)
+
+
 def evaluate_case(
     case: EvaluationCase,
     settings: Settings,
@@ -304,6 +326,7 @@ def evaluate_case(
 def add_distribution(
     result: dict[str, Any],
     args: argparse.Namespace,
+    reals: dict[str, Path],
     cases: list[EvaluationCase],
     scores: list[CaseScores],
     runs: list[Run],
@@ -317,9 +340,8 @@ def add_distribution(
     def each(function, jobs: list[tuple], title: str, unit: str = "case") -> list:
         return pool.each(function, jobs, workers, title, unit)
 
-    files = [files_of(args.real, "--real"), files_of(args.training, "--training")]
-    sets_of_cases = [s.sets for s in scores]
-    sets = score_sets(cases, sets_of_cases, settings, each, args.features, *files)
+    training, sets_of_cases = files_of(args.training, "--training"), [s.sets for s in scores]
+    sets = score_sets(cases, sets_of_cases, settings, each, args.features, reals, training)
     if sets.validity:
         result["validity"] = sets.validity
     result["floor"] |= sets.control

@@ -1,6 +1,6 @@
 """The cases of a folder whose files a command cannot use: it does all others, and then refuses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +13,8 @@ MOST_LINES = 20
 class LeftOut:
     """The messages of the cases that are left out; threads may share it."""
 
-    def __init__(self):
-        self._messages: set[str] = set()  # samples of one case have the same
+    def __init__(self, messages: Iterable[str] = ()):
+        self._messages = set(messages)  # samples of one case have the same
 
     @contextmanager
     def noting(self) -> Iterator[None]:
