@@ -18,7 +18,7 @@ from tubesynth.build.networks import build_network, build_segmenter
 from tubesynth.config import packaged
 from tubesynth.config.loading import config_from_plain
 from tubesynth.config.strict import to_plain
-from tubesynth.evaluate import trained_segmenter
+from tubesynth.inference.case_scores import trained_segmenter
 from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.errors import InputError
