@@ -42,7 +42,7 @@ def sample(diffusion, noise, solver="ddim", seed=0, network=None, **settings):
 
 
 def test_the_names_of_the_config_are_those_of_the_samplers():
-    assert FLOW_SOLVERS == (*FIXED, "dopri5")
+    assert FLOW_SOLVERS == (*FIXED, "adams", "dopri5")
     assert DIFFUSION_SAMPLERS == ("ddpm", "ddim")
 
 
