@@ -356,3 +356,10 @@ def test_the_folder_config_of_the_published_readme_is_said_to_be_a_packaged_conf
         assert load_config("configs/stage_2_3d_f4_lfm_base.yml").stage == 2
     (line,) = caplog.messages
     assert "no such file: using the packaged config stage_2_3d_f4_lfm_base" in line
+
+
+def test_the_controlnet_of_the_demo_fits_the_model_that_the_demo_trains():
+    base, control = (load_config(f"demo/{name}") for name in ("stage_2", "stage_3_controlnet"))
+    assert control.flow == base.flow and control.unet == base.unet
+    for key in ("resolution", "spacing", "token_step_mm"):
+        assert getattr(control.data, key) == getattr(base.data, key)

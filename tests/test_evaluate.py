@@ -196,6 +196,17 @@ def test_images_on_another_grid_are_scored_on_it_with_a_note(folders, capsys):
     assert 0.85 < covered < 0.97  # 28 of 32 slices, of a centreline that ends before the mask
 
 
+@pytest.mark.parametrize("columns", [0, 6])
+def test_an_image_that_reaches_beyond_its_real_ct_has_a_note(folders, columns, capsys):
+    shape = (SHAPE[0] + columns, *SHAPE[1:])
+    for case in ("1", "2", "10"):
+        flat, affine = np.full(shape, 100.0), centered_affine(shape, SPACING)
+        write(folders / "reconstruction", f"{case}.img", flat, affine=affine)
+    evaluate(folders, "real", "labels", "reconstruction", extra=["--no-distribution"])
+    note = "more than 2 % of a reconstruction lie outside of its real CT and are compared with air"
+    assert (note in capsys.readouterr().out) == bool(columns)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_case_that_cannot_be_read_is_left_out_and_named(folders, workers):
     path = folders / "reconstruction" / "1.img.nii.gz"

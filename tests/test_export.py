@@ -152,6 +152,10 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(exported, tmp_path, ca
 
 def test_a_wrong_output_or_average_is_refused(tmp_path):
     stage_2 = FIXTURES / "stage_2.ckpt"
+    path = tmp_path / "model.safetensors"
+    run(export, stage_2, "--output", path)
+    with pytest.raises(InputError, match="--output .*: is the file that is read: choose another"):
+        run(export, path, "--output", path)
     with pytest.raises(InputError, match="--output .*a.ckpt: give a name that ends with .safet"):
         run(export, stage_2, "--output", tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="half-life of 7 steps"):

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import REPOSITORY
 from grids import oblique_affine
 from runs import lines, run
@@ -246,6 +247,61 @@ def test_the_process_of_an_unconditional_sample_is_saved(workplace, stage_2, tmp
     assert [path.name[:6] for path in states] == ["t0.333", "t0.667", "t1.000"]
     last = read_volume(states[-1]).array
     assert np.array_equal(last, read_volume(tmp_path / names[0]).array)
+
+
+def test_steps_that_are_close_together_have_files_of_their_own(stage_2, tmp_path):
+    common = ["--model", stage_2, "--output-dir", tmp_path, "--unconditional", "--save-process"]
+    run(synthesize, *common, "sampling.time_grid=[0, 0.0001, 0.0002, 1]")
+    states = sorted((tmp_path / "process" / "unconditional_s0").iterdir())
+    assert [path.name for path in states] == [
+        f"t{t}.img.nii.gz" for t in ("0.000", "0.000200", "1.000")
+    ]
+
+
+@pytest.mark.parametrize("key", ["data", "sampling"])
+def test_a_file_of_settings_changes_what_it_has_and_no_more(workplace, stage_2, tmp_path, key):
+    """--config of synthesize: the other keys, and sections that it lacks, are the model's."""
+    labels = workplace / "data" / "validation" / "labels"
+    common = ["--model", stage_2, "--input-dir", labels]
+    run(synthesize, *common, "--output-dir", tmp_path / "plain")
+    given = {"data": {"label_map": {1: 1, 8: 8}}, "sampling": {"steps": 3}}[key]
+    (tmp_path / "settings.yml").write_text(yaml.safe_dump({key: given}))
+    config = ["--config", tmp_path / "settings.yml"]
+    run(synthesize, *common, *config, "--output-dir", tmp_path / "changed")
+    plain, changed = (
+        json.loads(next((tmp_path / name).glob("*.json")).read_text(encoding="utf-8"))["settings"]
+        for name in ("plain", "changed")
+    )
+    different = {name for name in plain if plain[name] != changed[name]}
+    assert different == {"data": {"label_map"}, "sampling": {"sampling"}}[key]
+    assert changed["sampling"]["steps"] == (3 if key == "sampling" else 2)
+    assert changed["sampling"]["solver"] == plain["sampling"]["solver"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sampling: {stepps: 3}", "unknown key 'sampling.stepps': did you mean 'sampling.steps'"),
+        ("sampling: 3", "sampling: expected keys and values"),
+        ("train: {epochs: 3}", "train: expected the sections data and sampling alone, or"),
+        ("stage: 1", "for stage 1, the model is of stage 2"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_named(stage_2, tmp_path, content, message):
+    (tmp_path / "settings.yml").write_text(content)
+    config = ["--config", tmp_path / "settings.yml"]
+    with pytest.raises(InputError, match=f"settings.yml: {message}"):
+        run(synthesize, "--model", stage_2, *config, "--output-dir", tmp_path / "out")
+
+
+def test_contradicting_settings_of_the_solver_are_refused(stage_2, tmp_path):
+    common = ["--model", stage_2, "--output-dir", tmp_path, "--unconditional"]
+    with pytest.raises(InputError, match="--steps and sampling.time_grid: give one"):
+        run(synthesize, *common, "--steps", 3, "sampling.time_grid=[0, 1]")
+    pipeline = Pipeline.load(stage_2)
+    for steps in (2.5, "4", True):
+        with pytest.raises(InputError, match=f"sampling.steps: {steps!r} must be a whole number"):
+            pipeline.synthesize(None, steps=steps)
 
 
 def test_a_tiled_reconstruction_equals_that_of_the_whole_volume(workplace, stage_1):

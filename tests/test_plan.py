@@ -156,6 +156,7 @@ def test_the_costs_of_the_readme_are_the_documented_ones():
     "arguments, message",
     [
         (["demo/stage_1", "--cases", "0"], "--cases 0: must be at least 1"),
+        (["demo/stage_1", "--fit", "8MB"], "'8MB' is no number of GB: give 24 or 24GB"),
         (["demo/stage_1", "--fit", "-1"], "--fit -1.0: must be a positive number"),
         (["demo/stage_1", "--gpus", "0"], "--gpus 0: must be at least 1"),
         (["demo/stage_1", "--gpus", "2", "--fit", "8"], "--fit and --gpus: give one of them"),
@@ -166,3 +167,11 @@ def test_the_costs_of_the_readme_are_the_documented_ones():
 def test_wrong_input_is_refused(arguments, message):
     with pytest.raises(InputError, match=re.escape(message)):
         main(arguments)
+
+
+def test_settings_may_stand_behind_options(capsys):
+    settings, outputs = ["train.epochs=3", "latents.autoencoder=null"], []
+    for items in ([*settings, "--cases", "7"], ["--cases", "7", *settings]):
+        main(["demo/stage_2", *items])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and "demo/stage_2" in outputs[0]

@@ -62,9 +62,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.output.suffix != SAFETENSORS:
         raise InputError(f"--output {args.output}: give a name that ends with {SAFETENSORS}")
-    checkpoint = Checkpoint.load(args.checkpoint)
+    checkpoint, replaces = Checkpoint.load(args.checkpoint), args.output.exists()
+    for source in (args.checkpoint, args.autoencoder):
+        if replaces and source and Path(source).exists() and args.output.samefile(source):
+            raise InputError(f"--output {args.output}: is the file that is read: choose another")
     if args.autoencoder is not None:
         checkpoint = with_decoder_of(Checkpoint.load(args.autoencoder, stage=1), checkpoint)
     checkpoint.weights_alone(args.ema, DTYPES[args.dtype]).save(args.output)
     size_mb = args.output.stat().st_size / 1e6
-    print(f"{args.output}: stage {checkpoint.config.stage}, {args.dtype}, {size_mb:.1f} MB")
+    text = "replaced, " if replaces else ""
+    print(f"{args.output}: {text}stage {checkpoint.config.stage}, {args.dtype}, {size_mb:.1f} MB")

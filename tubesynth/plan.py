@@ -26,7 +26,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.doctor.config_rules import REACHED_SHARES, case_bytes, size_text
 from tubesynth.doctor.training_memory import estimate
-from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError
+from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError, add_overrides
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 
 # FLOPs a second: dense products in 16 bits, by NVIDIA's data sheets.
@@ -200,7 +200,10 @@ def attempts(config: Config) -> Iterator[list[str]]:
 
 def gigabytes(text: str) -> float:
     """24, 24GB and "24 GB"."""
-    return float(text.upper().removesuffix("GB"))
+    try:
+        return float(text.upper().removesuffix("GB"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of GB: give 24 or 24GB") from None
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -212,14 +215,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "tubesynth plan heart_stage_2 --gpus 8",
     )
     add = parser.add_argument
-    add("items", nargs="+", metavar="CONFIG", help="configs, and key=value items for all of them")
+    add("configs", nargs="*", metavar="CONFIG", help="packaged configs or YAML files")
     add("--cases", type=int, default=900, help="training cases (default: 900, ImageCAS)")
     add("--precision", choices=["32", *AUTOCAST_DTYPE], default="bf16-mixed")
     add("--gpus", type=int, metavar="N", help="all-reduce and hours on N GPUs; disk of many cases")
     add("--fit", type=gigabytes, metavar="GB", help="name settings that fit into a GPU's memory")
-    args = parser.parse_args(argv)
-    args.configs = [item for item in args.items if "=" not in item]
-    args.overrides = [item for item in args.items if "=" in item]
+    add_overrides(parser)  # of all configs
+    args = parser.parse_with_overrides(argv)
     if not args.configs:
         raise InputError("name a config: tubesynth configs lists them")
     if args.cases < 1:

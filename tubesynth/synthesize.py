@@ -42,6 +42,7 @@ from tubesynth.inference.synthesis import SampleOptions
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import CommandParser, InputError, SettingError, add_overrides
+from tubesynth.runtime.log import logger
 from tubesynth.volume.anatomy import Comparison
 
 
@@ -111,7 +112,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = (
         "side of the generator's overlapping tiles in latent cells, for grids that do not fit the"
     )
-    text += " memory; default: the whole grid at once"
+    text += " memory: another sample than that of the whole grid, which is the default"
     add("--latent-tile", type=int, metavar="CELLS", help=text)
     add("--force", action="store_true", help="also from a label map without any known structure")
     add("--save-process", action="store_true", help="write the volume after every solver step")
@@ -167,7 +168,16 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
         )
     sampling = replace(config.sampling, solver=args.solver or config.sampling.solver)
     if args.steps:
+        if any(item.startswith("sampling.time_grid=") for item in args.overrides):
+            raise InputError("--steps and sampling.time_grid: give one of them")
         sampling = replace(sampling, steps=args.steps, time_grid=None)
+    if sampling.time_grid and sampling.shift != 1:
+        logger.warning("sampling.shift has no effect beside sampling.time_grid")
+    if args.latent_tile:
+        logger.warning(
+            f"--latent-tile {args.latent_tile}: a sample in tiles is another one than that of the"
+            " whole grid"
+        )
     data = replace(config.data, label_map=label_map_of(config, args.label_map))
     config = replace(config, data=data, sampling=sampling)
     pipeline.config = config

@@ -77,7 +77,7 @@ SECTIONS = {
         " cross-attention. Kernels: the convolutions, matrix products and attention of our step,"
         " alone. Stored: the activations that a step keeps for its backward pass.",
         "monai_step.py",
-        "autoencoder base crossattn recommended --rounds 2 --repeats 3",
+        "autoencoder base crossattn recommended --rounds 1 --repeats 3",
         peer=True,
     ),
     "codebook": Section(

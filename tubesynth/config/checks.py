@@ -309,7 +309,10 @@ def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) 
         f"sampling.solver: {solver} cannot sample a {config.latent_mode} model: choose from"
         f" {', '.join(solvers)}",
     )
-    require(sampling.steps >= 1, f"sampling.steps: {sampling.steps} must be at least 1")
+    require(
+        type(sampling.steps) is int and sampling.steps >= 1,
+        f"sampling.steps: {sampling.steps!r} must be a whole number, at least 1",
+    )
     require(sampling.shift > 0, f"sampling.shift: {sampling.shift} must be above 0")
     for key in ("atol", "rtol"):
         require(getattr(sampling, key) > 0, f"sampling.{key}: must be above 0")

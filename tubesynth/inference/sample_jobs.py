@@ -111,10 +111,16 @@ class SampleSteps:
             return list(branches), self.synthesizer.place(requests, self.options)
 
     def compute(self, batch: list[Job], inputs: Inputs) -> list[Result]:
+        written: set[Path] = set()
+
         def write_step(index: int, t: float, volume: Volume) -> None:
             folder = process_folder(self.args.output_dir, batch[index].name)
             suffix, dtype = batch[index].format
-            write_volume(folder / f"t{t:.3f}.img{suffix}", volume, dtype)
+            digits = 3
+            while (path := folder / f"t{t:.{digits}f}.img{suffix}") in written:
+                digits += 3  # steps that are closer together
+            written.add(path)
+            write_volume(path, volume, dtype)
 
         branches, placed = inputs
         with arguments_as_flags():

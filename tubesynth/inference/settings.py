@@ -3,34 +3,38 @@
 import argparse
 from dataclasses import replace
 
+from tubesynth.config.labels import with_label_section
 from tubesynth.config.loading import config_from_plain, load_config
 from tubesynth.config.overrides import build_with_overrides
+from tubesynth.config.packaged import find_config
 from tubesynth.config.schema import Stage2Config
-from tubesynth.config.strict import to_plain
+from tubesynth.config.strict import read_yaml, to_plain
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import warn_once
 
 
 def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Config:
-    """The model's config with the sections data and sampling of --config and key=value items."""
+    """The model's config with what the file of --config has in its sections data and sampling, and
+    with the key=value items. The file is a whole config, or has these sections alone.
+    """
     for item in args.overrides:
         if item.partition(".")[0] not in ("data", "sampling"):
             raise InputError(
                 f"command line, '{item}': a trained model takes data.KEY=value and"
                 " sampling.KEY=value"
             )
+    source, given = args.config or str(args.model), {}
     if args.config:
-        other, source = load_config(args.config, args.overrides), args.config
-    else:
-        source = str(args.model)
-        plain = to_plain(config)
-        other = build_with_overrides(plain, args.overrides, source, config_from_plain)
-    if not isinstance(other, Stage2Config) or other.stage != config.stage:
-        raise InputError(
-            f"{source}: for stage {other.stage}, the model is of stage {config.stage}:"
-            " give a config of that stage"
-        )
+        given = read_yaml(find_config(args.config))
+        if "stage" in given and (whole := load_config(args.config)).stage != config.stage:
+            raise InputError(
+                f"{source}: for stage {whole.stage}, the model is of stage {config.stage}:"
+                " give a config of that stage, or one of the sections data and sampling alone"
+            )
+    plain = with_sections(to_plain(config), with_label_section(given, source), source)
+    other = build_with_overrides(plain, args.overrides, source, config_from_plain)
+    assert isinstance(other, Stage2Config)
     for key, value, trained in (
         ("number of classes", other.labels.num_classes, config.labels.num_classes),
         ("labels.vessel", other.labels.vessel, config.labels.vessel),
@@ -42,9 +46,28 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
             )
     for key in ("resolution", "spacing"):
         value, trained = getattr(other.data, key), getattr(config.data, key)
-        if args.config and value != trained:
+        if key in given.get("data", {}) and value != trained:
             warn_once(f"{source}: data.{key}: {value}, the model was trained with {trained}")
     return replace(config, data=other.data, sampling=other.sampling)
+
+
+def with_sections(plain: dict, given: dict, source: str) -> dict:
+    """The plain values of a model's config with the keys that a file has of data and sampling."""
+    unknown = sorted(given.keys() - {"data", "sampling", "labels"})
+    if unknown and "stage" not in given:
+        raise InputError(
+            f"{source}: {unknown[0]}: expected the sections data and sampling alone, or a whole"
+            " config with its stage"
+        )
+    sections = {}
+    for name in ("data", "sampling"):
+        sections[name] = given.get(name, {})
+        if not isinstance(sections[name], dict):
+            raise InputError(f"{source}: {name}: expected keys and values: give them, or remove it")
+    if "steps" in sections["sampling"]:  # a time grid has its own number of steps
+        sections["sampling"] = {"time_grid": None, **sections["sampling"]}
+    labels = given.get("labels", plain["labels"])
+    return {**plain, "labels": labels, **{n: {**plain[n], **keys} for n, keys in sections.items()}}
 
 
 def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str) -> dict:

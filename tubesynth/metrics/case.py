@@ -28,7 +28,7 @@ from tubesynth.metrics.vessel_match import vessel_match
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
 from tubesynth.volume.files import read_volume
-from tubesynth.volume.grid import Volume, same_grid
+from tubesynth.volume.grid import Volume, same_grid, uncovered
 from tubesynth.volume.intensity import hu_to_unit
 from tubesynth.volume.resample import (
     image_on_grid,
@@ -40,6 +40,7 @@ from tubesynth.volume.vessels import VesselTokens
 
 # CT in HU -> mask of its vessels on the same grid, for example by a trained segmenter.
 Segment = Callable[[Volume], Volume]
+MAX_OUTSIDE = 0.02  # share of an image outside of its real CT that is not named
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ def score_case(
         label_on_grid = None if label is None else labels_on_grid(label, grid)
         if real_on_grid is not real:
             result.notes.add(f"resampled for scoring: real CT onto the grid of its {source}")
+            if real is not None and uncovered(real, grid.shape, grid.affine)[0] > MAX_OUTSIDE:
+                result.notes.add(
+                    f"more than {100 * MAX_OUTSIDE:.0f} % of a {source} lie outside of its real CT"
+                    " and are compared with air: synthesize on the field of view of the CT"
+                )
         if label_on_grid is not label:
             result.notes.add(f"resampled for scoring: label map onto the grid of its {source}")
         condition = None
