@@ -134,7 +134,8 @@ def hidden_layers(
 class Spade(nn.Module):
     """GroupNorm with scale and shift maps computed from the label features of its level.
 
-    The maps (`modulation`) do not depend on t: a sampler computes them once for all its steps.
+    norm_silu applies both. The maps (`modulation`) do not depend on t: a sampler computes them once
+    for all its steps.
     label_channels: None if a hidden map for all norms of the level takes the place of the label
     features; convolutions of kernel 1 make the scale and shift of it. published: the norm has
     weights of its own, and both maps are instance-normalized.
