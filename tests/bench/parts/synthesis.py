@@ -1,8 +1,8 @@
 """Synthesis of CTs by the networks of a config, with random weights: sampling and decoding.
 
 One line for each size and number of evaluations: the product's own Pipeline, Euler's method, a
-label map of one ball and random vessel tokens. seconds are those of a whole batch, decode_seconds
-of one CT.
+label map of one ball and vessels of one token each. seconds are those of a whole batch,
+decode_seconds of one CT.
 """
 
 from dataclasses import replace
@@ -110,7 +110,7 @@ def ball(config):
 
 
 def random_vessels(config, num_tokens: int):
-    """Tokens anywhere in the field of view; None where the config has none."""
+    """Balls anywhere in the field of view; None where the config has no tokens."""
     import numpy as np
 
     from tubesynth.volume.vessels import COLUMNS, VesselTokens
@@ -121,4 +121,5 @@ def random_vessels(config, num_tokens: int):
     table = np.zeros((num_tokens, len(COLUMNS)))
     table[:, :3] = sides_mm * (np.random.default_rng(0).random((num_tokens, 3)) - 0.5)
     table[:, 3:5] = 1.0  # radius in mm, tangent along x
+    table[:, COLUMNS.index("branch")] = np.arange(num_tokens)  # tubes would cross the whole volume
     return VesselTokens.from_array(table)
