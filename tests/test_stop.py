@@ -12,7 +12,7 @@ import torch
 from runs import lines, run
 
 from tubesynth import cache, evaluate, synthesize, train
-from tubesynth.inference import sample_jobs
+from tubesynth.inference import case_scores, sample_jobs
 from tubesynth.inference.synthesis import Synthesizer
 from tubesynth.runtime import stop_signal
 from tubesynth.runtime.errors import EXIT_STOPPED, STOP_FILE, Stopped
@@ -114,7 +114,7 @@ def test_an_interrupted_synthesis_keeps_its_volumes(stage_2, workplace, tmp_path
 def test_an_interrupted_evaluation_says_that_it_starts_again(phantoms, tmp_path, monkeypatch):
     images, labels = phantoms / "validation" / "images", phantoms / "validation" / "labels"
     shutil.copytree(images, tmp_path / "synthesis")
-    signal_at_call(monkeypatch, evaluate, "score_case", 1)
+    signal_at_call(monkeypatch, case_scores, "score_case", 1)
     with pytest.raises(Stopped, match="^SIGTERM: the same command starts again$"):
         run(
             evaluate,

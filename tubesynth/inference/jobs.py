@@ -108,8 +108,9 @@ def is_finished(output_dir: Path, job: Job) -> bool:
     record = stored_json(sidecar(output_dir, job))
     if (record.get("source"), record.get("settings")) != (source_name(job), job.settings):
         return False
-    outputs = (image_path(output_dir, job), *job.other_outputs)
-    if not all(path.exists() for path in outputs):
+    if not image_path(output_dir, job).is_file():
+        return False
+    if not all(path.exists() for path in job.other_outputs):
         return False
     return record.get("source_sha256") == digest_of(job.source)
 
