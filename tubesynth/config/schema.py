@@ -292,7 +292,7 @@ class DiffusionConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    solver: Literal[FlowSolver, DiffusionSampler] = "adams"  # docs/results.md, Solvers
+    solver: Literal[FlowSolver, DiffusionSampler] = "adams"  # docs/results.md, Adams
     steps: int = 12  # solver steps (ignored by dopri5)
     time_grid: list[float] | None = None  # times of a fixed-step solver; null: from steps and shift
     shift: float = 1.0  # above 1: shorter steps near the noise

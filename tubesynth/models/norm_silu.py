@@ -50,7 +50,7 @@ class _NormSilu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         x, weight, bias, *modulations = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         wide = _wide(x).contiguous()
         sizes = (*x.shape[:2], x[0, 0].numel(), ctx.groups)
         *maps, mean, inverse_std = aten.native_group_norm(wide, weight, bias, *sizes, ctx.eps)
@@ -60,13 +60,13 @@ class _NormSilu(torch.autograd.Function):
 
         gradient = aten.silu_backward(gradient.to(wide.dtype), maps.pop())
         gradients = []  # of the modulations, the last one first
-        for modulation, is_wanted in zip(reversed(modulations), reversed(wanted[6:]), strict=True):
+        for modulation, is_needed in zip(reversed(modulations), reversed(needed[6:]), strict=True):
             before = maps.pop()
-            gradients.append(_of_modulation(gradient, before, modulation) if is_wanted else None)
+            gradients.append(_of_modulation(gradient, before, modulation) if is_needed else None)
             del before
             gradient.addcmul_(gradient, modulation.chunk(2, dim=1)[0])
         of_norm = aten.native_group_norm_backward(
-            gradient.contiguous(), wide, mean, inverse_std, weight, *sizes, list(wanted[3:6])
+            gradient.contiguous(), wide, mean, inverse_std, weight, *sizes, list(needed[3:6])
         )
         of_x = None if of_norm[0] is None else of_norm[0].to(x.dtype)
         return (None, None, None, of_x, *of_norm[1:], *reversed(gradients))
