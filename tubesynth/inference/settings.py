@@ -24,15 +24,15 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
                 f"command line, '{item}': a trained model takes data.KEY=value and"
                 " sampling.KEY=value"
             )
-    source, given = args.config or str(args.model), {}
+    source, of_file = args.config or str(args.model), {}
     if args.config:
-        given = read_yaml(find_config(args.config))
-        if "stage" in given and (whole := load_config(args.config)).stage != config.stage:
+        of_file = read_yaml(find_config(args.config))
+        if "stage" in of_file and (whole := load_config(args.config)).stage != config.stage:
             raise InputError(
                 f"{source}: for stage {whole.stage}, the model is of stage {config.stage}:"
                 " give a config of that stage, or one of the sections data and sampling alone"
             )
-    plain = with_sections(to_plain(config), with_label_section(given, source), source)
+    plain = with_sections(to_plain(config), with_label_section(of_file, source), source)
     other = build_with_overrides(plain, args.overrides, source, config_from_plain)
     assert isinstance(other, Stage2Config)
     for key, value, trained in (
@@ -46,27 +46,27 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
             )
     for key in ("resolution", "spacing"):
         value, trained = getattr(other.data, key), getattr(config.data, key)
-        if key in given.get("data", {}) and value != trained:
+        if key in of_file.get("data", {}) and value != trained:
             warn_once(f"{source}: data.{key}: {value}, the model was trained with {trained}")
     return replace(config, data=other.data, sampling=other.sampling)
 
 
-def with_sections(plain: dict, given: dict, source: str) -> dict:
+def with_sections(plain: dict, of_file: dict, source: str) -> dict:
     """The plain values of a model's config with the keys that a file has of data and sampling."""
-    unknown = sorted(given.keys() - {"data", "sampling", "labels"})
-    if unknown and "stage" not in given:
+    unknown = sorted(of_file.keys() - {"data", "sampling", "labels"})
+    if unknown and "stage" not in of_file:
         raise InputError(
             f"{source}: {unknown[0]}: expected the sections data and sampling alone, or a whole"
             " config with its stage"
         )
     sections = {}
     for name in ("data", "sampling"):
-        sections[name] = given.get(name, {})
+        sections[name] = of_file.get(name, {})
         if not isinstance(sections[name], dict):
             raise InputError(f"{source}: {name}: expected keys and values: give them, or remove it")
     if "steps" in sections["sampling"]:  # a time grid has its own number of steps
         sections["sampling"] = {"time_grid": None, **sections["sampling"]}
-    labels = given.get("labels", plain["labels"])
+    labels = of_file.get("labels", plain["labels"])
     return {**plain, "labels": labels, **{n: {**plain[n], **keys} for n, keys in sections.items()}}
 
 
