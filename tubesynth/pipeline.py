@@ -14,6 +14,7 @@ from __future__ import annotations  # `help` then shows `Solver | None`, not its
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -48,7 +49,7 @@ from tubesynth.models.scale import LatentScale
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.precision import AUTOCAST_DTYPE
+from tubesynth.runtime.precision import resolved
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.anatomy import Comparison, Ranges, describe
 from tubesynth.volume.grid import Volume
@@ -72,15 +73,15 @@ class Pipeline:
         scale: LatentScale | None,
         digest: str,
         device: torch.device,
-        precision: Precision = "32",
+        precision: Precision = "auto",
         tile: Tile = "auto",
         conditions: Ranges | None = None,
         condition_dropout: float | None = None,
     ):
-        if precision != "32" and precision not in AUTOCAST_DTYPE:
-            raise InputError(f"precision {precision}: choose 32, bf16-mixed or 16-mixed")
+        if precision not in get_args(Precision):
+            raise InputError(f"precision {precision}: choose {', '.join(get_args(Precision))}")
         self.config, self.digest, self.device = config, digest, device
-        self.precision: Precision = precision
+        self.precision = resolved(precision, device)
         self.tile: Tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
@@ -94,7 +95,7 @@ class Pipeline:
         path: str | Path,
         *,
         device: str | torch.device | None = None,
-        precision: Precision = "32",
+        precision: Precision = "auto",
         tile: Tile = "auto",
         ema: float | None = None,
     ) -> Pipeline:
@@ -103,7 +104,8 @@ class Pipeline:
         path: a .ckpt of training, a .safetensors of tubesynth export, or the name of a packaged
             model: "heart-phantom".
         device: default: the GPU if there is one, else the CPU.
-        precision: that of the networks, "32", "bf16-mixed" or "16-mixed".
+        precision: that of the networks, "32", "bf16-mixed" or "16-mixed"; "auto": bf16-mixed on a
+            GPU that has bf16, else 32.
         tile: side in voxels of the autoencoder's tiles; "auto" fits the free memory, None is the
             whole volume at once. The result is the same to rounding.
         ema: half-life in steps of the averaged weights to sample from; default: those of

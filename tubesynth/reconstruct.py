@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
             "resolution": list(args.resolution or data.resolution),
             "spacing": args.spacing or data.default_spacing,
             "original_grid": args.original_grid,
-            "precision": args.precision,
+            "precision": pipeline.precision,
         }
         jobs = []
         for case, path in cases.items():

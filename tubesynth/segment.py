@@ -42,7 +42,7 @@ from tubesynth.runtime.run_lock import RunLock, locked
 from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes, find_splits
-from tubesynth.training.resume import find_checkpoint, starting_position
+from tubesynth.training.resume import find_checkpoint, starting_position, with_precision
 from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
 from tubesynth.volume.cases import Case, find_cases, pair_cases
@@ -160,6 +160,7 @@ def train_one(
     volumes = Volumes.find(config)
     volumes.training = synthetic + ([] if config.without_real else volumes.training)
     checkpoint = find_checkpoint(None, run_dir, config)
+    config = with_precision(config, checkpoint, run_dir, device)
     log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
     if config.data.dataset_type == "persistent":
         volumes.build_cache()

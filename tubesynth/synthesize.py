@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     device = dist.start()
     try:
         pipeline, config = load_model(args, device)
-        settings = common_settings(args, config, pipeline.digest)
+        settings = common_settings(args, config, pipeline.digest, pipeline.precision)
         if not pipeline.takes_labels and not (args.input_dir or args.cases or args.centrelines):
             args.unconditional = True
         cases = find_sources(args, config)

@@ -44,7 +44,7 @@ from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.plan import describe_plan
-from tubesynth.training.resume import find_checkpoint, starting_position
+from tubesynth.training.resume import find_checkpoint, starting_position, with_precision
 from tubesynth.training.run import CheckpointedStage, require_tools, run_stage
 
 
@@ -71,7 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="auto: a GPU if there is one; cpu: train on the CPU; cuda: an error without a GPU",
     )
-    parser.add_argument("--precision", help="32, bf16-mixed or 16-mixed")
+    parser.add_argument("--precision", help="auto, 32, bf16-mixed or 16-mixed")
     parser.add_argument(
         "--logger", default="tensorboard", choices=LOGGERS, help="writer of the curves"
     )
@@ -217,6 +217,7 @@ def train(
 ) -> None:
     """Build the cache, make the stage and train it, on every rank."""
     warn_of_cpu(config, device, args.device, args.gpus)
+    config = with_precision(config, checkpoint, run_dir, device)
     log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
     if config.data.dataset_type == "persistent":
         volumes.build_cache()

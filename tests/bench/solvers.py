@@ -62,7 +62,8 @@ ALONG = [key for key, _ in COLUMNS.values() if key.startswith(("centreline", "co
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    pipeline = Pipeline.load(args.model, device=args.device)
+    exact = Pipeline.load(args.model, device=args.device, precision="32")
+    pipeline = Pipeline.load(args.model, device=args.device, precision=args.precision)
     ways = ways_of(pipeline.config.latent_mode)
     if args.ways:
         if unknown := set(args.ways) - ways.keys():
@@ -73,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     cases = sorted(case for case in maps if case in reals)
     cases = cases[:: max(1, len(cases) // args.cases)][: args.cases]
     folder = args.output_dir / f"{pipeline.digest[:12]}_seed{args.seed}_{name_of(reference)}"
+    if pipeline.precision != "32":
+        folder = folder.with_name(f"{folder.name}_{pipeline.precision}")
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict]] = {}
     for case in cases:
@@ -80,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not {*YARDSTICKS, *ways} <= scores.keys():
             labels, real = read_labels(maps[case]), read_volume(reals[case])
-            scores |= case_scores(pipeline, case, labels, real, reference, ways, args.seed)
+            scores |= case_scores(pipeline, exact, case, labels, real, reference, ways, args.seed)
             path.write_text(json.dumps(scores, indent=1), encoding="utf-8")
         for name in (*ways, *YARDSTICKS):
             rows.setdefault(name, []).append(scores[name])
@@ -127,6 +130,7 @@ def name_of(way: SamplingConfig) -> str:
 
 def case_scores(
     pipeline: Pipeline,
+    exact: Pipeline,
     case: str,
     labels: Volume,
     real: Volume,
@@ -134,11 +138,16 @@ def case_scores(
     ways: dict[str, SamplingConfig],
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """{way or yardstick: {score: value}} of one case; real: its CT, HU."""
+    """{way or yardstick: {score: value}} of one case; real: its CT, HU.
+
+    exact: the model in 32 bits, which makes the reference.
+    """
     labels, real = pipeline.grid.labels(labels), pipeline.grid.image(real)
     tokens = tokens_of(labels, NINE_CLASSES)
 
-    def solved(way: SamplingConfig, noise_seed: int) -> tuple[Sample, float]:
+    def solved(
+        way: SamplingConfig, noise_seed: int, pipeline: Pipeline = pipeline
+    ) -> tuple[Sample, float]:
         random = generator(torch.device("cpu"), noise_seed, "sample", case, 0)
         start = time.perf_counter()
         sample = pipeline.sample(labels, random, sampling=way)
@@ -157,7 +166,7 @@ def case_scores(
             "seconds": seconds,
         }
 
-    aim, seconds = solved(reference, seed)
+    aim, seconds = solved(reference, seed, exact)
     return {
         "reference": row(aim, seconds),
         "another noise": row(*solved(pipeline.config.sampling, seed + 1)),
@@ -198,6 +207,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference-steps", type=int, help="default: 200 of midpoint, all of ddim")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--precision", default="32", help="of all but the reference")
     parser.add_argument("--picture", type=Path, help="an SVG file")
     return parser.parse_args(argv)
 

@@ -14,7 +14,7 @@ FlowSolver = Literal["euler", "midpoint", "heun", "rk4", "adams", "dopri5"]
 DiffusionSampler = Literal["ddpm", "ddim"]
 FLOW_SOLVERS, DIFFUSION_SAMPLERS = get_args(FlowSolver), get_args(DiffusionSampler)
 
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 
 # The items of train.restart: a run with the weights of another run may restart them.
 RESTARTS = ("schedule", "epochs", "optimizers")
@@ -110,7 +110,8 @@ class TrainConfig:
     adam_eps: float = 1e-8
     gradient_clip: float | None = None  # largest norm of the gradient of one phase
     accumulate: int = 1  # batches per optimizer step
-    precision: Precision = "32"
+    # auto: bf16-mixed on a GPU that has bf16, else 32; a run that resumes keeps its own.
+    precision: Precision = "auto"
     checkpointing: bool = False  # gradient checkpointing: less memory, more time
     deterministic: bool = False  # on a GPU too, where it is slower: docs/reliability.md
     # Of stage 1: train the decoder alone, so that latents, and a stage 2 of them, stay valid.

@@ -6,6 +6,7 @@ Each rule takes a `Plan`: the config and the cases that it would be trained on.
 import math
 import os
 import shutil
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from tubesynth.data.volumes import VOLUMES, stored_volume_key
 from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
 from tubesynth.runtime.memory import total_bytes
+from tubesynth.runtime.precision import resolved
 from tubesynth.runtime.reading import no_such
 from tubesynth.training.warnings import config_warnings
 
@@ -37,7 +39,9 @@ class Plan:
     """A config and the cases that it would be trained on."""
 
     def __init__(self, config: Config, splits: list[Split]):
-        self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = resolved(config.train.precision, self.device)
+        self.config = replace(config, train=replace(config.train, precision=precision))
         self.cases = [case for split in splits for case in split.cases]
         self.training = sum(len(split.cases) for split in splits if split.name == "training")
 
@@ -52,8 +56,7 @@ class Plan:
 
     @cached_property
     def estimate(self) -> Estimate:
-        device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        return estimate(self.config, self.latent_sizes, device_type)
+        return estimate(self.config, self.latent_sizes, self.device.type)
 
 
 def weights(plan: Plan) -> Results:
@@ -163,7 +166,7 @@ def device(plan: Plan) -> Results:
     if not torch.cuda.is_available():
         yield warning(
             f"no GPU: training runs on {os.cpu_count()} CPU cores, which is fast enough for small"
-            " configs only" + (f"; {precision} is no faster there" if precision != "32" else "")
+            " configs only" + ("; 16-mixed is no faster there" if precision == "16-mixed" else "")
         )
         return
     count = torch.cuda.device_count()

@@ -45,7 +45,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--resolution", type=int, nargs="+", metavar="N", help="voxels x y z; default: trained")
     add("--spacing", type=float, nargs="+", metavar="MM", help="mm x y z; default: trained")
-    choices = get_args(Precision)
     add(
         "--label-map",
         nargs="*",
@@ -53,7 +52,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="classes of the label maps' values, e.g. 1=3 2=7, in place of data.label_map; none:"
         " the values are classes",
     )
-    add("--precision", default="32", choices=choices, help="precision of the networks")
+    add(
+        "--precision",
+        default="auto",
+        choices=get_args(Precision),
+        help="of the networks; auto: bf16-mixed on a GPU that has bf16, else 32",
+    )
     add(
         "--tile",
         default="auto",

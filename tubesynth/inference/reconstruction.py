@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tubesynth.conditioning.model_grid import ModelGrid, pad_to_multiple
 from tubesynth.conditioning.request import PlacedRequest, decoder_condition, trace
-from tubesynth.config.schema import Precision
 from tubesynth.inference.sampling import Tile, fitting_tile, require_finite
 from tubesynth.models.decoder_condition import DecoderCondition
 from tubesynth.models.vqvae import VQVAE
@@ -41,7 +40,7 @@ class Codec:
 
     net: VQVAE
     grid: ModelGrid
-    precision: Precision
+    precision: str
     tile: Tile
     condition_dropout: float | None
 

@@ -70,8 +70,13 @@ def with_sections(plain: dict, of_file: dict, source: str) -> dict:
     return {**plain, "labels": labels, **{n: {**plain[n], **keys} for n, keys in sections.items()}}
 
 
-def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str) -> dict:
-    """The settings that decide the voxels of all samples; digest: of the model's weights."""
+def common_settings(
+    args: argparse.Namespace, config: Stage2Config, digest: str, precision: str
+) -> dict:
+    """The settings that decide the voxels of all samples.
+
+    digest: of the model's weights. precision: that --precision stands for.
+    """
     data = config.data
     settings = {
         "model_digest": digest,
@@ -81,7 +86,7 @@ def common_settings(args: argparse.Namespace, config: Stage2Config, digest: str)
         "guidance_vessel": args.guidance_vessel,
         "resolution": list(args.resolution or data.resolution),
         "spacing": args.spacing or data.default_spacing,
-        "precision": args.precision,
+        "precision": precision,
         "label_map": data.label_map and [f"{v}={label}" for v, label in data.label_map.items()],
     }
     if data.token_step_mm is not None:  # for the U-Net, the decoder or both

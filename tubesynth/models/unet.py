@@ -18,6 +18,7 @@ from tubesynth.models.blocks import (
     expand_to,
     group_norm,
     repeat_cases,
+    without_autocast,
     zero_init,
 )
 from tubesynth.models.conditions import CachedConditions, Conditions
@@ -200,4 +201,4 @@ class UNet(Encoder):
             h = self._run_level(block, h, state, vessels, modulations)
             if "grow" in block:
                 h = block["grow"](h, skips[-1].shape[2:])
-        return self.conv_out(norm_silu(self.norm_out, h))
+        return without_autocast(self.conv_out, norm_silu(self.norm_out, h))

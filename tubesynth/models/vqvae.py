@@ -8,11 +8,20 @@ the whole volume (tiling.py).
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from tubesynth.models.blocks import CONV, CONV_TRANSPOSE, conv, he_init, run_block, zero_init
+from tubesynth.models.blocks import (
+    CONV,
+    CONV_TRANSPOSE,
+    conv,
+    he_init,
+    run_block,
+    without_autocast,
+    zero_init,
+)
 from tubesynth.models.decoder_condition import (
     ConditionEncoder,
     ConditionLayer,
@@ -89,10 +98,12 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """condition: (B, condition_channels, f x, ...); None where the decoder has none."""
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             inputs = (z, condition) if isinstance(block, ConditionLayer) else (z,)
             z = run_block(block, *inputs, checkpointing=self.checkpointing)
-        return z
+        last_layer = partial(without_autocast, last)
+        return run_block(last_layer, z, checkpointing=self.checkpointing)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -6,6 +6,9 @@ A file of tubesynth export has weights alone: a run that starts from it restarts
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.schema import RESTARTS, Config
@@ -13,7 +16,10 @@ from tubesynth.config.strict import flatten, to_plain
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger
+from tubesynth.runtime.precision import resolved
 from tubesynth.training.loop import Stage
+
+Settings = TypeVar("Settings", bound=Config)
 
 # Sections that decide the shapes of the weights and their meaning.
 MODEL_SECTIONS = (
@@ -58,6 +64,8 @@ def _name_and_step(checkpoint: Checkpoint | None) -> str:
 
 def _find(requested: str | None, run_dir: Path, config: Config) -> Checkpoint | None:
     newest = newest_undamaged(run_dir / "checkpoints")
+    if newest:
+        config = _with_precision_of(newest, config)
     requested_path = None if requested in (None, "auto") else Path(requested)
     if requested_path and newest and run_dir.resolve() in requested_path.resolve().parents:
         checkpoint = _own_checkpoint(requested_path, newest, config)
@@ -175,6 +183,24 @@ def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
                 f"{checkpoint.path}: {key} is {stored.get(key)} in the checkpoint and {value} in"
                 " this config: make them equal to resume"
             )
+
+
+def with_precision(
+    config: Settings, checkpoint: Checkpoint | None, run_dir: Path, device: torch.device
+) -> Settings:
+    """The config with the precision that auto stands for: that of the run so far, if any."""
+    if checkpoint and is_in_run(checkpoint, run_dir):
+        config = _with_precision_of(checkpoint, config)
+    precision = resolved(config.train.precision, device)
+    return replace(config, train=replace(config.train, precision=precision))
+
+
+def _with_precision_of(checkpoint: Checkpoint, config: Settings) -> Settings:
+    """The config with the precision of the checkpoint in place of auto."""
+    if config.train.precision != "auto":
+        return config
+    precision = checkpoint.config.train.precision
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Path) -> Position:
