@@ -367,6 +367,12 @@ def test_a_label_map_that_does_not_fit_its_ct_is_named_or_refused(
     lit = np.where(label.array == 8, 500, bright.array).astype(np.int16)  # also thin vessels
     write_volume(tmp_path / "in" / image.name, Volume(lit, bright.affine), "int16")
     assert "HU around them" not in remarks("own", label.array)
+    odd = ["--input-dir", tmp_path / "in", "--output-dir", tmp_path / "odd", "--labels"]
+    odd += [tmp_path / "own", "--resolution", 30, 29, 22]  # padded, then cut
+    model = all_on / "checkpoints" / "last.ckpt"
+    reconstruct.main([str(item) for item in (*odd, "--model", model)])
+    assert read_volume(tmp_path / "odd" / f"{name}.img.nii.gz").shape == (30, 29, 22)
+    capsys.readouterr()
     assert "no class 8 (coronary arteries) in the label map" in remarks("none", 0 * label.array)
     air = np.where(label.array == 8, 0, label.array)
     air[:2, :2, 2:8] = 8
@@ -400,8 +406,10 @@ def test_a_frozen_encoder_keeps_latents_and_codes_and_its_decoder_moves_into_sta
     assert all(weight.equal(moved.weights()[name]) for name, weight in base.weights().items())
     assert all(w.equal(moved.autoencoder.module[name]) for name, w in after.items())
     label = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
-    results = [Pipeline.load(path).synthesize(label, seed=1) for path in (stage_2, out)]
+    pipelines = [Pipeline.load(path) for path in (stage_2, out)]
+    results = [pipeline.synthesize(label, seed=1) for pipeline in pipelines]
     assert not np.array_equal(*(result.array for result in results))
+    assert pipelines[0].digest != pipelines[1].digest  # or its volumes would be finished ones
     conditioned = all_on / "checkpoints" / "last.ckpt"
     for other, reason in ((conditioned, "data.token_step_mm 5.5"), (early, "has another encoder")):
         with pytest.raises(InputError, match=reason):

@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ranks import on_two_ranks
 
 from tubesynth import cache
 from tubesynth.build.checkpoint import Checkpoint, PhaseState
@@ -102,6 +103,16 @@ def test_stage_2_builds_latents_too_and_another_autoencoder_is_a_miss(project, c
     run("build", "--config", project / "two.yml", "--workers", 1)
     assert len(keys(project, "latents")) == 10
     assert len(keys(project, "volumes")) == 3
+
+
+def build_two(rank: int, configs: list[str]) -> None:
+    run("build", "--workers", 1, "--config", *configs)
+
+
+@pytest.mark.slow
+def test_ranks_build_the_entries_of_several_configs(project):
+    on_two_ranks(project, build_two, [str(project / f"{name}.yml") for name in ("one", "two")])
+    assert len(keys(project, "volumes")) == 3 and len(keys(project, "latents")) == 5
 
 
 def test_verify_removes_damaged_entries_and_exits_with_1(project, capsys):

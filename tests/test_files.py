@@ -4,6 +4,7 @@ import gzip
 import locale
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -98,6 +99,16 @@ def test_itk_formats_have_the_world_coordinates_of_the_same_nifti(tmp_path, suff
     assert volume.array[tuple(index)] == image.GetPixel(2, 3, 4)
     assert np.allclose(sorted(volume.spacing), [0.5, 0.6, 0.9], atol=1e-6)
     assert np.allclose(volume.to_world(index), lps * [-1, -1, 1], atol=1e-5)
+
+
+def test_threads_that_read_meta_images_leave_the_standard_error_as_it_was(tmp_path):
+    for index in range(8):
+        image = sitk.GetImageFromArray(numbers((40, 50, 60)))
+        sitk.WriteImage(image, str(tmp_path / f"{index}.mha"))
+    before = os.fstat(2)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_volume, 4 * sorted(tmp_path.iterdir())))
+    assert os.path.samestat(before, os.fstat(2))
 
 
 def test_labels_stored_with_a_slope_are_rounded_to_whole_numbers(tmp_path):

@@ -406,6 +406,29 @@ def test_a_checkpoint_of_an_unfused_optimizer_resumes_with_a_fused_one():
     assert torch.equal(weights(phase), weights(other))
 
 
+@pytest.mark.parametrize("layouts", [(False, True), (True, False)])
+def test_moments_of_another_memory_layout_resume_as_those_of_their_own(layouts):
+    def phase_of(channels_last: bool) -> Phase:
+        torch.manual_seed(0)
+        phase = Phase("net", nn.Conv3d(2, 3, 3), lambda net, b: {"l": net(b["x"]).mean()}, 0.1)
+        phase.place(CPU, replace(PLAIN, channels_last=channels_last))
+        return phase
+
+    def step(phase: Phase, index: int) -> None:
+        x = torch.randn(1, 2, 4, 4, 4, generator=generator(CPU, "moments", index))
+        step_of(phase, [{"x": x, "case": ["a"]}], index, PLAIN)
+
+    trained, results = phase_of(layouts[0]), []
+    step(trained, 0)
+    for channels_last in layouts:
+        resumed = phase_of(channels_last)
+        resumed.load(copy.deepcopy(trained.state()), with_optimizer=True)
+        for index in (1, 2, 3):
+            step(resumed, index)
+        results.append(resumed.module.weight.detach())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
 def test_the_kernels_of_a_gpu_are_fast_or_deterministic(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     gpu, cudnn = torch.device("cuda"), torch.backends.cudnn

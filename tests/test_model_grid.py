@@ -106,7 +106,7 @@ def test_training_and_inference_have_the_same_tokens_and_fields(case, tmp_path):
     training = conditions_of(conditions_to_device(collate([arrays]), CPU))
     grid = ModelGrid(STAGE_1, CPU)
     request = SampleRequest(read_labels(case.label), torch.Generator())
-    placed = place_request(request, grid, 4, with_tokens=True)
+    placed = place_request(request, grid, with_tokens=True)
     inference = conditions_of(collate_requests([placed], 3, 4, with_vessels=True))
     assert torch.equal(training.labels, inference.labels)
     assert training.tokens.keys() == inference.tokens.keys()

@@ -146,5 +146,5 @@ def test_flags_of_the_published_scripts_are_those_of_the_commands():
     common = ["--model", "m", "--output-dir", "out"]
     args = synthesize.parse([*common, "--label-dir", "maps", "--amp", "--latent-mode", "flow"])
     assert (args.input_dir, args.precision) == (Path("maps"), "16-mixed")
-    assert synthesize.parse(common).precision == "32"
+    assert synthesize.parse(common).precision == "auto"
     assert reconstruct.parse([*common, "--input-dir", "cts", "--label-dir", "maps"]).labels.name

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from runs import lines, run
 
-from tubesynth import evaluate, segment, synthesize
+from tubesynth import cache, evaluate, segment, synthesize
+from tubesynth.config.loading import load_config
 from tubesynth.losses.segmentation import dice_loss
 from tubesynth.models.segmenter import SegmentationUNet
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError, Stopped
 from tubesynth.training import segmentation
+from tubesynth.training.inputs import Volumes
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, read_volume
 
@@ -40,6 +42,15 @@ def config(workplace, tmp_path_factory):
     path = tmp_path_factory.mktemp("segmenter") / "segment.yml"
     path.write_text(CONFIG.format(root=workplace))
     return path
+
+
+def test_validation_scores_the_averaged_weights_that_apply_uses(config):
+    settings = load_config(config, ["train.ema_half_life=5"])
+    stage = segmentation.SegmentationStage(settings, Volumes.find(settings), torch.device("cpu"))
+    head = stage.phases[0].averages[0].module.head
+    for bias, expected in ((100.0, True), (-100.0, False)):
+        torch.nn.init.constant_(head.bias, bias)
+        assert all(mask.all() == mask.any() == expected for _, mask, _ in stage.masks())
 
 
 def test_dice_loss_is_one_minus_dice():
@@ -198,18 +209,25 @@ def test_evaluate_scores_the_masks_of_the_segmenter(trained, workplace, tmp_path
 
 
 @pytest.mark.slow
-def test_synthetic_cases_are_added_to_the_training_cases(config, workplace, stage_2, tmp_path):
+def test_synthetic_cases_are_added_to_the_training_cases_and_to_their_cache(
+    config, workplace, stage_2, tmp_path, capsys
+):
     labels = workplace / "data" / "training" / "labels"
     run(synthesize, "--model", stage_2, "--input-dir", labels, "--output-dir", tmp_path / "new")
     pairs = [find_cases(tmp_path / "new"), find_cases(tmp_path / "new" / "labels")]
     assert list(pairs[0]) == list(pairs[1]) and len(pairs[0]) == 4
     common = ["train", "--config", config, "--synthetic", tmp_path / "new", "--logger", "none"]
-    common += ["--set", "train.epochs=1"]
+    common += ["--set", "train.epochs=1", f"data.cache_dir={tmp_path / 'cache'}"]
     for name, options, steps in (("both", [], 8), ("alone", ["--without-real"], 4)):
         run(segment, *common, "--run-dir", tmp_path / name, *options)
         assert lines(tmp_path / name / "seed_0")[-1]["step"] == steps
     with pytest.raises(InputError, match="holds another run already .*without_real"):
         run(segment, *common, "--run-dir", tmp_path / "alone")
+    synthetic, cache_dir = f"synthetic=[{tmp_path / 'new'}]", f"data.cache_dir={tmp_path / 'cache'}"
+    for options, unused in (([synthetic], 0), ([], 4)):
+        capsys.readouterr()
+        run(cache, "prune", "--dry-run", "--config", config, cache_dir, *options)
+        assert f"{unused} entries" in capsys.readouterr().out
 
 
 @pytest.mark.slow

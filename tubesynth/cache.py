@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "build":
         if args.workers is not None:
             check_workers(args.workers)
-        for config in configs:
-            build(store, config, args.workers)
+        build(store, configs, args.workers)
     elif args.command == "verify":
         interruptible(lambda: verify(store), "not all entries are checked")
     elif args.command == "list":
@@ -90,32 +89,40 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_with_overrides(argv)
 
 
-def build(store: Store, config, workers: int | None) -> None:
-    """Build every entry that training with this config reads; ranks share the work."""
+def build(store: Store, configs: list, workers: int | None) -> None:
+    """Build every entry that training with these configs reads; ranks share the work."""
     from tubesynth.runtime import dist  # imports torch, which list and verify do not need
+
+    device = dist.start()
+    try:
+        for config in configs:
+            build_entries(store, config, workers, device)
+    finally:
+        dist.stop()
+
+
+def build_entries(store: Store, config, workers: int | None, device) -> None:
+    """The entries of one config; device: encodes its latents."""
+    from tubesynth.runtime import dist
     from tubesynth.training.inputs import Volumes
 
     volumes = Volumes.find(config)
     volumes.store = store
-    device = dist.start()
-    try:
-        report, world = volumes.build_cache(workers), dist.world_size()
-        if dist.is_main():
-            of_rank = f" (in this process, of {world})" if world > 1 else ""
-            print(f"{store.root}/{VOLUMES}: {report}{of_rank}")
-        if config.stage in (2, 3):
-            from tubesynth.build.base_models import require_base_models
-            from tubesynth.training.latents import encode_data_set
+    report, world = volumes.build_cache(workers), dist.world_size()
+    if dist.is_main():
+        of_rank = f" (in this process, of {world})" if world > 1 else ""
+        print(f"{store.root}/{VOLUMES}: {report}{of_rank}")
+    if config.stage in (2, 3):
+        from tubesynth.build.base_models import require_base_models
+        from tubesynth.training.latents import encode_data_set
 
-            before = len(list(store.folders(LATENTS)))
-            models = require_base_models(config, ["latents.autoencoder"])
-            assert models.autoencoder is not None  # required above
-            encode_data_set(config, volumes, models.autoencoder, device)
-            if dist.is_main():
-                total = len(list(store.folders(LATENTS)))
-                print(f"{store.root}/{LATENTS}: {total - before} built, {total} in all")
-    finally:
-        dist.stop()
+        before = len(list(store.folders(LATENTS)))
+        models = require_base_models(config, ["latents.autoencoder"])
+        assert models.autoencoder is not None  # required above
+        encode_data_set(config, volumes, models.autoencoder, device)
+        if dist.is_main():
+            total = len(list(store.folders(LATENTS)))
+            print(f"{store.root}/{LATENTS}: {total - before} built, {total} in all")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ too, so one file is enough.
 
 from __future__ import annotations  # `help` then shows `Solver | None`, not its expansion
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -61,8 +62,8 @@ __all__ = ["Pipeline", "Sample", "SampleRequest", "Solver"]
 class Pipeline:
     """A trained model on a device, which takes and returns volumes.
 
-    config: that of the model. digest: the digest of its weights. conditions: what the label maps
-    of its training were like, None for stage 1 and models of version 0.2.0.
+    config: that of the model. digest: of all its weights and its latent scale. conditions: what the
+    label maps of its training were like, None for stage 1 and models of version 0.2.0.
     """
 
     def __init__(
@@ -127,8 +128,10 @@ class Pipeline:
         unet = build_network(config, autoencoder.embedding_dim, autoencoder.factor)
         weights = checkpoint.weights(ema)
         unet.load_state_dict(weights)
-        digest, scale = weights_digest(weights), checkpoint.latent_scale
-        conditions = checkpoint.conditions
+        scale, conditions = checkpoint.latent_scale, checkpoint.conditions
+        assert scale is not None  # checked when the file was read
+        digests = [weights_digest(weights), stored.digest, weights_digest(scale.state())]
+        digest = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
         return cls(config, autoencoder, unet, scale, digest, *options, conditions, dropout)
 
     @property
@@ -333,8 +336,8 @@ class Pipeline:
         if self.conditions is None:
             return Comparison([], False)
         request = SampleRequest(labels, torch.Generator(), vessels)
-        factor, with_tokens = self.autoencoder.factor, self.config.data.token_step_mm is not None
-        placed = place_request(request, self.grid, factor, with_tokens, spacing, resolution)
+        with_tokens = self.config.data.token_step_mm is not None
+        placed = place_request(request, self.grid, with_tokens, spacing, resolution)
         on_grid, scheme = placed.labels, self.config.labels
         return self.conditions.compare(
             describe(on_grid.array, on_grid.spacing, placed.tokens, scheme)

@@ -41,11 +41,11 @@ from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.runtime.run_lock import RunLock, locked
 from tubesynth.runtime.stop_signal import RESUMES, listening
 from tubesynth.training.head import log_head, warn_of_cpu
-from tubesynth.training.inputs import Volumes, find_splits
+from tubesynth.training.inputs import Volumes, find_splits, synthetic_cases
 from tubesynth.training.resume import find_checkpoint, starting_position, with_precision
 from tubesynth.training.run import require_tools, run_stage
 from tubesynth.training.segmentation import SegmentationStage
-from tubesynth.volume.cases import Case, find_cases, pair_cases
+from tubesynth.volume.cases import find_cases
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.hounsfield import read_ct
 from tubesynth.volume.nifti import with_axes_of
@@ -128,37 +128,25 @@ def train_seeds(args: argparse.Namespace) -> None:
         warn_of_cpu(config, device, args.device, gpus=None)
         seeds = args.seeds or [config.seed]
         runs = {run_dir / f"seed_{seed}": replace(config, seed=seed) for seed in seeds}
-        synthetic = synthetic_cases(config)
+        # InputError if a synthetic case was made of a validation case
+        refuse_sources(synthetic_cases(config), find_splits(config)[1])
         for folder, seed_config in runs.items():  # refused now, not after the seeds before it
             find_checkpoint(None, folder, seed_config)
         for folder, seed_config in runs.items():
             with locked(folder) as lock:
-                rows += train_one(seed_config, synthetic, lock, device, args.logger)
+                rows += train_one(seed_config, lock, device, args.logger)
         if dist.is_main():
             report(rows, run_dir)
     finally:
         dist.stop()
 
 
-def synthetic_cases(config: SegmenterConfig) -> list[Case]:
-    """The cases of --synthetic; InputError if one was made of a validation case."""
-    folders = map(Path, config.synthetic)
-    cases = [case for out in folders for case in pair_cases(out, out / "labels")]
-    refuse_sources(cases, find_splits(config)[1])
-    return cases
-
-
 def train_one(
-    config: SegmenterConfig,
-    synthetic: list[Case],
-    lock: RunLock,
-    device: torch.device,
-    logger: str,
+    config: SegmenterConfig, lock: RunLock, device: torch.device, logger: str
 ) -> list[dict]:
     """Train with one seed; returns a row of scores per validation case, the same on every rank."""
     run_dir = lock.run_dir
     volumes = Volumes.find(config)
-    volumes.training = synthetic + ([] if config.without_real else volumes.training)
     checkpoint = find_checkpoint(None, run_dir, config)
     config = with_precision(config, checkpoint, run_dir, device)
     log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))

@@ -111,24 +111,18 @@ class PlacedRequest:
 def place_request(
     request: SampleRequest,
     grid: ModelGrid,
-    factor: int,
     with_tokens: bool,
     spacing: Sequence[float] | None = None,
     resolution: Sequence[int] | None = None,
 ) -> PlacedRequest:
     """A request on the model's grid.
 
-    factor: voxels per side of a latent cell. with_tokens: trace the vessels of a label map.
+    with_tokens: trace the vessels of a label map.
     """
     source = request.labels
     if source is None:
         source = grid.blank_labels(spacing, resolution)
     labels = grid.labels(source, spacing, resolution)
-    if any(n % factor for n in labels.shape[: grid.config.dim]):
-        raise InputError(
-            f"resolution {' '.join(map(str, labels.shape[: grid.config.dim]))}: every side must"
-            f" be a multiple of {factor}"
-        )
     tokens = request.vessels
     if tokens is not None:
         tokens = place_tokens(tokens, source, labels.shape, labels.affine)

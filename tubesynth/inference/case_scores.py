@@ -1,4 +1,8 @@
-"""The scores and the picture of one case, from its files, in a process of their own."""
+"""The scores and the picture of one case, from its files, in a process of their own.
+
+They are computed on the CPU: every process would hold a context of the GPU, and a score would
+depend on whether there is one.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,8 +28,7 @@ from tubesynth.volume.rasterize import rasterize_vessels
 @lru_cache(maxsize=1)
 def trained_segmenter(path: Path) -> VesselSegmenter:
     """The segmenter, loaded once per process."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return VesselSegmenter.load(path, device)
+    return VesselSegmenter.load(path, torch.device("cpu"))
 
 
 def scores_or_fault(case: EvaluationCase, *options) -> CaseScores | str:

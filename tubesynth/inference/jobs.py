@@ -287,9 +287,9 @@ def run_jobs(
                 progress.update(len(batch))
 
             overlapped(batches, read, compute, write, report)
-        left_out.refuse(output_dir, len(rank_jobs))
 
     dist.interruptible(write_volumes, message)
+    dist.together(lambda: left_out.refuse(output_dir, len(rank_jobs)))
     if dist.is_main():
         seconds = (time.perf_counter() - start) / max(1, len(unfinished))
         finished = len(jobs) - len(unfinished)

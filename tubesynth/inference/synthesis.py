@@ -112,7 +112,13 @@ class Synthesizer:
         with_vessels = any(term.vessels for term in terms)
         with_tokens = with_vessels or net.condition is not None
         on_grid = (options.spacing, options.resolution)
-        placed = [place_request(r, grid, net.factor, with_tokens, *on_grid) for r in requests]
+        placed = [place_request(r, grid, with_tokens, *on_grid) for r in requests]
+        for sides in (request.labels.shape[: config.dim] for request in placed):
+            if any(n % net.factor for n in sides):
+                raise InputError(
+                    f"resolution {' '.join(map(str, sides))}: every side must be a multiple of"
+                    f" {net.factor}"
+                )
         self.codec.warn_without_condition(all(request.has_label_map for request in placed))
         decoder_conditions: list[DecoderCondition | None] = [None] * len(placed)
         if net.condition:  # what a weight of 0 drops, the decoder does not get either

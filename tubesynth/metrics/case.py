@@ -184,20 +184,20 @@ def pair_scores(
     settings: Settings,
     distance: Distance | None = None,
 ) -> dict[str, float]:
-    """Image scores of two volumes (and a label map) on one grid; on a GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Image scores of two volumes (and a label map) on one grid."""
     arrays = [real.array, other.array, *([] if label is None else [label.array])]
     if other.shape[2] == 1:  # a picture: (X, Y, 1) -> (X, Y)
         arrays = [array[:, :, 0] for array in arrays]
-    tensors = [torch.from_numpy(np.array(array)).to(device) for array in arrays]
+    tensors = [torch.from_numpy(np.array(array)) for array in arrays]
     count = 0 if label is None else int(label.array.max()) + 1
     window = settings.hu_window
     scores = image_scores(tensors[0], tensors[1], window, *tensors[2:], num_classes=count)
-    real_unit, other_unit = (torch.as_tensor(hu_to_unit(x, window)) for x in tensors[:2])
-    if settings.as_published:
-        scores |= similarity_as_published(real_unit, other_unit)
-    if distance is not None:
-        scores |= lpips_scores(real_unit, other_unit, distance, settings.as_published)
+    if settings.as_published or distance is not None:
+        real_unit, other_unit = (torch.as_tensor(hu_to_unit(x, window)) for x in tensors[:2])
+        if settings.as_published:
+            scores |= similarity_as_published(real_unit, other_unit)
+        if distance is not None:
+            scores |= lpips_scores(real_unit, other_unit, distance, settings.as_published)
     return scores
 
 

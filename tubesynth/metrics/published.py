@@ -66,11 +66,11 @@ def lpips_scores(
 
 @lru_cache(maxsize=1)
 def load_lpips(*files: str) -> Lpips:
-    """LPIPS of these weights, on the GPU where there is one, loaded once per process."""
+    """LPIPS of these weights, loaded once per process."""
     network = load_perceptual(list(files))
     if not isinstance(network, Lpips):
         raise InputError(f"--lpips {' '.join(files)}: {network.name}: give weights of LPIPS")
-    return network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return network
 
 
 def _mean(distance: Distance, a: Tensor, b: Tensor) -> float:

@@ -238,13 +238,15 @@ class VQVAE(nn.Module):
     def encode(self, image: Tensor, tile: int | None = None) -> Tensor:
         """(B, 1, X, ...) -> continuous latents (B, D, X / f, ...), before any code is looked up.
 
-        tile: side of the tiles in voxels, a multiple of f; None for the whole volume at once.
+        tile: side of the tiles in voxels, rounded up to a multiple of f; None for the whole volume
+            at once.
         """
         if tile is None:
             encoded = self.encoder(image)
         else:
             scale = Fraction(1, self.factor)
-            encoded = run_tiled(self.encoder, image, tile, self.encoder_halo, scale)
+            side = math.ceil(tile * scale) * self.factor
+            encoded = run_tiled(self.encoder, image, side, self.encoder_halo, scale)
         return self.quantizer.latents(encoded)
 
     def decode(
@@ -263,7 +265,7 @@ class VQVAE(nn.Module):
         features = self._condition_features(latents, condition)
         if tile is None:
             return self.decoder(latents, features)
-        cells, scale = max(1, tile // self.factor), Fraction(self.factor)
+        cells, scale = math.ceil(tile / self.factor), Fraction(self.factor)
         return run_tiled(self.decoder, latents, cells, self.decoder_halo, scale, features)
 
     def _condition_features(

@@ -15,7 +15,7 @@ from torch import Tensor
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.conditioning.model_grid import hu_to_unit_image
 from tubesynth.config.labels import label_remedy
-from tubesynth.config.schema import Config, DataConfig, Stage1Config
+from tubesynth.config.schema import Config, DataConfig, SegmenterConfig, Stage1Config
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.layout import SPLITS
@@ -52,6 +52,12 @@ def find_splits(config: Config) -> tuple[list[Case], list[Case]]:
         folders = [(images, None) for images, _ in folders]
     training, validation = (pair_cases(*pair, data.label_map) for pair in folders)
     return training, validation
+
+
+def synthetic_cases(config: SegmenterConfig) -> list[Case]:
+    """The cases of the output folders of synthesize that a segmenter is trained on."""
+    folders = map(Path, config.synthetic)
+    return [case for out in folders for case in pair_cases(out, out / "labels")]
 
 
 def to_device(batch: dict, data: DataConfig, device: torch.device) -> dict:
@@ -92,8 +98,13 @@ class Volumes:
 
     @classmethod
     def find(cls, config: Config) -> "Volumes":
-        """Pair the files of data.root; InputError where an image or a label map has no partner."""
-        return cls(config, *find_splits(config))
+        """Pair the files of data.root, and of a segmenter's synthetic folders; InputError where an
+        image or a label map has no partner.
+        """
+        training, validation = find_splits(config)
+        if isinstance(config, SegmenterConfig):
+            training = synthetic_cases(config) + ([] if config.without_real else training)
+        return cls(config, training, validation)
 
     @property
     def has_labels(self) -> bool:

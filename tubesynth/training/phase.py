@@ -106,5 +106,9 @@ class Phase:
             # Checkpoints of version 0.1.0 and of other devices may name another kernel.
             groups = [{**group, "fused": True} for group in state.optimizer["param_groups"]]
             self.optimizer.load_state_dict({**state.optimizer, "param_groups": groups})
+            for parameter, moments in self.optimizer.state.items():
+                for name, moment in moments.items():  # the fused kernel needs the weights' layout
+                    if moment.shape == parameter.shape:
+                        moments[name] = torch.empty_like(parameter).copy_(moment)
             if state.scaler and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state.scaler)

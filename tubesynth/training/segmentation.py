@@ -61,7 +61,7 @@ class SegmentationStage:
 
     def _logits(self, image: Tensor) -> Tensor:
         with autocast(self.device, self.config.train.precision):
-            return self.segmenter(image).float()
+            return self.phases[0].sampled(image).float()
 
     def case_scores(self) -> list[dict]:
         """Dice and clDice of this rank's validation cases."""

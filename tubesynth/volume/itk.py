@@ -5,6 +5,7 @@ SimpleITK's z, y, x order and its LPS frame are converted in this file only.
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from tubesynth.volume.grid import Volume
 from tubesynth.volume.nifti import check_affine, to_ras
 
 LONGEST_SIDE = 2**15  # voxels
+_STANDARD_ERROR = threading.Lock()
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -224,15 +226,19 @@ def _check_meta_image(path: Path) -> None:
 
 @contextmanager
 def _without_messages() -> Iterator[None]:
-    """Drop what MetaIO prints beside the error that it raises, straight to the standard error."""
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+    """Drop what MetaIO prints beside the error that it raises, straight to the standard error.
+
+    One thread at a time: another would save, and restore, what the first has put there.
+    """
+    with _STANDARD_ERROR:
+        saved = os.dup(2)
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _simpleitk():
