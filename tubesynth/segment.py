@@ -31,7 +31,7 @@ from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import SegmenterConfig
 from tubesynth.data.duplicates import refuse_sources
 from tubesynth.inference.jobs import Job, Result, run_jobs, source_of
-from tubesynth.inference.segmenter import VesselSegmenter
+from tubesynth.inference.segmenter import VesselSegmenter, mask_on_ct
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
@@ -225,11 +225,16 @@ class MaskSteps:
         config, (low, high) = self.segmenter.grid.config, self.segmenter.grid.config.data.hu_window
         return read_ct(source_of(job), config.dim, (low, high))
 
-    def place(self, batch: list[Job], files: list[Volume]) -> Volume:
-        return files[0]
+    def place(self, batch: list[Job], files: list[Volume]) -> tuple[Volume, Volume]:
+        return files[0], self.segmenter.grid.image(files[0])
 
-    def compute(self, batch: list[Job], inputs: Volume) -> list[Result]:
-        mask = self.segmenter(inputs)
-        vessel, source = np.uint8(self.segmenter.grid.config.labels.vessel), source_of(batch[0])
-        classes = Volume(mask.array * vessel, mask.affine)
-        return [Result(lambda: with_axes_of(classes, source), {})]
+    def compute(self, batch: list[Job], inputs: tuple[Volume, Volume]) -> list[Result]:
+        ct, image = inputs
+        logits, source = self.segmenter.logits(image), source_of(batch[0])
+
+        def finish() -> Volume:
+            mask = mask_on_ct(logits, ct)
+            vessel = np.uint8(self.segmenter.grid.config.labels.vessel)
+            return with_axes_of(Volume(mask.array * vessel, mask.affine), source)
+
+        return [Result(finish, {})]

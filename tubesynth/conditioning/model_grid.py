@@ -90,10 +90,8 @@ class ModelGrid:
 
     def volume(self, image: Tensor, affine: np.ndarray) -> Volume:
         """The first image of (B, 1, X, ...) in [0, 1] as a volume (X, Y, Z) in int16 HU."""
-        unit = image[0, 0].float().clamp(0, 1).cpu().numpy()
-        unit = unit[..., None] if self.config.dim == 2 else unit
-        hu = unit_to_hu(unit, self.config.data.hu_window)
-        return Volume(np.rint(hu).astype(np.int16), affine)
+        hu = unit_to_hu(image[0, 0], self.config.data.hu_window).round().to(torch.int16)
+        return Volume((hu[..., None] if self.config.dim == 2 else hu).cpu().numpy(), affine)
 
     def preprocessing(
         self, spacing: Sequence[float] | None, resolution: Sequence[int] | None

@@ -99,7 +99,7 @@ class Diffusion:
         self, network: Network, data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         k = self.timestep_of(t)
-        alpha_bar = self.alpha_bar.to(data.device)[k]
+        alpha_bar = self.alpha_bar.to(data.device, non_blocking=True)[k]
         signal = expand(alpha_bar.sqrt().to(data.dtype), data)
         sigma = expand((1 - alpha_bar).sqrt().to(data.dtype), data)
         x_t = signal * data + sigma * noise

@@ -33,10 +33,18 @@ class VesselSegmenter:
         net.load_state_dict(checkpoint.weights())
         return cls(checkpoint.config, net, device)
 
-    @torch.no_grad()
     def __call__(self, ct: Volume) -> Volume:
-        image = self.grid.image(ct)
+        return mask_on_ct(self.logits(self.grid.image(ct)), ct)
+
+    @torch.no_grad()
+    def logits(self, image: Volume) -> Volume:
+        """A CT on the model's grid -> the logits of the vessel class."""
         logits = self.net(self.grid.unit_image(image))[0, 0].float().cpu().numpy()
-        outside = -10.0  # logit of the background
-        on_ct = resample_image(Volume(logits, image.affine), ct.shape, ct.affine, fill=outside)
-        return Volume((on_ct.array > 0).astype(np.uint8), ct.affine)
+        return Volume(logits, image.affine)
+
+
+def mask_on_ct(logits: Volume, ct: Volume) -> Volume:
+    """The mask of logits on the grid of a CT."""
+    outside = -10.0  # logit of the background
+    on_ct = resample_image(logits, ct.shape, ct.affine, fill=outside)
+    return Volume((on_ct.array > 0).astype(np.uint8), ct.affine)

@@ -66,6 +66,12 @@ def without_autocast(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.to(next(layer.parameters()).dtype))
 
 
+def computing_type(x: Tensor) -> torch.dtype:
+    """The type of a convolution of x: under autocast that of 16 bits, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def expand_to(values: Tensor, like: Tensor) -> Tensor:
     """(B, ...) with trailing axes of size 1, to broadcast with `like` (B, C, X, ...)."""
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))

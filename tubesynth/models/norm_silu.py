@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tubesynth.models.blocks import computing_type
+
 aten: Any = torch.ops.aten
 
 
@@ -21,10 +23,7 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, *modulations: Tensor) -> Tensor:
     modulations: scale and shift of each m, (R, 2 C, X, ...) or the same everywhere (R, 2 C, 1,
     ...). Computed in 32 bits; the output has the type of a convolution's input.
     """
-    device = x.device.type
-    half = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if half else x.dtype
-    sizes = (dtype, norm.num_groups, norm.eps)
+    sizes = (computing_type(x), norm.num_groups, norm.eps)
     return _NormSilu.apply(*sizes, x, norm.weight, norm.bias, *modulations)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tubesynth.models.blocks import (
     CONV,
     PUBLISHED_GROUPS,
+    computing_type,
     conv,
     group_norm,
     he_init,
@@ -72,7 +73,7 @@ class LabelEncoder(nn.Module):
         self.layers = nn.Sequential(*layers).apply(he_init)
 
     def forward(self, labels: Tensor) -> Tensor:
-        dtype = next(self.layers.parameters()).dtype
+        dtype = computing_type(next(self.layers.parameters()))
         return self.layers(one_hot(labels, self.num_classes, dtype))
 
 

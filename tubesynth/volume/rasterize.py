@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.polyline import squared_distance_to_segment
 from tubesynth.volume.vessels import VesselTokens
 
 FIELD_REACH_CELLS = 3.0  # distance from a vessel's wall at which condition_fields end
@@ -24,43 +25,29 @@ def vessel_fields(
     vessel between the cells of a coarse latent grid is still represented. shape, spacing: of that
     grid, (3,) cells and mm.
     """
-    start, end, radii = _tubes(tokens)  # (S, 3), (S, 3), (S, 2)
-    spacing, shape = np.asarray(spacing, np.float32), (int(shape[0]), int(shape[1]), int(shape[2]))
-    middle = (np.array(shape, np.float32) - 1) / 2
-    distance = np.full(int(np.prod(shape)), max_mm, np.float32)
+    spacing = np.asarray(spacing, np.float64)
+    middle = (np.array(shape) - 1) / 2
+    axes = [
+        (step * (np.arange(n) - center)).astype(np.float32)
+        for n, center, step in zip(shape, middle, spacing, strict=True)
+    ]
+    distance = np.full(shape, max_mm, np.float32)
     radius = np.zeros_like(distance)
+    start, end, radii = _tubes(tokens)  # (S, 3), (S, 3), (S, 2)
     # each tube's box of cells, [low, high) (S, 3): its ends with a margin of radius + max_mm
     reach = radii.max(axis=1, initial=0)[:, None] + max_mm
     low = np.ceil((np.minimum(start, end) - reach) / spacing + middle).astype(int).clip(0)
-    high = np.floor((np.maximum(start, end) + reach) / spacing + middle).astype(int) + 1
-    sides = (np.minimum(high, shape) - low).clip(0)
-    num_cells = sides.prod(axis=1)  # (S,)
-    # All cells of all boxes in one list, in groups of about a million so that memory stays small.
-    for group in np.split(
-        np.arange(len(start)), np.flatnonzero(np.diff(num_cells.cumsum() >> 20)) + 1
-    ):
-        # (C,) tube of each cell, and its rank in that tube's box -> (C, 3) index in the grid
-        tube = np.repeat(group, num_cells[group])
-        first = np.cumsum(num_cells[group]) - num_cells[group]
-        rank = np.arange(len(tube)) - np.repeat(first, num_cells[group])
-        rank, z = np.divmod(rank, sides[tube, 2])
-        index = np.column_stack([*np.divmod(rank, sides[tube, 1]), z]) + low[tube]
-        # p = cell - a and d = b - a of the tube from a to b: the nearest point of its axis is at
-        # t = clip(p.d / d.d, 0, 1), the radius there is r_a + t (r_b - r_a), and the distance to
-        # the surface is |p - t d| minus that radius
-        offset = ((index - middle) * spacing).astype(np.float32) - start[tube]
-        axis = (end - start)[tube]
-        t = (offset * axis).sum(axis=1) / np.maximum((axis**2).sum(axis=1), 1e-12)
-        t = t.clip(0, 1)
-        cell_radius = radii[tube, 0] + t * (radii[tube, 1] - radii[tube, 0])
-        cell_distance = np.linalg.norm(offset - t[:, None] * axis, axis=1) - cell_radius
-        cell_distance = cell_distance.astype(np.float32)
-        # the minimum over all tubes, and the radius of the tube that attains it
-        cell = np.asarray(np.ravel_multi_index(tuple(index.T), shape))
-        np.minimum.at(distance, cell, cell_distance)
-        nearest = (cell_distance == distance[cell]) & (cell_distance < max_mm)
-        radius[cell[nearest]] = cell_radius[nearest]
-    return np.stack([distance.clip(-max_mm), radius]).reshape(2, *shape)
+    high = np.floor((np.maximum(start, end) + reach) / spacing + middle).astype(int).clip(-1) + 1
+    for a, b, (radius_a, radius_b), *bounds in zip(start, end, radii, low, high, strict=True):
+        box = tuple(slice(*ends) for ends in zip(*bounds, strict=True))
+        of_box = [axis[cells] for axis, cells in zip(axes, box, strict=True)]
+        squared, t = squared_distance_to_segment(of_box, a, b)
+        tube_radius = radius_a + t * (radius_b - radius_a)
+        tube_distance = np.sqrt(squared) - tube_radius
+        nearer = tube_distance < distance[box]
+        np.copyto(distance[box], tube_distance, where=nearer)
+        np.copyto(radius[box], tube_radius, where=nearer)
+    return np.stack([distance.clip(-max_mm), radius])
 
 
 def condition_fields(
@@ -113,5 +100,5 @@ def _tubes(tokens: VesselTokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = np.flatnonzero(same_branch & (step < 1.5 * shortest[tokens.branch[1:]] + 1e-3))
     single = np.setdiff1d(np.arange(len(tokens)), np.concatenate([first, first + 1]))
     begin, end = np.concatenate([first, single]), np.concatenate([first + 1, single])
-    position, radius = np.asarray(tokens.position_mm), np.asarray(tokens.radius_mm)
+    position, radius = (np.asarray(x, np.float32) for x in (tokens.position_mm, tokens.radius_mm))
     return position[begin], position[end], np.column_stack([radius[begin], radius[end]])
