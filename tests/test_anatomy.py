@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from odd_conditions import described, odd_conditions
 
-from tubesynth import synthesize
+from tubesynth import Pipeline, synthesize
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.inference.comparison import warn_of
 from tubesynth.runtime.errors import InputError
@@ -67,6 +67,11 @@ def test_synthesize_names_what_is_unusual_and_refuses_an_empty_label_map(
     synthesize.main(options)
     lines = capsys.readouterr().err.splitlines()
     assert any("case mirrored: " in line and "in training" in line for line in lines)
+    coarse = Volume(labels.array[:, :, ::3], labels.affine @ np.diag([1, 1, 3, 1]))
+    pipeline = Pipeline.load(stage_2)
+    assert pipeline.compare_with_training(labels).unusual == []
+    (line,) = [x for x in pipeline.compare_with_training(coarse).unusual if "voxels of" in x]
+    assert line.startswith(f"voxels of {coarse.spacing[2]:.3g} mm, where the model's are ")
     sidecars = {
         name: json.loads((out / f"{name}_s0.json").read_text()) for name in (case, "mirrored")
     }

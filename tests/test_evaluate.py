@@ -215,7 +215,17 @@ def test_a_case_that_cannot_be_read_is_left_out_and_named(folders, workers):
         evaluate(folders, "real", "labels", "reconstruction", workers=workers)
     result = json.loads((folders / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert result["provenance"]["n_cases"] == 2
-    assert "1 cases could not be read and are left out: 1" in result["provenance"]["notes"]
+    assert "1 cases are left out, whose files cannot be scored: 1" in result["provenance"]["notes"]
+
+
+def test_an_image_that_holds_no_hu_is_refused_unless_it_is_constant(folders):
+    reconstruction = folders / "reconstruction"
+    write(reconstruction, "1.img", heart_and_vessel(1)[0] / 1000, "float32")
+    write(reconstruction, "2.img", np.full(SHAPE, 100.0))
+    with pytest.raises(InputError, match=r"1\.img\.nii\.gz: .*scaled to a small range"):
+        evaluate(folders, "real", "labels", "reconstruction")
+    (reconstruction / "1.json").write_text('{"source": "1.img.nii.gz"}')  # of reconstruct
+    assert evaluate(folders, "real", "labels", "reconstruction")["provenance"]["n_cases"] == 3
 
 
 def test_an_image_outside_the_real_ct_is_refused(folders):

@@ -208,7 +208,7 @@ def test_finished_cases_are_skipped_unless_their_settings_changed(
     stamp, content = first.stat().st_mtime_ns, first.read_bytes()
     first.with_name(first.name.replace(".img.nii.gz", ".json")).unlink()  # as after a kill
     run(synthesize, *common)
-    assert "1 volumes" in capsys.readouterr().out.splitlines()[-1]
+    assert "1 volume," in capsys.readouterr().out.splitlines()[-1]
     assert first.stat().st_mtime_ns > stamp and first.read_bytes() == content
     run(synthesize, *common, "--steps", 3)
     assert "2 volumes" in capsys.readouterr().out
@@ -424,10 +424,16 @@ def test_reconstructions_are_not_written_among_their_inputs(workplace):
 
 
 @pytest.mark.parametrize("name", ["label", "vessel"])
-def test_a_guidance_weight_that_is_not_finite_is_refused(workplace, stage_2, tmp_path, name):
+def test_a_guidance_weight_that_is_not_finite_or_negative_is_refused(
+    workplace, stage_2, tmp_path, name
+):
     common = ["--input-dir", workplace / "data/validation/labels", "--output-dir", tmp_path / "out"]
-    with pytest.raises(InputError, match=f"--guidance-{name} is nan: give a finite number"):
-        run(synthesize, "--model", stage_2, *common, f"--guidance-{name}", "nan")
+    for weight in ("nan", "-1"):
+        message = f"--guidance-{name} is {float(weight)}: give a finite number from 0 on"
+        with pytest.raises(InputError, match=message):
+            run(synthesize, "--model", stage_2, *common, f"--guidance-{name}={weight}")
+    with pytest.raises(InputError, match="'sampling.eta=1': has no effect on a flow model"):
+        run(synthesize, "--model", stage_2, *common, "sampling.eta=1")
     for pairs, message in (("1=9", "a class from 0 to 8"), ("1=2 1=3", "1 has two classes")):
         with pytest.raises(InputError, match=message):
             run(synthesize, "--model", stage_2, *common, "--label-map", *pairs.split())

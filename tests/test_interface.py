@@ -47,6 +47,13 @@ def test_the_program_starts_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_folder_of_the_name_of_the_package_does_not_hide_it(tmp_path):
+    """As in the folder above a clone, where `-c` and the server of workers look first."""
+    (tmp_path / "tubesynth" / "models").mkdir(parents=True)
+    command = [sys.executable, "-c", "import tubesynth; tubesynth.Pipeline"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+
 def test_readme_and_demo_give_one_duration():
     texts = [(REPOSITORY / name).read_text("utf-8") for name in ("README.md", "launch/demo.sh")]
     durations = [re.findall(r"takes (\d+ to \d+) minutes on 2 CPU cores", t, re.I) for t in texts]

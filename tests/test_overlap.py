@@ -146,7 +146,7 @@ def test_of_two_broken_files_each_has_a_line_and_the_same_command_makes_them(cts
         run_command(lambda: reconstruct.main(command(cts, tmp_path / "out")))
     *_, first, second, last = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and "1.img.nii.gz" in first and "3.img.nii.gz" in second
-    assert "2 cases could not be read" in last and finished(tmp_path / "out") == {"2", "4"}
+    assert "2 cases are left out" in last and finished(tmp_path / "out") == {"2", "4"}
     for case in (1, 3):
         (cts / f"{case}.img.nii.gz").write_bytes(good)
     reconstruct.main(command(cts, tmp_path / "out"))

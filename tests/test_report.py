@@ -311,6 +311,11 @@ def test_the_verdict_names_calibres_by_radius_and_the_segmenter_beside_its_ceili
     ]
     (other,) = verdict(verdict_result({}, match, vessels="airways"))
     assert other.startswith("Airways in the synthesis: 0.50 of the real CT's (by radius: ")
+    half = verdict(verdict_result({}, {"vessel_match": 0.5, "centreline_covered": 0.6}))
+    assert half == [
+        "Coronaries in the synthesis: 0.50 of the real CT's, within 60% of their points: the others"
+        " are outside of the image; 0 is another patient's CT or noise."
+    ]
     few_of_each_calibre = verdict(verdict_result({}, {"vessel_match": 0.5}))
     assert few_of_each_calibre == [
         "Coronaries in the synthesis: 0.50 of the real CT's; 0 is another patient's CT or noise."

@@ -15,8 +15,11 @@ DIFFUSION = ("stage_2_diffusion", "flow.vessel_weight=10")
         (*DIFFUSION, "flow: its settings are not read, since latent_mode is diffusion"),
     ],
 )
-def test_settings_that_a_run_does_not_read_are_named(config, override, message, workplace, capsys):
-    command = ["--config", f"demo/{config}", f"data.root={workplace / 'data'}"]
+def test_settings_that_a_run_does_not_read_are_named(
+    config, override, message, workplace, tmp_path, capsys
+):
+    command = ["--config", f"demo/{config}", "--run-dir", str(tmp_path)]
+    command.append(f"data.root={workplace / 'data'}")
 
     def named(*more: str) -> bool:
         train.main([*command, "--dry-run", *more])

@@ -115,7 +115,7 @@ def test_an_interrupted_evaluation_says_that_it_starts_again(phantoms, tmp_path,
     images, labels = phantoms / "validation" / "images", phantoms / "validation" / "labels"
     shutil.copytree(images, tmp_path / "synthesis")
     signal_at_call(monkeypatch, case_scores, "score_case", 1)
-    with pytest.raises(Stopped, match="^SIGTERM: the same command starts again$"):
+    with pytest.raises(Stopped, match="^SIGTERM: give the same command again$"):
         run(
             evaluate,
             *("--real", images, "--labels", labels, "--synthesis", tmp_path / "synthesis"),
@@ -173,7 +173,7 @@ def test_a_signal_during_the_imports_of_a_command_is_answered_in_one_line(comman
         capture_output=True,
         text=True,
     )
-    assert done.stderr == "stopped: SIGTERM: the same command starts again\n"
+    assert done.stderr == "stopped: SIGTERM: give the same command again\n"
     assert done.returncode == EXIT_STOPPED and (tmp_path / "stopped").exists()
 
 

@@ -118,7 +118,9 @@ def evaluate(args: argparse.Namespace) -> None:
         left_out.refuse(args.output_dir, len(every_case))
     others = [case.id for case in every_case if case not in cases]
     if others:
-        notes.append(f"{len(others)} cases could not be read and are left out: {listed(others)}")
+        notes.append(
+            f"{len(others)} cases are left out, whose files cannot be scored: {listed(others)}"
+        )
 
     notes += sorted(set().union(*(s.notes for s in scores)))
     rows = Rows(

@@ -56,6 +56,8 @@ from tubesynth.volume.anatomy import Comparison, Ranges, describe
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
+COARSE = 1.8  # times the model's voxels: a label map of such voxels is named
+
 __all__ = ["Pipeline", "Sample", "SampleRequest", "Solver"]
 
 
@@ -339,9 +341,16 @@ class Pipeline:
         with_tokens = self.config.data.token_step_mm is not None
         placed = place_request(request, self.grid, with_tokens, spacing, resolution)
         on_grid, scheme = placed.labels, self.config.labels
-        return self.conditions.compare(
+        comparison = self.conditions.compare(
             describe(on_grid.array, on_grid.spacing, placed.tokens, scheme)
         )
+        coarsest, of_model = labels.spacing.max(), on_grid.spacing.max()
+        if vessels is None and coarsest > COARSE * of_model:
+            comparison.unusual.append(
+                f"voxels of {coarsest:.3g} mm, where the model's are {of_model:.3g}: vessels"
+                " thinner than a voxel are lost or in pieces"
+            )
+        return comparison
 
     def trace(self, labels: Volume) -> VesselTokens:
         """The vessels of a label map as tokens, which can be edited and passed to `synthesize`."""

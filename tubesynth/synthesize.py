@@ -86,7 +86,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--num-samples", type=int, default=1, help="volumes per label map")
-    add("--batch-size", type=int, default=1, help="volumes per batch: faster, more memory")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="volumes per batch: faster, more memory; the same to rounding",
+    )
     add("--config", help="config of the sections data and sampling; default: the model's")
     add("--latent-mode", metavar="MODE", help="flow or diffusion: must agree with the model")
     solvers = [*FLOW_SOLVERS, *DIFFUSION_SAMPLERS]
@@ -119,7 +124,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_model_options(parser)
     text = "the same as --precision 16-mixed"
     add("--amp", dest="precision", action="store_const", const="16-mixed", help=text)
-    add_overrides(parser, "sampling.eta=1")
+    add_overrides(parser, "sampling.shift=2")
     return parser.parse_with_overrides(argv)
 
 

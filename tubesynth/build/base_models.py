@@ -204,8 +204,8 @@ def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) ->
         if not (starts_from_weights and settings == stored):
             raise InputError(misfit)
         logger.info(
-            f"{checkpoint.path}: trained on latents of its own autoencoder; {autoencoder.path} has"
-            " the same settings, and its latents are like those if it was trained on from that one"
+            f"{checkpoint.path}: trained on latents of its own autoencoder; those of"
+            f" {autoencoder.path} fit it only if that was trained on from the same weights"
         )
 
 

@@ -14,6 +14,7 @@ from tubesynth.inference.segmenter import VesselSegmenter
 from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_case, score_case
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.distribution import sample_diversity
+from tubesynth.metrics.pairing import sidecar_of
 from tubesynth.metrics.published import load_lpips
 from tubesynth.metrics.set_scores import case_features
 from tubesynth.pictures.case_pictures import case_panel, panel_path
@@ -60,8 +61,11 @@ def evaluate_case(
     torch.set_num_threads(1)
     try:
         volumes = read_case(case)
-        if case.images[0][0] == "real":
-            check_hu(volumes[0], case.images[0][2], settings.hu_window)
+        for (source, _, path), volume in zip(case.images, volumes, strict=True):
+            # What has a sidecar has HU; a constant image is scored as what it is.
+            is_foreign = not sidecar_of(path) and volume.array.min() < volume.array.max()
+            if source == "real" or is_foreign:
+                check_hu(volume, path, settings.hu_window)
         label = None if case.label is None else read_labels(case.label, case.label_map)
         if label is not None:
             check_labels(label.array, settings.classes.num_classes, case.label)

@@ -295,8 +295,8 @@ def run_jobs(
         finished = len(jobs) - len(unfinished)
         skipped = f", {finished} finished before" if finished else ""
         print(
-            f"{output_dir}: {len(unfinished)} volumes, {seconds:.2f} s each{skipped}, peak memory"
-            f" {peak_mb(device):.0f} MB"
+            f"{output_dir}: {len(unfinished)} volume{'s' * (len(unfinished) != 1)},"
+            f" {seconds:.2f} s each{skipped}, peak memory {peak_mb(device):.0f} MB"
         )
 
 

@@ -187,8 +187,9 @@ class Synthesizer:
             if request.labels is not None:
                 require_volume(request.labels, "labels", is_label_map=True)
         for name in ("guidance_label", "guidance_vessel", "control_scale"):
-            if not math.isfinite(weight := getattr(options, name)):
-                raise InputError(f"{name} is {weight}: give a finite number")
+            weight = getattr(options, name)
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{name} is {weight}: give a finite number from 0 on")
         if options.control_scale != 1.0 and not isinstance(self.unet, ControlledUNet):
             raise InputError(
                 f"control_scale is {options.control_scale}, but this model has no ControlNet"

@@ -13,6 +13,7 @@ RADII = {
     "_1.5to3mm": "from 1.5 to 3 mm",
     "_lt1.5mm": "below 1.5 mm",
 }
+MIN_COVERED = 0.98  # of the centreline points, or the sentence names their share
 HEADLINE = ("vessel_match", "segmenter_cldice", "segmenter_centreline_recall")
 
 
@@ -45,8 +46,11 @@ def verdict(result: dict[str, Any]) -> list[str]:
             )
         elif (whole := mean(stats.get("vessel_match"))) is not None:
             by_calibre = f" (by radius: {', '.join(shares)})" if shares else ""
+            covered = mean(stats.get("centreline_covered"))
+            within = "" if covered is None or covered > MIN_COVERED else f", within {covered:.0%}"
+            within += " of their points: the others are outside of the image" if within else ""
             sentences.append(
-                f"{vessels} in the {name}: {whole:.2f} of the real CT's{by_calibre}; "
+                f"{vessels} in the {name}: {whole:.2f} of the real CT's{by_calibre}{within}; "
                 "0 is another patient's CT or noise."
             )
         elif has_real:

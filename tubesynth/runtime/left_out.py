@@ -38,6 +38,6 @@ class LeftOut:
         if len(more) >= MOST_LINES:
             logger.warning(f"and {1 + len(more) - MOST_LINES} more")
         raise InputError(
-            f"{output_dir}: {1 + len(more)} cases could not be read and are left out, for the"
+            f"{output_dir}: {1 + len(more)} cases are left out, for the"
             " reasons above: correct their files, and give the same command again"
         )

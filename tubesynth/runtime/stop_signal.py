@@ -18,7 +18,7 @@ from tubesynth.runtime.errors import Stopped
 Result = TypeVar("Result")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 RESUMES = "the same command resumes from there"
-STARTS_AGAIN = "the same command starts again"
+STARTS_AGAIN = "give the same command again"
 
 
 class Interrupted(BaseException):

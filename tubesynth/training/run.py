@@ -107,10 +107,12 @@ def run_stage(
                 interval_state,
                 latents.conditions if latents else None,
             ).save(path)
+        is_new = not (written and written[1] == path and written[0][0].step == position.step)
         written = state, path
         if config.train.keep is not None:
             remove_older(checkpoints, "epoch_*.ckpt", config.train.keep)
-        logger.info(f"step {position.step}: saved {name}.ckpt")
+        if is_new:  # not once more, with what is due after it
+            logger.info(f"step {position.step}: saved {name}.ckpt")
 
     run = Run(
         stage,
