@@ -104,10 +104,10 @@ SECTIONS = {
         "Synthesis: seconds and memory against size",
         "An evaluation of the networks of heart_stage_2 with random weights, which also computes"
         " the features of the conditions, then its decoding; and a whole synthesis by the 12"
-        " evaluations of the config.",
+        " evaluations of the config. This CPU has AVX512-BF16.",
         "bench.py synthesis",
         "--config heart_stage_2 --sizes 32x32x32 64x64x64 128x128x64 128x128x128 256x256x128"
-        " --evaluations 1 12 --repeats 1",
+        " --evaluations 1 12 --precision 32 bf16-mixed --repeats 1",
     ),
     "evaluate": Section(
         "Evaluation",

@@ -1,15 +1,16 @@
 """Synthesis of CTs by the networks of a config, with random weights: sampling and decoding.
 
-One line for each size and number of evaluations: the product's own Pipeline, Euler's method, a
-label map of one ball and vessels of one token each. seconds are those of a whole batch,
+One line for each size, number of evaluations and precision: the product's own Pipeline, Euler's
+method, a label map of one ball and vessels of one token each. seconds are those of a whole batch,
 decode_seconds of one CT.
 """
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from parts.measure import significant
-from parts.options import add_device, add_precision, add_repeats, add_settings, check_options
+from parts.options import add_device, add_repeats, add_settings, check_options
 
 CASES = ("synthesis",)
 FACTOR, LATENT_CHANNELS = 4, 8  # of the published autoencoder
@@ -23,7 +24,7 @@ def add_arguments(parser) -> None:
     add("--evaluations", type=int, nargs="+", default=[1, 2, 4, 10, 30])
     add("--tokens", type=int, default=1000)
     add("--batch-size", type=int, default=1, help="CTs that are sampled together")
-    add_precision(parser)
+    add("--precision", nargs="+", choices=("32", "bf16-mixed", "16-mixed"), default=["32"])
     add_repeats(parser, 3, "batches")
     add_device(parser)
 
@@ -37,10 +38,12 @@ def voxels(text: str) -> list[int]:
 
 
 def lines(case: str, args) -> list[tuple]:
-    return [(size, n) for size in args.sizes or [None] for n in args.evaluations]
+    return list(product(args.sizes or [None], args.evaluations, args.precision))
 
 
-def run_case(case: str, args, resolution: list[int] | None, evaluations: int) -> dict:
+def run_case(
+    case: str, args, resolution: list[int] | None, evaluations: int, precision: str
+) -> dict:
     import torch
     from parts.turns import device_of, in_turns, result_on
 
@@ -50,7 +53,7 @@ def run_case(case: str, args, resolution: list[int] | None, evaluations: int) ->
     config, device = load_config(args.config, args.overrides), device_of(args.device)
     if resolution:
         config = replace(config, data=replace(config.data, resolution=resolution))
-    pipeline = random_pipeline(config, device, args.precision)
+    pipeline = random_pipeline(config, device, precision)
     labels, vessels = ball(config), random_vessels(config, args.tokens)
     requests = [
         SampleRequest(labels, torch.Generator().manual_seed(i), vessels)
@@ -64,17 +67,17 @@ def run_case(case: str, args, resolution: list[int] | None, evaluations: int) ->
 
     @torch.no_grad()
     def decode():
-        with torch.autocast(device.type, torch.bfloat16, args.precision == "bf16-mixed"):
+        with pipeline.codec.autocast():
             pipeline.autoencoder.decode(latents)
 
     measured, decoded = in_turns([sample, decode], args.repeats, device)
     return result_on(
         device,
         measured,
-        f"{args.batch_size} x {'x'.join(map(str, config.data.resolution))}",
+        f"{args.batch_size} x {'x'.join(map(str, config.data.resolution))}, {precision}",
         config=str(args.config),
         settings=args.overrides,
-        precision=args.precision,
+        precision=precision,
         evaluations=evaluations,
         decode_seconds=significant(decoded.seconds),
         seconds_per_case=significant(measured.seconds / args.batch_size),
