@@ -30,6 +30,7 @@ esac
 
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
+echo "Seven steps, in a few minutes on an idle machine"
 step() { printf '\n== %s\n' "$*"; }
 validation=demo/data/validation runs=$results/runs
 

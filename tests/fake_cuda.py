@@ -41,6 +41,7 @@ from tubesynth.doctor.training_memory import (
 )
 from tubesynth.generative.guidance import GuidanceTerm
 from tubesynth.inference import sampling
+from tubesynth.inference.synthesis import SampleOptions
 from tubesynth.models import norm_silu
 from tubesynth.models.conditions import Conditions
 from tubesynth.training import autoencoder, latent
@@ -173,7 +174,7 @@ def synthesis(name: str, precision: str, setting: str) -> dict:
             model = random_pipeline(config, CUDA, precision)
             watch.waits.clear()
             case = SampleRequest(ball(config), torch.Generator(), random_vessels(config, 5))
-            model.sample_batch([case, case], solver="euler", steps=2)
+            model.sample_batch([case, case], SampleOptions(solver="euler", steps=2))
     return {"peak": watch.peak, "waits": watch.waits}
 
 

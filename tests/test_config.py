@@ -193,6 +193,7 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 2\nsampling: {solver: rk5}\n", "sampling.solver"),
         ("stage: 2\nsampling: {steps: 0}\n", "sampling.steps"),
         ("stage: 2\nsampling: {shift: 0}\n", "sampling.shift"),
+        ("stage: 2\nsampling: {shift: 1.0e+30}\n", "sampling.shift"),
         ("stage: 2\nsampling: {solver: heun, time_grid: [0, 0.6, 0.4, 1]}\n", "rising times"),
         ("stage: 2\nsampling: {solver: dopri5, time_grid: [0, 1]}\n", "sampling.time_grid: dopri5"),
         ("stage: 2\nlatent_mode: diffusion\n", "sampling.solver: adams"),

@@ -224,7 +224,7 @@ def test_an_image_that_holds_no_hu_is_refused_unless_it_is_constant(folders):
     write(reconstruction, "2.img", np.full(SHAPE, 100.0))
     with pytest.raises(InputError, match=r"1\.img\.nii\.gz: .*scaled to a small range"):
         evaluate(folders, "real", "labels", "reconstruction")
-    (reconstruction / "1.json").write_text('{"source": "1.img.nii.gz"}')  # of reconstruct
+    (reconstruction / "1.json").write_text('{"settings": {}}')  # of reconstruct
     assert evaluate(folders, "real", "labels", "reconstruction")["provenance"]["n_cases"] == 3
 
 

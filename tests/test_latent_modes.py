@@ -8,7 +8,7 @@ import torch
 from runs import lines, run
 
 from tubesynth import synthesize, train
-from tubesynth.pipeline import Pipeline
+from tubesynth.pipeline import Pipeline, SampleOptions
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels
@@ -97,4 +97,5 @@ def test_a_flow_with_all_its_switches_trains(workplace, stage_1, tmp_path):
     labels = read_labels(next(iter(find_cases(workplace / "data/validation/labels").values())))
     random = torch.Generator().manual_seed(0)
     assert pipeline.sample(labels, random).evaluations == 4
-    assert pipeline.sample(labels, random, steps=3).evaluations == 6  # in place of the grid
+    options = SampleOptions(steps=3)  # in place of the grid
+    assert pipeline.sample(labels, random, options).evaluations == 6

@@ -28,7 +28,7 @@ from tubesynth.models.vessel_attention import VesselAttention
 from tubesynth.models.vessel_tokens import EncodedTokens
 from tubesynth.models.window import Window
 from tubesynth.phantom.anatomy import make_phantom
-from tubesynth.pipeline import Pipeline
+from tubesynth.pipeline import Pipeline, SampleOptions
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
@@ -191,7 +191,7 @@ def test_the_noise_is_that_of_the_whole_grid(mode):
 
     def latents(tile: int | None) -> torch.Tensor:
         random = torch.Generator().manual_seed(3)
-        return model.sample(labels, random, latent_tile=tile).latents
+        return model.sample(labels, random, SampleOptions(latent_tile=tile)).latents
 
     whole = latents(None)
     assert whole.std() > 0.1
@@ -222,7 +222,7 @@ def test_the_side_is_a_setting_of_the_volumes(tmp_path, capsys):
         settings = json.loads((tmp_path / "out" / "a_s0.json").read_text())["settings"]
         assert settings.get("latent_tile", "") == (int(side) if side else "")
         images[side] = (tmp_path / "out" / "a_s0.img.nii.gz").read_bytes()
-    outputs = [line for line in capsys.readouterr().out.splitlines() if "volumes" in line]
+    outputs = [line for line in capsys.readouterr().out.splitlines() if " s each" in line]
     assert ["0 volumes" in line for line in outputs] == [False, True, False, False]
     assert len(set(images.values())) == 3
 

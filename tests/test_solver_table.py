@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY
 
 from tubesynth.config.schema import SamplingConfig
-from tubesynth.pipeline import Pipeline
+from tubesynth.pipeline import Pipeline, SampleOptions
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels
@@ -51,7 +51,9 @@ def test_distances_are_those_of_the_pipelines_own_samples(
     pipeline, labels = Pipeline.load(stage_2), read_labels(find_cases(data / "labels")[path.stem])
     reference, sample = (
         pipeline.sample(
-            labels, generator(torch.device("cpu"), 0, "sample", path.stem, 0), sampling=way
+            labels,
+            generator(torch.device("cpu"), 0, "sample", path.stem, 0),
+            SampleOptions(sampling=way),
         )
         for way in (SamplingConfig("midpoint", steps=40), SamplingConfig("euler", steps=5))
     )

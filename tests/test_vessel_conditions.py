@@ -21,7 +21,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.schema import SamplingConfig
 from tubesynth.data.dataset import pad_tokens
 from tubesynth.models.conditions import Conditions
-from tubesynth.pipeline import Pipeline
+from tubesynth.pipeline import Pipeline, SampleOptions
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.seeding import generator
 from tubesynth.train import main
@@ -422,15 +422,15 @@ def test_cases_with_unequal_tokens_are_sampled_together_as_one_by_one(pipeline, 
     counts = [len(pipeline.trace(each)) for each in maps]
     assert counts[0] > counts[1] > counts[2] == 0
     sampling, tolerance = WAYS[way]
-    options = dict(guidance_label=2.0, guidance_vessel=3.0, sampling=sampling)
+    options = SampleOptions(guidance_label=2.0, guidance_vessel=3.0, sampling=sampling)
     states: dict[int, list[float]] = {}
 
     together = pipeline.sample_batch(
         [SampleRequest(each, generator(CPU, 3, i)) for i, each in enumerate(maps)],
+        options,
         callback=lambda index, t, volume: states.setdefault(index, []).append(t),
-        **options,
     )
-    alone = [pipeline.sample(each, generator(CPU, 3, i), **options) for i, each in enumerate(maps)]
+    alone = [pipeline.sample(each, generator(CPU, 3, i), options) for i, each in enumerate(maps)]
     assert together[0].evaluations == max(sample.evaluations for sample in alone)
     for i, (sample, single) in enumerate(zip(together, alone, strict=True)):
         torch.testing.assert_close(sample.latents, single.latents, atol=tolerance, rtol=0)
@@ -449,7 +449,7 @@ def test_samples_with_different_conditions_are_not_sampled_together(pipeline, la
     mixed = [SampleRequest(None, generator(CPU, 3), line_of_tokens(5)), blank[0]]
     with pytest.raises(InputError, match="a batch of 2 samples"):
         pipeline.sample_batch(mixed)
-    both = pipeline.sample_batch(blank, steps=1, solver="euler")
+    both = pipeline.sample_batch(blank, SampleOptions(steps=1, solver="euler"))
     assert not np.array_equal(both[0].volume.array, both[1].volume.array)
 
 

@@ -56,9 +56,10 @@ from tubesynth.volume.anatomy import Comparison, Ranges, describe
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
+DEFAULTS = SampleOptions()
 COARSE = 1.8  # times the model's voxels: a label map of such voxels is named
 
-__all__ = ["Pipeline", "Sample", "SampleRequest", "Solver"]
+__all__ = ["Pipeline", "Sample", "SampleOptions", "SampleRequest", "Solver"]
 
 
 class Pipeline:
@@ -231,83 +232,6 @@ class Pipeline:
         InputError (a ValueError) if an argument does not fit the model.
         """
         require_seed(seed)
-        return self.sample(
-            labels,
-            generator(torch.device("cpu"), seed),
-            vessels=vessels,
-            solver=solver,
-            steps=steps,
-            sampling=sampling,
-            guidance_label=guidance_label,
-            guidance_vessel=guidance_vessel,
-            control_scale=control_scale,
-            spacing=spacing,
-            resolution=resolution,
-            latent_tile=latent_tile,
-            callback=callback,
-        ).volume
-
-    @suggests_names
-    def sample(
-        self,
-        labels: Volume | None,
-        random: torch.Generator,
-        *,
-        vessels: VesselTokens | None = None,
-        solver: Solver | None = None,
-        steps: int | None = None,
-        sampling: SamplingConfig | None = None,
-        guidance_label: float = 1.0,
-        guidance_vessel: float = 1.0,
-        control_scale: float = 1.0,
-        spacing: Sequence[float] | None = None,
-        resolution: Sequence[int] | None = None,
-        latent_tile: int | None = None,
-        callback: Callable[[float, Volume], None] | None = None,
-    ) -> Sample:
-        """Like `synthesize`, with noise from a CPU generator; returns labels and latents too."""
-
-        def of_case(index: int, t: float, volume: Volume) -> None:
-            assert callback is not None and index == 0
-            callback(t, volume)
-
-        return self.sample_batch(
-            [SampleRequest(labels, random, vessels)],
-            solver=solver,
-            steps=steps,
-            sampling=sampling,
-            guidance_label=guidance_label,
-            guidance_vessel=guidance_vessel,
-            control_scale=control_scale,
-            spacing=spacing,
-            resolution=resolution,
-            latent_tile=latent_tile,
-            callback=of_case if callback else None,
-        )[0]
-
-    @suggests_names
-    def sample_batch(
-        self,
-        requests: Sequence[SampleRequest],
-        *,
-        solver: Solver | None = None,
-        steps: int | None = None,
-        sampling: SamplingConfig | None = None,
-        guidance_label: float = 1.0,
-        guidance_vessel: float = 1.0,
-        control_scale: float = 1.0,
-        spacing: Sequence[float] | None = None,
-        resolution: Sequence[int] | None = None,
-        latent_tile: int | None = None,
-        callback: Callable[[int, float, Volume], None] | None = None,
-    ) -> list[Sample]:
-        """Samples that go through the network together; options: those of `synthesize`.
-
-        requests: label map, CPU generator and vessels of each sample; all are conditioned on the
-            same things. A sample equals that of a batch of one, to rounding, or to the tolerance
-            of dopri5, whose step sizes depend on rounding.
-        callback: is called as callback(index, t, volume) after every solver step.
-        """
         options = SampleOptions(
             solver=solver,
             steps=steps,
@@ -319,6 +243,43 @@ class Pipeline:
             resolution=resolution,
             latent_tile=latent_tile,
         )
+        random = generator(torch.device("cpu"), seed)
+        return self.sample(labels, random, options, vessels=vessels, callback=callback).volume
+
+    @suggests_names
+    def sample(
+        self,
+        labels: Volume | None,
+        random: torch.Generator,
+        options: SampleOptions = DEFAULTS,
+        *,
+        vessels: VesselTokens | None = None,
+        callback: Callable[[float, Volume], None] | None = None,
+    ) -> Sample:
+        """Like `synthesize`, with noise from a CPU generator; returns labels and latents too."""
+
+        def of_case(index: int, t: float, volume: Volume) -> None:
+            assert callback is not None and index == 0
+            callback(t, volume)
+
+        requests = [SampleRequest(labels, random, vessels)]
+        return self.sample_batch(requests, options, callback=of_case if callback else None)[0]
+
+    @suggests_names
+    def sample_batch(
+        self,
+        requests: Sequence[SampleRequest],
+        options: SampleOptions = DEFAULTS,
+        *,
+        callback: Callable[[int, float, Volume], None] | None = None,
+    ) -> list[Sample]:
+        """Samples that go through the network together; options: those of `synthesize`.
+
+        requests: label map, CPU generator and vessels of each sample; all are conditioned on the
+            same things. A sample equals that of a batch of one, to rounding, or to the tolerance
+            of dopri5, whose step sizes depend on rounding.
+        callback: is called as callback(index, t, volume) after every solver step.
+        """
         synthesizer = self.synthesizer
         return synthesizer.sample(synthesizer.place(requests, options), callback)
 

@@ -178,6 +178,9 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
         sampling = replace(sampling, steps=args.steps, time_grid=None)
     if sampling.time_grid and sampling.shift != 1:
         logger.warning("sampling.shift has no effect beside sampling.time_grid")
+    has_interval = any(item.startswith("sampling.guidance_interval=") for item in args.overrides)
+    if has_interval and args.guidance_label == args.guidance_vessel == 1:
+        logger.warning("sampling.guidance_interval has no effect without another guidance than 1")
     if args.latent_tile:
         logger.warning(
             f"--latent-tile {args.latent_tile}: a sample in tiles is another one than that of the"

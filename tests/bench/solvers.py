@@ -26,7 +26,7 @@ from tubesynth.config.schema import SamplingConfig
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.image import mae_hu
 from tubesynth.metrics.vessel import centreline_scores
-from tubesynth.pipeline import Pipeline, Sample
+from tubesynth.pipeline import Pipeline, Sample, SampleOptions
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.classes import NINE_CLASSES
@@ -150,7 +150,7 @@ def case_scores(
     ) -> tuple[Sample, float]:
         random = generator(torch.device("cpu"), noise_seed, "sample", case, 0)
         start = time.perf_counter()
-        sample = pipeline.sample(labels, random, sampling=way)
+        sample = pipeline.sample(labels, random, SampleOptions(sampling=way))
         return sample, time.perf_counter() - start
 
     def scores(ct: Volume) -> dict[str, float]:

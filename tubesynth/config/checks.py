@@ -23,6 +23,7 @@ from tubesynth.config.schema import (
 from tubesynth.config.unet_checks import check_unet
 from tubesynth.runtime.errors import InputError
 
+LARGEST_SHIFT = 100  # of times of a solver; beyond it all steps but the last are in the noise
 PERCEPTUAL_LEAST_SIDE = 31  # voxels: the smallest input of AlexNet's last pooling
 
 
@@ -313,7 +314,10 @@ def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) 
         type(sampling.steps) is int and sampling.steps >= 1,
         f"sampling.steps: {sampling.steps!r} must be a whole number, at least 1",
     )
-    require(sampling.shift > 0, f"sampling.shift: {sampling.shift} must be above 0")
+    require(
+        0 < sampling.shift <= LARGEST_SHIFT,
+        f"sampling.shift: {sampling.shift} must be above 0, and at most {LARGEST_SHIFT}",
+    )
     for key in ("atol", "rtol"):
         require(getattr(sampling, key) > 0, f"sampling.{key}: must be above 0")
     if grid is not None:

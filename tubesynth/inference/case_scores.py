@@ -62,9 +62,9 @@ def evaluate_case(
     try:
         volumes = read_case(case)
         for (source, _, path), volume in zip(case.images, volumes, strict=True):
-            # What has a sidecar has HU; a constant image is scored as what it is.
-            is_foreign = not sidecar_of(path) and volume.array.min() < volume.array.max()
-            if source == "real" or is_foreign:
+            # What this package has made has HU; a constant image is scored as what it is.
+            is_foreign = "settings" not in sidecar_of(path)
+            if source == "real" or is_foreign and volume.array.min() < volume.array.max():
                 check_hu(volume, path, settings.hu_window)
         label = None if case.label is None else read_labels(case.label, case.label_map)
         if label is not None:

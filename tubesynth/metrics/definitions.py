@@ -32,7 +32,8 @@ DEFINITIONS = {
     "centreline_precision": "share of the segmented skeleton within one voxel of the label map's",
     "betti0_error": "absolute difference of the numbers of components, 26 neighbors",
     "betti1_error": "absolute difference of the numbers of loops",
-    "radius_error_mm": "mean absolute difference of radii, at the segmented centreline points",
+    "radius_error_mm": "mean absolute difference of radii, at the label map's centreline points "
+    "with a segmented one within 1.5 mm",
     "radius_bias_mm": "mean difference of radii at these points; negative: vessels are too thin",
     "radius_ratio": "mean ratio of segmented and true radius at these points",
     "false_vessel_ml": "volume of the vessels segmented in a CT whose label map has none",
@@ -52,6 +53,6 @@ DEFINITIONS = {
     "floor": "negative control: the score of another patient's real CT in place of the image; for "
     "sets of images, one half of the real CTs against the other half",
     "_lt1.5mm, _1.5to3mm, _gt3mm": "calibre: radius of the lumen in the label map",
-    "STAT": "mean, std (divisor n - 1) and ci95 (Student's t, clipped to the metric's range) over "
-    "n cases; samples of one case are averaged first",
+    "STAT": "mean, std (divisor n - 1) and ci95 over n cases, whose samples are averaged first; "
+    "ci95 is Student's t, clipped to the metric's range, and a bootstrap for sets of images",
 }

@@ -109,7 +109,7 @@ def plane_row(
     if view.is_slab and label is not None:
         dimmed = other_organs(view.slab(label), vessel_class, spacing)
         slabs = [np.where(dimmed, np.minimum(slab, ORGAN_HU), slab) for slab in slabs]
-        caption += f"; other organs at most {ORGAN_HU:g} HU" if dimmed.any() else ""
+        caption += f"; other organs darkened to {ORGAN_HU:g} HU" if dimmed.any() else ""
     tiles = [ct_tile(view.project(slab), size) for slab in slabs]
     if label is not None:
         tiles.append(tiles[0].copy())

@@ -54,7 +54,11 @@ def straightened_rows(
         sections.append(side_by_side(tiles, GAP, PAPER))
     places = ", ".join(f"{paths[0].along_mm[row]:.0f}" for row in along)
     return [
-        Row("straightened, root at the top; radius: the median", strips, scale),
+        Row(
+            "straightened, root at the top, with the median radius; hatched: no image there",
+            strips,
+            scale,
+        ),
         Row(f"across {name_of(paths[0])} at {places} mm", sections, SECTION_SCALE),
     ]
 

@@ -31,14 +31,15 @@ def tables(result: dict[str, Any], vessel_class: int) -> str:
     if vessels:
         metrics = list(dict.fromkeys(m for stats in vessels.values() for m in stats))
         metrics = [m for m in metrics if not m.startswith(ONLY_IN_FILES)]
-        metrics.sort(key=lambda metric: not metric.startswith(HEADLINE))
+        metrics.sort(key=lambda metric: (not metric.startswith(HEADLINE), "left_out" in metric))
         lines += ["", table(vessels, metrics)]
     elif "labels" in result["provenance"]["folders"]:
         lines += ["", f"no vessel scores: no label map contains class {vessel_class}"]
     if result["floor"]:
         lines += ["", f"{CONTROL}: the real CT of another patient in place of the image"]
         if any(metric in result["floor"] for metric in SET_METRICS):
-            lines += [f"of {', '.join(SET_METRICS)}: one half of the real CTs against the other"]
+            lines += [f"of {', '.join(SET_METRICS)}: one half of the real CTs against the other,"]
+            lines[-1] += " about the best that a synthesis can reach"
     for run, losses in result["training"].items():
         first, last = losses["first_loss"], losses["last_loss"]
         lines += ["", f"validation loss of {run}: first {first:.4g}, last {last:.4g}"]

@@ -46,11 +46,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def _from_slurm() -> None:
     """Translate srun's variables into torchrun's; the batch script sets MASTER_ADDR and _PORT."""
     if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) < 2:

@@ -49,6 +49,7 @@ def run_case(
 
     from tubesynth.conditioning.request import SampleRequest
     from tubesynth.config.loading import load_config
+    from tubesynth.pipeline import SampleOptions
 
     config, device = load_config(args.config, args.overrides), device_of(args.device)
     if resolution:
@@ -63,13 +64,14 @@ def run_case(
     latents = torch.randn(1, LATENT_CHANNELS, *size, device=device)
 
     def sample():
-        pipeline.sample_batch(requests, solver="euler", steps=evaluations)
+        pipeline.sample_batch(requests, options)
 
     @torch.no_grad()
     def decode():
         with pipeline.codec.autocast():
             pipeline.autoencoder.decode(latents)
 
+    options = SampleOptions(solver="euler", steps=evaluations)
     measured, decoded = in_turns([sample, decode], args.repeats, device)
     return result_on(
         device,
