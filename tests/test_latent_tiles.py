@@ -24,7 +24,7 @@ from tubesynth.models.controlnet import ControlledUNet, ControlNet
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.spade import Spade
 from tubesynth.models.transformer import VesselTransformer
-from tubesynth.models.vessel_attention import VesselAttention
+from tubesynth.models.vessel_attention import LevelTokens, VesselAttention
 from tubesynth.models.vessel_tokens import EncodedTokens
 from tubesynth.models.window import Window
 from tubesynth.phantom.anatomy import make_phantom
@@ -144,7 +144,9 @@ def test_the_vessel_attention_of_a_window_is_that_of_its_place_in_the_whole(laye
     tokens = EncodedTokens(torch.randn(1, 50, 24), position, torch.rand(1, 50) + 0.5, mask)
     size, cell_mm = (10, 8, 6), torch.tensor([[2.0, 2.5, 3.0]])
     window = Window(size, (slice(4, 10), slice(0, 4), slice(2, 6)))
-    whole, part = (net.cache_keys_values(tokens, grid, cell_mm) for grid in (size, window))
+    whole, part = (
+        net.cache_keys_values(LevelTokens(tokens, grid, cell_mm, [net])) for grid in (size, window)
+    )
     for name in ("query_position", "query_bias"):
         on_grid = getattr(whole, name).unflatten(1, size).movedim(-1, 1)
         expected = window.crop(on_grid).flatten(2).transpose(1, 2)

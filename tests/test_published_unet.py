@@ -14,6 +14,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig
 from tubesynth.models.distance_bias import lattice
 from tubesynth.models.transformer import Attention, VesselTransformer
+from tubesynth.models.vessel_attention import LevelTokens
 from tubesynth.models.vessel_tokens import PublishedTokenEncoder
 
 # The L1 loss of the published code, and four values of its output evenly spaced.
@@ -108,7 +109,7 @@ def test_the_mended_distance_bias_is_minus_the_squared_distance_in_radii():
     tokens = PublishedTokenEncoder(3, 97)(
         vessel_tokens((16, 16, 8), cell[0] / 4), (16, 16, 8), cell / 4
     )
-    cached = layer.cache_keys_values(tokens, size, cell)
+    cached = layer.cache_keys_values(LevelTokens(tokens, size, cell, [layer]))
     attention, x = layer.cross_attention, torch.randn(1, 32, 96)
     voxels = lattice(size).float() * cell
     distance = torch.cdist(voxels, tokens.position_mm[0])

@@ -10,7 +10,7 @@ from tubesynth.models.distance_bias import (
     lattice,
     query_channels,
 )
-from tubesynth.models.vessel_attention import VesselAttention
+from tubesynth.models.vessel_attention import LevelTokens, VesselAttention
 from tubesynth.models.vessel_tokens import EncodedTokens, TokenEncoder, no_tokens
 
 SIZE, FIELD_MM = (24, 20, 12), 180.0
@@ -106,7 +106,9 @@ def explicit_attention(net, x, tokens, cell=CELL):
     """The layer's output by a softmax over the explicit bias, in float64."""
     heads, content = net.num_heads, net.content
     size = x.shape[2:]
-    cached = net.cache_keys_values(tokens, size, cell)  # for the voxels' own position only
+    cached = net.cache_keys_values(
+        LevelTokens(tokens, size, cell, [net])
+    )  # for the voxels' own position only
     voxels = net.norm(x).flatten(2).transpose(1, 2)
     query = net.to_query(voxels) + cached.query_position
 
@@ -116,7 +118,9 @@ def explicit_attention(net, x, tokens, cell=CELL):
     key, value = split(net.to_key(tokens.features)), split(net.to_value(tokens.features))
     score = split(query) @ key.transpose(-1, -2) / content**0.5
     if net.distance:
-        score = score + explicit_bias(tokens.position_mm, tokens.radius_mm, net.scale, size, cell)
+        score = score + explicit_bias(
+            tokens.position_mm, tokens.radius_mm, net.log_scale.exp(), size, cell
+        )
     score = score.masked_fill(~tokens.mask[:, None, None], float("-inf"))
     null = split(query) @ net.null_key.double()[None, :, :, None]
     null = null + net.null_bias.double()[:, None, None]
@@ -132,10 +136,25 @@ def test_the_layer_is_attention_with_the_explicit_bias(distance, count):
     net, tokens = layer(distance), encoded(count)
     x = torch.randn(1, 64, *SIZE, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        out = net(x, net.cache_keys_values(tokens, SIZE, CELL))
+        out = net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net])))
         exact = explicit_attention(net, x, tokens)
     assert (out - x).abs().max() > 0.1
     assert (out - exact).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("distance", [True, False])
+def test_the_layers_of_a_level_share_what_is_the_same_and_no_more(distance):
+    nets, tokens = [layer(distance), layer(distance)], encoded(40)
+    with torch.no_grad():
+        for parameter in nets[1].parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+        alone = [net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net])) for net in nets]
+        nets[1].slot = 1
+        level = LevelTokens(tokens, SIZE, CELL, nets)
+        together = [net.cache_keys_values(level) for net in nets]
+    assert together[0].query_bias is together[1].query_bias
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -149,7 +168,7 @@ def test_autocast_keeps_the_bias(dtype):
         with torch.no_grad():
             exact = explicit_attention(net, x, tokens) - x
             with torch.autocast("cpu", dtype):
-                out = net(x, net.cache_keys_values(tokens, SIZE, CELL)) - x
+                out = net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net]))) - x
         errors[distance] = ((out - exact).square().mean() / exact.square().mean()).sqrt()
     assert errors[True] < 2 * errors[False] < 0.1
 
@@ -163,7 +182,7 @@ def test_a_batch_with_unequal_numbers_of_tokens_equals_its_cases_alone(distance)
     together = EncodedTokens(tokens.features, tokens.position_mm, tokens.radius_mm, mask)
     x = torch.randn(3, 64, *SIZE)
     with torch.no_grad():
-        out = net(x, net.cache_keys_values(together, SIZE, CELL.expand(3, -1)))
+        out = net(x, net.cache_keys_values(LevelTokens(together, SIZE, CELL.expand(3, -1), [net])))
         for i, count in enumerate(counts):
             alone = EncodedTokens(
                 tokens.features[i : i + 1, :count],
@@ -171,7 +190,9 @@ def test_a_batch_with_unequal_numbers_of_tokens_equals_its_cases_alone(distance)
                 tokens.radius_mm[i : i + 1, :count],
                 mask[i : i + 1, :count],
             )
-            expected = net(x[i : i + 1], net.cache_keys_values(alone, SIZE, CELL))
+            expected = net(
+                x[i : i + 1], net.cache_keys_values(LevelTokens(alone, SIZE, CELL, [net]))
+            )
             torch.testing.assert_close(out[i : i + 1], expected, atol=2e-6, rtol=1e-5)
 
 
@@ -186,8 +207,8 @@ def test_a_voxel_far_from_every_vessel_attends_to_the_null_token_alone():
     x = torch.randn(1, 64, *SIZE)
     with torch.no_grad():
         net.log_scale.zero_()
-        out = net(x, net.cache_keys_values(tokens, SIZE, CELL))
-        none = net(x, net.cache_keys_values(encoded(0), SIZE, CELL))
+        out = net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net])))
+        none = net(x, net.cache_keys_values(LevelTokens(encoded(0), SIZE, CELL, [net])))
     assert torch.equal(out[..., 12:, 10:, 6:], none[..., 12:, 10:, 6:])
     assert not torch.equal(out, none)
 
@@ -204,7 +225,7 @@ def test_no_stored_tensor_has_voxels_by_tokens_elements():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        net(x, net.cache_keys_values(tokens, SIZE, CELL)).sum().backward()
+        net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net]))).sum().backward()
     voxels = SIZE[0] * SIZE[1] * SIZE[2]
     assert 0 < largest < voxels * 2000 / 20
     assert net.log_scale.grad.abs().max() > 0

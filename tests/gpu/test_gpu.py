@@ -9,7 +9,7 @@ from parts.synthesis import ball, random_pipeline, random_vessels
 
 from tubesynth.config.loading import load_config
 from tubesynth.models.quantizers.codebook import EmaQuantizer
-from tubesynth.models.vessel_attention import VesselAttention
+from tubesynth.models.vessel_attention import LevelTokens, VesselAttention
 from tubesynth.models.vessel_tokens import EncodedTokens
 from tubesynth.pipeline import Pipeline
 from tubesynth.training.random_step import random_step
@@ -68,7 +68,7 @@ def test_vessel_attention_is_that_of_the_cpu(distance):
         moved = EncodedTokens(*(value.to(device) for value in vars(tokens).values()))
         cell_mm = torch.full((1, 3), 4.0, device=device)
         layer = layer.to(device)
-        cached = layer.cache_keys_values(moved, (6, 6, 4), cell_mm)
+        cached = layer.cache_keys_values(LevelTokens(moved, (6, 6, 4), cell_mm, [layer]))
         results.append(layer(x.to(device), cached).cpu())
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-2)
 

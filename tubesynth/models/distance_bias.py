@@ -112,11 +112,11 @@ def _split(x: Tensor, bound: Tensor, count: int, dtype: torch.dtype) -> list[Ten
     bound: a power of two above |x|. All terms but the last are whole multiples of a power of two
     that follows from the bound. The gradient passes through the last term.
     """
-    unit, remainder, terms = bound.double() * 2.0 ** -BITS[dtype], x, []
+    exact, terms = x.detach(), []
+    unit, remainder = bound * 2.0 ** -BITS[dtype], exact
     for _ in range(count - 1):
-        high = (torch.round(remainder.detach() / unit) * unit).to(dtype).double()
-        terms.append(high)
-        remainder = remainder - high
+        terms.append((torch.round(remainder / unit) * unit).to(dtype).double())
+        remainder = remainder - terms[-1]
         unit = unit * 2.0 ** -(BITS[dtype] + 1)
-    rounding = remainder.detach().to(dtype).double() - remainder.detach()
-    return [*terms, remainder + rounding]
+    low = remainder.to(dtype).double()
+    return [*terms, low + (x - exact) if x.requires_grad else low]

@@ -14,16 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubesynth.models.blocks import PUBLISHED_GROUPS, conv, filled, group_norm, zero_init
-from tubesynth.models.distance_bias import lattice
 from tubesynth.models.dropout import SampleDropout
 from tubesynth.models.vessel_attention import (
-    LEAST_TOKENS,
     CachedKeysValues,
+    LevelTokens,
     attention_bias,
     join_bias,
 )
-from tubesynth.models.vessel_tokens import EncodedTokens, unit_position_features
-from tubesynth.models.window import Window
+from tubesynth.models.vessel_tokens import unit_position_features
 
 MLP_RATIO = 4
 BIAS_SCALE = math.sqrt(0.5)  # s of the bias -d^2 / (2 (s r)^2)
@@ -91,6 +89,8 @@ class VesselTransformer(nn.Module):
     weights, of the output of both attentions, and within and after the MLP.
     """
 
+    slot = 0  # among the vessel attention layers of its level
+
     def __init__(
         self,
         dim: int,
@@ -113,26 +113,29 @@ class VesselTransformer(nn.Module):
         self.mlp = GatedMlp(channels, dropout)
         self.conv_out = zero_init(conv(dim, channels, channels, kernel=1))
 
-    def cache_keys_values(
-        self, tokens: EncodedTokens, size: tuple[int, ...] | Window, cell_mm: Tensor
-    ) -> CachedKeysValues:
-        """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin, or for a
-        window of it.
-        """
-        tokens = tokens.padded(LEAST_TOKENS)
-        sides = filled(Window.of(size).size, cell_mm.device, torch.float64)
-        indices = lattice(size, cell_mm.device) + (sides - 1) / 2
-        position = unit_position_features(indices / sides, self.conv_in.out_channels)
+    def cache_keys_values(self, level: LevelTokens) -> CachedKeysValues:
+        """Keys and values for the grid of the layer's level."""
+        tokens, cell_mm = level.tokens, level.cell_mm
         key, value = self.cross_attention.keys_values(tokens.features)
-        scale = None
-        if self.distance:
-            scale = cell_mm.new_full((self.cross_attention.num_heads,), BIAS_SCALE)
-        biases = attention_bias(tokens, size, cell_mm, scale, key.dtype)
-        # Fused kernels of 16 bits take multiples of eight channels.
-        query_bias, key_bias = (F.pad(bias, (0, -bias.shape[-1] % 8)) for bias in biases)
+
+        def positions() -> Tensor:
+            sides = filled(level.window.size, cell_mm.device, torch.float64)
+            indices = level.index() + (sides - 1) / 2
+            features = unit_position_features(indices / sides, self.conv_in.out_channels)
+            return features.expand(len(cell_mm), -1, -1)
+
+        def biases() -> list[Tensor]:
+            scale = None
+            if self.distance:
+                scale = cell_mm.new_full((self.cross_attention.num_heads,), BIAS_SCALE)
+            # Fused kernels of 16 bits take multiples of eight channels.
+            channels = attention_bias(level, scale, key.dtype)
+            return [F.pad(bias, (0, -bias.shape[-1] % 8)) for bias in channels]
+
+        query_bias, key_bias = level.shared("biases", biases)
         # With zero values, a case whose tokens are all padding gets nothing from them.
         value = value * tokens.mask[:, None, :, None]
-        position = position.expand(len(cell_mm), -1, -1)
+        position = level.shared("positions", positions)
         return CachedKeysValues(position, query_bias, join_bias(key_bias, key), value)
 
     def forward(self, x: Tensor, cached: CachedKeysValues, seeds: Tensor | None = None) -> Tensor:

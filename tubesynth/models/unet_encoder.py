@@ -15,7 +15,7 @@ from tubesynth.models.blocks import conv, filled, run_block, sinusoidal
 from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.res_block import ResBlock, RowState
 from tubesynth.models.transformer import VesselTransformer
-from tubesynth.models.vessel_attention import CachedKeysValues, VesselAttention
+from tubesynth.models.vessel_attention import CachedKeysValues, LevelTokens, VesselAttention
 from tubesynth.models.vessel_tokens import PublishedTokenEncoder, TokenEncoder, no_tokens
 from tubesynth.models.window import Window
 
@@ -76,6 +76,7 @@ class Encoder(nn.Module):
         self.attention_levels, self.head_channels = attention_levels, head_channels
         self.vessel_levels = vessel_levels if vessel_attention != "off" else ()
         self.vessel_channels, self.vessel_bias = vessel_channels, vessel_attention == "distance"
+        self.vessel_layers: dict[int, list[VesselLayer]] = {}  # by level, in the order of slots
         self.attention_dropout = attention_dropout
         self.time_channels, self.time_code = channels[0], time_code
         embedding_dim = 4 * channels[0]
@@ -134,8 +135,13 @@ class Encoder(nn.Module):
             return None
         sizes = (self.dim, width, self.head_channels[level], self.vessel_channels)
         if self.published:
-            return VesselTransformer(*sizes, self.vessel_bias, self.attention_dropout)
-        return VesselAttention(*sizes, self.vessel_bias)
+            layer = VesselTransformer(*sizes, self.vessel_bias, self.attention_dropout)
+        else:
+            layer = VesselAttention(*sizes, self.vessel_bias)
+        of_level = self.vessel_layers.setdefault(level, [])
+        layer.slot = len(of_level)
+        of_level.append(layer)
+        return layer
 
     @property
     def multiple(self) -> int:
@@ -157,6 +163,7 @@ class Encoder(nn.Module):
         window: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
         """
         size, windows, tokens = window.size, self.level_windows(window), None
+        levels: dict[int, LevelTokens] = {}
         if self.token_encoder:
             raw_tokens = conditions.tokens or no_tokens(len(spacing), spacing.device)
             image = tuple(n * self.label_factor for n in size)
@@ -168,11 +175,14 @@ class Encoder(nn.Module):
             if attention is None:
                 return None
             assert tokens is not None
-            # Image voxels per cell of this level; fractional where an odd size was halved.
-            cells = windows[level].size
-            voxels = [n * self.label_factor / m for n, m in zip(size, cells, strict=True)]
-            cell_mm = spacing * filled(voxels, spacing.device)
-            return attention.cache_keys_values(tokens, windows[level], cell_mm)
+            if level not in levels:
+                # Image voxels per cell of this level; fractional where an odd size was halved.
+                cells = windows[level].size
+                voxels = [n * self.label_factor / m for n, m in zip(size, cells, strict=True)]
+                cell_mm = spacing * filled(voxels, spacing.device)
+                layers = self.vessel_layers[level]
+                levels[level] = LevelTokens(tokens, windows[level], cell_mm, layers)
+            return attention.cache_keys_values(levels[level])
 
         return cache
 

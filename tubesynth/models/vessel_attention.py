@@ -10,7 +10,9 @@ fastest at 64, and would run 78 as 96. Values use the whole head.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,8 @@ from tubesynth.models.distance_bias import (
 )
 from tubesynth.models.vessel_tokens import EncodedTokens, position_channels, position_features
 from tubesynth.models.window import Window
+
+Shared = TypeVar("Shared")
 
 # Initial scales s of the heads in radii, from the vessel and its wall to its surroundings. A cell
 # of 6 mm is many radii wide; with s = 1 it would not attend to a thin vessel away from its center.
@@ -56,11 +60,43 @@ class CachedKeysValues:
         return CachedKeysValues(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
+class LevelTokens:
+    """The tokens, and the grid of one level, for all of its vessel attention layers.
+
+    The layers share what they can: a GPU waits for the host, which queues hundreds of small
+    operations for the bias of a layer. size: of the grid, or a window of it. cell_mm: (B, dim), the
+    cells' sides; the grid is centered at the origin.
+    """
+
+    def __init__(
+        self,
+        tokens: EncodedTokens,
+        size: tuple[int, ...] | Window,
+        cell_mm: Tensor,
+        layers: Sequence[nn.Module],
+    ):
+        self.tokens = tokens.padded(LEAST_TOKENS)
+        self.window, self.cell_mm, self.layers = Window.of(size), cell_mm, layers
+        self._shared: dict[str, Any] = {}
+
+    def shared(self, name: str, make: Callable[[], Shared]) -> Shared:
+        """make(), for the first layer that asks for this name."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
+    def index(self) -> Tensor:
+        """(N, dim) float64: see lattice."""
+        return lattice(self.window, self.cell_mm.device)
+
+
 class VesselAttention(nn.Module):
     """(B, C, X, ...) -> the same shape. The residual branch is zero-initialized.
 
     distance: whether attention is biased by the distance of a token.
     """
+
+    slot = 0  # among the vessel attention layers of its level
 
     def __init__(
         self, dim: int, channels: int, head_channels: int, token_channels: int, distance: bool
@@ -85,35 +121,23 @@ class VesselAttention(nn.Module):
             )
         self.to_out = zero_init(nn.Linear(channels, channels))
 
-    @property
-    def scale(self) -> Tensor:
-        """s of each head, in radii."""
-        return self.log_scale.exp()
+    def cache_keys_values(self, level: LevelTokens) -> CachedKeysValues:
+        """Keys and values for the grid of the layer's level."""
 
-    def cache_keys_values(
-        self, tokens: EncodedTokens, size: tuple[int, ...] | Window, cell_mm: Tensor
-    ) -> CachedKeysValues:
-        """Keys and values for a grid of cells of cell_mm (B, dim), centered at the origin, or for a
-        window of it.
-        """
-        tokens = tokens.padded(LEAST_TOKENS)
-        # (B, N, dim): the center of every cell
-        voxels_mm = lattice(size, cell_mm.device) * cell_mm.double()[:, None]
-        query_position = self.position_to_query(position_features(voxels_mm))
+        def positions() -> Tensor:
+            return position_features(level.index() * level.cell_mm.double()[:, None])
+
+        query_position = self.position_to_query(level.shared("positions", positions))
         # The kernel is called with scale = 1, since it must not scale the bias.
-        key = self._heads(self.to_key(tokens.features)) / math.sqrt(self.content)
-        value = self._heads(self.to_value(tokens.features))
-        dtype, scale = key.dtype, self.scale if self.distance else None
-        query_bias, key_bias = attention_bias(tokens, size, cell_mm, scale, dtype)
-        if self.distance:
-            null_bias = constant_channels(self.null_bias, self.dim, dtype)
-        else:
-            null_bias = (self.null_bias / CONSTANT).to(dtype)[:, None]
-        null_key = torch.cat([null_bias, self.null_key.to(dtype)], dim=-1)
+        features = level.tokens.features
+        key = self._heads(self.to_key(features)) / math.sqrt(self.content)
+        value, dtype = self._heads(self.to_value(features)), key.dtype
+        query_bias, key_biases, null_biases = level.shared("biases", lambda: biases(level, dtype))
+        null_key = torch.cat([null_biases[self.slot], self.null_key.to(dtype)], dim=-1)
         return CachedKeysValues(
             query_position,
             query_bias,
-            self._with_null(join_bias(key_bias, key), null_key),
+            self._with_null(join_bias(key_biases[self.slot], key), null_key),
             self._with_null(value, self.null_value.to(dtype)),
         )
 
@@ -137,23 +161,37 @@ class VesselAttention(nn.Module):
         return torch.cat([x, null[:, None].expand(len(x), -1, -1, -1)], dim=2)
 
 
+def biases(
+    level: LevelTokens, dtype: torch.dtype
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """Bias channels of the queries; of the keys, and of the null key, for each layer of a level."""
+    layers = cast(Sequence[VesselAttention], level.layers)
+    heads, scale = [layer.num_heads for layer in layers], None
+    null_bias = torch.cat([layer.null_bias for layer in layers])
+    if layers[0].distance:
+        scale = torch.cat([layer.log_scale for layer in layers]).exp()
+        null_bias = constant_channels(null_bias, layers[0].dim, dtype)
+    else:
+        null_bias = (null_bias / CONSTANT).to(dtype)[:, None]
+    query_bias, key_bias = attention_bias(level, scale, dtype)
+    of_layers = key_bias.split(heads, dim=1) if scale is not None else [key_bias] * len(layers)
+    return query_bias, of_layers, null_bias.split(heads)
+
+
 def attention_bias(
-    tokens: EncodedTokens,
-    size: tuple[int, ...] | Window,
-    cell_mm: Tensor,
-    scale: Tensor | None,
-    dtype: torch.dtype,
+    level: LevelTokens, scale: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Channels of the queries (B, N, c) and of the keys (B, heads or 1, T, c) that exclude padding.
 
     scale: (heads,) of the bias by distance, in radii; None: there is none.
     """
+    tokens, cell_mm = level.tokens, level.cell_mm
     if scale is not None:
         key_bias = key_channels(
             tokens.position_mm, tokens.radius_mm, scale, tokens.mask, cell_mm, dtype
         )
-        return query_channels(size, cell_mm, dtype), key_bias
-    num_voxels = math.prod(Window.of(size).shape)
+        return query_channels(level.window, cell_mm, dtype), key_bias
+    num_voxels = math.prod(level.window.shape)
     query_bias = cell_mm.new_full((len(cell_mm), num_voxels, 1), CONSTANT, dtype=dtype)
     return query_bias, (MASKED * ~tokens.mask).to(dtype)[:, None, :, None]
 

@@ -38,7 +38,7 @@ def run_case(case: str, args) -> dict:
     import torch
     from parts.turns import compared, device_of, in_turns
 
-    from tubesynth.models.vessel_attention import VesselAttention
+    from tubesynth.models.vessel_attention import LevelTokens, VesselAttention
     from tubesynth.models.vessel_tokens import EncodedTokens
     from tubesynth.runtime.precision import AUTOCAST_DTYPE
 
@@ -61,7 +61,7 @@ def run_case(case: str, args) -> dict:
             torch.autocast(device.type, dtype, dtype is not None),
             torch.set_grad_enabled(training),
         ):
-            out = layer(x, layer.cache_keys_values(tokens, size, cell_mm))
+            out = layer(x, layer.cache_keys_values(LevelTokens(tokens, size, cell_mm, [layer])))
         if training:
             out.float().square().mean().backward()
 
