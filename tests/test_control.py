@@ -14,7 +14,7 @@ from tubesynth import synthesize, train
 from tubesynth.build.base_models import require_base_models
 from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.loading import load_config
-from tubesynth.models.conditions import Conditions
+from tubesynth.models.conditions import Conditions, rows_of
 from tubesynth.models.controlnet import ControlledUNet, ControlNet
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime.errors import InputError
@@ -100,7 +100,7 @@ def test_cached_conditions_are_valid_at_every_time_and_for_every_row():
     prepared = controlled.cache_conditions(conditions, x.shape[2:], spacing)
     out = controlled(x, t, spacing, conditions)
     assert torch.equal(out, controlled(x, t, spacing, prepared))
-    row = controlled(x[1:], t[1:], spacing[1:], prepared.rows(torch.tensor([1])))
+    row = controlled(x[1:], t[1:], spacing[1:], rows_of(prepared, torch.tensor([1])))
     torch.testing.assert_close(row, out[1:], atol=1e-5, rtol=1e-4)
 
 

@@ -190,6 +190,37 @@ def test_wrong_types_of_the_api_are_refused_by_name(stage_2, call, message):
         call(Pipeline.load(stage_2, device="cpu"))
 
 
+def test_the_api_takes_volumes_in_any_orientation_and_classes_of_any_type(workplace, stage_2):
+    """An array with other axes, and the affine that says so, is the same CT."""
+    case = next(iter(find_cases(workplace / "data/validation/images").values()))
+    label = next(iter(find_cases(workplace / "data/validation/labels").values()))
+    ct, labels, pipeline = read_volume(case), read_labels(label), Pipeline.load(stage_2)
+
+    def turned(volume: Volume, dtype=None) -> Volume:  # x, y, z -> z, -x, y
+        order = np.zeros((4, 4))
+        order[0, 1], order[1, 2], order[2, 0], order[3, 3] = -1, 1, 1, 1
+        order[0, 3] = volume.shape[0] - 1
+        array = np.ascontiguousarray(volume.array[::-1].transpose(2, 0, 1))
+        return Volume(array if dtype is None else array.astype(dtype), volume.affine @ order)
+
+    expected, result = pipeline.reconstruct(ct), pipeline.reconstruct(turned(ct))
+    assert np.array_equal(expected.array, result.array)
+    expected = pipeline.synthesize(labels, seed=3)
+    for dtype in (None, np.float32, np.int64):
+        result = pipeline.synthesize(turned(labels, dtype), seed=3)
+        assert np.array_equal(expected.array, result.array)
+        np.testing.assert_allclose(expected.affine, result.affine)
+    for value in (0.5, -1, 300, np.nan):
+        odd = Volume(np.where(labels.array == 1, value, labels.array.astype(float)), labels.affine)
+        with pytest.raises(InputError, match="labels holds values that are no classes"):
+            pipeline.synthesize(odd)
+    hole = Volume(np.where(labels.array == 1, np.nan, ct.array), ct.affine)
+    with pytest.raises(InputError, match="volume holds values that are not finite"):
+        pipeline.reconstruct(hole)
+    with pytest.raises(InputError, match="a volume has three axes"):
+        Volume(np.zeros((4, 4)), np.eye(4))
+
+
 @pytest.mark.parametrize("device", ["cuda", "gpu"])
 def test_a_device_that_torch_does_not_find_is_refused(stage_1, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parts.evaluate import evaluate_pair
 
 from tubesynth.evaluate import main
-from tubesynth.metrics.case import EvaluationCase, Settings, evaluate_pair
+from tubesynth.metrics.case import EvaluationCase
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.pairing import runs_of
 from tubesynth.pictures.case_pictures import case_panel
@@ -202,7 +203,7 @@ def test_thinning_by_30_percent_shows_as_30_percent_less_radius():
 
 def test_a_missing_vessel_is_not_detected_and_has_no_contrast_to_its_shell():
     real, labels = patient()
-    scores = evaluate_pair(real, patient(radius_mm=0)[0], labels, Settings())["made"]
+    scores = evaluate_pair(real, patient(radius_mm=0)[0], labels)["made"]
     assert (scores["dice"], scores["cldice"], scores["centreline_recall"]) == (0, 0, 0)
     assert scores["betti0_error"] == 1
     assert scores["vesselness_auc"] == pytest.approx(0.5, abs=0.1)

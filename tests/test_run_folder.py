@@ -132,6 +132,28 @@ def test_a_restart_is_not_repeated_when_another_key_changes(run_dir, workplace):
     assert checkpoint and starting_position(checkpoint, config, run_dir).schedule_start == 0
 
 
+def test_changed_settings_are_named_and_scores_of_another_loss_do_not_compare(
+    run_dir, workplace, capsys
+):
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir), "--logger", "none"]
+    main([*command, "--resume", "auto", "train.epochs=3"])
+    text = capsys.readouterr().err
+    assert "changed settings: train.epochs" in text and "restored best loss" not in text
+    assert "best loss" in text.partition("restored")[2].splitlines()[0]
+    main([*command, "--resume", "auto", "train.epochs=4", "losses.l1=3"])
+    text = capsys.readouterr().err
+    assert "changed settings: train.epochs, losses." in text
+    assert "restarted best checkpoint" in text
+
+
+def test_a_run_that_is_over_before_it_starts_is_refused(run_dir, workplace, tmp_path):
+    start = run_dir / "checkpoints" / "last.ckpt"
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path / "new")]
+    with pytest.raises(InputError, match="has had 2 epochs of this data, and train.epochs is 2"):
+        main([*command, "--resume", str(start)])
+    assert not (tmp_path / "new" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
 def test_a_finished_run_writes_its_damaged_last_checkpoint_again(damage, run_dir, workplace):
     last = run_dir / "checkpoints" / "last.ckpt"

@@ -14,6 +14,7 @@ from tubesynth.build.checkpoint import Checkpoint
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig
 from tubesynth.doctor.training_memory import estimate
+from tubesynth.models.conditions import rows_of
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.spade import Spade, hidden_layers
 from tubesynth.models.unet_encoder import blocks_of
@@ -74,7 +75,7 @@ def test_conditions_are_cached_and_dropped_as_with_a_hidden_map_per_norm():
     out = net(x, t, spacing, full)
     cached = net.cache_conditions(full, x.shape[2:], spacing)
     assert torch.equal(net(x, t, spacing, cached), out)
-    row = net(x[1:], t[1:], spacing[1:], cached.rows(torch.tensor([1])))
+    row = net(x[1:], t[1:], spacing[1:], rows_of(cached, torch.tensor([1])))
     torch.testing.assert_close(row, out[1:], atol=1e-5, rtol=1e-4)
     for dropped in (replace(full, labels=None), replace(full, fields=None)):
         assert (net(x, t, spacing, dropped) - out).abs().max() > 1e-4

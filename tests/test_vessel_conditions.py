@@ -20,7 +20,7 @@ from tubesynth.conditioning.request import SampleRequest
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import SamplingConfig
 from tubesynth.data.dataset import pad_tokens
-from tubesynth.models.conditions import Conditions
+from tubesynth.models.conditions import Conditions, rows_of
 from tubesynth.pipeline import Pipeline, SampleOptions
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.seeding import generator
@@ -76,7 +76,7 @@ def with_changes(conditions: Conditions, **changes) -> Conditions:
     return Conditions(**{**vars(conditions), **changes})
 
 
-def rows_of(conditions: Conditions, rows: slice) -> Conditions:
+def conditions_of(conditions: Conditions, rows: slice) -> Conditions:
     return Conditions(
         conditions.labels[rows],
         {name: values[rows] for name, values in conditions.tokens.items()},
@@ -112,7 +112,7 @@ def test_cached_conditions_give_the_same_output_bit_for_bit():
     prepared = net.cache_conditions(full, x.shape[2:], spacing)
     whole = net(x, t, spacing, full)
     assert torch.equal(whole, net(x, t, spacing, prepared))
-    second = net(x[1:], t[1:], spacing[1:], prepared.rows(torch.tensor([1])))
+    second = net(x[1:], t[1:], spacing[1:], rows_of(prepared, torch.tensor([1])))
     torch.testing.assert_close(second, whole[1:], atol=1e-5, rtol=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_a_batch_with_unequal_tokens_equals_its_cases_one_by_one():
     together = net(x, t, spacing, full)
     for i, count in enumerate((0, 30, 4)):
         row = slice(i, i + 1)
-        alone = rows_of(full, row)
+        alone = conditions_of(full, row)
         cut = {name: values[:, : max(count, 1)] for name, values in alone.tokens.items()}
         expected = net(x[row], t[row], spacing[row], with_changes(alone, tokens=cut))
         torch.testing.assert_close(together[row], expected, atol=1e-5, rtol=1e-4)

@@ -31,8 +31,9 @@ from tubesynth.config.schema import (
     Stage2Config,
 )
 from tubesynth.inference.arguments import (
+    checked_ct,
+    checked_labels,
     require_seed,
-    require_volume,
     suggests_names,
     usable_device,
 )
@@ -181,9 +182,9 @@ class Pipeline:
 
         InputError (a ValueError) if an argument does not fit the model.
         """
-        require_volume(volume, "volume", is_label_map=False)
+        volume = checked_ct(volume, "volume")
         if labels is not None:
-            require_volume(labels, "labels", is_label_map=True)
+            labels = checked_labels(labels, "labels")
         codec = self.codec
         return codec.reconstruct(codec.place(volume, labels, spacing, resolution))
 
@@ -232,17 +233,8 @@ class Pipeline:
         InputError (a ValueError) if an argument does not fit the model.
         """
         require_seed(seed)
-        options = SampleOptions(
-            solver=solver,
-            steps=steps,
-            sampling=sampling,
-            guidance_label=guidance_label,
-            guidance_vessel=guidance_vessel,
-            control_scale=control_scale,
-            spacing=spacing,
-            resolution=resolution,
-            latent_tile=latent_tile,
-        )
+        weights = guidance_label, guidance_vessel, control_scale
+        options = SampleOptions(solver, steps, sampling, *weights, spacing, resolution, latent_tile)
         random = generator(torch.device("cpu"), seed)
         return self.sample(labels, random, options, vessels=vessels, callback=callback).volume
 

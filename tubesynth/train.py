@@ -224,7 +224,7 @@ def train(
     position = starting_position(checkpoint, config, run_dir)
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, volumes, models, position, checkpoint, device)
-    dist.stop_if_signalled(f"no step was made; {RESUMES}")
+    dist.interruptible(lambda: None, f"no step was made; {RESUMES}")
     if args.preprocess and config.data.dataset_type != "persistent" and config.stage == 1:
         logger.warning(
             f"--preprocess: data.dataset_type {config.data.dataset_type} stores nothing on the disk"

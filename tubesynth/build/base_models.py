@@ -4,7 +4,7 @@ Training stops at the first problem, doctor lists all of them, and a dry run, wh
 files, states them; the messages are the same.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,6 +26,7 @@ from tubesynth.runtime.log import logger
 STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # config keys of checkpoints
 
 # Settings of the objective that must equal the base model's, or its weights mean something else.
+DATA_KEYS = ("data.hu_window", "data.antialias", "dim")
 OBJECTIVE_KEYS = {
     "flow": ("sigma_min", "offset_noise"),
     "diffusion": (
@@ -120,7 +121,7 @@ def _open(models: BaseModels, key: str, path: str | None) -> Checkpoint | None:
 def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Iterator[str]:
     stored, path, key = autoencoder.config, autoencoder.path, "latents.autoencoder"
     assert isinstance(stored, Stage1Config)
-    yield from _data_misfits(config, autoencoder, key)
+    yield from _misfits(config, autoencoder, key, DATA_KEYS)
     for name in DECODER_CONDITION_KEYS[stored.autoencoder.decoder_condition]:
         settings = [_flat_settings(each)[name] for each in (stored, config)]
         if settings[0] != settings[1]:
@@ -144,39 +145,27 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
         )
 
 
-def _data_misfits(config: Config, checkpoint: Checkpoint, key: str) -> Iterator[str]:
-    stored = checkpoint.config
-    settings, trained = (
-        {
-            "data.hu_window": each.data.hu_window,
-            "data.antialias": each.data.antialias,
-            "dim": each.dim,
-        }
-        for each in (config, stored)
-    )
-    for name, value in settings.items():
-        if value != trained[name]:
+def _misfits(
+    config: Config, checkpoint: Checkpoint, key: str, names: Sequence[str]
+) -> Iterator[str]:
+    settings, stored = (_flat_settings(each) for each in (config, checkpoint.config))
+    for name in names:
+        if settings[name] != stored[name]:
             yield (
-                f"{key}: {checkpoint.path} was trained with {name} {trained[name]}, this config has"
-                f" {value}: make them equal"
+                f"{key}: {checkpoint.path} was trained with {name} {stored[name]}, this config has"
+                f" {settings[name]}: make them equal"
             )
 
 
 def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:
-    key, path, mode = "control.base", base.path, config.latent_mode
-    yield from _data_misfits(config, base, key)
     settings, stored = (_flat_settings(each) for each in (config, base.config))
-    compared = ["latent_mode", "the number of classes", "labels.vessel"]
+    path, mode = base.path, config.latent_mode
+    compared = [*DATA_KEYS, "latent_mode", "the number of classes", "labels.vessel"]
     if uses_vessels(config.unet):
         compared.append("data.token_step_mm")
     compared += [name for name in stored if name.startswith("unet.") and name not in DROPOUTS]
     compared += [f"{mode}.{name}" for name in OBJECTIVE_KEYS[mode]]
-    for name in compared:
-        if settings[name] != stored[name]:
-            yield (
-                f"{key}: {path} was trained with {name} {stored[name]}, this config has"
-                f" {settings[name]}: make them equal"
-            )
+    yield from _misfits(config, base, "control.base", compared)
     for name in (f"{mode}.label_dropout", f"{mode}.vessel_dropout"):
         if settings[name] > 0 and stored[name] == 0:
             yield (
@@ -203,7 +192,7 @@ def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) ->
     for misfit in _other_autoencoder(autoencoder, checkpoint):
         if not (starts_from_weights and settings == stored):
             raise InputError(misfit)
-        logger.info(
+        logger.warning(
             f"{checkpoint.path}: trained on latents of its own autoencoder; those of"
             f" {autoencoder.path} fit it only if that was trained on from the same weights"
         )

@@ -25,25 +25,11 @@ PUBLISHED_MAX_PERIOD = 10_000.0  # longest wavelength of the published time code
 
 
 def build_autoencoder(config: Stage1Config) -> VQVAE:
-    model = config.autoencoder
+    settings = {**vars(config.autoencoder)}
+    del settings["condition_dropout"]  # of the training
+    checkpointing, num_classes = config.train.checkpointing, config.labels.num_classes
     autoencoder = VQVAE(
-        config.dim,
-        channels=tuple(model.channels),
-        residual_channels=tuple(model.residual_channels),
-        num_residual_layers=model.num_residual_layers,
-        embedding_dim=model.embedding_dim,
-        quantizer=model.quantizer,
-        codebook_size=model.codebook_size,
-        commitment=model.commitment,
-        codebook_decay=model.codebook_decay,
-        revive_after=model.revive_after,
-        fsq_levels=tuple(model.fsq_levels),
-        kl_weight=model.kl_weight,
-        checkpointing=config.train.checkpointing,
-        decoder_condition=model.decoder_condition,
-        contrast_pool=model.contrast_pool,
-        num_classes=config.labels.num_classes,
-        initialization=model.initialization,
+        config.dim, **settings, checkpointing=checkpointing, num_classes=num_classes
     )
     if config.train.frozen_encoder:
         autoencoder.freeze_encoder()

@@ -1,5 +1,6 @@
 """The `section.key=value` items of a command line: set in a config, and named in its errors."""
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -68,7 +69,7 @@ def apply_overrides(content: dict, overrides: Sequence[str]) -> dict:
     InputError for an item that is no key=value, sets what another item sets, or would reset keys of
     a section that it does not name.
     """
-    content = _deep_copy(content)
+    content = copy.deepcopy(content)
     for item, key in zip(overrides, _keys(overrides), strict=True):
         *sections, leaf = key.split(".")
         target = content
@@ -112,9 +113,3 @@ def _source(*items: str) -> str:
     names = [item.option if isinstance(item, FlagItem) else short(item) for item in items]
     only_flags = all(isinstance(item, FlagItem) for item in items)
     return ", ".join(names if only_flags else ["command line", *names])
-
-
-def _deep_copy(content):
-    if isinstance(content, dict):
-        return {key: _deep_copy(value) for key, value in content.items()}
-    return content

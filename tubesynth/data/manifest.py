@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tubesynth.data.layout import SPLITS
 from tubesynth.runtime.atomic import sweep, write_text, writing
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import InputError, short
 from tubesynth.runtime.file_lock import file_lock
 from tubesynth.runtime.reading import fits, read_json, stored_json
 from tubesynth.volume.digest import file_digest
@@ -24,7 +24,6 @@ NAME, RECORDS = "manifest.json", ".records"
 FILE_FORM = {"path": str, "bytes": int, "time_ns": int, "sha256": str}
 # A record of a labeled case has a file "label" too.
 _RECORD = {"part": str, "image": FILE_FORM, "made": str, "sources": [FILE_FORM], "notes": [str]}
-MAX_SHOWN = 60  # characters of a setting in an error
 
 
 @contextmanager
@@ -62,8 +61,8 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
         stored_value = stored["settings"].get(key)
         if stored_value != value:
             raise InputError(
-                f"{path}: was prepared with {key} {_short(stored_value)}, this command has"
-                f" {_short(value)}; choose another --output-dir or delete this one"
+                f"{path}: was prepared with {key} {short(stored_value)}, this command has"
+                f" {short(value)}; choose another --output-dir or delete this one"
             )
     records = dict(stored["cases"])
     for file in sorted((root / RECORDS).glob("*.json")):
@@ -114,8 +113,3 @@ def is_unchanged(path: Path, record: dict) -> bool:
 
 def _write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."

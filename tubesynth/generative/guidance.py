@@ -39,22 +39,16 @@ def guidance_terms(
     with_conditional: the first term has all conditions, also with the weight 0, for the times
     outside of a guidance interval.
     """
-    w_l, w_v = label, vessels
-    if w_l is None and w_v is None:
-        terms = [GuidanceTerm(False, False, 1.0)]
-    elif w_l is not None and w_v is None:
-        terms = [GuidanceTerm(True, False, w_l), GuidanceTerm(False, False, 1 - w_l)]
-    elif w_l is None and w_v is not None:
-        terms = [GuidanceTerm(False, True, w_v), GuidanceTerm(False, False, 1 - w_v)]
-    else:
-        assert w_l is not None and w_v is not None
-        terms = [
-            GuidanceTerm(True, True, w_v),
-            GuidanceTerm(True, False, w_l - w_v),
-            GuidanceTerm(False, False, 1 - w_l),
-        ]
-    first = terms[:1] if with_conditional else []
-    return [term for term in terms if term.weight != 0 or term in first]
+    has_label, has_vessels = label is not None, vessels is not None
+    w_l = label if label is not None else vessels if vessels is not None else 1.0
+    w_v = vessels if vessels is not None else w_l
+    first, *others = [  # of those with the same conditions all but the first have the weight 0
+        GuidanceTerm(has_label, has_vessels, w_v),
+        GuidanceTerm(has_label, False, w_l - w_v),
+        GuidanceTerm(False, False, 1 - w_l),
+    ]
+    is_first_used = first.weight != 0 or with_conditional
+    return [first] * is_first_used + [term for term in others if term.weight != 0]
 
 
 def guided(

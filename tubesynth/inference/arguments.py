@@ -13,6 +13,7 @@ import torch
 
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.nifti import to_ras
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,11 +39,29 @@ def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def require_volume(value: object, name: str, is_label_map: bool) -> None:
-    """InputError for an argument that is a path or an array, in place of a volume."""
+def checked_ct(value: object, name: str) -> Volume:
+    """A CT with its axes in RAS+ order; InputError for what is no volume of finite numbers."""
+    volume = _volume(value, name, "Volume.from_file(path)")
+    if not np.isfinite(volume.array).all():
+        raise InputError(f"{name} holds values that are not finite: give a CT in HU")
+    return to_ras(volume.array, volume.affine)
+
+
+def checked_labels(value: object, name: str) -> Volume:
+    """A label map, uint8 and its axes in RAS+ order; InputError for what holds no classes."""
+    volume = _volume(value, name, "Volume.from_file(path, labels=True)")
+    with np.errstate(invalid="ignore"):
+        classes = volume.array.astype(np.uint8)
+    if not np.array_equal(classes, volume.array):
+        raise InputError(f"{name} holds values that are no classes: give whole numbers from 0 on")
+    return to_ras(classes, volume.affine)
+
+
+def _volume(value: object, name: str, call: str) -> Volume:
+    """The argument itself; InputError for a path or an array, in place of a volume."""
     if not isinstance(value, Volume):
-        call = "Volume.from_file(path, labels=True)" if is_label_map else "Volume.from_file(path)"
         raise InputError(f"{name} is a {type(value).__name__}: give a Volume, as of {call}")
+    return value
 
 
 def require_seed(seed: object) -> None:

@@ -214,15 +214,6 @@ class Steps(Protocol[Files, Inputs]):
         ...
 
 
-@dataclass(frozen=True)
-class Read:
-    """The jobs of a batch whose files could be read, their inputs, and the seconds it took."""
-
-    jobs: list[Job]
-    inputs: Any
-    seconds: float
-
-
 def run_jobs(
     jobs: list[Job],
     output_dir: Path,
@@ -252,22 +243,26 @@ def run_jobs(
 
     left_out = LeftOut()
 
-    def read(batch: list[Job]) -> Read:
+    def read(batch: list[Job]) -> tuple[list[Job], Any, float]:
+        """The jobs whose files could be read, their inputs, and the seconds it took."""
         start, readable, files = time.perf_counter(), [], []
         for job in batch:
             with left_out.noting():
                 files.append(steps.read(job))
                 readable.append(job)
         inputs = steps.place(readable, files) if readable else None
-        return Read(readable, inputs, time.perf_counter() - start)
+        return readable, inputs, time.perf_counter() - start
 
-    def compute(batch: list[Job], read: Read) -> tuple[list[tuple[Job, Result]], float]:
-        if not read.jobs:
+    def compute(
+        batch: list[Job], read: tuple[list[Job], Any, float]
+    ) -> tuple[list[tuple[Job, Result]], float]:
+        readable, inputs, seconds = read
+        if not readable:
             return [], 0.0
         start = time.perf_counter()
-        results = steps.compute(read.jobs, read.inputs)
-        seconds = (read.seconds + time.perf_counter() - start) / len(read.jobs)
-        return list(zip(read.jobs, results, strict=True)), seconds
+        results = steps.compute(readable, inputs)
+        seconds = (seconds + time.perf_counter() - start) / len(readable)
+        return list(zip(readable, results, strict=True)), seconds
 
     def write(batch: list[Job], computed: tuple[list[tuple[Job, Result]], float]) -> list[str]:
         lines: list[str] = []

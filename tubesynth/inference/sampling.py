@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tubesynth.generative.guidance import GuidanceTerm, Velocity, guided
 from tubesynth.models.blended_tiles import blend, blended_tiles
-from tubesynth.models.conditions import Conditions
+from tubesynth.models.conditions import Conditions, rows_of
 from tubesynth.models.controlnet import ControlledUNet
 from tubesynth.models.tiling import largest_tile
 from tubesynth.models.unet import UNet
@@ -65,7 +65,7 @@ def guided_velocity(
         cached_first = None
         if interval[0] > 0 or interval[1] < 1:
             # The first term has all conditions: it is the velocity outside of the interval.
-            cached_first = cached.rows(torch.arange(num_cases, device=spacing.device))
+            cached_first = rows_of(cached, torch.arange(num_cases, device=spacing.device))
 
         def all_terms(x: Tensor, t: Tensor) -> Tensor:
             return unet(x, t, spacing, cached).float()

@@ -32,7 +32,7 @@ from tubesynth.config.schema import (
     uses_vessels,
 )
 from tubesynth.generative.guidance import GuidanceTerm
-from tubesynth.inference.arguments import require_volume
+from tubesynth.inference.arguments import checked_labels
 from tubesynth.inference.reconstruction import Codec
 from tubesynth.inference.sampling import batch_noise, guided_velocity, require_finite
 from tubesynth.models.controlnet import ControlledUNet
@@ -106,6 +106,7 @@ class Synthesizer:
         config, net, grid = self.config, self.codec.net, self.codec.grid
         guidance = (options.guidance_label, options.guidance_vessel)
         self._check(requests, options)
+        requests = [_checked(request) for request in requests]
         sampling = sampling_settings(config, options)
         low, high = sampling.guidance_interval
         terms = request_terms(list(requests), config, *guidance, (low, high))
@@ -183,9 +184,6 @@ class Synthesizer:
 
     def _check(self, requests: Sequence[SampleRequest], options: SampleOptions) -> None:
         """InputError for a request or an option that no sample of this model can have."""
-        for request in requests:
-            if request.labels is not None:
-                require_volume(request.labels, "labels", is_label_map=True)
         for name in ("guidance_label", "guidance_vessel", "control_scale"):
             weight = getattr(options, name)
             if not 0 <= weight < math.inf:
@@ -207,6 +205,19 @@ class Synthesizer:
                 "this model was trained without label maps (unet.label_encoder=none), which would"
                 " have no effect: sample without labels (labels=None, --unconditional)"
             )
+
+
+def _checked(request: SampleRequest) -> SampleRequest:
+    """The request with its label map in RAS+ order, which its vessels must have been."""
+    if request.labels is None:
+        return request
+    labels = checked_labels(request.labels, "labels")
+    if request.vessels is not None and not np.allclose(labels.affine, request.labels.affine):
+        raise InputError(
+            "labels is not in RAS+ order, in which its vessels are: read it by Volume.from_file, or"
+            " give it nibabel.as_closest_canonical"
+        )
+    return replace(request, labels=labels)
 
 
 def depends_on_labels(config: Stage2Config, autoencoder: VQVAE) -> bool:

@@ -17,7 +17,6 @@ from tubesynth.metrics.condition import (
     condition_of,
     mask_scores,
     region_of,
-    tokens_of,
     vessel_scores,
 )
 from tubesynth.metrics.image import image_scores
@@ -246,20 +245,3 @@ def aligned_to_grid(other: Volume, grid: Volume, window: tuple[float, float]) ->
     if not same_grid(other, Volume(grid.array, affine)):
         other = resample_image(other, shape, affine, window=window)
     return Volume(other.array, grid.affine)
-
-
-def evaluate_pair(
-    real: Volume, other: Volume, label: Volume, settings: Settings = Settings()
-) -> dict[str, dict[str, float]]:
-    """All image and vessel scores of one pair: {"image", "real", "made"}, each {METRIC: value}.
-
-    other: a reconstruction or synthesis of the real CT; its vessel scores are named "made".
-    """
-    case = EvaluationCase("pair", None, [("real", 0, Path()), ("made", 0, Path())])
-    tokens = tokens_of(label, settings.classes)
-    scores = score_case(case, [real, other], label, tokens, settings)
-    rows = [scores.images[0], *scores.vessels]
-    return {
-        name: {k: v for k, v in row.items() if k not in ("case", "sample", "source")}
-        for name, row in zip(("image", "real", "made"), rows, strict=True)
-    }

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubesynth.volume.grid import bounding_box
+
 FAR = 1e9  # mm^2
 Spacing = Sequence[float] | np.ndarray  # mm along each axis
 
@@ -21,13 +23,9 @@ def within(mask: np.ndarray, spacing: Spacing, reach_mm: float) -> np.ndarray:
     spacing: (3,) mm. Computed in the mask's bounding box, enlarged by the reach.
     """
     result = np.zeros(mask.shape, dtype=bool)
-    spans = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(spans[0]):
+    box = bounding_box(mask, np.array(_steps(spacing, reach_mm)))
+    if box is None:
         return result
-    steps = _steps(spacing, reach_mm)
-    box = tuple(
-        slice(max(span[0] - n, 0), span[-1] + n + 1) for span, n in zip(spans, steps, strict=True)
-    )
     result[box] = dilated(torch.from_numpy(mask[box])[None], spacing, reach_mm)[0].numpy()
     return result
 

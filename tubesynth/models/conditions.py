@@ -5,7 +5,8 @@ condition is the vessel tokens together with the fields rendered from them. Eith
 and either can be dropped case by case, for training and for guidance.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -54,20 +55,20 @@ class CachedConditions:
     middle_vessels: CachedKeysValues | None
     decoder_vessels: list[CachedKeysValues | None]
 
-    def rows(self, index: Tensor) -> "CachedConditions":
-        """The rows of the batch at index (B',)."""
 
-        def pick(cache: CachedKeysValues | None) -> CachedKeysValues | None:
-            return cache and cache.rows(index)
+Features = TypeVar("Features")  # a tensor, None, or a list, tuple or data class of features
 
-        def pick_maps(maps: Maps) -> Maps:
-            if isinstance(maps, Tensor):
-                return maps[index]
-            return maps and (maps[0][index], maps[1][index])
 
-        return CachedConditions(
-            [pick_maps(maps) for maps in self.spade],
-            [pick(cache) for cache in self.encoder_vessels],
-            pick(self.middle_vessels),
-            [pick(cache) for cache in self.decoder_vessels],
-        )
+def rows_of(features: Features, index: Tensor) -> Features:
+    """The rows of the batch at index (B',), of all tensors in cached features."""
+
+    def rows(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[index]
+        if isinstance(value, list | tuple):
+            return type(value)(map(rows, value))
+        if value is None:
+            return None
+        return replace(value, **{f.name: rows(getattr(value, f.name)) for f in fields(value)})
+
+    return rows(features)

@@ -86,13 +86,6 @@ class CachedControlConditions:
     features: Tensor
     keep: Tensor | None
 
-    def rows(self, index: Tensor) -> "CachedControlConditions":
-        """The rows of the batch at index (B',)."""
-        keep = None if self.keep is None else self.keep[index]
-        return CachedControlConditions(
-            self.base.rows(index), self.control.rows(index), self.features[index], keep
-        )
-
 
 class ControlledUNet(nn.Module):
     """A frozen U-Net and its ControlNet, with the interface of UNet.

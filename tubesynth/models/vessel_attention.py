@@ -11,7 +11,7 @@ fastest at 64, and would run 78 as 96. Values use the whole head.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -54,10 +54,6 @@ class CachedKeysValues:
     query_bias: Tensor
     key: Tensor
     value: Tensor
-
-    def rows(self, index: Tensor) -> "CachedKeysValues":
-        """The rows of the batch at index (B',)."""
-        return CachedKeysValues(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class LevelTokens:

@@ -9,7 +9,7 @@ the whole volume (tiling.py).
 import math
 from fractions import Fraction
 from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -119,32 +119,7 @@ def _initialize(module: nn.Module) -> None:
         zero_init(module)
 
 
-class Quantizer(Protocol):
-    """The interface between VQVAE and models/quantizers/."""
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the encoder's output."""
-        ...
-
-    @property
-    def num_codes(self) -> int | None:
-        """None: latents are continuous."""
-        ...
-
-    def __call__(self, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """One training step: encoder output (B, in_channels, ...) -> decoder input (B, D, ...),
-        weighted loss terms by name, and code indices (B, ...) or None.
-        """
-        ...
-
-    def latents(self, encoded: Tensor) -> Tensor:
-        """Encoder output (B, in_channels, ...) -> the latents of stage 2 (B, D, ...)."""
-        ...
-
-    def quantize(self, latents: Tensor) -> Tensor:
-        """Latents (B, D, ...), encoded or synthetic -> decoder input (B, D, ...)."""
-        ...
+Quantizer = EmaQuantizer | FiniteScalarQuantizer | GaussianPosterior
 
 
 class VQVAE(nn.Module):
@@ -232,7 +207,7 @@ class VQVAE(nn.Module):
         """As usual, but the quantizer of a frozen encoder changes no code and adds no noise."""
         super().train(mode)
         if self.encoder_frozen:
-            cast(nn.Module, self.quantizer).eval()
+            self.quantizer.eval()
         return self
 
     def encode(self, image: Tensor, tile: int | None = None) -> Tensor:

@@ -16,12 +16,12 @@ from tubesynth.prepare.imagecas import (
     heart_box,
     label_map,
     place,
-    read_image,
 )
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import fits
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.files import file_suffix, source_files, write_volume
+from tubesynth.volume.hounsfield import read_ct
 from tubesynth.volume.nifti import with_axes_of
 
 
@@ -40,7 +40,7 @@ def make_case(source: Source, split: str, options: Options) -> dict | str:
     """Write a case's files and, last, its record; returns the record, or the error's message."""
     labels, notes, box = None, [], None
     try:
-        image = read_image(source)
+        image = read_ct(source.image, 3, window=None)
         if source.label is not None:
             labels, notes = label_map(source, image, options.scheme, options.label_map)
     except InputError as error:

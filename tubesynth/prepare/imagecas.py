@@ -26,16 +26,13 @@ from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, translate
 from tubesynth.volume.files import (
     LABEL_REMEDY,
     as_classes,
-    check_dimensions,
     check_same_grid,
     file_suffix,
     read_label_values,
     read_labels,
-    read_volume,
     source_files,
 )
 from tubesynth.volume.grid import Box, Volume, bounding_box, same_grid
-from tubesynth.volume.hounsfield import check_hu
 
 # The values 1 to 7 of a heartchambers_highres file, in the order of the nine classes.
 HEARTCHAMBERS = tuple(
@@ -154,14 +151,6 @@ def _in_folder(folder: Path, structures: tuple[str, ...]) -> HeartFiles:
             " TotalSegmentator's heartchambers_highres again"
         )
     return HeartFiles(volumes[0]) if volumes else HeartFiles()
-
-
-def read_image(source: Source) -> Volume:
-    """The CT of a case; InputError if it is no volume in HU."""
-    image = read_volume(source.image)
-    check_dimensions(image, 3, source.image)
-    check_hu(image, source.image, window=None)
-    return image
 
 
 def label_map(

@@ -211,11 +211,6 @@ def read(scalars: list[torch.Tensor], flag: bool) -> tuple[list[float], bool]:
     return numbers, count > 0
 
 
-def stop_if_signalled(where: str) -> None:
-    """Stopped on every rank if a signal has reached any of them; every rank must call it."""
-    interruptible(lambda: None, where)
-
-
 def interruptible(work: Callable[[], Result], message: str | Callable[[], str]) -> Result:
     """work() on every rank, without collectives in it; then the ranks wait for each other.
 

@@ -63,10 +63,12 @@ def read_text(path: str | Path, remedy: str, most_bytes: int = MOST_BYTES) -> st
 
 def read_json(path: str | Path, remedy: str) -> Any:
     """The value in a JSON file; InputError as `read_text`, and where the text is no JSON."""
+    text = read_text(path, remedy)
     try:
-        return _parsed(read_text(path, remedy))
-    except JsonError as error:
-        raise InputError(f"{path}: no readable JSON ({error}); {remedy}") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: no readable JSON ({reason}); {remedy}") from error
 
 
 def stored_json(path: Path) -> dict:
@@ -86,8 +88,8 @@ def json_lines(path: Path, remedy: str) -> Iterator[tuple[str, dict]]:
     text = read_bytes(path, remedy, most_bytes=2**32).decode("utf-8", errors="replace")
     for line in text.split("\n"):
         try:
-            row = _parsed(line)
-        except JsonError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield line, row
@@ -104,16 +106,3 @@ def fits(value: Any, form: Any) -> bool:
     if isinstance(form, list):
         return isinstance(value, list) and all(fits(item, form[0]) for item in value)
     return isinstance(value, form) and not isinstance(value, bool)
-
-
-class JsonError(ValueError):
-    """A text is no JSON, or is nested deeper than Python can read."""
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise JsonError(str(error)) from error
-    except RecursionError as error:
-        raise JsonError("nested too deep") from error

@@ -28,8 +28,5 @@ class ControlStage(LatentStage):
         network.base.load_state_dict(base.weights())
         network.controlnet.copy_from(network.base)
         super().__init__(config, volumes, latents, network)
-        averages = [ema.module for ema in self.phases[0].averages]
         if swa := self.phases[0].swa:
-            averages.append(swa.module)
-        for average in averages:
-            average.base = network.base
+            swa.module.base = network.base  # as every Ema has it

@@ -203,7 +203,15 @@ class LatentEncoder:
     ) -> None:
         store = self.volumes.store
         # A data set may load all its cases into memory: construct only those with missing entries.
-        sources, draws = self._sources(cases, rank_share), self.volumes.preprocessing.draws
+        draws = self.volumes.preprocessing.draws
+        sources = {
+            augmented: self.volumes.dataset(
+                cases,
+                augmentation=self.volumes.augmentation if augmented else None,
+                image_fields=False,
+            )
+            for augmented in {variant >= draws for _, variant in rank_share}
+        }
         for index, variant in progress(rank_share, f"encode {split}", len(rank_share), "volume"):
             source = sources[variant >= draws]
             store.ensure(
@@ -219,18 +227,6 @@ class LatentEncoder:
                     ),
                 ),
             )
-
-    def _sources(
-        self, cases: list[Case], entries: list[tuple[int, int]]
-    ) -> dict[bool, VolumeDataset]:
-        """The data sets without (False) and with (True) augmentation that the entries need."""
-        augmentations = {False: None, True: self.volumes.augmentation}
-        return {
-            augmented: self.volumes.dataset(
-                cases, augmentation=augmentations[augmented], image_fields=False
-            )
-            for augmented in {variant >= self.volumes.preprocessing.draws for _, variant in entries}
-        }
 
     @torch.no_grad()
     def _encode_case(

@@ -5,7 +5,7 @@ The bench measures it; doctor counts its memory on tensors without bytes.
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -76,8 +76,6 @@ def _stage_and_batch(
     stage = LatentStage(config, volumes, latents, network)
     if isinstance(network, ControlledUNet):
         network.controlnet.copy_from(network.base)
-        for ema in stage.phases[0].averages:
-            cast(ControlledUNet, ema.module).base = network.base
     return stage, batch
 
 

@@ -158,7 +158,9 @@ def _require_same_run(
     settings["--resume"] = str(started_from) if started_from else None
     assert checkpoint.position  # a run's own checkpoints have one
     stored["--resume"] = checkpoint.position.started_from
-    different = [key for key in {**settings, **stored} if settings.get(key) != stored.get(key)]
+    different = _changed_settings(checkpoint, config)
+    if settings["--resume"] != stored["--resume"]:
+        different.append("--resume")
     if different:
         key = different[0]
         resume = "" if config.stage == "segmenter" else "--resume auto to resume it, or "
@@ -211,14 +213,11 @@ def starting_position(checkpoint: Checkpoint | None, config: Config, run_dir: Pa
         return Position(started_from=str(checkpoint.path))
     stored, restart = checkpoint.position, _restarts(checkpoint, config, run_dir)
     is_own = is_in_run(checkpoint, run_dir)
-    return Position(
+    return replace(
+        stored if is_own else Position(started_from=str(checkpoint.path)),
         step=stored.step,
         sample_index=0 if "epochs" in restart else stored.sample_index,
         schedule_start=stored.step if "schedule" in restart else stored.schedule_start,
-        started_from=stored.started_from if is_own else str(checkpoint.path),
-        due=stored.due if is_own else "",
-        resumed_from=stored.resumed_from if is_own else None,
-        rollbacks=stored.rollbacks if is_own else 0,
     )
 
 
@@ -243,10 +242,21 @@ def restore(
     stored = checkpoint.best
     is_of_run = is_in_run(checkpoint, run_dir)
     same_score = stored and is_of_run and stored.name == best.name
-    if stored and same_score and _is_saved(stored, checkpoint, run_dir):
+    changed = _changed_settings(checkpoint, config) if is_of_run else []
+    if changed:
+        logger.info(f"changed settings: {', '.join(changed)}")
+    # Scores of another loss or of other data do not compare.
+    is_comparable = same_score and all(key.startswith("train.") for key in changed)
+    if stored and is_comparable and _is_saved(stored, checkpoint, run_dir):
         best = stored
     logger.info(_report(checkpoint, stage, best, config, restart))
     return best
+
+
+def _changed_settings(checkpoint: Checkpoint, config: Config) -> list[str]:
+    """The keys of the config whose values are other ones than in the checkpoint."""
+    settings, stored = (flatten(to_plain(each)) for each in (config, checkpoint.config))
+    return [key for key in {**settings, **stored} if settings.get(key) != stored.get(key)]
 
 
 def _restarts(checkpoint: Checkpoint, config: Config, run_dir: Path) -> set[str]:

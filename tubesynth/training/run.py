@@ -13,6 +13,7 @@ from tubesynth.models.perceptual import load_perceptual
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import copy_file, sweep, write_text
 from tubesynth.runtime.compiler import require_compiler
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
 from tubesynth.runtime.profiler import INACTIVE, Profiler
@@ -77,6 +78,13 @@ def run_stage(
                 interval.load(checkpoint.interval, stage.phases, device)
     checkpoints = run_dir / "checkpoints"
     last = checkpoints / "last.ckpt"
+    samples, epoch = position.sample_index, len(volumes.training)
+    if checkpoint and not is_in_run(checkpoint, run_dir) and samples >= config.train.epochs * epoch:
+        raise InputError(
+            f"--resume {checkpoint.path}: has had {samples / epoch:.4g} epochs of this data,"
+            f" and train.epochs is {config.train.epochs}: raise it, or add"
+            " train.restart=[schedule,epochs,optimizers]"
+        )
     if dist.is_main():
         sweep(checkpoints)
     repeats_validation = best.step is None or VALIDATION in position.due.split()

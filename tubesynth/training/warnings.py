@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from tubesynth.config.schema import (
-    AutoencoderLossConfig,
     Config,
     Stage1Config,
     Stage2Config,
@@ -22,7 +21,8 @@ def run_warnings(config: Config, training: list[Case], validation: list[Case]) -
 
 def config_warnings(config: Config) -> Iterator[str]:
     """Of settings that the run does not read: a term without weights, the other latent mode."""
-    if isinstance(config, Stage1Config) and not _has_weights(config.losses):
+    is_stage_1 = isinstance(config, Stage1Config)
+    if is_stage_1 and config.losses.perceptual != 0 and not uses_perceptual(config.losses):
         yield (
             f"losses.perceptual: {config.losses.perceptual}, but losses.perceptual_files names no"
             " weights: THE PERCEPTUAL TERM IS LEFT OUT. Name LPIPS's or RadImageNet's weights"
@@ -36,7 +36,3 @@ def config_warnings(config: Config) -> Iterator[str]:
                 f"{other}: its settings are not read, since latent_mode is {mode}: those of"
                 f" {mode} count"
             )
-
-
-def _has_weights(losses: AutoencoderLossConfig) -> bool:
-    return losses.perceptual == 0 or uses_perceptual(losses)

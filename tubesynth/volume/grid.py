@@ -10,6 +10,8 @@ from os import PathLike
 
 import numpy as np
 
+from tubesynth.runtime.errors import InputError
+
 MAX_SHEAR = 1e-4  # of axes that count as right-angled: 0.05 mm in a field of view of 500 mm
 Box = tuple[slice, slice, slice]
 
@@ -26,8 +28,10 @@ class Volume:
     affine: np.ndarray
 
     def __post_init__(self):
-        assert self.array.ndim == 3, f"a volume has three axes, not shape {self.array.shape}"
-        assert np.shape(self.affine) == (4, 4), f"an affine is 4x4, not {np.shape(self.affine)}"
+        if self.array.ndim != 3:
+            raise InputError(f"a volume has three axes, not shape {self.array.shape}")
+        if np.shape(self.affine) != (4, 4):
+            raise InputError(f"an affine is 4x4, not {np.shape(self.affine)}")
         object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64))
 
     def __repr__(self) -> str:

@@ -33,7 +33,7 @@ class Finding:
     is_certain: bool = True
 
 
-def read_ct(path: Path, dim: int, window: tuple[float, float]) -> Volume:
+def read_ct(path: Path, dim: int, window: tuple[float, float] | None) -> Volume:
     """The CT in a file or a DICOM folder: read_volume, check_dimensions and check_hu."""
     volume = read_volume(path)
     check_dimensions(volume, dim, path)

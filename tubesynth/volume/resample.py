@@ -29,23 +29,20 @@ _NEGLIGIBLE = 1e-7
 Block = tuple[slice, slice, np.ndarray]
 
 
-def target_grid(
-    volume: Volume, spacing, resolution, center_mm: np.ndarray | None = None
-) -> tuple[tuple[int, int, int], np.ndarray]:
+def target_grid(volume: Volume, spacing, resolution) -> tuple[tuple[int, int, int], np.ndarray]:
     """(shape, affine) of the grid with this spacing and the volume's axes and center.
 
     The axes are at right angles, the closest ones where the volume is sheared (gantry tilt): a
     NIfTI qform has no shear, and programs that read it would show the grid elsewhere.
-    spacing: mm, resolution: voxels, both of 3 axes, or of 2 for two-dimensional data. center_mm:
-    (3,) world position of the grid's middle, the volume's own if None. Along an axis whose spacing
-    stays the same, the grid is laid on the existing voxels (the center moves by half a voxel at
-    most): data that is already at its spacing is cropped or padded, never blurred.
+    spacing: mm, resolution: voxels, both of 3 axes, or of 2 for two-dimensional data. Along an axis
+    whose spacing stays the same, the grid is laid on the existing voxels (the center moves by half
+    a voxel at most): data that is already at its spacing is cropped or padded, never blurred.
     """
     # two-dimensional data is one slice and keeps its thickness
     x, y, z = (*(int(n) for n in resolution), *(1,) * (3 - len(resolution)))
     spacing = np.array([*spacing, *volume.spacing[len(spacing) :]], dtype=np.float64)
     directions = right_angled_axes(volume.affine)
-    center = volume.center_mm if center_mm is None else np.asarray(center_mm, dtype=np.float64)
+    center = volume.center_mm
     affine = np.eye(4)
     if shear_of(volume.affine) > MAX_SHEAR:
         affine[:3, :3] = directions * spacing

@@ -30,6 +30,7 @@ def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
 
     spacing: (3,) mm. Closed cavities of the mask are filled.
     """
+    from scipy.ndimage import binary_fill_holes
     from skimage.morphology import skeletonize
 
     bounds = bounding_box(mask)
@@ -37,7 +38,7 @@ def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
         return None
     # all work is on the bounding box with a margin of one voxel
     # a closed cavity would be thinned to a shell of voxels, not to a line
-    box = _fill(np.pad(mask[bounds], 1))
+    box = np.asarray(binary_fill_holes(np.pad(mask[bounds], 1)))
     # the surface: voxels outside with one of 6 face neighbors inside
     surface = np.zeros_like(box)
     for axis in range(3):
@@ -61,20 +62,14 @@ def thin(mask: np.ndarray, spacing: np.ndarray) -> VoxelCloud | None:
 
 def fill_cavities(mask: np.ndarray) -> np.ndarray:
     """The mask (X, Y, Z) with its closed cavities filled, as `thin` sees it."""
+    from scipy.ndimage import binary_fill_holes
+
     bounds = bounding_box(mask)
     if bounds is None:
         return mask
     filled = mask.copy()
-    filled[bounds] = _fill(np.pad(mask[bounds], 1))[1:-1, 1:-1, 1:-1]
+    filled[bounds] = binary_fill_holes(mask[bounds])
     return filled
-
-
-def _fill(padded: np.ndarray) -> np.ndarray:
-    """Fill each component of the background (6 neighbors) other than the one at the corner."""
-    from scipy import ndimage
-
-    background, count = ndimage.label(~padded)  # pyright: ignore[reportGeneralTypeIssues]
-    return background != background[0, 0, 0] if count > 1 else padded
 
 
 def _restore(

@@ -64,10 +64,27 @@ def pairs(args) -> list[tuple[Path, Path, Path]]:
 
 
 def score(real: Path, synthetic: Path, label: Path) -> dict:
-    from tubesynth.metrics.case import evaluate_pair
     from tubesynth.volume.files import read_labels, read_volume
 
     return evaluate_pair(read_volume(real), read_volume(synthetic), read_labels(label))
+
+
+def evaluate_pair(real, other, label) -> dict[str, dict[str, float]]:
+    """All image and vessel scores of one pair: {"image", "real", "made"}, each {METRIC: value}.
+
+    other: a reconstruction or synthesis of the real CT; its vessel scores are named "made".
+    """
+    from tubesynth.metrics.case import EvaluationCase, Settings, score_case
+    from tubesynth.metrics.condition import tokens_of
+
+    case = EvaluationCase("pair", None, [("real", 0, Path()), ("made", 0, Path())])
+    tokens = tokens_of(label, Settings().classes)
+    scores = score_case(case, [real, other], label, tokens, Settings())
+    rows = [scores.images[0], *scores.vessels]
+    return {
+        name: {k: v for k, v in row.items() if k not in ("case", "sample", "source")}
+        for name, row in zip(("image", "real", "made"), rows, strict=True)
+    }
 
 
 def trace(label) -> None:

@@ -1,6 +1,6 @@
 """Quantizers between encoder and decoder: a learned codebook, fixed levels, or a Gaussian.
 
-vqvae.py states the interface: `forward` in a training step, `latents` for stage 2, `quantize`
+Each has the same interface: `forward` in a training step, `latents` for stage 2, `quantize`
 before the decoder.
 
               encoder channels          latents of stage 2           decoder input
