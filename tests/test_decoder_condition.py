@@ -156,7 +156,7 @@ def test_weights_alone_of_stage_3_need_the_autoencoder_of_their_frozen_base(tmp_
     weights = Checkpoint(stage_2(), None, None, {}, autoencoder=state)
     with caplog.at_level("INFO", logger="tubesynth"):
         require_same_autoencoder(trained_on, weights)
-    assert "if it was trained on from that one" in caplog.text
+    assert "only if that was trained on from the same weights" in caplog.text
     for refused in (
         replace(weights, config=stage_2(stage=3)),
         replace(weights, position=Position()),

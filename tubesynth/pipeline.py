@@ -290,6 +290,7 @@ class Pipeline:
         """
         if self.conditions is None:
             return Comparison([], False)
+        labels = checked_labels(labels, "labels")
         request = SampleRequest(labels, torch.Generator(), vessels)
         with_tokens = self.config.data.token_step_mm is not None
         placed = place_request(request, self.grid, with_tokens, spacing, resolution)
@@ -307,4 +308,4 @@ class Pipeline:
 
     def trace(self, labels: Volume) -> VesselTokens:
         """The vessels of a label map as tokens, which can be edited and passed to `synthesize`."""
-        return trace(labels, self.config)
+        return trace(checked_labels(labels, "labels"), self.config)
