@@ -16,6 +16,9 @@ from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
 from tubesynth.train import main
 from tubesynth.training.resume import find_checkpoint, starting_position
 from tubesynth.training.run import remove_older
+from tubesynth.volume.cases import find_cases
+from tubesynth.volume.files import read_labels, write_volume
+from tubesynth.volume.grid import Volume
 
 
 def truncate(path: Path) -> None:
@@ -144,6 +147,27 @@ def test_changed_settings_are_named_and_scores_of_another_loss_do_not_compare(
     text = capsys.readouterr().err
     assert "changed settings: train.epochs, losses." in text
     assert "restarted best checkpoint" in text
+
+
+def test_files_that_have_changed_since_the_run_began_are_named(
+    run_dir, workplace, tmp_path, capsys
+):
+    """Also in a run that is finished: its scores are those of the earlier files."""
+    data = tmp_path / "data"
+    shutil.copytree(workplace / "data", data)
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path / "new")]
+    command += ["--logger", "none", "train.epochs=1", f"data.root={data}"]
+    command.append(f"data.cache_dir={tmp_path / 'cache'}")
+    main(command)
+    assert "are others than when" not in capsys.readouterr().err
+    case, path = next(iter(find_cases(data / "validation" / "labels").items()))
+    labels = read_labels(path)
+    write_volume(path, Volume(labels.array[::-1], labels.affine), "uint8")
+    for _ in range(2):
+        main(command)
+        text = capsys.readouterr().err
+        assert f"files of case {case} are others than when this run began" in text
+        assert "nothing was left to do" in text
 
 
 def test_a_run_that_is_over_before_it_starts_is_refused(run_dir, workplace, tmp_path):

@@ -25,6 +25,7 @@ from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.loop import VALIDATION, Run, Stage, fit
 from tubesynth.training.means import Interval
 from tubesynth.training.resume import is_in_run, newest_first, restore
+from tubesynth.training.sources import note_sources
 
 LOG_FILE, PROFILE_FILE = "train.log", "profile.txt"
 
@@ -138,6 +139,8 @@ def run_stage(
     )
     with log_file(run_dir / LOG_FILE):
         logger.info(f"run folder: {run_dir}; log file: {run_dir / LOG_FILE}")
+        if dist.is_main() and (config.data.dataset_type == "persistent" or config.stage in (2, 3)):
+            note_sources(run_dir, volumes)
         try:
             if checkpoint and is_in_run(checkpoint, run_dir) and checkpoint.path != last:
                 run.save("last")  # the run's own is missing, damaged or abandoned
