@@ -1,6 +1,7 @@
 """The decoder's condition in inference: units, grids, dropped conditions, memory, base models."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,10 +154,13 @@ def test_weights_alone_of_stage_3_need_the_autoencoder_of_their_frozen_base(tmp_
     trained_on, first = (saved(config, tmp_path / f"{n}.safetensors") for n in "ab")
     module = {n: w + 1 for n, w in first.trained_autoencoder.module.items()}
     state = AutoencoderState(config, "other", module)
-    weights = Checkpoint(stage_2(), None, None, {}, autoencoder=state)
+    weights = Checkpoint(stage_2(), None, None, {}, autoencoder=state, path=Path("base"))
     with caplog.at_level("INFO", logger="tubesynth"):
         require_same_autoencoder(trained_on, weights)
+        trained_on.position = Position(started_from="base")
+        require_same_autoencoder(trained_on, weights)
     assert "only if that was trained on from the same weights" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     for refused in (
         replace(weights, config=stage_2(stage=3)),
         replace(weights, position=Position()),

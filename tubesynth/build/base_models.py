@@ -189,10 +189,13 @@ def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) ->
         each.trained_autoencoder.config.autoencoder for each in (autoencoder, checkpoint)
     )
     starts_from_weights = checkpoint.config.stage == 2 and checkpoint.position is None
+    progress = autoencoder.position
+    was_trained_on = progress is not None and progress.started_from == str(checkpoint.path)
     for misfit in _other_autoencoder(autoencoder, checkpoint):
         if not (starts_from_weights and settings == stored):
             raise InputError(misfit)
-        logger.warning(
+        log = logger.info if was_trained_on else logger.warning
+        log(
             f"{checkpoint.path}: trained on latents of its own autoencoder; those of"
             f" {autoencoder.path} fit it only if that was trained on from the same weights"
         )
