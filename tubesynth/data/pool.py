@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import LogRecord
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -58,21 +59,28 @@ def each(
             return _run_in_pool(function, jobs, workers, progress)
 
 
+class _RecordingContext(ForkServerContext):  # a fork would break the caller's threads
+    """Keeps the processes that it starts: one that ends at once is no active child any more."""
+
+    def __init__(self):
+        super().__init__()
+        self.processes: list[BaseProcess] = []
+
+    def Process(self, *arguments, **options) -> BaseProcess:  # pyright: ignore
+        process = super().Process(*arguments, **options)
+        self.processes.append(process)
+        return process
+
+
 def _run_in_pool(
     function: Callable[..., Result], jobs: list[tuple], workers: int, progress: Progress
 ) -> list[Result]:
-    other_children = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)),
-        multiprocessing.get_context("forkserver"),  # a fork would break the caller's threads
-        _start_worker,
-    )
+    context = _RecordingContext()
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker)
     futures: list[Future[tuple[Result, list[LogRecord]]]] = []
-    processes: set[BaseProcess] = set()
     try:
         with deferred():  # a worker that gets no preparation data prints a traceback
             futures += [pool.submit(_with_lines, function, *job) for job in jobs]
-        processes |= set(multiprocessing.active_children()) - other_children
         for future in as_completed(futures):
             _, lines = future.result()
             for line in lines:
@@ -84,12 +92,14 @@ def _run_in_pool(
             for future in futures:
                 future.cancel()
             wait(futures, GRACE_SECONDS)  # cases that end meanwhile are kept
-        cause = _cause(processes)
         # The pool would end its workers by SIGTERM, which they block.
-        for process in set(multiprocessing.active_children()) - other_children:
-            process.kill()
+        for process in context.processes:
+            if process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        pool.shutdown(wait=True, cancel_futures=True)  # its thread reads the exit codes
         if isinstance(error, BrokenProcessPool):
-            raise InputError(f"{progress.title}: {cause}") from error
+            raise InputError(f"{progress.title}: {_cause(context.processes)}") from error
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -131,8 +141,10 @@ def _end_with_parent() -> None:
 def _cause(processes: Iterable[BaseProcess]) -> str:
     """What ended a worker, and the remedy."""
     codes = [process.exitcode for process in processes]
-    number = next((-code for code in codes if code and code < 0), None)
-    if number in (None, signal.SIGKILL):
+    # SIGKILL also ends the workers beside the one that died.
+    numbers = [-code for code in codes if code and code < 0 and code != -signal.SIGKILL]
+    number = numbers[0] if numbers else None
+    if number is None:
         return (
             "a worker process was killed, by hand or by the system for lack of memory; start again,"
             " with fewer workers (--workers, if the command has it) or on a machine with more"
