@@ -91,7 +91,7 @@ class Faults:
         if self.random.random() < 0.3 and self.checkpoints.is_dir():
             (self.checkpoints / ".last.ckpt.12345.tmp").write_bytes(b"x" * 5000)
             self.counts["temporary left behind"] += 1
-        entries = sorted(self.cache.rglob("*.npy"))
+        entries = sorted(self.cache.rglob("*.safetensors"))
         if entries and self.random.random() < 0.4:
             self._damage(self.random.choice(entries))
 

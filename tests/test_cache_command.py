@@ -12,6 +12,7 @@ from tubesynth.build.networks import build_autoencoder
 from tubesynth.config.loading import load_config
 from tubesynth.data.store import Store
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.process_id import ProcessId
 
 STAGE_1 = """stage: 1
 data:
@@ -70,6 +71,10 @@ def keys(project, kind):
     return {entry.key for entry in Store(project / "cache").entries(kind)}
 
 
+def volume_files(project):
+    return [path for path in (project / "cache" / "volumes").glob("*/*")]
+
+
 def test_build_writes_every_volume_once_and_prints_the_count(project, capsys):
     run("build", "--config", project / "one.yml", "--workers", 1)
     assert "3 built, 0 existed" in capsys.readouterr().out
@@ -119,14 +124,15 @@ def test_verify_removes_damaged_entries_and_exits_with_1(project, capsys):
     run("build", "--config", project / "one.yml", "--workers", 1)
     run("verify", "--config", project / "one.yml")
     assert "3 entries match their checksums" in capsys.readouterr().out
-    file = next((project / "cache" / "volumes").glob("*/image.npy"))
+    file = next((project / "cache" / "volumes").glob("*/*.safetensors"))
     raw = bytearray(file.read_bytes())
     raw[-3] ^= 4
     file.write_bytes(raw)
+    name = f"{file.parent.name}/{file.name}"
     with pytest.raises(SystemExit) as end:
         run("verify", "--config", project / "one.yml")
     assert end.value.code == 1
-    assert f"damaged: volumes/{file.parent.name}: image.npy" in capsys.readouterr().out
+    assert f"damaged: volumes/{name}: label differs from its checksum" in capsys.readouterr().out
     run("build", "--config", project / "one.yml", "--workers", 1)
     assert "1 built, 2 existed" in capsys.readouterr().out
 
@@ -158,7 +164,7 @@ def test_list_shows_the_content_and_bytes_of_each_entry(project, capsys):
     out = capsys.readouterr().out
     assert "case 2: image 16x16x8 i2, label 16x16x8 u1, 1x1x1.5 mm, HU -1000 to 1000" in out
     assert "latent 2x4x4x2 f2" in out and "variant 1" in out
-    size = 16 * 16 * 8 * 3 + 2 * 128  # int16 and uint8, each with a header of 128 bytes
+    size = 16 * 16 * 8 * 3  # int16 and uint8
     assert f"volumes: 3 entries, {3 * size / 1e6:.1f} MB" in out
 
 
@@ -166,15 +172,17 @@ def test_prune_deletes_entries_that_no_config_refers_to_and_a_dry_run_deletes_no
     run("build", "--config", project / "two.yml", "--workers", 1)
     referenced = keys(project, "volumes"), keys(project, "latents")
     run("build", "--config", project / "one.yml", "--workers", 1, "data.spacing=[1,1,2]")
-    (project / "cache" / "volumes" / ".tmp-abc-host-1-x").mkdir()
+    folder = next((project / "cache" / "volumes").iterdir())
+    (folder / f".x.{ProcessId.own()._replace(pid=2**22)}.12345678.tmp").write_bytes(b"half")
+    (project / "cache" / "volumes" / ("0" * 32)).mkdir()  # an entry of version 0.2.0
     capsys.readouterr()
     run("prune", "--config", project / "two.yml", "--dry-run")
     assert "would free" in (out := capsys.readouterr().out)
-    assert "3 entries, 1 unfinished builds" in out
+    assert "3 entries, 1 unfinished builds, 1 entries and digests of version 0.2.0" in out
     assert len(keys(project, "volumes")) == 6
     run("prune", "--config", project / "two.yml")
     assert (keys(project, "volumes"), keys(project, "latents")) == referenced
-    assert not list((project / "cache" / "volumes").glob(".tmp-*"))
+    assert all(path.suffix == ".safetensors" for path in volume_files(project))
 
 
 def test_prune_keeps_the_entries_of_every_config(project):

@@ -130,10 +130,9 @@ def test_a_damaged_entry_is_named(damage, workplace, stage_1):
     latents = encoded(workplace, "data.spacing=[5.4,5.4,5.4]")
     latents.training.store = Store(latents.training.store.root)  # as of a new process
     entry = latents.training.store.open(LATENTS, latents.training.keys[0][0])
-    file = entry.path / "latent.npy"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content if damage == "bit" else content[:-10])
+    content = bytearray(entry.path.read_bytes())
+    content[entry.starts["latent"]] ^= 1
+    entry.path.write_bytes(content if damage == "bit" else content[:-10])
     for read in (lambda: latents.training.sample(0), latents.training.moments):
         with pytest.raises(InputError, match=f"case {entry.meta['case']} .* start the run again"):
             read()

@@ -1,7 +1,6 @@
 """The cache: hits and misses of its keys, concurrent and killed builders, damaged entries."""
 
 import errno
-import json
 import mmap
 import multiprocessing
 import os
@@ -22,7 +21,9 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.numpy import load_file
 
+from tubesynth.data.entry import METADATA_KEY
 from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.data.store import Store, entry_key
 from tubesynth.data.volumes import (
@@ -34,6 +35,7 @@ from tubesynth.data.volumes import (
 )
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
+from tubesynth.runtime.process_id import ProcessId
 from tubesynth.volume.cases import Case
 from tubesynth.volume.vessels import VesselTokens
 
@@ -81,9 +83,9 @@ def arrays_of(store, kind, key, build, meta):
 
 
 def damaged(store) -> list:
-    """(folder, damage) of every entry that differs from its checksums."""
-    problems = [(folder, store.problem(folder)) for folder in store.folders()]
-    return [(folder, problem) for folder, problem in problems if problem]
+    """(file, damage) of every entry that differs from its checksums."""
+    problems = [(file, store.problem(file)) for file in store.files()]
+    return [(file, problem) for file, problem in problems if problem]
 
 
 def names(store):
@@ -99,8 +101,8 @@ def test_arrays_come_back_as_they_were_memory_mapped_and_read_only(store):
     for name, expected in numbers().items():
         assert arrays[name].dtype == expected.dtype and np.array_equal(arrays[name], expected)
     assert store.open("things", KEY).meta["case"] == "1"
-    assert np.array_equal(np.load(store.root / "things" / KEY / "a.npy"), numbers()["a"])
-    assert names(store) == [f"things/{KEY}/{file}" for file in ("a.npy", "empty.npy", "meta.json")]
+    assert np.array_equal(load_file(store.path("things", KEY))["a"], numbers()["a"])
+    assert names(store) == [f"things/00/{KEY}.safetensors"]
 
 
 def test_the_second_time_nothing_is_built(store):
@@ -110,23 +112,17 @@ def test_the_second_time_nothing_is_built(store):
     assert built == []
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "meta cut", "meta gone", "longer"])
+@pytest.mark.parametrize("damage", ["empty", "in length", "in header", "in arrays", "longer"])
 def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
     arrays_of(store, "things", KEY, numbers, {})
-    folder = store.root / "things" / KEY
-    file, meta = folder / "a.npy", folder / "meta.json"
-    if damage == "truncated":
-        os.truncate(file, 100)
-    elif damage == "missing":
-        file.unlink()
-    elif damage == "meta cut":
-        os.truncate(meta, 50)
-    elif damage == "meta gone":
-        meta.unlink()
-    else:
+    file = store.path("things", KEY)
+    if damage == "longer":
         file.write_bytes(file.read_bytes() + b"x")
+    else:
+        end = file.stat().st_size - 1
+        os.truncate(file, {"empty": 0, "in length": 5, "in header": 50, "in arrays": end}[damage])
     assert store.open("things", KEY) is None
-    assert [path for path, _ in damaged(store)] == [folder]
+    assert [path for path, _ in damaged(store)] == [file]
     arrays = arrays_of(store, "things", KEY, numbers, {})
     assert np.array_equal(arrays["a"], numbers()["a"])
     assert list(damaged(store)) == []
@@ -134,11 +130,11 @@ def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
 
 def test_an_entry_with_a_flipped_bit_is_built_again_by_the_next_process(store, capsys):
     arrays_of(store, "things", KEY, numbers, {})
-    file = store.root / "things" / KEY / "a.npy"
+    file = store.path("things", KEY)
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    assert damaged(store) == [(file.parent, "a.npy differs from its checksum")]
+    assert damaged(store) == [(file, "a differs from its checksum")]
     assert store.checked("things", KEY) is None and not file.exists()
     assert np.array_equal(arrays_of(store, "things", KEY, numbers, {})["a"], numbers()["a"])
     assert store.checked("things", KEY) == store.open("things", KEY)
@@ -329,14 +325,13 @@ def test_a_file_system_without_locks_has_a_cache_too(store, monkeypatch):
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     assert np.array_equal(arrays_of(store, "things", KEY, numbers, {})["a"], numbers()["a"])
-    (store.root / "things" / f".tmp-{LIVING}-host-2-abc").mkdir()
-    assert store.leftovers() == []  # its builder may be alive
 
 
 BUILDER = """
 import sys, pickle
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import build_volumes
+from tubesynth.data.entry import METADATA_KEY
 from tubesynth.data.preprocessing import resample_case
 cases, grid = pickle.load(open(sys.argv[2], "rb"))
 resample_case(cases[0], grid)  # imports are done: the build only reads and writes
@@ -370,43 +365,42 @@ def test_killed_at_any_moment_a_build_leaves_no_entry_that_reads_wrongly(tmp_pat
         seen, leftovers = set(entries), leftovers + len(store.leftovers())
         if finished:
             break
-    print(f"{len(seen)} of {len(cases)} entries, {leftovers} torn folders over all kills")
+    print(f"{len(seen)} of {len(cases)} entries, {leftovers} torn files over all kills")
     build_volumes(store, cases, GRID, workers=1)
     assert {entry.key: entry.meta["arrays"] for entry in store.entries()} == expected
     store.sweep()
-    assert store.leftovers() == [] and not list(store.root.glob("*/.tmp-*"))
+    assert store.leftovers() == [] and not list(store.root.rglob("*.tmp"))
 
 
 DYING = """
 import os, signal, sys
+from pathlib import Path
 import numpy as np
-from tubesynth.data import store
 from tubesynth.data.store import Store
-left, sync, write = [int(sys.argv[2])], os.fsync, store._write_array
+left, sync, write = [int(sys.argv[2])], os.fsync, Path.write_bytes
 def dying_sync(handle):
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(handle)
-def dying_write(stream, array):
+def dying_write(path, content):
     if sys.argv[2] == "0":  # half of a file
-        stream.write(b"\\x93NUMPY" + bytes(50))
-        stream.flush()
+        write(path, content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
-    write(stream, array)
-os.fsync, store._write_array = dying_sync, dying_write
+    write(path, content)
+os.fsync, Path.write_bytes = dying_sync, dying_write
 KEY = "0" * 32
 Store(sys.argv[1]).ensure("things", KEY, lambda: ({"a": np.arange(9), "b": np.ones(3)}, {}), {})
 """
 
 
-@pytest.mark.parametrize("moment", range(6))  # half a file; each file, meta, folder, parent synced
+@pytest.mark.parametrize("moment", range(3))  # half a file; the file, its folder synced
 def test_killed_at_each_step_of_writing_an_entry_is_whole_or_absent(store, moment):
     job = subprocess.run([sys.executable, "-c", DYING, str(store.root), str(moment)])
     assert job.returncode == -signal.SIGKILL
     assert list(damaged(store)) == []
-    assert (store.open("things", KEY) is not None) == (moment == 5)  # after the rename
-    assert len(store.leftovers()) == (moment != 5)
+    assert (store.open("things", KEY) is not None) == (moment == 2)  # after the rename
+    assert len(store.leftovers()) == (moment != 2)
     arrays = arrays_of(store, "things", KEY, lambda: {"a": np.arange(9), "b": np.ones(3)}, {})
     assert np.array_equal(arrays["a"], np.arange(9))
     assert list(damaged(store)) == []
@@ -435,60 +429,70 @@ def test_any_array_and_any_meta_are_read_back_as_they_were_written(array, meta):
     with tempfile.TemporaryDirectory() as folder:
         meta = {f"meta {name}": value for name, value in meta.items()}
         entry, _ = Store(folder).ensure("things", KEY, lambda: ({"a": array}, {}), meta)
-        stored = entry.array("a")
-        assert (stored.dtype, stored.shape) == (array.dtype, array.shape)
-        assert stored.tobytes() == np.ascontiguousarray(array).tobytes()
-        assert repr(entry.meta | meta) == repr(entry.meta)
-        loaded = np.load(entry.path / "a.npy")
-        assert loaded.tobytes() == np.ascontiguousarray(array).tobytes() and entry.damage() is None
+        stored = entry.arrays()["a"]
+        assert (stored.dtype, stored.shape) == (array.dtype.newbyteorder("<"), array.shape)
+        assert np.array_equal(stored, array, equal_nan=array.dtype.kind == "f")
+        assert repr(entry.meta | meta) == repr(entry.meta) and entry.damage() is None
+        assert load_file(entry.path)["a"].tobytes() == stored.tobytes()
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.data())
-def test_a_changed_byte_of_meta_json_is_an_entry_that_is_missing_or_the_same(data):
+def test_a_changed_byte_of_the_header_is_an_entry_that_is_missing_damaged_or_the_same(data):
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         meta = {"case": "1", "affine": [[1.5, 0.0], [0.0, 2.5]]}
         entry, _ = store.ensure("things", KEY, lambda: (numbers(), {}), meta)
-        raw = bytearray((entry.path / "meta.json").read_bytes())
-        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-        (entry.path / "meta.json").write_bytes(raw)
+        raw = bytearray(entry.path.read_bytes())
+        byte = data.draw(st.integers(0, entry.starts["a"] - 1))
+        raw[byte] ^= 1 << data.draw(st.integers(0, 7))
+        entry.path.write_bytes(raw)
         again = store.open("things", KEY)
-        assert again is None or again.meta | entry.meta == again.meta
+        assert again is None or again.damage() or again.meta == entry.meta
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        *(None, 3, [], {"dtype": "<i2"}, {"shape": None}, {"shape": [-2, -12]}, {"shape": [1e9]}),
-        *({"dtype": "|O"}, {"dtype": "nonsense"}, {"bytes": -1}, {"bytes": "1"}, {"sha256": None}),
-        {"shape": [10**30]},
+        *("no JSON", "[]", "{}", '{"__metadata__": 3}', '{"__metadata__": {}}', "[" * 10**5),
+        *(f'{{"__metadata__": {{"{METADATA_KEY}": "{text}"}}}}' for text in ("", "3", "[]", "{}")),
     ],
 )
-def test_meta_json_of_another_form_is_a_missing_entry(store, header):
+def test_a_header_of_another_form_is_a_missing_entry(store, header):
     entry, _ = store.ensure("things", KEY, lambda: (numbers(), {}), {})
-    meta = json.loads((entry.path / "meta.json").read_text())
-    del meta["sha256"]  # as written by version 0.2.0
-    (entry.path / "meta.json").write_text(json.dumps(meta))
-    assert store.open("things", KEY) is not None
-    full = isinstance(header, dict) and header != {"dtype": "<i2"}
-    meta["arrays"]["a"] = meta["arrays"]["a"] | header if full else header
-    (entry.path / "meta.json").write_text(json.dumps(meta))
+    entry.path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
     assert store.open("things", KEY) is None
     assert store.ensure("things", KEY, lambda: (numbers(), {}), {})[1]  # built again
 
 
-def test_sweeping_removes_folders_of_dead_builders_and_no_folder_of_a_living_one(store):
-    dead = store.root / "things" / ".tmp-dead-host-1-abc"
-    living = store.root / "things" / f".tmp-{LIVING}-host-2-abc"
+def test_sweeping_removes_files_of_dead_builders_and_no_file_of_a_living_one(store):
+    folder = store.path("things", LIVING).parent
+    dead, living = (
+        folder / f".{KEY}.safetensors.{writer}.{8 * digit}.tmp"
+        for writer, digit in ((ProcessId.own()._replace(pid=2**22), "1"), (ProcessId.own(), "2"))
+    )
 
     def build():
-        for folder in (dead, living):
-            folder.mkdir()
+        folder.mkdir(parents=True)
+        for file in (dead, living):
+            file.write_bytes(b"half")
         assert store.leftovers() == [dead]
         assert store.sweep() == 1
         return numbers()
 
     arrays_of(store, "things", LIVING, build, {})
     assert not dead.exists() and living.exists()
-    assert store.sweep() == 1
+    assert store.sweep() == 0
+
+
+def test_entries_and_digests_of_version_0_2_0_are_outdated_and_others_are_not(store):
+    arrays_of(store, "things", KEY, numbers, {})
+    folder, digest = store.root / "things" / LIVING, store.root / "digests" / f"{KEY}.json"
+    folder.mkdir()
+    digest.parent.mkdir()
+    for file in (folder / "a.npy", digest, store.root / "things" / "notes.txt"):
+        file.write_text("x")
+    assert sorted(store.outdated()) == [digest, folder]
+    for path in store.outdated():
+        store.remove(path)
+    assert names(store) == [f"things/00/{KEY}.safetensors", "things/notes.txt"]

@@ -23,8 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from tubesynth.config.loading import load_config
+from tubesynth.data.entry import Entry
 from tubesynth.data.pool import check_workers
-from tubesynth.data.store import Entry, Store
+from tubesynth.data.store import Store
 from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.log import progress
@@ -116,12 +117,12 @@ def build_entries(store: Store, config, workers: int | None, device) -> None:
         from tubesynth.build.base_models import require_base_models
         from tubesynth.training.latents import encode_data_set
 
-        before = len(list(store.folders(LATENTS)))
+        before = len(store.files(LATENTS))
         models = require_base_models(config, ["latents.autoencoder"])
         assert models.autoencoder is not None  # required above
         encode_data_set(config, volumes, models.autoencoder, device)
         if dist.is_main():
-            total = len(list(store.folders(LATENTS)))
+            total = len(store.files(LATENTS))
             print(f"{store.root}/{LATENTS}: {total - before} built, {total} in all")
 
 
@@ -137,20 +138,20 @@ def hashing_threads() -> Iterator[ThreadPoolExecutor]:
 
 def verify(store: Store) -> None:
     """Compare every array with its checksum; remove damaged entries, with exit code 1."""
-    folders, damaged = list(store.folders()), []
+    files, damaged = store.files(), []
     with hashing_threads() as pool:
-        problems = pool.map(store.problem, folders)
-        problems = progress(problems, "verify", len(folders), unit="entry")
-        for folder, problem in zip(folders, problems, strict=True):
+        problems = pool.map(store.problem, files)
+        problems = progress(problems, "verify", len(files), unit="entry")
+        for file, problem in zip(files, problems, strict=True):
             if problem:
-                damaged.append(folder)
-                print(f"damaged: {folder.relative_to(store.root)}: {problem}")
+                damaged.append(file)
+                print(f"damaged: {file.relative_to(store.root)}: {problem}")
     if damaged:
-        for folder in damaged:
-            store.remove(folder)
-        print(f"{len(damaged)} of {len(folders)} entries were damaged and are removed: build again")
+        for file in damaged:
+            store.remove(file)
+        print(f"{len(damaged)} of {len(files)} entries were damaged and are removed: build again")
         sys.exit(1)
-    print(f"{store.root}: {len(folders)} entries match their checksums")
+    print(f"{store.root}: {len(files)} entries match their checksums")
 
 
 def list_entries(store: Store) -> None:
@@ -163,7 +164,7 @@ def list_entries(store: Store) -> None:
         print(f"{name}  case {entry.meta['case']}: {description(entry)}")
     for kind in counts:
         print(f"{kind}: {counts[kind]} entries, {sizes[kind] / 1e6:.1f} MB")
-    num_damaged = len(list(store.folders())) - sum(counts.values())
+    num_damaged = len(store.files()) - sum(counts.values())
     if num_damaged:
         print(f"{num_damaged} damaged entries: verify removes them")
     if not counts:
@@ -195,17 +196,21 @@ def prune(store: Store, configs: list, dry_run: bool) -> None:
         for entry in store.entries()
         if entry.kind in kinds and (entry.kind, entry.key) not in referenced
     ]
-    leftovers = store.leftovers()
+    leftovers, outdated = store.leftovers(), store.outdated()
     for entry in unreferenced:
         print(f"{entry.kind} {entry.key[:10]} {entry.size / 1e6:.2f} MB  case {entry.meta['case']}")
         if not dry_run:
             store.remove(entry.path)
+    outdated_bytes = sum(f.stat().st_size for p in outdated for f in [p, *p.glob("*")])
     if not dry_run:
         store.sweep()
-    size_mb = sum(entry.size for entry in unreferenced) / 1e6
+        for path in outdated:
+            store.remove(path)
+    size_mb = (outdated_bytes + sum(entry.size for entry in unreferenced)) / 1e6
     verb = "would free" if dry_run else "freed"
     print(
-        f"{verb} {size_mb:.1f} MB: {len(unreferenced)} entries, {len(leftovers)} unfinished builds"
+        f"{verb} {size_mb:.1f} MB: {len(unreferenced)} entries, {len(leftovers)} unfinished builds,"
+        f" {len(outdated)} entries and digests of version 0.2.0"
     )
 
 

@@ -141,24 +141,23 @@ def on_gpus(name: str, args: argparse.Namespace) -> str:
 
 def disk(config: Config, sizes: AutoencoderConfig) -> str:
     """The disk cache of many cases."""
-    folders = files_by_entry(config)
-    rows = [["cases", "volumes", "latents", "files", "in folders"]]
+    entries = entries_of_case(config)
+    rows = [["cases", "volumes", "latents", "files"]]
     for cases in MANY_CASES:
         totals = [cases * size for size in case_bytes(config, sizes)]
-        files = cases * (SOURCES + sum(folders))
+        files = cases * (SOURCES + entries)
         cells = [size_text(total) if total else "-" for total in totals]
-        rows.append([f"{cases:,}", *cells, f"{files:,}", f"{cases * len(folders):,}"])
+        rows.append([f"{cases:,}", *cells, f"{files:,}"])
     return aligned(rows)
 
 
-def files_by_entry(config: Config) -> list[int]:
-    """The number of files in each entry that a labeled case has in the disk cache."""
-    data, entries = config.data, []
-    tokens = data.token_step_mm is not None
-    if data.dataset_type == "persistent":
-        entries += [3, 6] if tokens else [3]  # image, label map; five arrays; each with meta.json
-    if isinstance(config, Stage2Config):  # latents, moments, label map, meta.json; tokens, fields
-        entries += config.latents.variants * [6 if tokens else 4]
+def entries_of_case(config: Config) -> int:
+    """The number of entries, a file each, that a labeled case has in the disk cache."""
+    entries = 0
+    if config.data.dataset_type == "persistent":  # volumes, and tokens
+        entries += 1 if config.data.token_step_mm is None else 2
+    if isinstance(config, Stage2Config):
+        entries += config.latents.variants
     return preprocessing_of(config).draws * entries
 
 

@@ -22,9 +22,10 @@ from tubesynth.data.augment import (
     pose_tokens,
     random_transform,
 )
+from tubesynth.data.entry import will_need
 from tubesynth.data.preprocessing import Preprocessing, preprocess_case, read_case
 from tubesynth.data.sampler import case_of_sample
-from tubesynth.data.store import Store, will_need
+from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, TokenSource, ensure_tokens, ensure_volume, volume_key
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case

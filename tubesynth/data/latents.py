@@ -7,8 +7,9 @@ map; a sample index takes one of them.
 import numpy as np
 import torch
 
+from tubesynth.data.entry import Entry
 from tubesynth.data.sampler import case_of_sample
-from tubesynth.data.store import Entry, Store
+from tubesynth.data.store import Store
 from tubesynth.data.volumes import LATENTS
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.vessels import VesselTokens
@@ -57,7 +58,7 @@ class LatentDataset:
         total = 0  # (3, C): cells, sums, sums of squares
         for case, keys in enumerate(self.keys):
             for variant in range(len(keys)):
-                total = total + self._open(case, variant).array("moments")
+                total = total + self._open(case, variant).arrays()["moments"]
         count, sums, squares = np.asarray(total)
         return float(count[0]), torch.from_numpy(sums.copy()), torch.from_numpy(squares.copy())
 

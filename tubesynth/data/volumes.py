@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tubesynth.data.entry import Entry
 from tubesynth.data.pool import cores, each
 from tubesynth.data.preprocessing import Preprocessing, resample_case
-from tubesynth.data.store import Entry, Store, entry_key
+from tubesynth.data.store import Store, entry_key
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.files import read_labels
@@ -128,7 +129,7 @@ def ensure_tokens(
     store: Store, case: Case, volume: Entry, source: TokenSource
 ) -> tuple[Entry, bool]:
     """(entry of a case's tokens on the grid of its cached volumes, whether this call built it)."""
-    shape, affine = volume.array("image").shape, np.array(volume.meta["affine"])
+    shape, affine = volume.arrays()["image"].shape, np.array(volume.meta["affine"])
 
     def build():
         labels = read_labels(case.label, case.label_map)
@@ -213,5 +214,5 @@ def case_files(case: Case) -> list[Path]:
 
 
 def entry_meta(case: Case, **settings) -> dict:
-    """What meta.json says of an entry: the case, its files, and the settings."""
+    """The metadata of an entry: the case, its files, and the settings."""
     return {"case": case.id, "sources": [str(path) for path in case_files(case)], **settings}

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,14 +33,14 @@ _swept: set[Path] = set()  # the folders that this process has swept
 
 
 @contextmanager
-def replacing(path):
+def replacing(path, remedy: str = "choose another folder"):
     """A temporary name beside `path`: renamed onto it at the end, removed where the block fails.
 
-    The bytes are on the disk before the rename, and the rename is at the end.
+    The bytes are on the disk before the rename, and the rename is at the end. remedy: of an error.
     """
     path = Path(path)
     temporary = temporary_name(path)
-    with writing(path):
+    with writing(path, remedy):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
@@ -72,11 +72,16 @@ def sweep(folder: Path) -> None:
     if folder in _swept or not folder.is_dir():
         return
     _swept.add(folder)
+    for file in abandoned_files(folder):
+        file.unlink(missing_ok=True)  # another process may have swept it
+
+
+def abandoned_files(folder: Path) -> Iterator[Path]:
+    """The temporary files of killed processes."""
     for entry in os.scandir(folder):
         match = TEMPORARY.fullmatch(entry.name)
         if match and entry.is_file(follow_symlinks=False) and _is_abandoned(entry, match[1]):
-            with suppress(FileNotFoundError):  # another process has swept it
-                os.unlink(entry.path)
+            yield Path(entry.path)
 
 
 def _is_abandoned(entry: os.DirEntry, writer: str) -> bool:

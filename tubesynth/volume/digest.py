@@ -74,4 +74,5 @@ def _stored(folder: Path, path: Path, signature: list[list[int]]) -> str | None:
 
 
 def _record_path(folder: Path, path: Path) -> Path:
-    return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    return folder / name[:2] / f"{name}.json"
