@@ -87,6 +87,9 @@ def test_a_best_score_is_replaced_by_a_better_one_and_never_by_nan():
     steps = enumerate([20.0, float("nan"), 19.0, 21.0])
     assert [best.improved({"psnr": value}, step) for step, value in steps] == [1, 0, 0, 1]
     assert (best.value, best.step) == (21.0, 3)
+    best = Best("loss", "min")
+    assert [best.improved({"loss": float("nan")}, step) for step in (1, 2, 3)] == [0, 0, 0]
+    assert best.step is None and best.ends_run(patience=3)
 
 
 @pytest.mark.parametrize(

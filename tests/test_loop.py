@@ -127,7 +127,7 @@ def test_swa_is_the_mean_over_the_ends_of_epochs_at_its_own_learning_rate(tmp_pa
     assert state.swa.epochs == 4 and phase.sampled is phase.swa.module
     fresh = linear_phase(train=train)
     assert fresh.state().swa is None and fresh.sampled is fresh.module
-    fresh.load(state, with_optimizer=True)
+    fresh.load(state)
     assert torch.equal(fresh.sampled.weight, phase.sampled.weight) and fresh.state().swa.epochs == 4
 
 
@@ -325,7 +325,7 @@ def test_several_averages_are_stored_by_their_half_lives():
     assert bare.weights() is bare.module
 
     other = linear_phase(ema_half_life=[50.0, 9.0])  # 50 is in the checkpoint, 9 is new
-    other.load(state, with_optimizer=True)
+    other.load(state)
     loaded = other.state().ema
     assert torch.equal(loaded[50.0]["weight"], state.ema[50.0]["weight"])
     assert torch.equal(loaded[9.0]["weight"], state.module["weight"])
@@ -399,11 +399,32 @@ def test_a_checkpoint_of_an_unfused_optimizer_resumes_with_a_fused_one():
     state = copy.deepcopy(phase.state())
     for group in state.optimizer["param_groups"]:
         group["fused"] = None  # as in version 0.1.0
-    other.load(state, with_optimizer=True)
+    other.load(state)
     assert other.optimizer.param_groups[0]["fused"] is True
     for each in (phase, other):
         step_of(each, [batch_of(1)], 1, PLAIN)
     assert torch.equal(weights(phase), weights(other))
+
+
+def test_the_epsilon_of_adam_is_that_of_the_config_and_its_moments_those_of_the_file():
+    phase, other = linear_phase(), linear_phase()
+    step_of(phase, [batch_of(0)], 0, PLAIN)
+    other.place(CPU, replace(PLAIN, adam_eps=1e-3))
+    other.load(copy.deepcopy(phase.state()))
+    assert other.optimizer.param_groups[0]["eps"] == 1e-3
+    moments = [each.optimizer.state[each.module.weight]["exp_avg"] for each in (phase, other)]
+    assert torch.equal(*moments) and moments[0].any()
+
+
+@pytest.mark.parametrize("restart", [[], ["epochs"]])
+def test_the_mean_of_swa_restarts_with_the_epochs_that_it_counts(restart):
+    phase, other = (linear_phase(), linear_phase())
+    for each in (phase, other):
+        each.place(CPU, replace(PLAIN, swa=SwaConfig(from_epoch=1, learning_rate=0.1)))
+    phase.swa.update_parameters(phase.module)
+    other.load(copy.deepcopy(phase.state()), restart)
+    assert int(other.swa.n_averaged) == (0 if restart else 1)
+    assert (other.sampled is other.module) == bool(restart)
 
 
 @pytest.mark.parametrize("layouts", [(False, True), (True, False)])
@@ -422,7 +443,7 @@ def test_moments_of_another_memory_layout_resume_as_those_of_their_own(layouts):
     step(trained, 0)
     for channels_last in layouts:
         resumed = phase_of(channels_last)
-        resumed.load(copy.deepcopy(trained.state()), with_optimizer=True)
+        resumed.load(copy.deepcopy(trained.state()))
         for index in (1, 2, 3):
             step(resumed, index)
         results.append(resumed.module.weight.detach())
@@ -455,7 +476,7 @@ def test_channels_last_trains_the_same_weights_in_another_layout(
         assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
         torch.testing.assert_close(a.state().module, b.state().module, atol=1e-4, rtol=1e-3)
         state = a.state()  # a checkpoint of one layout resumes in the other
-        b.load(state, with_optimizer=True)
+        b.load(state)
         torch.testing.assert_close(b.state().module, state.module, atol=0, rtol=0)
         assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in laid_out)
 
@@ -571,6 +592,22 @@ def test_the_means_are_over_all_ranks(tmp_path):
     everywhere = {"term": 54 / 8, "later": 2.0}
     assert results[0] == ({"term": 3.0, "later": 0.0}, everywhere, {})
     assert results[1] == ({"term": 10.5, "later": 4.0}, everywhere, {})
+
+
+def _means_of_one_rank(rank):
+    """As after a resume of seven steps of one rank, in whose last a term began."""
+    means, stored = StepMeans(), StepMeans()
+    for step in range(7):
+        stored.add({"term": torch.tensor(1.0)} | ({"later": torch.tensor(4.0)} if step else {}))
+    if rank == 0:
+        means.add_state(stored.state(), CPU)
+    for _ in range(3):
+        means.add({"term": torch.tensor(1.0)})
+    return means.read()
+
+
+def test_the_means_after_a_resume_on_more_ranks_count_every_step_once(tmp_path):
+    assert on_two_ranks(tmp_path, _means_of_one_rank) == [{"term": 1.0, "later": 4.0}] * 2
 
 
 def test_a_phase_that_has_not_begun_is_no_step():

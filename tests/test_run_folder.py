@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +12,11 @@ from ranks import on_two_ranks
 from refusals import refusal
 
 from tubesynth.build import checkpoint_file
-from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.build.checkpoint import Best, Checkpoint
 from tubesynth.config.loading import load_config
 from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
 from tubesynth.train import main
-from tubesynth.training.resume import find_checkpoint, starting_position
+from tubesynth.training.resume import find_checkpoint, restore, starting_position
 from tubesynth.training.run import remove_older
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, write_volume
@@ -59,6 +61,16 @@ def test_the_newest_is_chosen_by_its_step_whatever_the_times_of_the_files(run_di
     (folder / "epoch_00002.ckpt").rename(folder / "epoch_00000.ckpt")
     remove_older(folder, "epoch_*.ckpt", 1)
     assert [path.name for path in folder.glob("epoch_*.ckpt")] == ["epoch_00000.ckpt"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_never_removed_as_an_old_one(run_dir):
+    """It may be the newest, of which a file system fails to send the bytes for a moment."""
+    folder = run_dir / "checkpoints"
+    shutil.copy(folder / "epoch_00002.ckpt", folder / "epoch_00003.ckpt")
+    truncate(folder / "epoch_00003.ckpt")
+    remove_older(folder, "epoch_*.ckpt", 1)
+    names = [path.name for path in sorted(folder.glob("epoch_*.ckpt"))]
+    assert names == ["epoch_00002.ckpt", "epoch_00003.ckpt"]
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
@@ -249,3 +261,46 @@ def test_equal_checkpoints_are_written_once_and_copied(workplace, tmp_path, monk
     assert last == periodic
     (folder / "epoch_00001.ckpt").write_bytes(b"damaged")  # in place
     assert Checkpoint.load(folder / "last.ckpt").position.step == 4
+
+
+def test_train_restart_counts_for_the_checkpoint_of_another_run_of_the_same_config(
+    run_dir, config, tmp_path
+):
+    checkpoint = Checkpoint.load(run_dir / "checkpoints" / "last.ckpt")
+    restarting = replace(config, train=replace(config.train, restart=["epochs", "schedule"]))
+    checkpoint = replace(checkpoint, config=restarting)
+    other = starting_position(checkpoint, restarting, tmp_path / "other")
+    assert (other.step, other.sample_index, other.schedule_start) == (8, 0, 8)
+    own = starting_position(checkpoint, restarting, run_dir)
+    assert (own.sample_index, own.schedule_start) == (8, 0)
+
+
+FOUR_CLASSES = (
+    "labels={names: [background, heart, vessels, aorta], vessel: 2, heart: [1], aorta: 3}"
+)
+
+
+def test_weights_of_other_classes_are_refused_where_they_depend_on_them(
+    stage_1, stage_2, workplace, tmp_path
+):
+    """An autoencoder without a condition knows no classes."""
+    for stage, checkpoint in ((1, stage_1), (2, stage_2)):
+        other = load_config(workplace / f"s{stage}.yml", [FOUR_CLASSES])
+        arguments = (str(checkpoint), tmp_path / "run", other)
+        if stage == 1:
+            assert find_checkpoint(*arguments)
+            continue
+        text = "the number of classes is 9 in the checkpoint and 4 in this config: make them equal"
+        assert text in refusal(lambda a=arguments: find_checkpoint(*a))
+
+
+def test_another_window_or_noise_than_that_of_the_checkpoint_is_named(
+    stage_2, workplace, tmp_path, caplog
+):
+    config = load_config(workplace / "s2.yml", ["flow.sigma_min=0.5"])
+    checkpoint = find_checkpoint(str(stage_2), tmp_path / "run", config)
+    assert checkpoint
+    stage = SimpleNamespace(phases=[])
+    with caplog.at_level("WARNING", logger="tubesynth"):
+        restore(checkpoint, stage, Best("loss", "min"), config, tmp_path / "run")
+    assert f"{stage_2}: trained with flow.sigma_min 1e-05, not 0.5" in caplog.text

@@ -10,6 +10,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from tubesynth.build.checkpoint import Checkpoint
+from tubesynth.config.differences import (
+    DATA_KEYS,
+    NUM_CLASSES,
+    differences,
+    label_keys,
+    objective_keys,
+)
 from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import (
     AutoencoderConfig,
@@ -19,35 +26,12 @@ from tubesynth.config.schema import (
     Stage3Config,
     uses_vessels,
 )
-from tubesynth.config.strict import flatten, to_plain
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger
 
 STAGE_OF = {"latents.autoencoder": 1, "control.base": 2}  # config keys of checkpoints
 
-# Settings of the objective that must equal the base model's, or its weights mean something else.
-DATA_KEYS = ("data.hu_window", "data.antialias", "dim")
-OBJECTIVE_KEYS = {
-    "flow": ("sigma_min", "offset_noise"),
-    "diffusion": (
-        "num_timesteps",
-        "schedule",
-        "beta_start",
-        "beta_end",
-        "prediction",
-        "zero_terminal_snr",
-    ),
-}
-
 DROPOUTS = ("unet.dropout", "unet.attention_dropout")  # may differ: the base model is frozen
-
-# Settings that decide what a stage-1 decoder is conditioned on, by autoencoder.decoder_condition.
-VESSEL_KEYS = ("labels.vessel", "data.token_step_mm")
-DECODER_CONDITION_KEYS = {
-    "none": (),
-    "vessels": VESSEL_KEYS,
-    "labels": ("the number of classes", *VESSEL_KEYS),
-}
 
 
 @dataclass
@@ -122,12 +106,14 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
     stored, path, key = autoencoder.config, autoencoder.path, "latents.autoencoder"
     assert isinstance(stored, Stage1Config)
     yield from _misfits(config, autoencoder, key, DATA_KEYS)
-    for name in DECODER_CONDITION_KEYS[stored.autoencoder.decoder_condition]:
-        settings = [_flat_settings(each)[name] for each in (stored, config)]
-        if settings[0] != settings[1]:
+    differing = differences(config, stored)
+    conditions = label_keys(stored)
+    for name in (*conditions, *["data.token_step_mm"] * len(conditions)):
+        if name in differing:
+            value, stored_value = differing[name]
             yield (
                 f"{key}: the decoder of {path} is conditioned on the anatomy, with {name}"
-                f" {settings[0]}, this config has {settings[1]}: make them equal"
+                f" {stored_value}, this config has {value}: make them equal"
             )
     factor = stored.autoencoder.factor
     if any(n % factor for n in config.data.resolution):
@@ -148,35 +134,31 @@ def _autoencoder_misfits(config: Stage2Config, autoencoder: Checkpoint) -> Itera
 def _misfits(
     config: Config, checkpoint: Checkpoint, key: str, names: Sequence[str]
 ) -> Iterator[str]:
-    settings, stored = (_flat_settings(each) for each in (config, checkpoint.config))
+    differing = differences(config, checkpoint.config)
     for name in names:
-        if settings[name] != stored[name]:
+        if name in differing:
+            value, stored = differing[name]
             yield (
-                f"{key}: {checkpoint.path} was trained with {name} {stored[name]}, this config has"
-                f" {settings[name]}: make them equal"
+                f"{key}: {checkpoint.path} was trained with {name} {stored}, this config has"
+                f" {value}: make them equal"
             )
 
 
 def _base_misfits(config: Stage3Config, base: Checkpoint) -> Iterator[str]:
-    settings, stored = (_flat_settings(each) for each in (config, base.config))
-    path, mode = base.path, config.latent_mode
-    compared = [*DATA_KEYS, "latent_mode", "the number of classes", "labels.vessel"]
+    mode, differing = config.latent_mode, differences(config, base.config)
+    compared = [*DATA_KEYS, "latent_mode", NUM_CLASSES, "labels.vessel"]
     if uses_vessels(config.unet):
         compared.append("data.token_step_mm")
-    compared += [name for name in stored if name.startswith("unet.") and name not in DROPOUTS]
-    compared += [f"{mode}.{name}" for name in OBJECTIVE_KEYS[mode]]
+    compared += [name for name in differing if name.startswith("unet.") and name not in DROPOUTS]
+    compared += objective_keys(config)
     yield from _misfits(config, base, "control.base", compared)
     for name in (f"{mode}.label_dropout", f"{mode}.vessel_dropout"):
-        if settings[name] > 0 and stored[name] == 0:
+        value, stored = differing.get(name, (0, 0))
+        if value > 0 and stored == 0:
             yield (
-                f"{name}: {settings[name]}, but {path} was trained without: set it to 0, or train"
-                " the base with it"
+                f"{name}: {value}, but {base.path} was trained without: set it to 0, or train the"
+                " base with it"
             )
-
-
-def _flat_settings(config: Config) -> dict:
-    """Settings by dotted key, and the number of classes: only the names of classes may differ."""
-    return {**flatten(to_plain(config)), "the number of classes": config.labels.num_classes}
 
 
 def require_same_autoencoder(autoencoder: Checkpoint, checkpoint: Checkpoint) -> None:

@@ -82,7 +82,7 @@ class Best:
             )
         value = scores[self.name]
         better = value < self.value if self.mode == "min" else value > self.value
-        if not (better or math.isnan(self.value)):
+        if math.isnan(value) or not (better or math.isnan(self.value)):
             self.without_improvement += 1
             return False
         self.value, self.step, self.without_improvement = value, step, 0

@@ -230,14 +230,17 @@ def run_jobs(
     """
     check_writable(output_dir)
     message = kept("the volumes that are finished", output_dir)
+
+    def list_unfinished() -> tuple[list[Job], str | None]:
+        unfinished = [job for job in jobs if not is_finished(output_dir, job)]
+        return unfinished, replaced(output_dir, unfinished) if dist.is_main() else None
+
     # Every rank has its list before the first rank writes.
-    unfinished = dist.interruptible(
-        lambda: [job for job in jobs if not is_finished(output_dir, job)], message
-    )
+    unfinished, warning = dist.interruptible(list_unfinished, message)
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
     check(rank_jobs)
-    if dist.is_main() and (line := replaced(output_dir, unfinished)):
-        logger.warning(line)
+    if warning:
+        logger.warning(warning)
     start = time.perf_counter()
     batches = [rank_jobs[i : i + batch_size] for i in range(0, len(rank_jobs), batch_size)]
 

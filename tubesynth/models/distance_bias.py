@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tubesynth.models.window import Window
+from tubesynth.runtime.errors import InputError
 
 CONSTANT = 16.0  # the query stores 1 as 16 and |q|^2 as |q|^2 / 16: no overflow in 16 bits
 MASKED = -4096.0  # times CONSTANT, the bias of a masked token: below any score, finite in 16 bits
@@ -48,7 +49,11 @@ def lattice(size: tuple[int, ...] | Window, device=None) -> Tensor:
 def query_channels(size: tuple[int, ...] | Window, cell_mm: Tensor, dtype: torch.dtype) -> Tensor:
     """The voxels of a grid with cells of cell_mm (B, dim) -> (B, N, channels)."""
     sides = Window.of(size).size
-    assert max(sides) <= LARGEST_SIDE, f"attention over {sides}: at most {LARGEST_SIDE} a side"
+    if max(sides) > LARGEST_SIDE:
+        raise InputError(
+            f"the distance bias takes grids of at most {LARGEST_SIDE} cells a side, got"
+            f" {'x'.join(map(str, sides))}: choose a smaller resolution"
+        )
     index = lattice(size, cell_mm.device)
     square = (index * cell_mm.double()[:, None]).square().sum(-1, keepdim=True) / CONSTANT
     index = index.expand(len(square), -1, -1)

@@ -89,8 +89,9 @@ class Volumes:
         self.training, self.validation = training, validation
         self.store = Store(config.data.cache_dir)
         self.preprocessing = preprocessing_of(config)
-        step = config.data.token_step_mm
-        self.tokens = TokenSource(config.labels.vessel, step) if step else None
+        self.tokens = None
+        if config.data.token_step_mm and not isinstance(config, SegmenterConfig):
+            self.tokens = TokenSource(config.labels.vessel, config.data.token_step_mm)
         # Rendering them takes most of the time of a crop's sample.
         self.image_fields = not (
             isinstance(config, Stage1Config) and config.autoencoder.decoder_condition == "none"

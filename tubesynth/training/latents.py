@@ -7,7 +7,6 @@ quantizer's `latents` method, before any code is chosen (models/quantizers/).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -171,34 +170,41 @@ class LatentEncoder:
 
     def encode(self, cases: list[Case], variants: int, split: str) -> LatentDataset:
         """Encode this rank's share of the cases that the store lacks; wait for the other ranks."""
-        message = kept("the encoded cases", self.volumes.store.root)
-        # All ranks list the missing entries before one is written.
-        keys, missing = dist.interruptible(lambda: self._entries(cases, variants), message)
-        rank_share = missing[dist.rank() :: dist.world_size()]
-        dist.interruptible(lambda: self._encode_entries(cases, keys, rank_share, split), message)
+        keys = dist.interruptible(
+            lambda: self._encode_share(cases, variants, split),
+            kept("the encoded cases", self.volumes.store.root),
+        )
         case_ids = [case.id for case in cases]
         return LatentDataset(self.volumes.store, case_ids, keys, self.config.seed)
 
-    def _entries(
-        self, cases: list[Case], variants: int
-    ) -> tuple[list[list[str]], list[tuple[int, int]]]:
-        """The keys of each case, and (case index, variant) of missing and damaged entries."""
-        keys, missing = [], []
-        for index, case in enumerate(progress(cases, "stored latents", len(cases))):
-            key = partial(latent_key, self.config, self.volumes, self.digest, case)
-            keys.append([key(variant) for variant in range(variants)])
-            missing += [
-                (index, variant)
-                for variant, each in enumerate(keys[-1])
-                if self.volumes.store.checked(LATENTS, each) is None
+    def _encode_share(self, cases: list[Case], variants: int, split: str) -> list[list[str]]:
+        """The keys of each case, one per variant, after this rank's share of them is encoded."""
+        keys = [
+            [
+                latent_key(self.config, self.volumes, self.digest, case, variant)
+                for variant in range(variants)
             ]
-        return keys, missing
+            for case in progress(cases, "keys of latents", len(cases))
+        ]
+        entries = [(index, variant) for index in range(len(cases)) for variant in range(variants)]
+        share = entries[dist.rank() :: dist.world_size()]
+        self._encode_entries(
+            cases,
+            keys,
+            [
+                (index, variant)
+                for index, variant in progress(share, "stored latents", len(share))
+                if self.volumes.store.checked(LATENTS, keys[index][variant]) is None
+            ],
+            split,
+        )
+        return keys
 
     def _encode_entries(
         self,
         cases: list[Case],
         keys: list[list[str]],
-        rank_share: list[tuple[int, int]],
+        missing: list[tuple[int, int]],
         split: str,
     ) -> None:
         store = self.volumes.store
@@ -210,9 +216,9 @@ class LatentEncoder:
                 augmentation=self.volumes.augmentation if augmented else None,
                 image_fields=False,
             )
-            for augmented in {variant >= draws for _, variant in rank_share}
+            for augmented in {variant >= draws for _, variant in missing}
         }
-        for index, variant in progress(rank_share, f"encode {split}", len(rank_share), "volume"):
+        for index, variant in progress(missing, f"encode {split}", len(missing), "volume"):
             source = sources[variant >= draws]
             store.ensure(
                 LATENTS,

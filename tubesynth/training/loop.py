@@ -272,9 +272,10 @@ def validate(run: Run, total_steps: int) -> dict[str, float]:
     run.log.scalars(step, run.epoch, "validation", scores)
     is_best = best.improved(scores, step)
     printed = [f"{name} {scores[name]:.4g}" for name in run.stage.printed_scores if name in scores]
+    place = "" if best.step is None else f" at step {best.step}"
     logger.info(
         f"step {step}/{total_steps}, validation: {', '.join(printed)};"
-        f" best {best.name} {best.value:.4g} at step {best.step}"
+        f" best {best.name} {best.value:.4g}{place}"
     )
     if is_best:
         run.save("best")

@@ -48,11 +48,14 @@ class StepMeans:
         totals, counts = self._totals()
         self.sums.clear()
         self.steps.clear()
-        over_ranks = dist.sum_over_ranks(*totals.values())
-        return {
-            name: total / (counts[name] * dist.world_size())
-            for name, total in zip(totals, over_ranks, strict=True)
-        }
+        # After a resume on another number of ranks, ranks have different names and counts.
+        ranks = dist.gather_rows([{name: (totals[name], counts[name]) for name in totals}])
+        summed: dict[str, tuple[float, int]] = {}
+        for rank in ranks:
+            for name, (total, count) in rank.items():
+                others, steps = summed.get(name, (0.0, 0))
+                summed[name] = others + total, steps + count
+        return {name: total / count for name, (total, count) in summed.items()}
 
     def state(self) -> dict[str, Tensor]:
         """{"name,name": float64 (1 + names,)}: the number of steps, then the sums, of this rank."""

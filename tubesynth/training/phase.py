@@ -5,7 +5,7 @@ its weights stay the same; only training steps run through the forward module.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -90,21 +90,23 @@ class Phase:
             SwaState(epochs, self.swa.module.state_dict()) if self.swa and epochs else None,
         )
 
-    def load(self, state: PhaseState, with_optimizer: bool) -> None:
-        """Load weights and averages, and by choice the optimizer with the gradient scaler.
+    def load(self, state: PhaseState, restart: Collection[str] = ()) -> None:
+        """Load weights and averages, and what is not in `restart` (RESTARTS of the schema): the
+        mean of train.swa, which counts epochs, and the optimizer with the gradient scaler.
 
         An EMA copy with a half-life that the checkpoint lacks starts from the weights.
         """
         self.module.load_state_dict(state.module)
         for ema in self.averages:
             ema.module.load_state_dict(state.ema.get(ema.half_life, state.module))
-        if self.swa and state.swa:
+        if self.swa and state.swa and "epochs" not in restart:
             self.swa.module.load_state_dict(state.swa.module)
             self.swa.n_averaged.fill_(state.swa.epochs)
-        if with_optimizer:
+        if "optimizers" not in restart:
             assert state.optimizer is not None
             # Checkpoints of version 0.1.0 and of other devices may name another kernel.
-            groups = [{**group, "fused": True} for group in state.optimizer["param_groups"]]
+            config = {"fused": True, "eps": self.optimizer.defaults["eps"]}
+            groups = [{**group, **config} for group in state.optimizer["param_groups"]]
             self.optimizer.load_state_dict({**state.optimizer, "param_groups": groups})
             for parameter, moments in self.optimizer.state.items():
                 for name, moment in moments.items():  # the fused kernel needs the weights' layout

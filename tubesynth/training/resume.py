@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
+from tubesynth.config.differences import DATA_KEYS, differences, label_keys, objective_keys
 from tubesynth.config.schema import RESTARTS, Config
-from tubesynth.config.strict import flatten, to_plain
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger
@@ -21,7 +21,7 @@ from tubesynth.training.loop import Stage
 
 Settings = TypeVar("Settings", bound=Config)
 
-# Sections that decide the shapes of the weights and their meaning.
+# Sections that decide the shapes of the weights and their meaning, but for FREE_KEYS.
 MODEL_SECTIONS = (
     "dim",
     "latent_mode",
@@ -31,6 +31,8 @@ MODEL_SECTIONS = (
     "control",
     "segmenter",
 )
+# The weights of control.base are compared (build/base_models.py).
+FREE_KEYS = ("control.base", "discriminator.learning_rate_ratio")
 
 
 def find_checkpoint(requested: str | None, run_dir: Path, config: Config) -> Checkpoint | None:
@@ -114,8 +116,7 @@ def newest_undamaged(folder: Path) -> Checkpoint | None:
     names = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
     ages, problems = _ages(names), []
     unreadable = [path for path, age in ages.items() if age is None]
-    readable = newest_first(path for path, age in ages.items() if age)
-    for path in [*unreadable, *readable, *folder.glob("best.ckpt")]:
+    for path in [*unreadable, *_newest_first(ages), *folder.glob("best.ckpt")]:
         try:
             checkpoint = Checkpoint.load(path)
             if checkpoint.position is None:
@@ -135,9 +136,13 @@ def newest_undamaged(folder: Path) -> Checkpoint | None:
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Checkpoints of one run by the step in them; those that cannot be read are the last."""
-    ages = _ages(paths)
-    return sorted(ages, key=lambda path: ages[path] or (-1, -1), reverse=True)
+    """Checkpoints of one run by the step in them, without those that cannot be read."""
+    return _newest_first(_ages(paths))
+
+
+def _newest_first(ages: dict[Path, tuple[int, int] | None]) -> list[Path]:
+    by_age = {path: age for path, age in ages.items() if age}
+    return sorted(by_age, key=lambda path: by_age[path], reverse=True)
 
 
 def _ages(paths: Iterable[Path]) -> dict[Path, tuple[int, int] | None]:
@@ -154,36 +159,33 @@ def _ages(paths: Iterable[Path]) -> dict[Path, tuple[int, int] | None]:
 def _require_same_run(
     checkpoint: Checkpoint, run_dir: Path, started_from: Path | None, config: Config
 ) -> None:
-    settings, stored = (flatten(to_plain(each)) for each in (config, checkpoint.config))
-    settings["--resume"] = str(started_from) if started_from else None
     assert checkpoint.position  # a run's own checkpoints have one
-    stored["--resume"] = checkpoint.position.started_from
-    different = _changed_settings(checkpoint, config)
-    if settings["--resume"] != stored["--resume"]:
-        different.append("--resume")
-    if different:
-        key = different[0]
+    differing = differences(config, checkpoint.config)
+    start = str(started_from) if started_from else None
+    if start != checkpoint.position.started_from:
+        differing["--resume"] = start, checkpoint.position.started_from
+    if differing:
         resume = "" if config.stage == "segmenter" else "--resume auto to resume it, or "
+        pairs = [
+            f"{key}: {stored} in its checkpoint, {value} in this command"
+            for key, (value, stored) in differing.items()
+        ]
         raise InputError(
-            f"{run_dir}: holds another run already ({key}: {stored.get(key)} in its checkpoint,"
-            f" {settings.get(key)} in this command): {resume}--run-dir for a new folder"
+            f"{run_dir}: holds another run already ({'; '.join(pairs[:3])}): {resume}--run-dir for"
+            " a new folder"
         )
 
 
 def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
-    sections = list(MODEL_SECTIONS)
-    if "discriminator" not in checkpoint.phases:  # weights alone: the run makes a new one
-        sections.remove("discriminator")
-    settings, stored = (
-        flatten({name: plain[name] for name in sections if name in plain})
-        for plain in (to_plain(config), to_plain(checkpoint.config))
-    )
-    settings.pop("control.base", None)  # its weights are compared (build/base_models.py)
-    for key, value in settings.items():
-        if stored.get(key) != value:
+    for key, (value, stored) in differences(config, checkpoint.config).items():
+        if key.partition(".")[0] not in MODEL_SECTIONS and key not in label_keys(config):
+            continue
+        if key not in FREE_KEYS and (
+            key.partition(".")[0] != "discriminator" or "discriminator" in checkpoint.phases
+        ):
             raise InputError(
-                f"{checkpoint.path}: {key} is {stored.get(key)} in the checkpoint and {value} in"
-                " this config: make them equal to resume"
+                f"{checkpoint.path}: {key} is {stored} in the checkpoint and {value} in this"
+                " config: make them equal to resume"
             )
 
 
@@ -238,39 +240,35 @@ def restore(
         )
     for phase in stage.phases:
         if phase.name in checkpoint.phases:
-            phase.load(checkpoint.phases[phase.name], with_optimizer="optimizers" not in restart)
+            phase.load(checkpoint.phases[phase.name], restart)
     stored = checkpoint.best
     is_of_run = is_in_run(checkpoint, run_dir)
     same_score = stored and is_of_run and stored.name == best.name
-    changed = _changed_settings(checkpoint, config) if is_of_run else []
-    if changed:
-        logger.info(f"changed settings: {', '.join(changed)}")
+    differing = differences(config, checkpoint.config)
+    if is_of_run and differing:
+        logger.info(f"changed settings: {', '.join(differing)}")
+    for key in () if is_of_run else (*DATA_KEYS, *objective_keys(config)):
+        if key in differing:
+            value, stored_value = differing[key]
+            logger.warning(f"{checkpoint.path}: trained with {key} {stored_value}, not {value}")
     # Scores of another loss or of other data do not compare.
-    is_comparable = same_score and all(key.startswith("train.") for key in changed)
+    is_comparable = same_score and all(key.startswith("train.") for key in differing)
     if stored and is_comparable and _is_saved(stored, checkpoint, run_dir):
         best = stored
     logger.info(_report(checkpoint, stage, best, config, restart))
     return best
 
 
-def _changed_settings(checkpoint: Checkpoint, config: Config) -> list[str]:
-    """The keys of the config whose values are other ones than in the checkpoint."""
-    settings, stored = (flatten(to_plain(each)) for each in (config, checkpoint.config))
-    return [key for key in {**settings, **stored} if settings.get(key) != stored.get(key)]
-
-
 def _restarts(checkpoint: Checkpoint, config: Config, run_dir: Path) -> set[str]:
-    """train.restart; empty if the config equals that of the checkpoint, as when a run resumes.
-
-    Everything if the checkpoint has weights alone. A run that has restarted them does not restart
-    them again where another key is changed.
+    """train.restart; empty where the run has restarted them before, everything if the checkpoint
+    has weights alone.
     """
     if checkpoint.position is None:
         return set(RESTARTS)
     has_restarted = (
         is_in_run(checkpoint, run_dir) and checkpoint.config.train.restart == config.train.restart
     )
-    return set() if has_restarted or checkpoint.config == config else set(config.train.restart)
+    return set() if has_restarted else set(config.train.restart)
 
 
 def is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:

@@ -160,6 +160,9 @@ def run_stage(
 
 
 def remove_older(folder: Path, pattern: str, keep: int) -> None:
-    """Remove all checkpoints of the pattern but the `keep` newest by the step in them."""
+    """Remove all checkpoints of the pattern but the `keep` newest by the step in them.
+
+    One that cannot be read stays: the file system may have failed for a moment.
+    """
     for path in newest_first(folder.glob(pattern))[keep:]:
         path.unlink(missing_ok=True)
