@@ -467,7 +467,7 @@ def test_a_guidance_weight_that_is_not_finite_or_negative_is_refused(
         message = f"--guidance-{name} is {float(weight)}: give a finite number from 0 on"
         with pytest.raises(InputError, match=message):
             run(synthesize, "--model", stage_2, *common, f"--guidance-{name}={weight}")
-    with pytest.raises(InputError, match="'sampling.eta=1': has no effect on a flow model"):
+    with pytest.raises(InputError, match="'sampling.eta=1': not read, since sampling.solver is"):
         run(synthesize, "--model", stage_2, *common, "sampling.eta=1")
     for pairs, message in (("1=9", "a class from 0 to 8"), ("1=2 1=3", "1 has two classes")):
         with pytest.raises(InputError, match=message):

@@ -3,6 +3,9 @@
 import pytest
 
 from tubesynth import train
+from tubesynth.config.loading import load_config
+from tubesynth.config.packaged import packaged_folder
+from tubesynth.config.unread import unread_settings
 
 STAGE_1 = ("stage_1", "losses.perceptual=0.001")
 DIFFUSION = ("stage_2_diffusion", "flow.vessel_weight=10")
@@ -12,7 +15,7 @@ DIFFUSION = ("stage_2_diffusion", "flow.vessel_weight=10")
     ("config", "override", "message"),
     [
         (*STAGE_1, "THE PERCEPTUAL TERM IS LEFT OUT"),
-        (*DIFFUSION, "flow: its settings are not read, since latent_mode is diffusion"),
+        (*DIFFUSION, "flow.vessel_weight: not read, since latent_mode is diffusion"),
     ],
 )
 def test_settings_that_a_run_does_not_read_are_named(
@@ -27,3 +30,49 @@ def test_settings_that_a_run_does_not_read_are_named(
         return any(line.startswith("warning:") and message in line for line in lines)
 
     assert named(override) and not named()
+
+
+CONFIGS = packaged_folder("configs")
+
+
+def test_a_packaged_config_has_no_setting_that_is_not_read():
+    for path in sorted(CONFIGS.rglob("*.yml")):
+        assert list(unread_settings(load_config(path))) == [], path
+
+
+KL = "autoencoder.quantizer=kl"
+NO_VESSELS = ("unet.vessel_attention=off", "unet.vessel_fields=false")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "keys"),
+    [
+        ("stage_1_3d_f4", (KL, "autoencoder.codebook_size=99"), ["autoencoder.codebook_size"]),
+        ("stage_1_3d_f4", ("autoencoder.kl_weight=1",), ["autoencoder.kl_weight"]),
+        (
+            "heart_stage_1",
+            ("discriminator.channels=9", "losses.adversarial_from_step=5"),
+            ["discriminator.channels", "losses.adversarial_from_step"],
+        ),
+        ("stage_1_3d_f4", ("data.token_step_mm=1",), ["data.token_step_mm"]),
+        ("stage_1_3d_f4", ("losses.perceptual_slices=4",), ["losses.perceptual_slices"]),
+        ("stage_1_3d_f4", ("data.spacing_draws=7",), ["data.spacing_draws"]),
+        ("stage_1_3d_f4", ("train.schedule=constant", "train.learning_rate_min=1e-6"), None),
+        ("stage_2_3d_f4_lfm_base", ("data.augment.flip=0.5",), ["data.augment.flip"]),
+        ("stage_2_3d_f4_lfm_base", ("data.augment.flip=0.5", "latents.variants=2"), []),
+        ("stage_2_3d_f4_lfm_base", ("unet.vessel_levels=[1]",), ["unet.vessel_levels"]),
+        ("stage_2_3d_f4_lfm_base", ("flow.time_mean=1",), ["flow.time_mean"]),
+        ("heart_stage_2", ("sampling.rtol=0.5",), ["sampling.rtol"]),
+        ("heart_stage_2", ("sampling.solver=dopri5", "sampling.rtol=0.5"), []),
+        ("heart_stage_2", ("flow.vessel_dropout=0.2", *NO_VESSELS), ["flow.vessel_dropout"]),
+        ("stage_3_3d_f4_controlnet", ("latents.mean=0", "latents.scaling_factor=2"), None),
+        ("segment_vessels", ("train.checkpointing=true",), ["train.checkpointing"]),
+    ],
+)
+def test_keys_without_effect_are_listed(name, overrides, keys):
+    """None: those of the last overrides but the first's."""
+    unread = [
+        key for _, names in unread_settings(load_config(name, list(overrides))) for key in names
+    ]
+    named = [item.partition("=")[0] for item in overrides]
+    assert unread == ([key for key in named if key != "train.schedule"] if keys is None else keys)

@@ -32,6 +32,7 @@ from tubesynth.build.checkpoint_file import SAFETENSORS
 from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.packaged import find_model
 from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, Stage2Config
+from tubesynth.config.unread import unread_settings
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.comparison import compare_cases
 from tubesynth.inference.jobs import Job, add_model_options, output_format, run_jobs, tile_option
@@ -176,8 +177,6 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
         if any(item.startswith("sampling.time_grid=") for item in args.overrides):
             raise InputError("--steps and sampling.time_grid: give one of them")
         sampling = replace(sampling, steps=args.steps, time_grid=None)
-    if sampling.time_grid and sampling.shift != 1:
-        logger.warning("sampling.shift has no effect beside sampling.time_grid")
     has_interval = any(item.startswith("sampling.guidance_interval=") for item in args.overrides)
     if has_interval and args.guidance_label == args.guidance_vessel == 1:
         logger.warning("sampling.guidance_interval has no effect without another guidance than 1")
@@ -188,6 +187,10 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
         )
     data = replace(config.data, label_map=label_map_of(config, args.label_map))
     config = replace(config, data=data, sampling=sampling)
+    for reason, keys in unread_settings(config):
+        for item in args.overrides:
+            if item.partition("=")[0] in keys and item.startswith("sampling."):
+                raise InputError(f"command line, '{item}': not read, since {reason}: leave it out")
     pipeline.config = config
     return pipeline, config
 

@@ -13,11 +13,6 @@ from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import warn_once
 
-UNREAD = {  # settings of the other mode
-    "flow": {"sampling.eta", "sampling.timesteps"},
-    "diffusion": {f"sampling.{key}" for key in ("shift", "time_grid", "atol", "rtol")},
-}
-
 
 def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Config:
     """The model's config with what the file of --config has in its sections data and sampling, and
@@ -28,12 +23,6 @@ def replace_settings(config: Stage2Config, args: argparse.Namespace) -> Stage2Co
             raise InputError(
                 f"command line, '{item}': a trained model takes data.KEY=value and"
                 " sampling.KEY=value"
-            )
-        key = item.partition("=")[0]
-        if key in UNREAD[config.latent_mode]:
-            raise InputError(
-                f"command line, '{item}': has no effect on a {config.latent_mode} model: leave it"
-                " out"
             )
     source, of_file = args.config or str(args.model), {}
     if args.config:

@@ -2,12 +2,8 @@
 
 from collections.abc import Iterator
 
-from tubesynth.config.schema import (
-    Config,
-    Stage1Config,
-    Stage2Config,
-    uses_perceptual,
-)
+from tubesynth.config.schema import Config, Stage1Config, uses_perceptual
+from tubesynth.config.unread import unread_settings
 from tubesynth.data.duplicates import shared_warning
 from tubesynth.volume.cases import Case
 
@@ -20,7 +16,9 @@ def run_warnings(config: Config, training: list[Case], validation: list[Case]) -
 
 
 def config_warnings(config: Config) -> Iterator[str]:
-    """Of settings that the run does not read: a term without weights, the other latent mode."""
+    """Of settings that the run does not read, and of a term that is left out."""
+    for reason, keys in unread_settings(config):
+        yield f"{', '.join(keys)}: not read, since {reason}"
     is_stage_1 = isinstance(config, Stage1Config)
     if is_stage_1 and config.losses.perceptual != 0 and not uses_perceptual(config.losses):
         yield (
@@ -28,11 +26,3 @@ def config_warnings(config: Config) -> Iterator[str]:
             " weights: THE PERCEPTUAL TERM IS LEFT OUT. Name LPIPS's or RadImageNet's weights"
             " (tubesynth/models/perceptual.py), or set losses.perceptual=0"
         )
-    if isinstance(config, Stage2Config):
-        mode = config.latent_mode
-        other = "diffusion" if mode == "flow" else "flow"
-        if getattr(config, other) != type(getattr(config, other))():
-            yield (
-                f"{other}: its settings are not read, since latent_mode is {mode}: those of"
-                f" {mode} count"
-            )
