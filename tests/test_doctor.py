@@ -558,7 +558,9 @@ def test_memory_is_compared_with_the_device(data, monkeypatch):
     assert machine(data, "memory", text)[0][0] == "info"
     monkeypatch.setattr(config_rules, "_device_memory", lambda: ("the GPU", 1_000_000))
     ((level, message),) = machine(data, "memory", text)
-    assert level == "warning" and "train.checkpointing=true" in message
+    assert level == "warning" and message.endswith(
+        "plan CONFIG --fit 0.001 names settings that fit"
+    )
     monkeypatch.setattr(config_rules, "total_bytes", lambda: 300_000)
     matches = machine(data, "memory", text, "data.dataset_type=cache")
     assert "data.dataset_type=persistent" in matches[1][1]

@@ -8,12 +8,13 @@ import pytest
 from conftest import REPOSITORY
 
 from tubesynth import train
+from tubesynth.config.length import PEAK_FLOPS as GPUS
 from tubesynth.config.loading import load_config
 from tubesynth.config.schema import AutoencoderConfig
 from tubesynth.data.store import Store
 from tubesynth.doctor.config_rules import case_bytes
 from tubesynth.doctor.training_memory import estimate
-from tubesynth.plan import GPUS, LINKS, SOURCES, entries_of_case, main
+from tubesynth.plan import LINKS, SOURCES, entries_of_case, main
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.digest import _SETTLED_SECONDS
 

@@ -211,7 +211,12 @@ def parser() -> argparse.ArgumentParser:
         help="checkpoint of segment train, or the name of a packaged model; its vessel masks are"
         " scored",
     )
-    add("--features", type=Path, help="RadImageNet weights for the distribution scores")
+    add(
+        "--features",
+        type=Path,
+        help="weights for the distribution scores: ResNet-50 (RadImageNet, ImageNet) or"
+        " Inception-v3",
+    )
     add(
         "--lpips",
         nargs="+",

@@ -22,15 +22,27 @@ from collections.abc import Iterable, Iterator
 
 from tubesynth.build.base_models import latent_sizes, open_base_models
 from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.config.length import (
+    PEAK_FLOPS,
+    REACHED_SHARES,
+    num_steps,
+    samples_per_step,
+    seconds_per_step,
+)
 from tubesynth.config.loading import load_config
-from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
-from tubesynth.doctor.config_rules import REACHED_SHARES, case_bytes, size_text
+from tubesynth.config.schema import (
+    AutoencoderConfig,
+    Config,
+    SegmenterConfig,
+    Stage1Config,
+    Stage2Config,
+)
+from tubesynth.doctor.config_rules import case_bytes, size_text
 from tubesynth.doctor.training_memory import estimate
 from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError, add_overrides
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 
 # FLOPs a second: dense products in 16 bits, by NVIDIA's data sheets.
-GPUS = {"H100": 989e12, "A100": 312e12, "RTX 4090": 165e12}
 SPARE = 0.95  # of a GPU's memory: what other programs leave
 # Bytes a second that one GPU sends: of an H100's NVLink and PCIe by the data sheet, of a network.
 LINKS = {"NVLink": 450e9, "PCIe 5": 64e9, "100 Gb/s Ethernet": 12.5e9}
@@ -47,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         if not all(fits for fits, _ in lines.values()):
             sys.exit(EXIT_INPUT)
         return
-    low, high = (f"{share:.0%}" for share in REACHED_SHARES)
+    high, low = (f"{share:.0%}" for share in REACHED_SHARES)
     if args.gpus is not None:
         print("\n\n".join(on_gpus(name, args) for name in args.configs))
         print(
@@ -57,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             " and learning rate are the config's: train.epochs times N keeps its number of steps."
         )
         return
-    rows = [["config", "parameters", "memory", "TFLOP a step", "steps", *GPUS, "cache"]]
+    rows = [["config", "parameters", "memory", "TFLOP a step", "steps", *PEAK_FLOPS, "cache"]]
     for name in args.configs:
         rows.append([name, *columns(configured(name, args), args.cases)])
     print(aligned(rows))
@@ -87,24 +99,14 @@ def columns(config: Config, cases: int) -> Iterator[str]:
     """The cells of a config's row."""
     sizes = latent_sizes(config, open_base_models(config))
     needed = estimate(config, sizes)
-    steps = math.ceil(config.train.epochs * cases / samples_a_step(config))
+    steps = num_steps(config, cases)
     yield f"{needed.parameters / 1e6:.1f} M"
     yield size_text(needed.training)
     yield f"{needed.flops / 1e12:.3g}"
     yield f"{steps:,}"
-    for peak in GPUS.values():
-        yield f"{span(steps * s / 3600 for s in seconds_a_step(needed.flops, peak))} h"
+    for peak in PEAK_FLOPS.values():
+        yield f"{span(steps * s / 3600 for s in seconds_per_step(needed.flops, peak))} h"
     yield size_text(cases * sum(case_bytes(config, sizes)))
-
-
-def samples_a_step(config: Config) -> int:
-    """Of one process."""
-    return config.data.batch_size * config.train.accumulate
-
-
-def seconds_a_step(flops: int, peak: float) -> list[float]:
-    """At the highest and at the lowest share of a GPU's peak that was measured."""
-    return [flops / (share * peak) for share in reversed(REACHED_SHARES)]
 
 
 def figure(number: float) -> str:
@@ -120,10 +122,10 @@ def on_gpus(name: str, args: argparse.Namespace) -> str:
     config, count = configured(name, args), args.gpus
     sizes = latent_sizes(config, open_base_models(config))
     needed = estimate(config, sizes)
-    batch, samples = count * samples_a_step(config), config.train.epochs * args.cases
-    steps, alone = (math.ceil(samples / n) for n in (batch, samples_a_step(config)))
+    batch = samples_per_step(config, count)
+    steps, alone = (num_steps(config, args.cases, n) for n in (count, 1))
     rows = [["", "GB/s", "all-reduce", "share of a step", "hours", "overlapped", "GPU-hours"]]
-    compute = seconds_a_step(needed.flops, GPUS["H100"])
+    compute = seconds_per_step(needed.flops, PEAK_FLOPS["H100"])
     for link, bandwidth in LINKS.items():
         reduce = 2 * (count - 1) / count * needed.gradients / bandwidth
         hours = [steps * (seconds + reduce) / 3600 for seconds in compute]
@@ -178,14 +180,14 @@ def fitting(name: str, args: argparse.Namespace) -> tuple[bool, str]:
 
 
 def attempts(config: Config) -> Iterator[list[str]]:
-    """Changes of a config, each with less memory than the one before, first those without loss."""
+    """Changes of a config that take memory from its training, first those without loss."""
     changes: list[str] = []
     yield changes
     data, train = config.data, config.train
     if data.batch_size > 1:  # the same gradient, in several passes
         changes = ["data.batch_size=1", f"train.accumulate={data.batch_size * train.accumulate}"]
         yield changes
-    if not train.checkpointing:
+    if not train.checkpointing and not isinstance(config, SegmenterConfig):
         changes = [*changes, "train.checkpointing=true"]
         yield changes
     if isinstance(config, Stage2Config):  # it is trained on whole volumes
@@ -216,7 +218,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("configs", nargs="*", metavar="CONFIG", help="packaged configs or YAML files")
     add("--cases", type=int, default=900, help="training cases (default: 900, ImageCAS)")
-    add("--precision", choices=["32", *AUTOCAST_DTYPE], default="bf16-mixed")
+    add(
+        "--precision",
+        choices=["32", *AUTOCAST_DTYPE],
+        default="bf16-mixed",
+        help="of the training (default: bf16-mixed)",
+    )
     add("--gpus", type=int, metavar="N", help="all-reduce and hours on N GPUs; disk of many cases")
     add("--fit", type=gigabytes, metavar="GB", help="name settings that fit into a GPU's memory")
     add_overrides(parser)  # of all configs

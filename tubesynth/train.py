@@ -63,7 +63,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: the config's")
     parser.add_argument("--epochs", type=int, help="total epochs, including those before a resume")
     parser.add_argument(
-        "--gpus", type=int, help="number of processes on this machine, one for each GPU"
+        "--gpus",
+        type=int,
+        help="number of processes on this machine, one for each GPU (default: 1)",
     )
     parser.add_argument(
         "--device",
@@ -71,7 +73,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="auto: a GPU if there is one; cpu: train on the CPU; cuda: an error without a GPU",
     )
-    parser.add_argument("--precision", help="auto, 32, bf16-mixed or 16-mixed")
+    parser.add_argument(
+        "--precision", help="auto, 32, bf16-mixed or 16-mixed (default: the config's)"
+    )
     parser.add_argument(
         "--logger", default="tensorboard", choices=LOGGERS, help="writer of the curves"
     )
@@ -82,7 +86,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         " checkpoint, if any",
     )
     parser.add_argument("--latent-mode", help="flow or diffusion")
-    parser.add_argument("--gradient-clip", type=float, nargs="?", const=1.0, help="default 1.0")
+    parser.add_argument(
+        "--gradient-clip",
+        type=float,
+        nargs="?",
+        const=1.0,
+        help="norm to clip gradients to, 1.0 if none is given (default: the config's)",
+    )
     parser.add_argument(
         "--preprocess",
         action="store_true",

@@ -8,9 +8,10 @@ import json
 import sys
 from pathlib import Path
 
+from tubesynth.config.length import PEAK_FLOPS
 from tubesynth.config.loading import load_config
 from tubesynth.config.packaged import packaged_configs
-from tubesynth.plan import GPUS, columns
+from tubesynth.plan import columns
 
 CASES = 900
 HEAD = ["config", "parameters", "TFLOP a step", "memory", "measured", "steps"]
@@ -38,7 +39,14 @@ def row(name: str) -> list[str]:
     if step := measured_steps().get(name):
         memory_measured = f"{step['peak_mb'] / 1e3:.1f} GB"
         measured = f"{int(steps.replace(',', '')) * step['seconds'] / 3600:.2g} h"
-    cells = [parameters, tflop, memory, memory_measured, steps, hours[list(GPUS).index("H100")]]
+    cells = [
+        parameters,
+        tflop,
+        memory,
+        memory_measured,
+        steps,
+        hours[list(PEAK_FLOPS).index("H100")],
+    ]
     return [f"`{name}`", *cells, measured]
 
 

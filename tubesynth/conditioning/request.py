@@ -90,7 +90,8 @@ def request_terms(
     if takes_vessels and objective.vessel_dropout == 0 and not all(term.vessels for term in terms):
         raise InputError(
             f"this model was trained without {mode}.vessel_dropout, so it has no term without"
-            " vessels: leave guidance_label and guidance_vessel at 1"
+            " vessels: give a label map or centrelines, and leave guidance_label and"
+            " guidance_vessel at 1"
         )
     return terms
 

@@ -132,7 +132,7 @@ class TrainConfig:
     patience: int | None = None
     # Newest periodic checkpoints (epoch_*.ckpt) that stay, besides last and best; null: all.
     keep: int | None = 2
-    max_bad_steps: int = 20  # the run stops after this number of non-finite steps in a row
+    max_bad_steps: int = 20  # a run stops at more non-finite steps in a row
     # Items of RESTARTS that restart on --resume with another config.
     restart: list[str] = field(default_factory=list)
 

@@ -5,6 +5,7 @@ from tubesynth.config.schema import (
     Stage2Config,
     UNetConfig,
     head_channels,
+    uses_labels,
     uses_vessels,
     vessel_levels,
 )
@@ -92,7 +93,7 @@ def check_conditions(config: Stage2Config, require: Require) -> None:
             " unet.vessel_fields=false, or another label encoder",
         )
         require(
-            config.objective.label_dropout == 0,
+            config.objective.label_dropout == 0 or uses_labels(config),
             f"{config.latent_mode}.label_dropout: {config.objective.label_dropout}, but"
             " unet.label_encoder=none takes no label map: set it to 0",
         )

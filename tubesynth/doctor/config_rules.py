@@ -15,6 +15,13 @@ import torch
 
 from tubesynth.build.base_models import STAGE_OF, BaseModels, latent_sizes, open_base_models
 from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.config.length import (
+    PEAK_FLOPS,
+    REACHED_SHARES,
+    num_steps,
+    samples_per_step,
+    seconds_per_step,
+)
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage2Config
 from tubesynth.config.strict import flatten, to_plain
 from tubesynth.data.latents import LATENTS
@@ -29,8 +36,6 @@ from tubesynth.runtime.reading import no_such
 from tubesynth.training.warnings import config_warnings
 
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
-H100_FLOPS = 989e12  # a second: dense products in 16 bits, by NVIDIA's data sheet
-REACHED_SHARES = (0.07, 0.19)  # of it, by the published configs on an H200: docs/gpu.md
 MAX_SHARE = 0.9  # of free disk or memory
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
@@ -104,17 +109,15 @@ def disk(plan: Plan) -> Results:
 
 def length(plan: Plan) -> Results:
     """The computed length of the training: fewer epochs or a smaller model where it is too long."""
-    config, flops = plan.config, plan.estimate.flops
-    samples = config.train.epochs * plan.training
-    steps = math.ceil(samples / (config.data.batch_size * config.train.accumulate))
+    flops, steps = plan.estimate.flops, num_steps(plan.config, plan.training)
     if steps == 0:  # no data yet
         yield info(f"a step is {flops / 1e12:.3g} TFLOP")
         return
-    hours = [steps * flops / (share * H100_FLOPS) / 3600 for share in reversed(REACHED_SHARES)]
+    low, high = (steps * s / 3600 for s in seconds_per_step(flops, PEAK_FLOPS["H100"]))
     yield info(
-        f"{steps} steps of {flops / 1e12:.3g} TFLOP: {hours[0]:.2g} to {hours[1]:.2g} hours on one"
-        f" H100 in 16 bits, computed at {REACHED_SHARES[0]:.0%} to {REACHED_SHARES[1]:.0%} of its"
-        " peak, without validation"
+        f"{steps} steps of {flops / 1e12:.3g} TFLOP: {low:.2g} to {high:.2g} hours on one H100 in"
+        f" 16 bits, computed at {REACHED_SHARES[0]:.0%} to {REACHED_SHARES[1]:.0%} of its peak,"
+        " without validation"
     )
 
 
@@ -133,7 +136,7 @@ def checkpoints(plan: Plan) -> Results:
 
 
 def memory(plan: Plan) -> Results:
-    """Training does not fit into memory: checkpoint gradients, or take smaller crops or batches."""
+    """Training does not fit into memory: tubesynth plan CONFIG --fit GB names settings that do."""
     config, needed = plan.config, plan.estimate
     device, total = _device_memory()
     text = (
@@ -143,8 +146,7 @@ def memory(plan: Plan) -> Results:
     )
     if needed.training > MAX_SHARE * total:
         yield warning(
-            f"{text}; set train.checkpointing=true, --precision bf16-mixed, a smaller data.crop or"
-            " batch_size"
+            f"{text}; tubesynth plan CONFIG --fit {total / 1e9:.3g} names settings that fit"
         )
     else:
         yield info(text)
@@ -182,8 +184,7 @@ def device(plan: Plan) -> Results:
 
 def split_sizes(plan: Plan) -> Results:
     """Fewer training cases than a batch has: lower data.batch_size or train.accumulate."""
-    config = plan.config
-    batch = config.data.batch_size * config.train.accumulate
+    batch = samples_per_step(plan.config)
     if 0 < plan.training < batch:
         yield warning(
             f"data.batch_size x train.accumulate is {batch}, but there are only"

@@ -21,7 +21,7 @@ from tubesynth.models.window import Window
 
 # Factor of t in [0, 1] before the embedding; the shortest wavelength in t is 2 pi / 100 = 0.06.
 # With the usual factor of 1000 the velocity ripples in t faster than a solver steps
-# (docs/results.md, Solvers).
+# (docs/results.md, A slower time embedding).
 TIME_SCALE = 100.0
 
 VesselLayer = VesselAttention | VesselTransformer

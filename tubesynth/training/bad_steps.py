@@ -27,7 +27,7 @@ class BadStepGuard:
         if self.in_a_row > self.budget:
             raise InputError(
                 f"{fault}, {self.in_a_row} steps in a row: lower train.learning_rate, set"
-                " train.gradient_clip, or use --precision 32; the checkpoints before are kept"
+                " train.gradient_clip, or train.precision=32; the checkpoints before are kept"
             )
 
 

@@ -12,7 +12,7 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.log import logger
 
 # Few codes are used until unused ones have been revived. Later, the perplexity of the runs of
-# docs/results.md is 20 to 80 % of their number of codes.
+# docs/notebook.md is 20 to 80 % of their number of codes.
 SETTLING_STEPS = 100
 COLLAPSED_SHARE = 0.01
 

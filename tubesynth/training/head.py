@@ -1,10 +1,9 @@
 """The first lines of a run's log: versions, device, data, length, cache."""
 
-import math
-
 import torch
 
 import tubesynth
+from tubesynth.config.length import num_steps, samples_per_step
 from tubesynth.config.schema import Config
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import device_name, git_commit
@@ -13,19 +12,13 @@ from tubesynth.training.inputs import Volumes
 from tubesynth.training.warnings import run_warnings
 
 
-def samples_per_step(config: Config) -> int:
-    """The samples of one optimizer step: batch size x ranks x accumulated batches."""
-    return config.data.batch_size * dist.world_size() * config.train.accumulate
-
-
 def log_head(config: Config, volumes: Volumes, device: torch.device, kernels: str) -> None:
     """Log versions, device, data, length and cache on rank 0; kernels: of choose_kernels."""
     if not dist.is_main():
         return
     commit = git_commit()
     threads, processes = torch.get_num_threads(), dist.world_size()
-    cases, batch = len(volumes.training), samples_per_step(config)
-    epochs = config.train.epochs
+    cases, batch = len(volumes.training), samples_per_step(config, processes)
     data = config.data
     cached = data.dataset_type == "persistent" or config.stage in (2, 3)
     lines = [
@@ -35,7 +28,7 @@ def log_head(config: Config, volumes: Volumes, device: torch.device, kernels: st
         f" CPU threads of each: {threads}; precision: {config.train.precision}; kernels: {kernels}",
         f"data: {cases} training and {len(volumes.validation)} validation cases"
         f" ({data.image_train_dir or data.root}); cache: {data.cache_dir if cached else 'none'}",
-        f"length: {epochs} epochs, {math.ceil(epochs * cases / batch)} steps,"
+        f"length: {config.train.epochs} epochs, {num_steps(config, cases, processes)} steps,"
         f" {cases / batch:.4g} steps an epoch; samples a step: {batch}",
     ]
     if not volumes.has_labels:

@@ -8,6 +8,7 @@ from torch import nn
 
 from tubesynth.build.base_models import BaseModels, latent_sizes
 from tubesynth.build.networks import build_phases
+from tubesynth.config.length import num_steps, samples_per_step
 from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.config.strict import dump
 from tubesynth.models.controlnet import ControlledUNet
@@ -70,8 +71,8 @@ def _modules(config: Config, sizes: AutoencoderConfig) -> dict[str, nn.Module]:
 
 
 def _steps(config: Config, cases: int) -> str:
-    batch = config.data.batch_size * config.train.accumulate
+    batch = samples_per_step(config)
     return (
         f"{cases / batch:.4g} ({cases} cases, {batch} a step and process),"
-        f" {math.ceil(cases * config.train.epochs / batch)} in {config.train.epochs} epochs"
+        f" {num_steps(config, cases)} in {config.train.epochs} epochs"
     )

@@ -311,7 +311,8 @@ def _report(
         if phase.swa and (swa := checkpoint.phases[phase.name].swa):
             restored.append(f"mean of {swa.epochs} epochs")
     for item in RESTARTS:
-        schedule = f"schedule ({train.warmup_steps} steps of warm-up, then {train.schedule})"
+        warmup = 0 if train.schedule == "minimum" else train.warmup_steps
+        schedule = f"schedule ({warmup} steps of warm-up, then {train.schedule})"
         text = schedule if item == "schedule" else item
         (restarted if item in restart else restored).append(text)
     if best.step is None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
+from tubesynth.config.length import samples_per_step
 from tubesynth.config.schema import Config, Stage1Config, uses_perceptual
 from tubesynth.config.strict import dump
 from tubesynth.models.perceptual import load_perceptual
@@ -19,7 +20,6 @@ from tubesynth.runtime.loggers import require_logger
 from tubesynth.runtime.profiler import INACTIVE, Profiler
 from tubesynth.runtime.run_lock import RunLock
 from tubesynth.runtime.run_log import RunLog
-from tubesynth.training.head import samples_per_step
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.loop import VALIDATION, Run, Stage, fit
@@ -129,7 +129,7 @@ def run_stage(
         config.seed,
         device,
         epoch_length=len(volumes.training),
-        global_batch=samples_per_step(config),
+        global_batch=samples_per_step(config, dist.world_size()),
         position=position,
         best=best,
         log=log,
