@@ -9,6 +9,7 @@ networks take (window, intensity, one-hot included):
   cold     preprocessing of ImageCAS-sized files (512 x 512 x 206) into an empty cache, all cores
 With --stored an epoch ends at the batches of the loader (int16, uint8, float16), as they are copied
 to a GPU, on which the conversion takes about a millisecond.
+copy_seconds: of copying the batches of an epoch once, which any loader does that makes them.
 """
 
 import shutil
@@ -94,15 +95,24 @@ def run_case(case: str, args, workers: int) -> dict:
     else:
         batches = latents.batches if latents else partial(volumes.batches, device=device)
     with_classes = case in ("one_hot", "stage2") and not args.stored
-    dtype, epochs = getattr(torch, args.one_hot), count()
+    dtype, epochs, forms = getattr(torch, args.one_hot), count(), {}
 
     def epoch():
         first = next(epochs) * args.volumes  # as training counts its sample indices
         for batch in batches(first, first + args.volumes):
             if with_classes:
                 batch["one_hot"] = one_hot(batch["label"], volumes.labels.num_classes, dtype)
+            tensors = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+            forms.update({name: (each.shape, each.dtype) for name, each in tensors.items()})
+
+    def copies():
+        for _ in range(args.volumes):
+            for tensor in filled:
+                tensor.clone()
 
     measured = measure(finished(epoch, device), args.repeats)
+    filled = [torch.ones(shape, dtype=kind, device=device) for shape, kind in forms.values()]
+    copied = measure(finished(copies, device), args.repeats)
     shape = args.crop if case == "crop" else args.resolution
     return result_on(
         device,
@@ -112,6 +122,8 @@ def run_case(case: str, args, workers: int) -> dict:
         stored=args.stored,
         **({"one_hot": args.one_hot} if with_classes else {}),
         volumes_per_second=significant(args.volumes / measured.seconds),
+        copy_seconds=significant(copied.seconds),
+        over_copy=significant(measured.seconds / copied.seconds, 3),
         cache_mb=cache_mb(volumes.store, "latents" if case == "stage2" else "volumes"),
     )
 
