@@ -101,7 +101,7 @@ def test_ranges_survive_the_checkpoint_and_wrong_ones_are_refused(stage_2, tmp_p
 def test_what_many_label_maps_share_is_one_line(capsys):
     """Cases that differ in the same point, by other numbers, have one line with all their names."""
     unusual = {str(case): [f"aorta: {case}.5 ml; 80 to 90 in training"] for case in range(5)}
-    warn_of({**unusual, "a": ["no myocardium: 0 of 4 training label maps are without it"]})
+    warn_of({**unusual, "a": ["no myocardium, which all of 4 training label maps have"]})
     first, second = capsys.readouterr().err.splitlines()
     assert "5 cases, such as 0: aorta: 0.5 ml; 80 to 90 in training (also 1, 2, 3, 4)" in first
-    assert second.endswith("case a: no myocardium: 0 of 4 training label maps are without it")
+    assert second.endswith("case a: no myocardium, which all of 4 training label maps have")

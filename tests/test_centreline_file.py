@@ -97,6 +97,19 @@ def test_a_centreline_outside_the_label_map_is_refused(tmp_path):
         user_centreline_tokens(tmp_path / "a.centreline.json", Volume(grid.array, affine))
 
 
+def test_a_branch_without_length_is_refused_and_one_away_from_its_parent_named(tmp_path, caplog):
+    path, grid = tmp_path / "a.centreline.json", Volume(np.zeros((60, 60, 60)), np.eye(4))
+    point = np.array([[10, 0, 0, 1.0]])
+    write_centreline(path, [Branch("point", None, np.vstack([point, point]))])
+    assert "branches[0].points: all in one place" in refusal(lambda: read_centreline(path))
+    for gap_mm, count in ((0.0, 0), (2.0, 0), (15.0, 1)):
+        side = FORK[1].points + [0, gap_mm, 0, 0]
+        write_centreline(path, [FORK[0], Branch("side", 0, side)])
+        with caplog.at_level("WARNING", logger="tubesynth"):
+            user_centreline_tokens(path, grid)
+        assert caplog.text.count("branches[1] begins 15 mm from its parent, branches[0]") == count
+
+
 def test_the_example_of_the_readme_is_read(tmp_path):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)

@@ -96,7 +96,8 @@ def test_a_guidance_weight_of_0_drops_the_condition_of_the_decoder(monkeypatch):
 
 def test_a_reconstruction_without_the_condition_of_the_decoder_says_so(caplog, monkeypatch):
     monkeypatch.setattr(log, "_warned", set())
-    model, image = pipeline(), Volume(np.zeros((16, 16, 16), np.int16), label_map().affine)
+    hu = np.random.default_rng(0).integers(-1000, 1000, (16, 16, 16), np.int16)
+    model, image = pipeline(), Volume(hu, label_map().affine)
     for dropout, words in ((0.1, "far fainter"), (0.0, "condition_dropout 0")):
         model.condition_dropout = dropout
         caplog.clear()
@@ -113,7 +114,9 @@ def test_a_conditioned_reconstruction_of_any_size_is_tiled_as_the_whole(size):
     model = pipeline()
     random = np.random.default_rng(0)
     image = Volume(random.integers(-1000, 1000, size, np.int16), label_map().affine)
-    options = dict(labels=label_map(), resolution=size)
+    x, y, z = size
+    labels = Volume(label_map().array[:x, :y, :z], label_map().affine)
+    options = dict(labels=labels, resolution=size)
     model.tile = None
     whole = model.reconstruct(image, **options).array.astype(int)
     assert whole.shape == size

@@ -15,6 +15,7 @@ from tubesynth.data.volumes import TokenSource, ensure_tokens, ensure_volume, vo
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.doctor.label_schemes import propose
 from tubesynth.prepare import __main__ as prepare
+from tubesynth.runtime import log
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.classes import NINE_CLASSES, numbered_classes
@@ -44,7 +45,7 @@ def ct(seed: int = 0) -> np.ndarray:
     return hu + np.random.default_rng(seed).normal(0, 12, SHAPE)
 
 
-def test_several_values_become_one_class_and_all_others_background(tmp_path, caplog):
+def test_several_values_become_one_class_and_all_others_background(tmp_path, caplog, monkeypatch):
     path = save(tmp_path / "1.label.nrrd.nii.gz", segments(step=50), np.uint16)  # 50 to 950
     expected = 8 * (segments() > 1) - 5 * (segments() == 2)
     label_map = {50 * value: 8 for value in range(3, 20)} | {100: 3}
@@ -54,6 +55,14 @@ def test_several_values_become_one_class_and_all_others_background(tmp_path, cap
         read_labels(path)
     assert not read_labels(path, SEGMENTS).array.any()
     assert "all background: data.label_map has no class for its values (50, 100," in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(log, "_warned", set())
+    forgotten = {value: kind for value, kind in label_map.items() if value != 150}
+    for _ in range(2):
+        read_labels(path, forgotten)
+    (line,) = caplog.messages  # once
+    assert line.startswith("values that data.label_map does not list become background: 50 (")
+    assert ", 150 (" in line and line.endswith(f" in {path}")
 
 
 def test_the_config_keeps_the_label_map_with_whole_numbers_as_keys(tmp_path):
@@ -89,7 +98,7 @@ def test_cached_volumes_and_tokens_are_those_of_the_translated_label_map(tmp_pat
     for each in (case, plain):
         volume, _ = ensure_volume(store, each, grid)
         tokens, _ = ensure_tokens(store, each, volume, source)
-        results.append((volume.array("label"), tokens.array("position_mm")))
+        results.append((volume.arrays()["label"], tokens.arrays()["position_mm"]))
     for translated, expected in zip(*results, strict=True):
         assert np.array_equal(translated, expected) and expected.any()
     other = Case("1", image, case.label, {**SEGMENTS, 19: 0})

@@ -1,11 +1,13 @@
 """Reading and writing overlap with the device's work; results, order and errors are as in turn."""
 
 import json
+import re
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refusal
 
 from tubesynth import reconstruct
 from tubesynth.inference import jobs
@@ -191,6 +193,26 @@ def test_the_files_equal_those_that_are_made_in_turn(cts, tmp_path, monkeypatch)
     assert len(computed) == 4 and finished(tmp_path / "in_turn") == {"1", "2", "3", "4"}
     for path in (tmp_path / "in_turn").glob("*.img.nii.gz"):
         assert path.read_bytes() == (tmp_path / "overlapped" / path.name).read_bytes()
+
+
+def test_a_volume_that_another_command_has_written_meanwhile_is_not_replaced(
+    cts, tmp_path, monkeypatch
+):
+    """Two commands with other settings in one folder, of which each writes while the other runs."""
+    run, write, paused = command(cts, tmp_path / "out"), jobs.write_result, []
+
+    def write_after_the_other(job, *arguments):
+        if not paused:
+            paused.append(job)
+            reconstruct.main([*run, "--spacing", "5", "5", "5"])
+        write(job, *arguments)
+
+    monkeypatch.setattr(jobs, "write_result", write_after_the_other)
+    line = refusal(lambda: reconstruct.main(run))
+    assert re.search("another command has written [23] with other settings since this one", line)
+    sidecars = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    spacings = sorted(sidecar["settings"]["spacing"][0] for sidecar in sidecars)
+    assert spacings == [5.0, 5.0, 5.0, 5.5]  # the first was being written
 
 
 def test_finished_volumes_that_other_settings_replace_are_said(cts, tmp_path, capsys):

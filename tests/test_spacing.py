@@ -167,7 +167,8 @@ def test_a_model_of_a_range_makes_volumes_of_its_middle_or_of_the_asked_spacing(
     pipeline = Pipeline.load(stage_1)
     data = replace(pipeline.config.data, spacing=[[4.0, 4.0, 4.0], [6.0, 6.0, 7.0]])
     pipeline.config = replace(pipeline.config, data=data)
-    volume = Volume(np.zeros((30, 30, 30), np.int16), np.diag([3.0, 3.0, 3.0, 1.0]))
+    hu = np.random.default_rng(0).integers(-1000, 1000, (30, 30, 30), np.int16)
+    volume = Volume(hu, np.diag([3.0, 3.0, 3.0, 1.0]))
     assert np.allclose(pipeline.reconstruct(volume).spacing, [5.0, 5.0, 5.5])
     assert np.allclose(pipeline.reconstruct(volume, spacing=(4, 4, 6)).spacing, [4, 4, 6])
 

@@ -330,6 +330,13 @@ def test_a_run_skips_non_finite_steps_and_then_stops_with_the_loss(workplace, st
         )
 
 
+def test_a_training_that_has_diverged_does_not_end_as_if_it_were_done(workplace, tmp_path):
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "1"]
+    with pytest.raises(InputError, match="the training has diverged, its last validation loss is"):
+        main([*command, "train.learning_rate=1e30", "train.warmup_steps=0"])
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
 def refused(*arguments) -> str:
     return refusal(lambda: main([str(argument) for argument in arguments]))
 

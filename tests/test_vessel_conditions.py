@@ -453,8 +453,10 @@ def test_samples_with_different_conditions_are_not_sampled_together(pipeline, la
     assert not np.array_equal(both[0].volume.array, both[1].volume.array)
 
 
-def test_latents_that_are_not_finite_are_refused(trained, labels):
+def test_latents_and_images_that_are_not_finite_are_refused(trained, labels):
     broken = Pipeline.load(trained)
+    hu = np.random.default_rng(0).integers(-1000, 1000, labels.shape, np.int16)
+    noise = Volume(hu, labels.affine)
     with torch.no_grad():
         broken.unet.conv_out.bias[0] = float("nan")
     with pytest.raises(InputError, match="the generator of this model"):
@@ -462,7 +464,13 @@ def test_latents_that_are_not_finite_are_refused(trained, labels):
     with torch.no_grad():
         next(broken.autoencoder.encoder.parameters()).fill_(float("nan"))
     with pytest.raises(InputError, match="the encoder of this model"):
-        broken.reconstruct(Volume(labels.array.astype(np.int16), labels.affine))
+        broken.reconstruct(noise)
+    with torch.no_grad():
+        broken = Pipeline.load(trained)
+        broken.autoencoder.last_layer.bias.fill_(float("nan"))
+    for make in (lambda: broken.reconstruct(noise), lambda: broken.synthesize(labels, steps=1)):
+        with pytest.raises(InputError, match="the decoder of this model"):
+            make()
 
 
 def test_another_size_than_trained_is_sampled(pipeline, labels):

@@ -72,8 +72,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "command",
         choices=["build", "verify", "list", "prune"],
-        help="build the entries that training needs; verify all checksums; list the entries;"
-        " prune the entries that no config refers to",
+        help="build the entries that training needs; verify all checksums, and remove the damaged"
+        " entries; list all entries; prune those that no config refers to",
     )
     parser.add_argument(
         "--config",
@@ -81,7 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="YAML",
-        help="files or packaged configs that use the cache",
+        help="files or packaged configs that use the cache; list and verify take its folder alone",
     )
     parser.add_argument("--cache-dir", help="default: data.cache_dir of the configs, or cache")
     parser.add_argument("--workers", type=int, help="build: processes; default: one per core")

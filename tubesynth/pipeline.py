@@ -33,7 +33,9 @@ from tubesynth.config.schema import (
 from tubesynth.inference.arguments import (
     checked_ct,
     checked_labels,
+    require_numbers,
     require_seed,
+    require_tile,
     suggests_names,
     usable_device,
 )
@@ -51,9 +53,11 @@ from tubesynth.models.scale import LatentScale
 from tubesynth.models.unet import UNet
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.log import logger
 from tubesynth.runtime.precision import resolved
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.anatomy import Comparison, Ranges, describe
+from tubesynth.volume.files import check_same_grid
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.vessels import VesselTokens
 
@@ -67,7 +71,7 @@ class Pipeline:
     """A trained model on a device, which takes and returns volumes.
 
     config: that of the model. digest: of all its weights and its latent scale. conditions: what the
-    label maps of its training were like, None for stage 1 and models of version 0.2.0.
+    label maps of its training were like, None for stage 1 and models of older versions.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Pipeline:
         if precision not in get_args(Precision):
             raise InputError(f"precision {precision}: choose {', '.join(get_args(Precision))}")
         self.config, self.digest, self.device = config, digest, device
+        require_tile(tile)
         self.precision = resolved(precision, device)
         self.tile: Tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
@@ -182,10 +187,11 @@ class Pipeline:
 
         InputError (a ValueError) if an argument does not fit the model.
         """
-        volume = checked_ct(volume, "volume")
+        codec = self.codec
+        volume = checked_ct(volume, "volume", codec.window)
         if labels is not None:
             labels = checked_labels(labels, "labels")
-        codec = self.codec
+            check_same_grid(volume, labels, "volume", "labels")
         return codec.reconstruct(codec.place(volume, labels, spacing, resolution))
 
     @suggests_names
@@ -205,6 +211,7 @@ class Pipeline:
         resolution: Sequence[int] | None = None,
         latent_tile: int | None = None,
         callback: Callable[[float, Volume], None] | None = None,
+        force: bool = False,
     ) -> Volume:
         """A new CT (int16 HU) conditioned on a label map, on the model's grid around its center.
 
@@ -229,10 +236,19 @@ class Pipeline:
             grid, for one that does not fit the memory, best at least as large as those of its
             training; the volume differs from that of the whole grid. Default: the whole grid.
         callback: is called as callback(t, volume) after every solver step; t ends at 1.
+        force: take a label map without any structure of the training, and log nothing of one that
+            is unlike those of the training (`compare_with_training`).
 
         InputError (a ValueError) if an argument does not fit the model.
         """
         require_seed(seed)
+        require_numbers(
+            guidance_label=guidance_label,
+            guidance_vessel=guidance_vessel,
+            control_scale=control_scale,
+        )
+        if labels is not None and not force:
+            self._warn_of_unusual(labels, vessels, spacing, resolution)
         weights = guidance_label, guidance_vessel, control_scale
         options = SampleOptions(solver, steps, sampling, *weights, spacing, resolution, latent_tile)
         random = generator(torch.device("cpu"), seed)
@@ -285,8 +301,8 @@ class Pipeline:
     ) -> Comparison:
         """In which points a label map is unlike those of the training, on the model's grid.
 
-        Arguments: those of `synthesize`. Nothing is unusual to a model of version 0.2.0, which
-        does not know its training.
+        Arguments: those of `synthesize`. Nothing is unusual to a model that does not know its
+        training, as of older versions.
         """
         if self.conditions is None:
             return Comparison([], False)
@@ -305,6 +321,17 @@ class Pipeline:
                 " thinner than a voxel are lost or in pieces"
             )
         return comparison
+
+    def _warn_of_unusual(self, labels, vessels, spacing, resolution) -> None:
+        options = {"vessels": vessels, "spacing": spacing, "resolution": resolution}
+        comparison = self.compare_with_training(labels, **options)
+        if comparison.is_empty:
+            raise InputError(
+                "labels has none of the structures that the model was trained with: give a label"
+                " map with its classes, or force=True"
+            )
+        for line in comparison.unusual:
+            logger.warning(f"labels: {line}")
 
     def trace(self, labels: Volume) -> VesselTokens:
         """The vessels of a label map as tokens, which can be edited and passed to `synthesize`."""

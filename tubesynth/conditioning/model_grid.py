@@ -101,9 +101,14 @@ class ModelGrid:
         for name, value in (("resolution", resolution), ("spacing", spacing)):
             if value is None:
                 continue
+            if not isinstance(value, Sequence | np.ndarray):
+                raise InputError(f"{name} {value!r}: expected {dim} positive numbers")
             if len(value) != dim or not all(0 < n < math.inf for n in value):
                 numbers = " ".join(map(str, value))
                 raise InputError(f"{name} {numbers}: expected {dim} positive numbers")
+            if name == "resolution" and not all(n == int(n) for n in value):
+                numbers = " ".join(map(str, value))
+                raise InputError(f"{name} {numbers}: expected whole numbers")
             if name == "spacing" and not all(1e-3 <= size <= 1e3 for size in value):
                 numbers = " ".join(map(str, value))
                 raise InputError(f"{name} {numbers}: expected 0.001 to 1000 mm")

@@ -13,7 +13,10 @@ import torch
 
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.hounsfield import check_hu
 from tubesynth.volume.nifti import to_ras
+
+LEAST_TILE = 8  # voxels; of smaller ones nearly all that is computed is margin
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,17 +42,23 @@ def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def checked_ct(value: object, name: str) -> Volume:
-    """A CT with its axes in RAS+ order; InputError for what is no volume of finite numbers."""
+def checked_ct(value: object, name: str, window: tuple[float, float]) -> Volume:
+    """A CT with its axes in RAS+ order; InputError for what is no volume in HU.
+
+    window: HU, that of the model.
+    """
     volume = _volume(value, name, "Volume.from_file(path)")
-    if not np.isfinite(volume.array).all():
+    if volume.array.dtype.kind not in "fiu" or not np.isfinite(volume.array).all():
         raise InputError(f"{name} holds values that are not finite: give a CT in HU")
+    check_hu(volume, name, window)
     return to_ras(volume.array, volume.affine)
 
 
 def checked_labels(value: object, name: str) -> Volume:
     """A label map, uint8 and its axes in RAS+ order; InputError for what holds no classes."""
     volume = _volume(value, name, "Volume.from_file(path, labels=True)")
+    if volume.array.dtype.kind not in "bfiu":
+        raise InputError(f"{name} holds {volume.array.dtype} values: give whole numbers from 0 on")
     with np.errstate(invalid="ignore"):
         classes = volume.array.astype(np.uint8)
     if not np.array_equal(classes, volume.array):
@@ -62,6 +71,22 @@ def _volume(value: object, name: str, call: str) -> Volume:
     if not isinstance(value, Volume):
         raise InputError(f"{name} is a {type(value).__name__}: give a Volume, as of {call}")
     return value
+
+
+def require_tile(tile: object) -> None:
+    """InputError for a tile that the command line refuses too."""
+    is_number = isinstance(tile, int | np.integer) and tile >= LEAST_TILE
+    if tile is not None and tile != "auto" and not is_number:
+        raise InputError(
+            f"tile is {tile!r}: give auto, None, or a whole number of voxels from {LEAST_TILE} on"
+        )
+
+
+def require_numbers(**arguments: object) -> None:
+    """InputError for arguments that are no numbers."""
+    for name, value in arguments.items():
+        if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}: give a number")
 
 
 def require_seed(seed: object) -> None:

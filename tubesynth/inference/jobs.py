@@ -21,6 +21,7 @@ import torch
 import tubesynth
 from tubesynth.config.schema import Config, Precision
 from tubesynth.config.strict import flatten
+from tubesynth.inference.arguments import LEAST_TILE
 from tubesynth.inference.overlap import overlapped
 from tubesynth.inference.sampling import Tile
 from tubesynth.runtime import dist
@@ -72,8 +73,10 @@ def tile_option(text: str) -> Tile:
         return "auto"
     if text == "none":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--tile {text}: expected auto, none, or a number of voxels")
+    if not text.isdecimal() or int(text) < LEAST_TILE:
+        raise InputError(
+            f"--tile {text}: expected auto, none, or a number of voxels from {LEAST_TILE} on"
+        )
     return int(text)
 
 
@@ -231,8 +234,12 @@ def run_jobs(
     check_writable(output_dir)
     message = kept("the volumes that are finished", output_dir)
 
+    records: dict[Path, dict] = {}  # by sidecar, of the volumes that are replaced
+
     def list_unfinished() -> tuple[list[Job], str | None]:
         unfinished = [job for job in jobs if not is_finished(output_dir, job)]
+        paths = [sidecar(output_dir, job) for job in unfinished]
+        records.update((path, stored_json(path)) for path in paths)
         return unfinished, replaced(output_dir, unfinished) if dist.is_main() else None
 
     # Every rank has its list before the first rank writes.
@@ -272,6 +279,13 @@ def run_jobs(
         for index, (job, result) in enumerate(computed[0]):
             if index:
                 ask()  # a whole batch may take longer than a signal leaves
+            path = sidecar(output_dir, job)
+            now = stored_json(path)
+            if now != records[path] and now.get("settings") != job.settings:
+                raise InputError(
+                    f"{output_dir}: another command has written {job.name} with other settings"
+                    " since this one began: give each its own --output-dir"
+                )
             write_result(job, result, output_dir, computed[1], device)
             lines += result.lines
         return lines

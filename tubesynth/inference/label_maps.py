@@ -8,6 +8,7 @@ from pathlib import Path
 from tubesynth.config.labels import check_label_map, load_scheme
 from tubesynth.config.schema import Config
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.reading import require_folder
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.centreline_file import SUFFIX
 from tubesynth.volume.classes import LabelScheme, numbered_classes
@@ -46,6 +47,7 @@ def find_centrelines(folder: Path | None, cases: Iterable[str]) -> dict[str, Pat
     """The centreline file of every case in a folder; empty without a folder."""
     if folder is None:
         return {}
+    require_folder(folder, "check --centrelines")
     centrelines = {case: folder / f"{case}{SUFFIX}" for case in cases}
     missing = [case for case, path in centrelines.items() if not path.exists()]
     check_none_missing(f"--centrelines {folder}", "centreline", missing)

@@ -89,7 +89,8 @@ class Codec:
     def _decode(self, latents: Tensor, condition: DecoderCondition | None) -> Tensor:
         tile = self._tile_side([n * self.net.factor for n in latents.shape[2:]])
         condition = condition and condition.to(self.grid.device)
-        return self.net.decode(latents, tile=tile, condition=condition)
+        decoded = self.net.decode(latents, tile=tile, condition=condition)
+        return require_finite(decoded, "decoder")
 
     def _tile_side(self, size: Sequence[int]) -> int | None:
         return fitting_tile(self.net, size, self.grid.device) if self.tile == "auto" else self.tile

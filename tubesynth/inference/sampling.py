@@ -112,14 +112,15 @@ def fitting_tile(autoencoder: VQVAE, size: Sequence[int], device: torch.device) 
     return largest_tile(tuple(size), halo, factor, budget)
 
 
-def require_finite(latents: Tensor, source: str) -> Tensor:
-    """Returns the latents; InputError if any is not finite: a codebook would hide it in a valid CT.
+def require_finite(values: Tensor, source: str) -> Tensor:
+    """Returns latents or an image; InputError if any value is not finite: a codebook, or rounding
+    to HU, would hide it in a valid CT.
 
     source: the network that computed them, for the message.
     """
-    if not latents.isfinite().all():
+    if not values.isfinite().all():
         raise InputError(
-            f'the {source} of this model gives latents that are not finite: use precision="32", or'
+            f'the {source} of this model gives values that are not finite: use precision="32", or'
             " a checkpoint from before its training diverged"
         )
-    return latents
+    return values

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.errors import InputError, SettingError
 from tubesynth.runtime.process_id import ProcessId
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -96,7 +96,7 @@ def _is_abandoned(entry: os.DirEntry, writer: str) -> bool:
 
 @contextmanager
 def writing(path, remedy: str = "choose another folder"):
-    """Raise an InputError for an error of a write to `path` that a user can correct."""
+    """Raise a SettingError for an error of a write to `path` that a user can correct."""
     try:
         yield
     except OSError as error:
@@ -106,7 +106,7 @@ def writing(path, remedy: str = "choose another folder"):
         # The missing file may be the source of a copy, not the path itself.
         missing = f": {error.filename}" if error.errno == errno.ENOENT else ""
         reason = f"{error.strerror}{missing}"
-        raise InputError(f"{path}: not written ({reason}); {remedy}") from error
+        raise SettingError(f"{path}: not written ({reason}); {remedy}") from error
 
 
 def check_writable(folder: Path) -> None:

@@ -104,10 +104,14 @@ def log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def warn_once(message: str) -> None:
-    """Log a warning, unless this process has logged it: a file may be read many times."""
-    if message not in _warned:
-        _warned.add(message)
+def warn_once(message: str, key: str | None = None) -> None:
+    """Log a warning, unless this process has logged it: a file may be read many times.
+
+    key: of messages that are the same to a reader, as of many files; None: the message.
+    """
+    key = key or message
+    if key not in _warned:
+        _warned.add(key)
         logger.warning(message)
 
 

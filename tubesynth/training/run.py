@@ -1,5 +1,6 @@
 """One run of any stage: resume, log, fit and save, in the run's folder."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -156,6 +157,11 @@ def run_stage(
         if best.step is not None:
             path = checkpoints / "best.ckpt"
             logger.info(f"best: {path} (step {best.step}; {best.name} {best.value:.4f})")
+    if not math.isfinite(scores.get("loss", 0.0)):
+        raise InputError(
+            f"{run_dir}: the training has diverged, its last validation loss is {scores['loss']}:"
+            " train again from an earlier checkpoint with a lower train.learning_rate"
+        )
     return scores
 
 

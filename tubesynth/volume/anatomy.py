@@ -142,7 +142,7 @@ class Ranges:
             if key not in description:
                 # a class may be missing where it was missing in training
                 if quantity == "ml" and count == self.total:
-                    lines.append(f"no {name}: 0 {of_total} are without it")
+                    lines.append(f"no {name}, which all {of_total} have")
                 continue
             value = _scale(key, description[key])
             # Beyond the extremes by three deviations, and more where few label maps were seen.

@@ -17,6 +17,7 @@ import numpy as np
 
 from tubesynth.runtime.atomic import write_text
 from tubesynth.runtime.errors import InputError, short
+from tubesynth.runtime.log import warn_once
 from tubesynth.runtime.reading import read_json
 from tubesynth.volume.grid import Volume
 from tubesynth.volume.polyline import arc_length, densify, without_repeats
@@ -24,6 +25,7 @@ from tubesynth.volume.vessels import COLUMNS, VesselTokens, in_box, token_rows
 
 SUFFIX = ".centreline.json"
 WIDEST_MM = 100.0  # a larger radius is an error of units
+GAP_MM = 3.0  # between a branch and its parent; a larger one is named
 DENSE_MM = 0.25  # step of the points that tangents and junctions are computed from
 
 
@@ -75,6 +77,8 @@ def _branch(path: Path, number: int, row) -> Branch:
             f"{key}.points: expected two or more of [x, y, z, radius] in mm, the radius above 0"
             f" and below {WIDEST_MM:g}"
         )
+    if (points[:, :3] == points[0, :3]).all():
+        raise InputError(f"{key}.points: all in one place: give two or more places")
     parent = row.get("parent")
     if parent is not None and not (type(parent) is int and 0 <= parent < number):
         raise InputError(
@@ -117,6 +121,16 @@ def tokens_of_branches(
 def user_centreline_tokens(path: Path, labels: Volume, step_mm: float = 1.0) -> VesselTokens:
     """The tokens of a centreline file in its label map; InputError where all lie outside it."""
     branches = read_centreline(path)
+    for number, branch in enumerate(branches):
+        if branch.parent is None:
+            continue
+        parent = densify(without_repeats(branches[branch.parent].points), DENSE_MM)
+        gap_mm = np.linalg.norm(parent[:, :3] - branch.points[0, :3], axis=1).min()
+        if gap_mm > max(GAP_MM, parent[:, 3].max()):
+            warn_once(
+                f"{path}: branches[{number}] begins {gap_mm:.3g} mm from its parent,"
+                f" branches[{branch.parent}]"
+            )
     tokens = tokens_of_branches(branches, labels, step_mm)
     if branches and not len(tokens):
         raise InputError(

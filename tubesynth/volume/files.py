@@ -60,14 +60,21 @@ def as_classes(values: Volume, label_map: Mapping[int, int] | None, path) -> Vol
             raise SettingError(f"{path}: label value {array.max()} is above 255; {LABEL_REMEDY}")
         return values
     classes = translate(array, label_map)
-    if array.any() and not classes.any():
-        present = np.unique(array[array > 0])
-        if not label_map.keys() & set(present.tolist()):
-            listed = _listed(present.tolist())
-            logger.warning(
-                f"{path}: all background: data.label_map has no class for its values ({listed});"
-                " add them, or leave it out if the values are classes"
-            )
+    counts = np.bincount(array.reshape(-1))
+    unlisted = [int(v) for v in counts.nonzero()[0] if v > 0 and v not in label_map]
+    if unlisted and not classes.any():
+        logger.warning(
+            f"{path}: all background: data.label_map has no class for its values"
+            f" ({_listed(unlisted)}); add them, or leave it out if the values are classes"
+        )
+    elif unlisted:
+        milliliters = abs(np.linalg.det(values.affine[:3, :3])) / 1000
+        volumes = [f"{v} ({counts[v] * milliliters:.3g} ml)" for v in unlisted]
+        warn_once(
+            f"values that data.label_map does not list become background: {_listed(volumes)} in"
+            f" {path}",
+            key=f"unlisted {unlisted}",
+        )
     return Volume(classes, values.affine)
 
 
@@ -110,7 +117,7 @@ def outside_classes(values: list[int], num_classes: int) -> str:
     return f"label values {_listed(values)} are outside the classes 0 to {num_classes - 1}"
 
 
-def _listed(values: list[int]) -> str:
+def _listed(values: list) -> str:
     return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
 
 

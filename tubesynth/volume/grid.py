@@ -14,25 +14,32 @@ from tubesynth.runtime.errors import InputError
 
 MAX_SHEAR = 1e-4  # of axes that count as right-angled: 0.05 mm in a field of view of 500 mm
 Box = tuple[slice, slice, slice]
+_STORED = (np.uint8, np.uint16, np.int16, np.int32)  # types of voxels that every reader knows
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Volume:
     """A 3D image or label map and its place in the world.
 
     array: (X, Y, Z) in RAS+ order, HU for a CT and class indices for a label map. affine: (4, 4)
-    float64, voxel index -> world mm. A two-dimensional picture has the shape (X, Y, 1).
+    float64, voxel index -> world mm. A two-dimensional picture has the shape (X, Y, 1). Volumes
+    are equal if they are the same object: compare their arrays.
     """
 
     array: np.ndarray
     affine: np.ndarray
 
     def __post_init__(self):
-        if self.array.ndim != 3:
-            raise InputError(f"a volume has three axes, not shape {self.array.shape}")
-        if np.shape(self.affine) != (4, 4):
-            raise InputError(f"an affine is 4x4, not {np.shape(self.affine)}")
-        object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64))
+        array = np.asarray(self.array)
+        if array.ndim != 3:
+            raise InputError(f"a volume has three axes, not shape {array.shape}")
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4):
+            raise InputError(f"an affine is 4x4, not {affine.shape}")
+        if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
+            raise InputError("an affine is finite, and its axes span the space")
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "affine", affine)
 
     def __repr__(self) -> str:
         return f"Volume({grid_text(self)}, {self.array.dtype})"
@@ -53,21 +60,27 @@ class Volume:
         """
         from tubesynth.volume.files import read_labels, read_volume
 
+        if label_map is not None and not labels:
+            raise InputError("label_map is for label maps: give labels=True too")
         return read_labels(path, label_map) if labels else read_volume(path)
 
     def save(self, path: str | PathLike, dtype=None) -> None:
         """Write .nii, .nii.gz or .png (one slice); the file appears whole or not at all.
 
-        dtype: NumPy type of the stored voxels; None: the array's own, or for a .png of values from
+        dtype: NumPy type of the stored voxels; None: the array's own (of integers of 64 bits the
+        smallest that holds them, uint8 for bool, float32 for float16), or for a .png of values from
         0 the smallest that holds them. Floats are rounded for integer types and clipped to their
         range: int16 for HU, uint8 for class indices.
         """
         from tubesynth.volume.files import write_volume
 
         if dtype is None:
-            dtype = self.array.dtype
-            if str(path).lower().endswith(".png") and self.array.min() >= 0:
-                dtype = np.uint8 if self.array.max() <= 255 else np.uint16
+            dtype, ends = self.array.dtype, (self.array.min(), self.array.max())
+            is_picture = str(path).lower().endswith(".png") and ends[0] >= 0
+            if is_picture or dtype in (bool, np.int64, np.uint64):
+                dtype = next((kind for kind in _STORED if _holds(kind, ends)), np.float64)
+            elif dtype == np.float16:
+                dtype = np.float32
         write_volume(path, self, dtype)
 
     @property
@@ -93,6 +106,10 @@ class Volume:
         """(..., 3) world mm -> (..., 3) fractional voxel indices."""
         inverse = np.linalg.inv(self.affine)
         return np.asarray(world_mm) @ inverse[:3, :3].T + inverse[:3, 3]
+
+
+def _holds(kind: type, values) -> bool:
+    return all(np.can_cast(np.min_scalar_type(value), kind) for value in values)
 
 
 def grid_text(volume: Volume) -> str:

@@ -41,8 +41,11 @@ def read_ct(path: Path, dim: int, window: tuple[float, float] | None) -> Volume:
     return volume
 
 
-def check_hu(image: Volume, path: Path, window: tuple[float, float] | None) -> None:
-    """InputError for an image that certainly does not hold HU, a warning where it is likely."""
+def check_hu(image: Volume, path: Path | str, window: tuple[float, float] | None) -> None:
+    """InputError for an image that certainly does not hold HU, a warning where it is likely.
+
+    path: of its file, or a name for the message.
+    """
     finding = judge(image.array, window)
     if finding is None:
         return
