@@ -83,10 +83,11 @@ def render_panel(
         rows += straightened_rows(paths, arrays, spacing, label is not None, lines, name_of)
     note = f"W {CTA_WINDOW[1]:g}  L {CTA_WINDOW[0]:g}"
     bands = []
-    for start in range(0, len(names), MAX_COLUMNS):
-        columns = slice(start, start + MAX_COLUMNS)
+    width = -(-len(names) // -(-len(names) // MAX_COLUMNS))  # bands of as many columns
+    for start in range(0, len(names), width):
+        columns = slice(start, start + width)
         cut = [Row(row.caption, row.tiles[columns], row.scale, row.letter) for row in rows]
-        entries = legend if start + MAX_COLUMNS >= len(names) else []
+        entries = legend if start + width >= len(names) else []
         bands.append(render_sheet(names[columns], cut, title, note, entries))
     width = max(band.shape[1] for band in bands)
     bands = [np.pad(b, ((0, 0), (0, width - b.shape[1]), (0, 0)), mode="edge") for b in bands]

@@ -13,7 +13,7 @@ from tubesynth.metrics.dilation import within
 from tubesynth.volume.grid import bounding_box
 
 SLAB_MM = 12.5  # a thicker slab hides the coronaries behind chambers and bones
-ORGAN_HU = 0.0  # highest HU of other organs in the projection: above fat, below contrast
+ORGAN_HU = 100.0  # highest of other organs in the projection: that of muscle, below contrast
 MARGIN_MM = 2.0  # around the organs, whose blurred edge is as bright as a coronary
 WIDTH_MM = 2.0  # standard deviation of the Gaussian that finds the widest coronary
 NAMES = "sagittal", "coronal", "axial"
