@@ -31,6 +31,25 @@ def test_slurm_tasks_without_a_master_address_are_refused_before_they_wait(monke
 
 
 @pytest.mark.parametrize(
+    ("variables", "index"),
+    [
+        ({}, 0),
+        ({"RANK": "5", "LOCAL_RANK": "1"}, 1),
+        ({"RANK": "5", "LOCAL_RANK": "1", "SLURM_PROCID": "5"}, 1),  # --gpus-per-node
+        ({"RANK": "5", "LOCAL_RANK": "1", "SLURM_PROCID": "5", "SLURM_GPUS_PER_TASK": "1"}, 0),
+        # torchrun in a task with four GPUs
+        ({"RANK": "5", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "SLURM_GPUS_PER_TASK": "4"}, 1),
+    ],
+)
+def test_a_task_with_gpus_of_its_own_takes_the_first_of_them(variables, index, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_GPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert dist.gpu_index() == index
+
+
+@pytest.mark.parametrize(
     ("rank", "message"),
     [
         (0, "ranks 1, 2 of 3 did not come within 1 s: "),

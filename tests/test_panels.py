@@ -277,7 +277,7 @@ def test_a_single_slice_makes_one_tile_and_a_tensor_is_accepted():
 def test_many_columns_continue_below():
     images = {f"run {k}": volume((16, 16, 1), 5000) for k in range(7)}
     picture = render_panel(images, (1, 1, 1))
-    assert picture.shape[1] == sheet_width(MAX_COLUMNS) <= 1600
+    assert MAX_COLUMNS < 7 and picture.shape[1] == sheet_width(4)  # 4 and 3
     assert len(tile_sizes(picture, 255)) == 7
 
 

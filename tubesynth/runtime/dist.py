@@ -63,6 +63,15 @@ def _from_slurm() -> None:
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
 
 
+def gpu_index() -> int:
+    """The number of this process's GPU: that of the process, or 0 under srun --gpus-per-task, by
+    which each task sees its own GPUs alone.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    is_task = os.environ.get("RANK") == os.environ.get("SLURM_PROCID")
+    return 0 if is_task and "SLURM_GPUS_PER_TASK" in os.environ else local_rank
+
+
 def uses_gpu(device: str, processes: int = 1) -> bool:
     """Whether --device (auto, cpu or cuda) selects GPUs, one for each process of this machine.
 
@@ -91,10 +100,10 @@ def start(device: str = "auto") -> torch.device:
     """
     _from_slurm()
     log.set_up()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = uses_gpu(device, local_rank + 1)
+    gpu = gpu_index()
+    cuda = uses_gpu(device, gpu + 1)
     if cuda:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(gpu)
     if "RANK" in os.environ and not dist.is_initialized():
         store, rank, world_size = meet()
         stop_signal.defer()
@@ -107,7 +116,7 @@ def start(device: str = "auto") -> torch.device:
             timeout=STORE_TIMEOUT,
         )
     stop_signal.defer()
-    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return torch.device("cuda", gpu) if cuda else torch.device("cpu")
 
 
 def stop() -> None:
