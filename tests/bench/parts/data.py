@@ -102,8 +102,7 @@ def run_case(case: str, args, workers: int) -> dict:
         for batch in batches(first, first + args.volumes):
             if with_classes:
                 batch["one_hot"] = one_hot(batch["label"], volumes.labels.num_classes, dtype)
-            tensors = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
-            forms.update({name: (each.shape, each.dtype) for name, each in tensors.items()})
+            forms.update((k, (v.shape, v.dtype)) for k, v in batch.items() if torch.is_tensor(v))
 
     def copies():
         for _ in range(args.volumes):
