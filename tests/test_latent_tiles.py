@@ -145,7 +145,8 @@ def test_the_vessel_attention_of_a_window_is_that_of_its_place_in_the_whole(laye
     size, cell_mm = (10, 8, 6), torch.tensor([[2.0, 2.5, 3.0]])
     window = Window(size, (slice(4, 10), slice(0, 4), slice(2, 6)))
     whole, part = (
-        net.cache_keys_values(LevelTokens(tokens, grid, cell_mm, [net])) for grid in (size, window)
+        net.cache_keys_values([net], LevelTokens(tokens, grid, cell_mm))[0]
+        for grid in (size, window)
     )
     for name in ("query_position", "query_bias"):
         on_grid = getattr(whole, name).unflatten(1, size).movedim(-1, 1)

@@ -109,7 +109,7 @@ def test_the_mended_distance_bias_is_minus_the_squared_distance_in_radii():
     tokens = PublishedTokenEncoder(3, 97)(
         vessel_tokens((16, 16, 8), cell[0] / 4), (16, 16, 8), cell / 4
     )
-    cached = layer.cache_keys_values(LevelTokens(tokens, size, cell, [layer]))
+    cached = layer.cache_keys_values([layer], LevelTokens(tokens, size, cell))[0]
     attention, x = layer.cross_attention, torch.randn(1, 32, 96)
     voxels = lattice(size).float() * cell
     distance = torch.cdist(voxels, tokens.position_mm[0])

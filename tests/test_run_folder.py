@@ -16,8 +16,8 @@ from tubesynth.build.checkpoint import Best, Checkpoint
 from tubesynth.config.loading import load_config
 from tubesynth.runtime.errors import EXIT_INPUT, InputError, run_command
 from tubesynth.train import main
+from tubesynth.training.checkpoint_files import remove_older
 from tubesynth.training.resume import find_checkpoint, restore, starting_position
-from tubesynth.training.run import remove_older
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.files import read_labels, write_volume
 from tubesynth.volume.grid import Volume

@@ -106,9 +106,9 @@ def explicit_attention(net, x, tokens, cell=CELL):
     """The layer's output by a softmax over the explicit bias, in float64."""
     heads, content = net.num_heads, net.content
     size = x.shape[2:]
-    cached = net.cache_keys_values(
-        LevelTokens(tokens, size, cell, [net])
-    )  # for the voxels' own position only
+    cached = net.cache_keys_values([net], LevelTokens(tokens, size, cell))[
+        0
+    ]  # for the voxels' own position only
     voxels = net.norm(x).flatten(2).transpose(1, 2)
     query = net.to_query(voxels) + cached.query_position
 
@@ -136,7 +136,7 @@ def test_the_layer_is_attention_with_the_explicit_bias(distance, count):
     net, tokens = layer(distance), encoded(count)
     x = torch.randn(1, 64, *SIZE, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        out = net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net])))
+        out = net(x, net.cache_keys_values([net], LevelTokens(tokens, SIZE, CELL))[0])
         exact = explicit_attention(net, x, tokens)
     assert (out - x).abs().max() > 0.1
     assert (out - exact).abs().max() < 1e-5
@@ -148,10 +148,8 @@ def test_the_layers_of_a_level_share_what_is_the_same_and_no_more(distance):
     with torch.no_grad():
         for parameter in nets[1].parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
-        alone = [net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net])) for net in nets]
-        nets[1].slot = 1
-        level = LevelTokens(tokens, SIZE, CELL, nets)
-        together = [net.cache_keys_values(level) for net in nets]
+        alone = [net.cache_keys_values([net], LevelTokens(tokens, SIZE, CELL))[0] for net in nets]
+        together = VesselAttention.cache_keys_values(nets, LevelTokens(tokens, SIZE, CELL))
     assert together[0].query_bias is together[1].query_bias
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
@@ -168,7 +166,7 @@ def test_autocast_keeps_the_bias(dtype):
         with torch.no_grad():
             exact = explicit_attention(net, x, tokens) - x
             with torch.autocast("cpu", dtype):
-                out = net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net]))) - x
+                out = net(x, net.cache_keys_values([net], LevelTokens(tokens, SIZE, CELL))[0]) - x
         errors[distance] = ((out - exact).square().mean() / exact.square().mean()).sqrt()
     assert errors[True] < 2 * errors[False] < 0.1
 
@@ -182,7 +180,9 @@ def test_a_batch_with_unequal_numbers_of_tokens_equals_its_cases_alone(distance)
     together = EncodedTokens(tokens.features, tokens.position_mm, tokens.radius_mm, mask)
     x = torch.randn(3, 64, *SIZE)
     with torch.no_grad():
-        out = net(x, net.cache_keys_values(LevelTokens(together, SIZE, CELL.expand(3, -1), [net])))
+        out = net(
+            x, net.cache_keys_values([net], LevelTokens(together, SIZE, CELL.expand(3, -1)))[0]
+        )
         for i, count in enumerate(counts):
             alone = EncodedTokens(
                 tokens.features[i : i + 1, :count],
@@ -191,7 +191,7 @@ def test_a_batch_with_unequal_numbers_of_tokens_equals_its_cases_alone(distance)
                 mask[i : i + 1, :count],
             )
             expected = net(
-                x[i : i + 1], net.cache_keys_values(LevelTokens(alone, SIZE, CELL, [net]))
+                x[i : i + 1], net.cache_keys_values([net], LevelTokens(alone, SIZE, CELL))[0]
             )
             torch.testing.assert_close(out[i : i + 1], expected, atol=2e-6, rtol=1e-5)
 
@@ -207,8 +207,8 @@ def test_a_voxel_far_from_every_vessel_attends_to_the_null_token_alone():
     x = torch.randn(1, 64, *SIZE)
     with torch.no_grad():
         net.log_scale.zero_()
-        out = net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net])))
-        none = net(x, net.cache_keys_values(LevelTokens(encoded(0), SIZE, CELL, [net])))
+        out = net(x, net.cache_keys_values([net], LevelTokens(tokens, SIZE, CELL))[0])
+        none = net(x, net.cache_keys_values([net], LevelTokens(encoded(0), SIZE, CELL))[0])
     assert torch.equal(out[..., 12:, 10:, 6:], none[..., 12:, 10:, 6:])
     assert not torch.equal(out, none)
 
@@ -225,7 +225,7 @@ def test_no_stored_tensor_has_voxels_by_tokens_elements():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        net(x, net.cache_keys_values(LevelTokens(tokens, SIZE, CELL, [net]))).sum().backward()
+        net(x, net.cache_keys_values([net], LevelTokens(tokens, SIZE, CELL))[0]).sum().backward()
     voxels = SIZE[0] * SIZE[1] * SIZE[2]
     assert 0 < largest < voxels * 2000 / 20
     assert net.log_scale.grad.abs().max() > 0

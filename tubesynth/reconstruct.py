@@ -46,6 +46,7 @@ from tubesynth.volume.nifti import with_axes_of
 from tubesynth.volume.resample import resample_image
 
 MAX_CUT_OFF = 0.1  # share of a CT's volume outside of the field of view that is not named
+MAX_PADDED = 0.9  # the share of a model's field of view without an image that is named
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -152,8 +153,13 @@ class ReconstructionSteps:
         source = source_of(job)
         with arguments_as_flags():
             volume = self.codec.reconstruct(placed)
-        _, cut_off = uncovered(image, volume.shape, volume.affine)
+        padded, cut_off = uncovered(image, volume.shape, volume.affine)
         self.cut_off.append(cut_off)
+        if padded > MAX_PADDED:
+            logger.warning(
+                f"{source}: {100 * padded:.3g} % of the model's field of view lie outside of it:"
+                f" check its voxel size, {'x'.join(f'{s:.3g}' for s in image.spacing)} mm"
+            )
 
         def finish() -> Volume:
             if not self.args.original_grid:

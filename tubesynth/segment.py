@@ -36,14 +36,13 @@ from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
 from tubesynth.runtime.environment import environment
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
-from tubesynth.runtime.kernels import choose_kernels
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.runtime.run_lock import RunLock, locked
 from tubesynth.runtime.stop_signal import RESUMES, listening
-from tubesynth.training.head import log_head, warn_of_cpu
+from tubesynth.training.head import warn_of_cpu
 from tubesynth.training.inputs import Volumes, find_splits, synthetic_cases
-from tubesynth.training.resume import find_checkpoint, starting_position, with_precision
-from tubesynth.training.run import require_tools, run_stage
+from tubesynth.training.resume import find_checkpoint
+from tubesynth.training.run import require_tools, run_training
 from tubesynth.training.segmentation import SegmentationStage
 from tubesynth.volume.cases import find_cases
 from tubesynth.volume.grid import Volume
@@ -148,14 +147,15 @@ def train_one(
     run_dir = lock.run_dir
     volumes = Volumes.find(config)
     checkpoint = find_checkpoint(None, run_dir, config)
-    config = with_precision(config, checkpoint, run_dir, device)
-    log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
-    if config.data.dataset_type == "persistent":
-        volumes.build_cache()
-    torch.manual_seed(config.seed)
-    stage = SegmentationStage(config, volumes, device)
-    position = starting_position(checkpoint, config, run_dir)
-    run_stage(config, stage, volumes, position, lock, checkpoint, logger, device)
+    stage = run_training(
+        config,
+        volumes,
+        lambda config, _: SegmentationStage(config, volumes, device),
+        lock,
+        checkpoint,
+        logger,
+        device,
+    )
     scores = dist.interruptible(
         stage.case_scores, f"{run_dir}: trained, but not all cases are scored; {RESUMES}"
     )

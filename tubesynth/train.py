@@ -35,17 +35,16 @@ from tubesynth.config.schema import Config, Stage1Config, Stage2Config, Stage3Co
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import writing
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
-from tubesynth.runtime.kernels import choose_kernels
 from tubesynth.runtime.launcher import launch
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.loggers import LOGGERS
 from tubesynth.runtime.run_lock import RunLock, locked
-from tubesynth.runtime.stop_signal import RESUMES, listening
-from tubesynth.training.head import log_head, warn_of_cpu
+from tubesynth.runtime.stop_signal import listening
+from tubesynth.training.head import warn_of_cpu
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.plan import describe_plan
-from tubesynth.training.resume import find_checkpoint, starting_position, with_precision
-from tubesynth.training.run import CheckpointedStage, require_tools, run_stage
+from tubesynth.training.resume import find_checkpoint
+from tubesynth.training.run import CheckpointedStage, require_tools, run_training
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -196,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             with locked(run_dir) as lock:
                 checkpoint = checkpoint_to_resume(args.resume, run_dir, config, models)
-                train(config, volumes, models, run_dir, lock, checkpoint, device, args)
+                train(config, volumes, models, lock, checkpoint, device, args)
         finally:
             dist.stop()
 
@@ -219,7 +218,6 @@ def train(
     config: Config,
     volumes: Volumes,
     models: BaseModels,
-    run_dir: Path,
     lock: RunLock,
     checkpoint: Checkpoint | None,
     device: torch.device,
@@ -227,17 +225,17 @@ def train(
 ) -> None:
     """Build the cache, make the stage and train it, on every rank."""
     warn_of_cpu(config, device, args.device, args.gpus)
-    config = with_precision(config, checkpoint, run_dir, device)
-    log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
-    if config.data.dataset_type == "persistent":
-        volumes.build_cache()
-    position = starting_position(checkpoint, config, run_dir)
-    torch.manual_seed(config.seed)  # the same initial weights on every rank
-    stage = make_stage(config, volumes, models, position, checkpoint, device)
-    dist.interruptible(lambda: None, f"no step was made; {RESUMES}")
     if args.preprocess and config.data.dataset_type != "persistent" and config.stage == 1:
         logger.warning(
             f"--preprocess: data.dataset_type {config.data.dataset_type} stores nothing on the disk"
         )
-    profile = args.profiler is not None
-    run_stage(config, stage, volumes, position, lock, checkpoint, args.logger, device, profile)
+    run_training(
+        config,
+        volumes,
+        lambda config, position: make_stage(config, volumes, models, position, checkpoint, device),
+        lock,
+        checkpoint,
+        args.logger,
+        device,
+        args.profiler is not None,
+    )

@@ -68,7 +68,7 @@ def test_vessel_attention_is_that_of_the_cpu(distance):
         moved = EncodedTokens(*(value.to(device) for value in vars(tokens).values()))
         cell_mm = torch.full((1, 3), 4.0, device=device)
         layer = layer.to(device)
-        cached = layer.cache_keys_values(LevelTokens(moved, (6, 6, 4), cell_mm, [layer]))
+        cached = layer.cache_keys_values([layer], LevelTokens(moved, (6, 6, 4), cell_mm))[0]
         results.append(layer(x.to(device), cached).cpu())
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-2)
 

@@ -133,7 +133,8 @@ class TrainConfig:
     # Newest periodic checkpoints (epoch_*.ckpt) that stay, besides last and best; null: all.
     keep: int | None = 2
     max_bad_steps: int = 20  # a run stops at more non-finite steps in a row
-    # Items of RESTARTS that restart on --resume with another config.
+    # Items of RESTARTS that restart where --resume names a checkpoint of another run, or where the
+    # list is another one than before in this run.
     restart: list[str] = field(default_factory=list)
 
 

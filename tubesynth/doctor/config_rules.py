@@ -114,10 +114,10 @@ def length(plan: Plan) -> Results:
         yield info(f"a step is {flops / 1e12:.3g} TFLOP")
         return
     low, high = (steps * s / 3600 for s in seconds_per_step(flops, PEAK_FLOPS["H100"]))
+    hours = f"{low:.2g} to {high:.2g} hours" if high >= 0.01 else "less than a minute"
     yield info(
-        f"{steps} steps of {flops / 1e12:.3g} TFLOP: {low:.2g} to {high:.2g} hours on one H100 in"
-        f" 16 bits, computed at {REACHED_SHARES[0]:.0%} to {REACHED_SHARES[1]:.0%} of its peak,"
-        " without validation"
+        f"{steps} steps of {flops / 1e12:.3g} TFLOP: {hours} on one H100 in 16 bits, computed at"
+        f" {REACHED_SHARES[0]:.0%} to {REACHED_SHARES[1]:.0%} of its peak, without validation"
     )
 
 

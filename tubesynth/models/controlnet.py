@@ -124,10 +124,10 @@ class ControlledUNet(nn.Module):
             control = (control == self.vessel_class).to(control.dtype)
         elif self.base.hidden_class is not None:
             control = control.masked_fill(control == self.base.hidden_class, 0)
-        cache = self.controlnet.keys_values_cache(conditions, window, spacing)
+        cached = self.controlnet.cache_keys_values(conditions, window, spacing)
         return CachedControlConditions(
             self.base.cache_conditions(conditions, window, spacing),
-            self.controlnet.cache_encoder(cache),
+            self.controlnet.cache_encoder(cached),
             repeat_cases(self.controlnet.control_encoder(control), len(spacing)),
             keep,
         )

@@ -7,7 +7,10 @@ training. There the bias by distance was -exp(d^2 / r^2), minus infinity for nea
 it is -d^2 / r^2 in millimeters.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +92,6 @@ class VesselTransformer(nn.Module):
     weights, of the output of both attentions, and within and after the MLP.
     """
 
-    slot = 0  # among the vessel attention layers of its level
-
     def __init__(
         self,
         dim: int,
@@ -113,30 +114,29 @@ class VesselTransformer(nn.Module):
         self.mlp = GatedMlp(channels, dropout)
         self.conv_out = zero_init(conv(dim, channels, channels, kernel=1))
 
-    def cache_keys_values(self, level: LevelTokens) -> CachedKeysValues:
-        """Keys and values for the grid of the layer's level."""
-        tokens, cell_mm = level.tokens, level.cell_mm
-        key, value = self.cross_attention.keys_values(tokens.features)
-
-        def positions() -> Tensor:
-            sides = filled(level.window.size, cell_mm.device, torch.float64)
-            indices = level.index() + (sides - 1) / 2
-            features = unit_position_features(indices / sides, self.conv_in.out_channels)
-            return features.expand(len(cell_mm), -1, -1)
-
-        def biases() -> list[Tensor]:
-            scale = None
-            if self.distance:
-                scale = cell_mm.new_full((self.cross_attention.num_heads,), BIAS_SCALE)
-            # Fused kernels of 16 bits take multiples of eight channels.
-            channels = attention_bias(level, scale, key.dtype)
-            return [F.pad(bias, (0, -bias.shape[-1] % 8)) for bias in channels]
-
-        query_bias, key_bias = level.shared("biases", biases)
+    @staticmethod
+    def cache_keys_values(
+        layers: Sequence[VesselTransformer], level: LevelTokens
+    ) -> list[CachedKeysValues]:
+        """Keys and values of all layers of a level, which share positions and biases."""
+        first, tokens, cell_mm = layers[0], level.tokens, level.cell_mm
+        sides = filled(level.window.size, cell_mm.device, torch.float64)
+        indices = level.index() + (sides - 1) / 2
+        position = unit_position_features(indices / sides, first.conv_in.out_channels)
+        position = position.expand(len(cell_mm), -1, -1)
+        pairs = [layer.cross_attention.keys_values(tokens.features) for layer in layers]
+        scale = None
+        if first.distance:
+            scale = cell_mm.new_full((first.cross_attention.num_heads,), BIAS_SCALE)
+        # Fused kernels of 16 bits take multiples of eight channels.
+        channels = attention_bias(level, scale, pairs[0][0].dtype)
+        query_bias, key_bias = (F.pad(bias, (0, -bias.shape[-1] % 8)) for bias in channels)
         # With zero values, a case whose tokens are all padding gets nothing from them.
-        value = value * tokens.mask[:, None, :, None]
-        position = level.shared("positions", positions)
-        return CachedKeysValues(position, query_bias, join_bias(key_bias, key), value)
+        mask = tokens.mask[:, None, :, None]
+        return [
+            CachedKeysValues(position, query_bias, join_bias(key_bias, key), value * mask)
+            for key, value in pairs
+        ]
 
     def forward(self, x: Tensor, cached: CachedKeysValues, seeds: Tensor | None = None) -> Tensor:
         h = self.conv_in(self.norm(x))

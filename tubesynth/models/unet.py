@@ -32,7 +32,7 @@ from tubesynth.models.spade import (
     hidden_layers,
     resized,
 )
-from tubesynth.models.unet_encoder import Encoder, blocks_of, vessel_attention_of
+from tubesynth.models.unet_encoder import Encoder, blocks_of, vessels_of
 from tubesynth.models.window import Window
 
 
@@ -124,7 +124,7 @@ class UNet(Encoder):
         of the whole. spacing: (R, dim) mm of the image, one row per row of the batch.
         """
         window = Window.of(size)
-        cache = self.keys_values_cache(conditions, window, spacing)
+        cached = self.cache_keys_values(conditions, window, spacing)
         shapes = [each.shape for each in self.level_windows(window)]
         conditions = conditions.within(window, self.label_factor)
         features = self._label_features(conditions, shapes[0], spacing)
@@ -136,9 +136,9 @@ class UNet(Encoder):
             of_level = None if features is None else features[level]
             maps = of_level is not None and not in_blocks and res.modulations(of_level)
             spade.append(maps or of_level)
-            decoder_vessels.append(cache(vessel_attention_of(block), level))
+            decoder_vessels.append(vessels_of(block, cached))
             level -= "grow" in block
-        encoder = self.cache_encoder(cache)
+        encoder = self.cache_encoder(cached)
         return replace(encoder, spade=spade, decoder_vessels=decoder_vessels)
 
     def _label_features(self, conditions: Conditions, size, spacing: Tensor) -> Tensor | None:

@@ -4,8 +4,7 @@ published: the layers of the published model (res_block.py, transformer.py) in p
 project's own.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from tubesynth.models.window import Window
 TIME_SCALE = 100.0
 
 VesselLayer = VesselAttention | VesselTransformer
-CacheKeysValues = Callable[[VesselLayer | None, int], CachedKeysValues | None]
+KeysValues = dict[VesselLayer, CachedKeysValues]  # cached, of all vessel attention layers
 
 
 class TimeCode(NamedTuple):
@@ -76,7 +75,7 @@ class Encoder(nn.Module):
         self.attention_levels, self.head_channels = attention_levels, head_channels
         self.vessel_levels = vessel_levels if vessel_attention != "off" else ()
         self.vessel_channels, self.vessel_bias = vessel_channels, vessel_attention == "distance"
-        self.vessel_layers: dict[int, list[VesselLayer]] = {}  # by level, in the order of slots
+        self.vessel_layers: dict[int, list[VesselLayer]] = {}  # by level
         self.attention_dropout = attention_dropout
         self.time_channels, self.time_code = channels[0], time_code
         embedding_dim = 4 * channels[0]
@@ -138,9 +137,7 @@ class Encoder(nn.Module):
             layer = VesselTransformer(*sizes, self.vessel_bias, self.attention_dropout)
         else:
             layer = VesselAttention(*sizes, self.vessel_bias)
-        of_level = self.vessel_layers.setdefault(level, [])
-        layer.slot = len(of_level)
-        of_level.append(layer)
+        self.vessel_layers.setdefault(level, []).append(layer)
         return layer
 
     @property
@@ -155,44 +152,37 @@ class Encoder(nn.Module):
             windows.append(windows[-1].halved())
         return windows
 
-    def keys_values_cache(
+    def cache_keys_values(
         self, conditions: Conditions, window: Window, spacing: Tensor
-    ) -> CacheKeysValues:
-        """The function that caches keys and values of a vessel attention layer (None: no layer).
+    ) -> KeysValues:
+        """Keys and values of every vessel attention layer.
 
         window: of the latents. spacing: (R, dim) mm of the image, one row per row of the batch.
         """
-        size, windows, tokens = window.size, self.level_windows(window), None
-        levels: dict[int, LevelTokens] = {}
-        if self.token_encoder:
-            raw_tokens = conditions.tokens or no_tokens(len(spacing), spacing.device)
-            image = tuple(n * self.label_factor for n in size)
-            of_cases = spacing[: len(raw_tokens["mask"])]  # the rows are the cases, repeated
-            encoded = self.token_encoder(raw_tokens, image, of_cases)
-            tokens = encoded.repeat_cases(len(spacing), conditions.keep_vessels)
-
-        def cache(attention: VesselLayer | None, level: int) -> CachedKeysValues | None:
-            if attention is None:
-                return None
-            assert tokens is not None
-            if level not in levels:
+        if self.token_encoder is None:
+            return {}
+        size = window.size
+        raw_tokens = conditions.tokens or no_tokens(len(spacing), spacing.device)
+        image = tuple(n * self.label_factor for n in size)
+        of_cases = spacing[: len(raw_tokens["mask"])]  # the rows are the cases, repeated
+        encoded = self.token_encoder(raw_tokens, image, of_cases)
+        tokens = encoded.repeat_cases(len(spacing), conditions.keep_vessels)
+        cached: KeysValues = {}
+        for level, each in enumerate(self.level_windows(window)):
+            layers: list[Any] = self.vessel_layers.get(level, [])
+            if layers:
                 # Image voxels per cell of this level; fractional where an odd size was halved.
-                cells = windows[level].size
-                voxels = [n * self.label_factor / m for n, m in zip(size, cells, strict=True)]
-                cell_mm = spacing * filled(voxels, spacing.device)
-                layers = self.vessel_layers[level]
-                levels[level] = LevelTokens(tokens, windows[level], cell_mm, layers)
-            return attention.cache_keys_values(levels[level])
+                voxels = [n * self.label_factor / m for n, m in zip(size, each.size, strict=True)]
+                grid = LevelTokens(tokens, each, spacing * filled(voxels, spacing.device))
+                of_level = layers[0].cache_keys_values(layers, grid)
+                cached |= dict(zip(layers, of_level, strict=True))
+        return cached
 
-        return cache
-
-    def cache_encoder(self, cache: CacheKeysValues) -> CachedConditions:
+    def cache_encoder(self, cached: KeysValues) -> CachedConditions:
         """The cached conditions of the encoder and the middle."""
-        level, encoder_vessels = 0, []
-        for block in blocks_of(self.down):
-            level += "shrink" in block
-            encoder_vessels.append(cache(vessel_attention_of(block), level))
-        return CachedConditions([], encoder_vessels, cache(self.middle_vessels, level), [])
+        encoder_vessels = [vessels_of(block, cached) for block in blocks_of(self.down)]
+        middle = self.middle_vessels and cached[self.middle_vessels]
+        return CachedConditions([], encoder_vessels, middle, [])
 
     def embed(self, t: Tensor, spacing: Tensor, dropout_seeds: Tensor | None = None) -> RowState:
         """t (R,), spacing (R, dim) mm -> an embedding (R, embedding_dim), with the seeds."""
@@ -246,5 +236,6 @@ def blocks_of(modules: nn.ModuleList) -> list[nn.ModuleDict]:
     return cast(list[nn.ModuleDict], list(modules))
 
 
-def vessel_attention_of(block: nn.ModuleDict) -> VesselLayer | None:
-    return cast(VesselLayer, block["vessels"]) if "vessels" in block else None
+def vessels_of(block: nn.ModuleDict, cached: KeysValues) -> CachedKeysValues | None:
+    """The keys and values of a block's vessel attention; None without one."""
+    return cached[cast(VesselLayer, block["vessels"])] if "vessels" in block else None

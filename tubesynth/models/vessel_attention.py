@@ -9,10 +9,11 @@ The bias channels replace channels of a head's query and key, so a head keeps it
 fastest at 64, and would run 78 as 96. Values use the whole head.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,6 @@ from tubesynth.models.distance_bias import (
 )
 from tubesynth.models.vessel_tokens import EncodedTokens, position_channels, position_features
 from tubesynth.models.window import Window
-
-Shared = TypeVar("Shared")
 
 # Initial scales s of the heads in radii, from the vessel and its wall to its surroundings. A cell
 # of 6 mm is many radii wide; with s = 1 it would not attend to a thin vessel away from its center.
@@ -57,29 +56,15 @@ class CachedKeysValues:
 
 
 class LevelTokens:
-    """The tokens, and the grid of one level, for all of its vessel attention layers.
+    """The tokens and the grid of one level of the U-Net.
 
-    The layers share what they can: a GPU waits for the host, which queues hundreds of small
-    operations for the bias of a layer. size: of the grid, or a window of it. cell_mm: (B, dim), the
-    cells' sides; the grid is centered at the origin.
+    size: of the grid, or a window of it. cell_mm: (B, dim), the cells' sides; the grid is centered
+    at the origin.
     """
 
-    def __init__(
-        self,
-        tokens: EncodedTokens,
-        size: tuple[int, ...] | Window,
-        cell_mm: Tensor,
-        layers: Sequence[nn.Module],
-    ):
+    def __init__(self, tokens: EncodedTokens, size: tuple[int, ...] | Window, cell_mm: Tensor):
         self.tokens = tokens.padded(LEAST_TOKENS)
-        self.window, self.cell_mm, self.layers = Window.of(size), cell_mm, layers
-        self._shared: dict[str, Any] = {}
-
-    def shared(self, name: str, make: Callable[[], Shared]) -> Shared:
-        """make(), for the first layer that asks for this name."""
-        if name not in self._shared:
-            self._shared[name] = make()
-        return self._shared[name]
+        self.window, self.cell_mm = Window.of(size), cell_mm
 
     def index(self) -> Tensor:
         """(N, dim) float64: see lattice."""
@@ -91,8 +76,6 @@ class VesselAttention(nn.Module):
 
     distance: whether attention is biased by the distance of a token.
     """
-
-    slot = 0  # among the vessel attention layers of its level
 
     def __init__(
         self, dim: int, channels: int, head_channels: int, token_channels: int, distance: bool
@@ -117,25 +100,34 @@ class VesselAttention(nn.Module):
             )
         self.to_out = zero_init(nn.Linear(channels, channels))
 
-    def cache_keys_values(self, level: LevelTokens) -> CachedKeysValues:
-        """Keys and values for the grid of the layer's level."""
+    @staticmethod
+    def cache_keys_values(
+        layers: Sequence[VesselAttention], level: LevelTokens
+    ) -> list[CachedKeysValues]:
+        """Keys and values of all layers of a level.
 
-        def positions() -> Tensor:
-            return position_features(level.index() * level.cell_mm.double()[:, None])
-
-        query_position = self.position_to_query(level.shared("positions", positions))
-        # The kernel is called with scale = 1, since it must not scale the bias.
+        They share positions and biases: a GPU waits for the host, which queues hundreds of small
+        operations for the bias of a layer.
+        """
         features = level.tokens.features
-        key = self._heads(self.to_key(features)) / math.sqrt(self.content)
-        value, dtype = self._heads(self.to_value(features)), key.dtype
-        query_bias, key_biases, null_biases = level.shared("biases", lambda: biases(level, dtype))
-        null_key = torch.cat([null_biases[self.slot], self.null_key.to(dtype)], dim=-1)
-        return CachedKeysValues(
-            query_position,
-            query_bias,
-            self._with_null(join_bias(key_biases[self.slot], key), null_key),
-            self._with_null(value, self.null_value.to(dtype)),
-        )
+        positions = position_features(level.index() * level.cell_mm.double()[:, None])
+        # The kernel is called with scale = 1, since it must not scale the bias.
+        keys = [la._heads(la.to_key(features)) / math.sqrt(la.content) for la in layers]
+        dtype = keys[0].dtype
+        query_bias, key_biases, null_biases = biases(layers, level, dtype)
+        cached = []
+        for layer, key, bias, null_bias in zip(layers, keys, key_biases, null_biases, strict=True):
+            null_key = torch.cat([null_bias, layer.null_key.to(dtype)], dim=-1)
+            value = layer._heads(layer.to_value(features))
+            cached.append(
+                CachedKeysValues(
+                    layer.position_to_query(positions),
+                    query_bias,
+                    layer._with_null(join_bias(bias, key), null_key),
+                    layer._with_null(value, layer.null_value.to(dtype)),
+                )
+            )
+        return cached
 
     def forward(self, x: Tensor, cached: CachedKeysValues) -> Tensor:
         batch, channels = x.shape[:2]
@@ -158,10 +150,9 @@ class VesselAttention(nn.Module):
 
 
 def biases(
-    level: LevelTokens, dtype: torch.dtype
+    layers: Sequence[VesselAttention], level: LevelTokens, dtype: torch.dtype
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """Bias channels of the queries; of the keys, and of the null key, for each layer of a level."""
-    layers = cast(Sequence[VesselAttention], level.layers)
     heads, scale = [layer.num_heads for layer in layers], None
     null_bias = torch.cat([layer.null_bias for layer in layers])
     if layers[0].distance:

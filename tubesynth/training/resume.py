@@ -3,7 +3,6 @@
 A file of tubesynth export has weights alone: a run that starts from it restarts everything else.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +16,7 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.precision import resolved
+from tubesynth.training.checkpoint_files import has_best, newest_undamaged
 from tubesynth.training.loop import Stage
 
 Settings = TypeVar("Settings", bound=Config)
@@ -105,55 +105,6 @@ def _own_checkpoint(path: Path, newest: Checkpoint, config: Config) -> Checkpoin
             rollbacks=newest.position.rollbacks + is_older,
         )
     return checkpoint
-
-
-def newest_undamaged(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run by the step in it, not by the time of its file.
-
-    Damaged ones are passed over with a warning; None without a checkpoint, and InputError if all
-    are damaged. best.ckpt is the last resort: last.ckpt and epoch_*.ckpt are written after it.
-    """
-    names = [*folder.glob("epoch_*.ckpt"), *folder.glob("last.ckpt")]
-    ages, problems = _ages(names), []
-    unreadable = [path for path, age in ages.items() if age is None]
-    for path in [*unreadable, *_newest_first(ages), *folder.glob("best.ckpt")]:
-        try:
-            checkpoint = Checkpoint.load(path)
-            if checkpoint.position is None:
-                raise InputError(f"{path}: has weights alone, so no run resumes from it")
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        for problem in problems:
-            logger.warning(f"{problem}; resuming from {path.name} instead")
-        return checkpoint
-    if problems:
-        raise InputError(
-            f"{folder}: no checkpoint can be resumed: {' | '.join(problems)}: restore one of them,"
-            " or choose another --run-dir for a new run"
-        )
-    return None
-
-
-def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Checkpoints of one run by the step in them, without those that cannot be read."""
-    return _newest_first(_ages(paths))
-
-
-def _newest_first(ages: dict[Path, tuple[int, int] | None]) -> list[Path]:
-    by_age = {path: age for path, age in ages.items() if age}
-    return sorted(by_age, key=lambda path: by_age[path], reverse=True)
-
-
-def _ages(paths: Iterable[Path]) -> dict[Path, tuple[int, int] | None]:
-    """The age of each checkpoint, None where it cannot be read; last.ckpt before epoch_*.ckpt."""
-    ages = {}
-    for path in sorted(paths, reverse=True):
-        try:
-            ages[path] = Checkpoint.read_position(path).age
-        except InputError:  # newest_undamaged reads it too, and names the damage
-            ages[path] = None
-    return ages
 
 
 def _require_same_run(
@@ -253,7 +204,7 @@ def restore(
             logger.warning(f"{checkpoint.path}: trained with {key} {stored_value}, not {value}")
     # Scores of another loss or of other data do not compare.
     is_comparable = same_score and all(key.startswith("train.") for key in differing)
-    if stored and is_comparable and _is_saved(stored, checkpoint, run_dir):
+    if stored and is_comparable and has_best(stored, checkpoint, run_dir):
         best = stored
     logger.info(_report(checkpoint, stage, best, config, restart))
     return best
@@ -275,25 +226,6 @@ def is_in_run(checkpoint: Checkpoint, run_dir: Path) -> bool:
     """Whether the checkpoint is a file of the run's folder."""
     assert checkpoint.path is not None
     return run_dir.resolve() in checkpoint.path.resolve().parents
-
-
-def _is_saved(best: Best, checkpoint: Checkpoint, run_dir: Path) -> bool:
-    """Whether best.ckpt is of the best step, or of a later one: the run repeats that step.
-
-    A later one that the run has gone back from is not repeated. Damage is a warning.
-    """
-    path = run_dir / "checkpoints" / "best.ckpt"
-    if best.step is None or not path.is_file():
-        return False
-    try:
-        saved = Checkpoint.load(path).position
-    except InputError as error:
-        logger.warning(f"{error}; the best checkpoint is chosen anew")
-        return False
-    if saved is None or checkpoint.position is None:
-        return False
-    repeats = saved.rollbacks == checkpoint.position.rollbacks
-    return saved.step == best.step or (saved.step > best.step and repeats)
 
 
 def _report(

@@ -1,9 +1,10 @@
 """One run of any stage: resume, log, fit and save, in the run's folder."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -16,16 +17,26 @@ from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import copy_file, sweep, write_text
 from tubesynth.runtime.compiler import require_compiler
 from tubesynth.runtime.errors import InputError
+from tubesynth.runtime.kernels import choose_kernels
 from tubesynth.runtime.log import log_file, logger
 from tubesynth.runtime.loggers import require_logger
 from tubesynth.runtime.profiler import INACTIVE, Profiler
 from tubesynth.runtime.run_lock import RunLock
 from tubesynth.runtime.run_log import RunLog
+from tubesynth.runtime.stop_signal import RESUMES
+from tubesynth.training.checkpoint_files import remove_older
+from tubesynth.training.head import log_head
 from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.loop import VALIDATION, Run, Stage, fit
 from tubesynth.training.means import Interval
-from tubesynth.training.resume import is_in_run, newest_first, restore
+from tubesynth.training.resume import (
+    Settings,
+    is_in_run,
+    restore,
+    starting_position,
+    with_precision,
+)
 from tubesynth.training.sources import note_sources
 
 LOG_FILE, PROFILE_FILE = "train.log", "profile.txt"
@@ -39,6 +50,9 @@ class CheckpointedStage(Stage, Protocol):
         """The encoded data set of stages 2 and 3; None for the others."""
 
 
+AnyStage = TypeVar("AnyStage", bound=CheckpointedStage)
+
+
 def require_tools(config: Config, logger_name: str, device: str, processes: int = 1) -> None:
     """InputError where this machine lacks GPUs, logger, compiler or weights that the run needs.
 
@@ -50,6 +64,32 @@ def require_tools(config: Config, logger_name: str, device: str, processes: int 
         require_compiler(on_gpu)
     if isinstance(config, Stage1Config) and uses_perceptual(config.losses):
         load_perceptual(config.losses.perceptual_files, config.losses.perceptual_rescale)
+
+
+def run_training(
+    config: Settings,
+    volumes: Volumes,
+    make_stage: Callable[[Settings, Position], AnyStage],
+    lock: RunLock,
+    checkpoint: Checkpoint | None,
+    logger_name: str,
+    device: torch.device,
+    profile: bool = False,
+) -> AnyStage:
+    """Build the cache, make the stage and train it, on every rank; returns the stage.
+
+    Arguments: those of `run_stage`. make_stage gets the config with its precision resolved.
+    """
+    config = with_precision(config, checkpoint, lock.run_dir, device)
+    log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
+    if config.data.dataset_type == "persistent":
+        volumes.build_cache()
+    position = starting_position(checkpoint, config, lock.run_dir)
+    torch.manual_seed(config.seed)  # the same initial weights on every rank
+    stage = make_stage(config, position)
+    dist.interruptible(lambda: None, f"no step was made; {RESUMES}")
+    run_stage(config, stage, volumes, position, lock, checkpoint, logger_name, device, profile)
+    return stage
 
 
 def run_stage(
@@ -163,12 +203,3 @@ def run_stage(
             " train again from an earlier checkpoint with a lower train.learning_rate"
         )
     return scores
-
-
-def remove_older(folder: Path, pattern: str, keep: int) -> None:
-    """Remove all checkpoints of the pattern but the `keep` newest by the step in them.
-
-    One that cannot be read stays: the file system may have failed for a moment.
-    """
-    for path in newest_first(folder.glob(pattern))[keep:]:
-        path.unlink(missing_ok=True)

@@ -60,7 +60,10 @@ def as_classes(values: Volume, label_map: Mapping[int, int] | None, path) -> Vol
             raise SettingError(f"{path}: label value {array.max()} is above 255; {LABEL_REMEDY}")
         return values
     classes = translate(array, label_map)
-    counts = np.bincount(array.reshape(-1))
+    size = int(array.max()) + 1
+    counts = np.zeros(size, np.int64)
+    for slab in array:  # bincount makes int64 of all that it counts
+        counts += np.bincount(slab.reshape(-1), minlength=size)
     unlisted = [int(v) for v in counts.nonzero()[0] if v > 0 and v not in label_map]
     if unlisted and not classes.any():
         logger.warning(

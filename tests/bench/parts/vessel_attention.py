@@ -61,7 +61,7 @@ def run_case(case: str, args) -> dict:
             torch.autocast(device.type, dtype, dtype is not None),
             torch.set_grad_enabled(training),
         ):
-            out = layer(x, layer.cache_keys_values(LevelTokens(tokens, size, cell_mm, [layer])))
+            out = layer(x, layer.cache_keys_values([layer], LevelTokens(tokens, size, cell_mm))[0])
         if training:
             out.float().square().mean().backward()
 
