@@ -474,12 +474,12 @@ def test_every_switch_works_in_mixed_precision(precision, workplace, lpips, tmp_
             ["losses.perceptual=1", "losses.perceptual_files=[a]"],
             "data.crop or data.resolution has 16",
         ),
-        (["losses.vessel_weight=0"], "losses.vessel_weight: must be above 0"),
+        (["losses.vessel_weight=0"], "losses.vessel_weight: 0.0: must be above 0"),
         (
             ["losses.adversarial_weighting=adaptive", "train.compile=true"],
             "losses.adversarial_weighting: adaptive .* train.compile=false",
         ),
-        (["losses.spectral=-1"], "losses.spectral: a weight of 0 or more, got -1"),
+        (["losses.spectral=-1"], "losses.spectral: -1.0: must be at least 0"),
         (["losses.adversarial_objective=wgan"], "losses.adversarial_objective"),
     ],
 )

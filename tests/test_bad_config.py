@@ -1,5 +1,6 @@
 """Any text is a config or an error of one line: odd ends of YAML, aliases, pipes, overrides."""
 
+import math
 import os
 import time
 import tracemalloc
@@ -10,9 +11,10 @@ from config_fuzzer import faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tubesynth.config.limits import MOST
+from tubesynth.config.limits import RANGES
 from tubesynth.config.loading import config_from_plain, load_config
 from tubesynth.config.plain_yaml import DEEPEST, parse_yaml
+from tubesynth.config.strict import flatten, to_plain
 from tubesynth.runtime.errors import InputError, short
 from tubesynth.train import main
 
@@ -99,7 +101,7 @@ def test_a_config_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
     [
         (["train.epochs=abc"], "command line, 'train.epochs=abc': ", "train.epochs: expected a wh"),
         (["train.epochs=0"], "command line, 'train.epochs=0': ", "must be at least 1"),
-        (["train={epochs: 0}"], "command line, 'train={epochs: 0}': ", "train.epochs: must be"),
+        (["train={epochs: 0}"], "command line, 'train={epochs: 0}': ", "train.epochs: 0: must be"),
         (["train.epoch=1"], "command line, 'train.epoch=1': ", "did you mean 'train.epochs'?"),
         (
             ["train.batch_size=2"],
@@ -202,13 +204,25 @@ def test_of_a_flag_that_is_there_twice_the_last_counts_and_a_note_says_so(tmp_pa
     assert captured.err == "note: --seed is there twice: 2 counts\n" and "seed: 2\n" in captured.out
 
 
-@pytest.mark.parametrize("key", MOST)
-def test_sizes_that_no_machine_has_are_refused(tmp_path, key):
-    stage = next(s for s in (1, 2, "segmenter") if _has(tmp_path, s, key))
-    section, name = key.split(".")
-    for value in (10**12, f"[{', '.join(['10000000'] * 3)}]", f"[{', '.join(['64'] * 2000)}]"):
-        text = f"stage: {stage}\n{section}: {{{name}: {value}}}\n"
-        assert key in refusal(write(tmp_path, text))
+@pytest.mark.parametrize("key", RANGES)
+def test_numbers_beyond_either_end_of_their_range_are_refused(tmp_path, key):
+    low, high, low_open, high_open = RANGES[key]
+    text = f"{'at least' if not low_open else 'above'} {low:g}"
+    bad = {low if low_open else low - 1: text}
+    if high < math.inf:
+        bad[high if high_open else 10 * high] = f"{'below' if high_open else 'at most'} {high:.10g}"
+    stages = (2,) if ".swa." in key else (1, 2, "segmenter")
+    stage = next(s for s in stages if _has(tmp_path, s, key))
+    path = write(tmp_path, f"stage: {stage}\n{SWA if '.swa.' in key else ''}")
+    is_list = isinstance(flatten(to_plain(load_config(path))).get(key), list)
+    for value, words in bad.items():
+        line = refusal(path, f"{key}={[value] * 3 if is_list else value}")
+        assert f"{key}: " in line and f"must be {words}" in line
+    if is_list:
+        assert "2000 numbers: give 1 to 12" in refusal(path, f"{key}={[64] * 2000}")
+
+
+SWA = "train: {swa: {from_epoch: 1, learning_rate: 1.0e-5}}\n"
 
 
 def _has(tmp_path, stage, key):

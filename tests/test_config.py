@@ -146,7 +146,7 @@ def test_a_repeated_key_is_refused_with_its_line(tmp_path):
         ("stage: 1\ntrain: {gradient_clip: -1.0}\n", "train.gradient_clip"),
         ("stage: 1\ntrain: {ema_half_life: 100}\n", "keeps no averaged weights"),
         ("stage: 2\ntrain: {frozen_encoder: true}\n", "stage 1 alone has an encoder"),
-        ("stage: 2\nflow: {offset_noise: -1}\n", "flow.offset_noise: -1.0, below 0"),
+        ("stage: 2\nflow: {offset_noise: -1}\n", "flow.offset_noise: -1.0: must be at least 0"),
         ("stage: 1\nautoencoder: {contrast_pool: true}\n", "has no vessels to give a contrast"),
         (
             "stage: segmenter\ndim: 2\ndata: {resolution: [64, 64], spacing: [1, 1]}\n",

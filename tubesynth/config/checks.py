@@ -5,7 +5,7 @@ strict.py has already checked keys and types. Each function checks one section a
 
 from tubesynth.config.data_checks import check_data, check_multiples
 from tubesynth.config.labels import check_label_map, check_scheme
-from tubesynth.config.limits import Require, check_limits, check_widths
+from tubesynth.config.limits import Require, check_ranges
 from tubesynth.config.schema import (
     DIFFUSION_SAMPLERS,
     FLOW_SOLVERS,
@@ -20,10 +20,10 @@ from tubesynth.config.schema import (
     half_lives,
     uses_perceptual,
 )
+from tubesynth.config.strict import flatten, to_plain
 from tubesynth.config.unet_checks import check_unet
 from tubesynth.runtime.errors import InputError
 
-LARGEST_SHIFT = 100  # of times of a solver; beyond it all steps but the last are in the noise
 PERCEPTUAL_LEAST_SIDE = 31  # voxels: the smallest input of AlexNet's last pooling
 
 
@@ -42,7 +42,7 @@ def check(config: Config, source: str) -> None:
     require = requirement(source)
     require(config.dim in (2, 3), f"dim: expected 2 or 3, got {config.dim}")
     check_seed(config.seed, "seed", require)
-    check_limits(config, require)
+    check_ranges(flatten(to_plain(config)), require)
     check_scheme(config.labels, source)
     if config.data.label_map is not None:
         num_classes = config.labels.num_classes
@@ -65,7 +65,6 @@ def check(config: Config, source: str) -> None:
         )
     if isinstance(config, SegmenterConfig):
         require(config.dim == 3, f"dim: {config.dim}, but the segmenter is for volumes: 3")
-        check_widths(config.segmenter, "segmenter", ("channels",), require)
         factor = 2 ** (len(config.segmenter.channels) - 1)
         check_multiples(config.data, factor, "segmenter.channels", require)
     if isinstance(config, Stage2Config):
@@ -86,42 +85,14 @@ def check_seed(seed: int, key: str, require: Require) -> None:
 def check_train(config: Config, require: Require) -> None:
     """Lengths, intervals, the best score, averaged weights and restarts."""
     train = config.train
-    for key in (
-        "epochs",
-        "accumulate",
-        "log_every",
-        "validate_every",
-        "panel_every",
-        "panel_cases",
-        "save_every",
-    ):
-        require(getattr(train, key) >= 1, f"train.{key}: must be at least 1")
-    for key in ("learning_rate", "adam_eps"):
-        require(getattr(train, key) > 0, f"train.{key}: {getattr(train, key)}, not above 0")
     require(
-        0 <= train.learning_rate_min <= train.learning_rate,
+        train.learning_rate_min <= train.learning_rate,
         f"train.learning_rate_min: {train.learning_rate_min}: expected 0 to train.learning_rate,"
         f" {train.learning_rate}",
     )
     require(
-        train.warmup_start is None or 0 <= train.warmup_start <= 1,
-        f"train.warmup_start: a share of the learning rate, 0 to 1, got {train.warmup_start}",
-    )
-    require(
         train.schedule != "minimum" or train.learning_rate_min > 0,
         "train.learning_rate_min: 0, but train.schedule=minimum trains with it: raise it",
-    )
-    for key in ("warmup_steps", "keep", "max_bad_steps"):
-        value = getattr(train, key)
-        require(value is None or value >= 0, f"train.{key}: {value}, below 0")
-    require(
-        train.patience is None or train.patience >= 1,
-        f"train.patience: {train.patience}, below 1: a number of validations, or null to train all"
-        " epochs",
-    )
-    require(
-        train.gradient_clip is None or train.gradient_clip >= 0,
-        f"train.gradient_clip: {train.gradient_clip}, below 0: give a norm, or 0 for no clipping",
     )
     require(
         train.best_score in config.BEST_SCORES,
@@ -143,9 +114,6 @@ def check_train(config: Config, require: Require) -> None:
             1 <= swa.from_epoch <= train.epochs,
             f"train.swa.from_epoch: {swa.from_epoch}, not 1 to train.epochs, {train.epochs}",
         )
-        rate, epochs = swa.learning_rate, swa.annealing_epochs
-        require(rate > 0, f"train.swa.learning_rate: {rate}, not above 0")
-        require(epochs >= 0, f"train.swa.annealing_epochs: {epochs}, below 0")
     for item in train.restart:
         require(
             item in RESTARTS, f"train.restart: '{item}' is unknown: choose from {list(RESTARTS)}"
@@ -164,39 +132,16 @@ def check_decoder_condition(config: Stage1Config, require: Require) -> None:
         "autoencoder.contrast_pool: true, but autoencoder.decoder_condition none has no vessels to"
         " give a contrast: set it to vessels or labels",
     )
-    require(
-        0 <= model.condition_dropout < 1,
-        f"autoencoder.condition_dropout: expected 0 to below 1, got {model.condition_dropout}",
-    )
 
 
 def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
     """Levels and quantizer."""
-    widths = ("channels", "residual_channels", "embedding_dim")
-    check_widths(model, "autoencoder", widths, require)
-    for key in ("num_residual_layers", "commitment", "revive_after"):
-        require(getattr(model, key) >= 0, f"autoencoder.{key}: {getattr(model, key)}, below 0")
     require(
         len(model.channels) == len(model.residual_channels),
         "autoencoder.residual_channels: as many entries as autoencoder.channels",
     )
-    require(
-        model.codebook_size >= 2,
-        f"autoencoder.codebook_size: must be at least 2, got {model.codebook_size}",
-    )
-    require(
-        0 <= model.codebook_decay < 1,
-        f"autoencoder.codebook_decay: expected 0 to below 1, got {model.codebook_decay}",
-    )
-    require(
-        model.kl_weight >= 0, f"autoencoder.kl_weight: a weight of 0 or more, got {model.kl_weight}"
-    )
     if model.quantizer == "fsq":
         levels, channels = model.fsq_levels, model.embedding_dim
-        require(
-            len(levels) > 0 and min(levels) >= 3,
-            f"autoencoder.fsq_levels: expected numbers of at least 3, got {levels}",
-        )
         require(
             len(levels) == channels,
             f"autoencoder.embedding_dim: {channels}, but each of the {len(levels)} entries of"
@@ -207,24 +152,7 @@ def check_autoencoder(model: AutoencoderConfig, require: Require) -> None:
 def check_losses(config: Stage1Config, require: Require) -> None:
     """The losses of stage 1."""
     losses, data = config.losses, config.data
-    check_widths(config.discriminator, "discriminator", ("channels", "num_layers"), require)
-    start = losses.adversarial_from_step
-    require(start >= 0, f"losses.adversarial_from_step: {start}, below 0")
-    for key in (
-        *("l1", "l2", "vessel_l1", "spectral"),
-        *("adversarial", "discriminator", "feature_matching", "perceptual"),
-    ):
-        value = getattr(losses, key)
-        require(value >= 0, f"losses.{key}: a weight of 0 or more, got {value}")
     require(losses.l1 + losses.l2 > 0, "losses.l1: 0, and so is losses.l2: set one of them")
-    require(
-        losses.vessel_weight > 0,
-        f"losses.vessel_weight: must be above 0, got {losses.vessel_weight}",
-    )
-    require(
-        losses.vessel_margin_mm >= 0,
-        f"losses.vessel_margin_mm: a length in mm, got {losses.vessel_margin_mm}",
-    )
     require(
         losses.feature_matching == 0 or losses.adversarial > 0,
         "losses.feature_matching: needs the discriminator: set losses.adversarial above 0",
@@ -237,7 +165,7 @@ def check_losses(config: Stage1Config, require: Require) -> None:
     )
     slices = losses.perceptual_slices
     require(
-        0 < slices < 1 or (slices >= 1 and slices == int(slices)),
+        slices < 1 or slices == int(slices),
         "losses.perceptual_slices: expected a whole number of at least 1, or a share between 0 and"
         f" 1, got {slices}",
     )
@@ -250,42 +178,24 @@ def check_losses(config: Stage1Config, require: Require) -> None:
 
 
 def check_latents(latents: LatentConfig, require: Require) -> None:
-    require(latents.variants >= 1, "latents.variants: must be at least 1")
     require(
         (latents.mean is None) == (latents.scaling_factor is None),
         f"latents.mean, scaling_factor: {latents.mean} and {latents.scaling_factor}: set both, or"
         " leave out both",
     )
-    require(
-        latents.scaling_factor is None or latents.scaling_factor > 0,
-        f"latents.scaling_factor: {latents.scaling_factor}, not above 0",
-    )
 
 
 def check_objective(config: Stage2Config, require: Require) -> None:
     """The section that latent_mode names, flow or diffusion."""
-    mode, flow, diffusion = config.latent_mode, config.flow, config.diffusion
-    shared = config.objective
-    for key in ("label_dropout", "vessel_dropout"):
-        value = getattr(shared, key)
-        require(0 <= value < 1, f"{mode}.{key}: expected 0 to below 1, got {value}")
-    require(
-        shared.vessel_weight > 0,
-        f"{mode}.vessel_weight: {shared.vessel_weight} must be above 0 (1: no weighting)",
-    )
-    if mode == "flow":
-        require(0 <= flow.sigma_min < 1, f"flow.sigma_min: {flow.sigma_min} is not in [0, 1)")
-        require(flow.offset_noise >= 0, f"flow.offset_noise: {flow.offset_noise}, below 0")
-        for key in ("time_std", "time_shift"):
-            require(getattr(flow, key) > 0, f"flow.{key}: must be above 0")
+    flow, diffusion = config.flow, config.diffusion
+    if config.latent_mode == "flow":
         require(
             flow.coupling == "independent" or config.data.batch_size > 1,
             "flow.coupling: optimal_transport permutes the noise within a batch, and"
             " data.batch_size is 1: raise it, or set flow.coupling=independent",
         )
         return
-    count, first, last = diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end
-    require(count >= 2, f"diffusion.num_timesteps: {count} is fewer than 2")
+    first, last = diffusion.beta_start, diffusion.beta_end
     require(
         0 < first <= last < 1,
         f"diffusion.beta_start, beta_end: expected 0 < start <= end < 1, got {first} and {last}",
@@ -311,15 +221,10 @@ def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) 
         f" {', '.join(solvers)}",
     )
     require(
-        type(sampling.steps) is int and sampling.steps >= 1,
+        type(sampling.steps) is int,
         f"sampling.steps: {sampling.steps!r} must be a whole number, at least 1",
     )
-    require(
-        0 < sampling.shift <= LARGEST_SHIFT,
-        f"sampling.shift: {sampling.shift} must be above 0, and at most {LARGEST_SHIFT}",
-    )
-    for key in ("atol", "rtol"):
-        require(getattr(sampling, key) > 0, f"sampling.{key}: must be above 0")
+    check_ranges({f"sampling.{key}": value for key, value in vars(sampling).items()}, require)
     if grid is not None:
         rising = all(a < b for a, b in zip(grid[:-1], grid[1:], strict=True))
         require(
@@ -342,7 +247,6 @@ def check_sampling(config: Stage2Config, sampling: SamplingConfig, source: str) 
         sampling.steps <= count,
         f"sampling.steps: {sampling.steps} are more than diffusion.num_timesteps, {count}",
     )
-    require(0 <= sampling.eta <= 1, f"sampling.eta: {sampling.eta} is not in [0, 1]")
     require(
         sampling.timesteps == "trailing" or not config.diffusion.zero_terminal_snr,
         "sampling.timesteps: leading never visits the last timestep, where sampling starts with"

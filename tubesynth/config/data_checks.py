@@ -26,7 +26,6 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
         data.crop is None or all(c <= n for c, n in zip(data.crop, data.resolution, strict=True)),
         f"data.crop: {data.crop} is larger than data.resolution {data.resolution}: make it smaller",
     )
-    require(data.num_workers >= 0, f"data.num_workers: {data.num_workers}, below 0")
     low, high = data.hu_window if len(data.hu_window) == 2 else (0, 0)
     require(low < high, f"data.hu_window: expected [low, high], got {data.hu_window}")
     require(
@@ -34,18 +33,10 @@ def check_data(data: DataConfig, dim: int, require: Require) -> None:
         f"data.hu_window: {data.hu_window}: images are stored as int16: set a window of at least"
         f" {LEAST_WINDOW} within -32768 to 32767, and scale the images to it",
     )
-    require(data.batch_size >= 1, "data.batch_size: must be at least 1")
-    require(
-        data.token_step_mm is None or data.token_step_mm > 0,
-        f"data.token_step_mm: expected a length in mm, got {data.token_step_mm}",
-    )
     require(
         data.token_step_mm is None or dim == 3,
         "data.token_step_mm: vessels are traced in volumes: leave it out where dim is 2",
     )
-    for key in ("flip", "rotate90", "intensity"):
-        value = getattr(data.augment, key)
-        require(0 <= value <= 1, f"data.augment.{key}: a probability, got {value}")
     sides = data.crop or data.resolution
     require(
         data.augment.convention == "per_axis"
@@ -83,7 +74,6 @@ def check_spacing(data: DataConfig, dim: int, require: Require) -> None:
         all(a <= b for a, b in zip(low, high, strict=True)),
         f"data.spacing: {spacing}: give the smallest spacing of the range first",
     )
-    require(data.spacing_draws >= 1, "data.spacing_draws: must be at least 1")
 
 
 def check_multiples(data: DataConfig, factor: int, reason: str, require: Require) -> None:

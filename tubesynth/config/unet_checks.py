@@ -1,6 +1,6 @@
 """Checks of the section unet: widths, attention, conditions, and what the published layers need."""
 
-from tubesynth.config.limits import Require, check_widths
+from tubesynth.config.limits import Require
 from tubesynth.config.schema import (
     Stage2Config,
     UNetConfig,
@@ -16,16 +16,11 @@ PUBLISHED_GROUPS = 32  # models/blocks.py, which needs torch
 def check_unet(config: Stage2Config, require: Require) -> None:
     """The U-Net of stage 2 and its conditions."""
     unet = config.unet
-    widths = ("channels", "num_res_blocks", "label_channels", "spade_hidden", "vessel_channels")
-    check_widths(unet, "unet", widths, require)
     require(
         unet.channels[0] % 2 == 0,
         f"unet.channels: {unet.channels}: the first is also the size of the time embedding, which"
         " is made of pairs: make it even",
     )
-    for key in ("dropout", "attention_dropout"):
-        value = getattr(unet, key)
-        require(0 <= value < 1, f"unet.{key}: expected 0 to below 1, got {value}")
     check_attention(config, require)
     check_conditions(config, require)
     if unet.architecture == "published":
