@@ -99,12 +99,12 @@ def check_ranges(settings: Mapping[str, Any], require: Require) -> None:
 
     settings: {dotted key: value}.
     """
-    for key in RANGES.keys() & settings.keys():
-        value = settings[key]
+    for key, limits in RANGES.items():
+        value = settings.get(key)
         if value is None:
             continue
         numbers = value if isinstance(value, list) else [value]
         require(0 < len(numbers) <= LEVELS, f"{key}: {len(numbers)} numbers: give 1 to {LEVELS}")
         for number in numbers:
-            problem = RANGES[key].problem(number)
+            problem = limits.problem(number)
             require(problem is None, f"{key}: {number}: {problem}")
