@@ -178,7 +178,7 @@ def test_prune_deletes_entries_that_no_config_refers_to_and_a_dry_run_deletes_no
     capsys.readouterr()
     run("prune", "--config", project / "two.yml", "--dry-run")
     assert "would free" in (out := capsys.readouterr().out)
-    assert "3 entries, 1 unfinished builds, 1 entries and digests of version 0.2.0" in out
+    assert "3 entries, 1 unfinished builds, 1 files of an older form of the cache" in out
     assert len(keys(project, "volumes")) == 6
     run("prune", "--config", project / "two.yml")
     assert (keys(project, "volumes"), keys(project, "latents")) == referenced

@@ -64,7 +64,7 @@ def test_an_image_in_both_splits_is_named_by_train_a_dry_run_and_doctor(
     workplace, tmp_path, capsys, monkeypatch
 ):
     """Of all images, which have one size as raw files, a copy and a link are found."""
-    monkeypatch.setattr("tubesynth.train.run_stage", lambda *arguments: None)
+    monkeypatch.setattr("tubesynth.training.run.run_stage", lambda *arguments: None)
     data = tmp_path / "data"
     for path in sorted((workplace / "data").glob("*/*/*.nii.gz")):
         raw = data / path.relative_to(workplace / "data").with_suffix("")

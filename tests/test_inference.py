@@ -206,6 +206,10 @@ def moved(volume: Volume) -> Volume:
         (lambda p: p.synthesize(HEART, spacing=1.25), "spacing 1.25: expected 3 positive"),
         (lambda p: p.synthesize(HEART, resolution=96), "resolution 96: expected 3 positive"),
         (lambda p: p.synthesize(HEART, resolution=(32.5, 32, 24)), "expected whole numbers"),
+        (lambda p: p.synthesize(HEART, vessels=3), "vessels is a int: give those of trace"),
+        (lambda p: p.synthesize(HEART, sampling={}), "sampling is a dict: give a SamplingConfig"),
+        (lambda p: p.reconstruct(changed(CT, 1j)), "volume holds complex128 values: give a CT"),
+        (lambda p: Volume(np.zeros((0, 3, 3)), np.eye(4)), "three axes with voxels, not shape"),
         (lambda p: p.synthesize(BACKGROUND), "labels has none of the structures"),
         (lambda p: p.synthesize(changed(HEART, 1j)), "labels holds complex128 values"),
         (lambda p: p.reconstruct(changed(CT, 0)), "volume: every voxel is 0"),
@@ -279,7 +283,7 @@ def test_the_api_takes_volumes_in_any_orientation_and_classes_of_any_type(workpl
     hole = Volume(np.where(labels.array == 1, np.nan, ct.array), ct.affine)
     with pytest.raises(InputError, match="volume holds values that are not finite"):
         pipeline.reconstruct(hole)
-    with pytest.raises(InputError, match="a volume has three axes"):
+    with pytest.raises(InputError, match="a volume has three axes with voxels"):
         Volume(np.zeros((4, 4)), np.eye(4))
 
 

@@ -275,6 +275,14 @@ def test_train_restart_counts_for_the_checkpoint_of_another_run_of_the_same_conf
     assert (own.sample_index, own.schedule_start) == (8, 0)
 
 
+def test_a_finished_run_with_another_setting_is_left_as_it_is(run_dir, workplace):
+    command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(run_dir), "--logger", "none"]
+    names = ("metrics.jsonl", "config.yml", "checkpoints/last.ckpt", "checkpoints/best.ckpt")
+    before = [(run_dir / name).read_bytes() for name in names]
+    main([*command, "--resume", "auto", "losses.l1=3"])
+    assert [(run_dir / name).read_bytes() for name in names] == before
+
+
 FOUR_CLASSES = (
     "labels={names: [background, heart, vessels, aorta], vessel: 2, heart: [1], aorta: 3}"
 )

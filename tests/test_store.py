@@ -113,7 +113,7 @@ def test_the_second_time_nothing_is_built(store):
 
 
 @pytest.mark.parametrize("damage", ["empty", "in length", "in header", "in arrays", "longer"])
-def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
+def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage, caplog):
     arrays_of(store, "things", KEY, numbers, {})
     file = store.path("things", KEY)
     if damage == "longer":
@@ -123,6 +123,9 @@ def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage):
         os.truncate(file, {"empty": 0, "in length": 5, "in header": 50, "in arrays": end}[damage])
     assert store.open("things", KEY) is None
     assert [path for path, _ in damaged(store)] == [file]
+    with caplog.at_level("WARNING", logger="tubesynth"):
+        assert store.checked("things", KEY) is None
+    assert "its header is damaged, or its size is wrong: the entry is removed" in caplog.text
     arrays = arrays_of(store, "things", KEY, numbers, {})
     assert np.array_equal(arrays["a"], numbers()["a"])
     assert list(damaged(store)) == []

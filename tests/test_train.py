@@ -531,7 +531,7 @@ def test_a_cpu_in_place_of_a_gpu_is_a_warning_that_device_cpu_silences(
     workplace, stage_1, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("tubesynth.train.run_stage", lambda *arguments: None)
+    monkeypatch.setattr("tubesynth.training.run.run_stage", lambda *arguments: None)
     command = ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path)]
 
     def warnings(*options) -> list[str]:

@@ -209,8 +209,8 @@ def prune(store: Store, configs: list, dry_run: bool) -> None:
     size_mb = (outdated_bytes + sum(entry.size for entry in unreferenced)) / 1e6
     verb = "would free" if dry_run else "freed"
     print(
-        f"{verb} {size_mb:.1f} MB: {len(unreferenced)} entries, {len(leftovers)} unfinished builds,"
-        f" {len(outdated)} entries and digests of version 0.2.0"
+        f"{verb} {size_mb:.1f} MB: {len(unreferenced)} entries, {len(leftovers)} unfinished builds"
+        + (f", {len(outdated)} files of an older form of the cache" if outdated else "")
     )
 
 

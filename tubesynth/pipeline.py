@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 
 from tubesynth.build.checkpoint import Checkpoint, weights_digest
@@ -247,6 +248,12 @@ class Pipeline:
             guidance_vessel=guidance_vessel,
             control_scale=control_scale,
         )
+        self.grid.preprocessing(spacing, resolution)
+        if vessels is not None and not isinstance(vessels, VesselTokens):
+            raise InputError(f"vessels is a {type(vessels).__name__}: give those of trace")
+        if sampling is not None and not isinstance(sampling, SamplingConfig):
+            raise InputError(f"sampling is a {type(sampling).__name__}: give a SamplingConfig")
+        steps = int(steps) if isinstance(steps, np.integer) else steps
         if labels is not None and not force:
             self._warn_of_unusual(labels, vessels, spacing, resolution)
         weights = guidance_label, guidance_vessel, control_scale

@@ -101,5 +101,6 @@ def _stage_2_rules(config: Stage2Config) -> Iterator[Rule]:
     yield solver not in ("ddpm", "ddim"), reason, ("sampling.timesteps",)
     yield solver != "ddim", reason, ("sampling.eta",)
     yield solver in ("dopri5", "ddpm", "ddim"), reason, ("sampling.shift",)
+    yield solver == "dopri5", reason, ("sampling.steps",)
     has_grid = sampling.time_grid is not None
     yield has_grid, "sampling.time_grid has the times", ("sampling.steps", "sampling.shift")

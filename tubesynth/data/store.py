@@ -65,13 +65,16 @@ class Store:
 
         None if it is missing or damaged; a damaged one is removed, so that it is built again.
         """
-        entry = self.open(kind, key)
-        if entry is None or (kind, key) in self._checked:
+        entry, path = self.open(kind, key), self.path(kind, key)
+        if entry and (kind, key) in self._checked:
             return entry
-        if damage := entry.damage():
-            logger.warning(f"{entry.path}: {damage}: the entry is removed and built again")
-            self.remove(entry.path)
+        if entry is None and not path.exists():
             return None
+        if damage := self.problem(path):
+            logger.warning(f"{path}: {damage}: the entry is removed and built again")
+            self.remove(path)
+            return None
+        assert entry
         self._checked.add((kind, key))
         return entry
 

@@ -48,7 +48,9 @@ def checked_ct(value: object, name: str, window: tuple[float, float]) -> Volume:
     window: HU, that of the model.
     """
     volume = _volume(value, name, "Volume.from_file(path)")
-    if volume.array.dtype.kind not in "fiu" or not np.isfinite(volume.array).all():
+    if volume.array.dtype.kind not in "fiu":
+        raise InputError(f"{name} holds {volume.array.dtype} values: give a CT in HU")
+    if not np.isfinite(volume.array).all():
         raise InputError(f"{name} holds values that are not finite: give a CT in HU")
     check_hu(volume, name, window)
     return to_ras(volume.array, volume.affine)

@@ -32,6 +32,7 @@ MODEL_SECTIONS = (
     "segmenter",
 )
 # The weights of control.base are compared (build/base_models.py).
+LABEL_KEYS = ("labels.names", "data.label_map", "data.token_step_mm")
 FREE_KEYS = ("control.base", "discriminator.learning_rate_ratio")
 
 
@@ -196,9 +197,10 @@ def restore(
     is_of_run = is_in_run(checkpoint, run_dir)
     same_score = stored and is_of_run and stored.name == best.name
     differing = differences(config, checkpoint.config)
-    if is_of_run and differing:
+    if differing:
         logger.info(f"changed settings: {', '.join(differing)}")
-    for key in () if is_of_run else (*DATA_KEYS, *objective_keys(config)):
+    meanings = (*DATA_KEYS, *LABEL_KEYS, *objective_keys(config))
+    for key in () if is_of_run else meanings:
         if key in differing:
             value, stored_value = differing[key]
             logger.warning(f"{checkpoint.path}: trained with {key} {stored_value}, not {value}")

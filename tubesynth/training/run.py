@@ -129,8 +129,13 @@ def run_stage(
         )
     if dist.is_main():
         sweep(checkpoints)
+    is_over = checkpoint is not None and samples >= config.train.epochs * epoch and not position.due
     repeats_validation = best.step is None or VALIDATION in position.due.split()
-    log = RunLog(run_dir, dump(config), logger_name, logged_step, device, repeats_validation)
+    repeats_validation = repeats_validation and not is_over
+    config_file = run_dir / "config.yml"
+    is_kept = is_over and config_file.is_file()  # other settings have no effect on a finished run
+    text = config_file.read_text(encoding="utf-8") if is_kept else dump(config)
+    log = RunLog(run_dir, text, logger_name, logged_step, device, repeats_validation)
     profiler = Profiler(device) if profile and dist.is_main() else INACTIVE
 
     written: tuple[tuple, Path] | None = None  # the state in the last file that was written

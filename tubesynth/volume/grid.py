@@ -31,8 +31,8 @@ class Volume:
 
     def __post_init__(self):
         array = np.asarray(self.array)
-        if array.ndim != 3:
-            raise InputError(f"a volume has three axes, not shape {array.shape}")
+        if array.ndim != 3 or not array.size:
+            raise InputError(f"a volume has three axes with voxels, not shape {array.shape}")
         affine = np.asarray(self.affine, dtype=np.float64)
         if affine.shape != (4, 4):
             raise InputError(f"an affine is 4x4, not {affine.shape}")
@@ -67,20 +67,21 @@ class Volume:
     def save(self, path: str | PathLike, dtype=None) -> None:
         """Write .nii, .nii.gz or .png (one slice); the file appears whole or not at all.
 
-        dtype: NumPy type of the stored voxels; None: the array's own (of integers of 64 bits the
-        smallest that holds them, uint8 for bool, float32 for float16), or for a .png of values from
-        0 the smallest that holds them. Floats are rounded for integer types and clipped to their
+        dtype: NumPy type of the stored voxels; None: the array's own, or for a .png of values from
+        0 the smallest that holds them, as for integers of 64 bits and bool; float16 is stored as
+        float32. Floats are rounded for integer types and clipped to their
         range: int16 for HU, uint8 for class indices.
         """
         from tubesynth.volume.files import write_volume
 
-        if dtype is None:
-            dtype, ends = self.array.dtype, (self.array.min(), self.array.max())
-            is_picture = str(path).lower().endswith(".png") and ends[0] >= 0
-            if is_picture or dtype in (bool, np.int64, np.uint64):
-                dtype = next((kind for kind in _STORED if _holds(kind, ends)), np.float64)
-            elif dtype == np.float16:
-                dtype = np.float32
+        low, high = self.array.min(), self.array.max()
+        is_picture = dtype is None and str(path).lower().endswith(".png") and low >= 0
+        dtype = np.dtype(self.array.dtype if dtype is None else dtype)
+        if is_picture or dtype in (bool, np.int64, np.uint64):
+            ends = int(np.rint(low)), int(np.rint(high))
+            dtype = next((kind for kind in _STORED if _holds(kind, ends)), np.float64)
+        elif dtype == np.float16:
+            dtype = np.float32
         write_volume(path, self, dtype)
 
     @property
