@@ -102,6 +102,8 @@ def test_a_branch_without_length_is_refused_and_one_away_from_its_parent_named(t
     point = np.array([[10, 0, 0, 1.0]])
     write_centreline(path, [Branch("point", None, np.vstack([point, point]))])
     assert "branches[0].points: all in one place" in refusal(lambda: read_centreline(path))
+    path.write_text(json.dumps({"branches": [{"points": [["3", 0, 0, 1], [9, 0, 0, 1]]}]}))
+    assert "branches[0].points: expected two or more of" in refusal(lambda: read_centreline(path))
     for gap_mm, count in ((0.0, 0), (2.0, 0), (15.0, 1)):
         side = FORK[1].points + [0, gap_mm, 0, 0]
         write_centreline(path, [FORK[0], Branch("side", 0, side)])

@@ -67,9 +67,11 @@ def _branch(path: Path, number: int, row) -> Branch:
     if not isinstance(row, dict):
         raise InputError(f"{key}: expected an object with the keys points and parent")
     try:
-        points = np.array(row.get("points"), dtype=np.float64)
-    except (TypeError, ValueError):
+        points = np.array(row.get("points"))
+    except ValueError:  # rows of unequal lengths
         points = np.empty(0)
+    # NumPy would read numbers that are written as text.
+    points = points.astype(np.float64) if points.dtype.kind in "iuf" else np.empty(0)
     is_table = points.ndim == 2 and points.shape[1:] == (4,) and len(points) >= 2
     is_valid = is_table and np.isfinite(points).all() and (points[:, 3] > 0).all()
     if not (is_valid and (points[:, 3] < WIDEST_MM).all()):
