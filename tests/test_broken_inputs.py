@@ -13,7 +13,7 @@ from refusals import refused_command
 
 from tubesynth.__main__ import load_command
 from tubesynth.data import manifest
-from tubesynth.inference.jobs import Job, is_finished
+from tubesynth.inference.job import Job
 from tubesynth.runtime.run_log import _drop_lines_after
 
 SECONDS = 10
@@ -56,13 +56,13 @@ DAMAGED = {
 
 @pytest.mark.parametrize("raw", DAMAGED.values(), ids=DAMAGED)
 def test_a_job_with_a_damaged_sidecar_is_done_again(raw, tmp_path):
-    job = Job("broken_s0", None, {"seed": 1})
+    job = Job(tmp_path, "broken_s0", None, {"seed": 1})
     (tmp_path / "broken_s0.img.nii.gz").write_bytes(b"")
     (tmp_path / "broken_s0.json").write_bytes(raw)
-    assert not is_finished(tmp_path, job)
+    assert not job.is_finished()
     record = {"source": None, "settings": {"seed": 1}, "source_sha256": None}
     (tmp_path / "broken_s0.json").write_text(json.dumps(record))
-    assert is_finished(tmp_path, job)
+    assert job.is_finished()
 
 
 @pytest.mark.parametrize("raw", DAMAGED.values(), ids=DAMAGED)

@@ -10,7 +10,7 @@ import pytest
 from refusals import refusal
 
 from tubesynth import reconstruct
-from tubesynth.inference import jobs
+from tubesynth.inference import run_jobs
 from tubesynth.inference.overlap import THREADS, overlapped
 from tubesynth.inference.reconstruction import Codec
 from tubesynth.runtime.errors import InputError, run_command
@@ -181,7 +181,7 @@ def test_the_files_equal_those_that_are_made_in_turn(cts, tmp_path, monkeypatch)
         for batch in batches:
             report(batch, write(batch, compute(batch, read(batch))))
 
-    monkeypatch.setattr(jobs, "overlapped", in_turn)
+    monkeypatch.setattr(run_jobs, "overlapped", in_turn)
     computed, reconstructed = [], Codec.reconstruct
 
     def recorded(codec, placed):
@@ -199,7 +199,7 @@ def test_a_volume_that_another_command_has_written_meanwhile_is_not_replaced(
     cts, tmp_path, monkeypatch
 ):
     """Two commands with other settings in one folder, of which each writes while the other runs."""
-    run, write, paused = command(cts, tmp_path / "out"), jobs.write_result, []
+    run, write, paused = command(cts, tmp_path / "out"), run_jobs.write_result, []
 
     def write_after_the_other(job, *arguments):
         if not paused:
@@ -207,7 +207,7 @@ def test_a_volume_that_another_command_has_written_meanwhile_is_not_replaced(
             reconstruct.main([*run, "--spacing", "5", "5", "5"])
         write(job, *arguments)
 
-    monkeypatch.setattr(jobs, "write_result", write_after_the_other)
+    monkeypatch.setattr(run_jobs, "write_result", write_after_the_other)
     line = refusal(lambda: reconstruct.main(run))
     assert re.search("another command has written [23] with other settings since this one", line)
     sidecars = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]

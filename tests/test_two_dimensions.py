@@ -12,7 +12,7 @@ from runs import lines
 from tubesynth import evaluate, reconstruct, synthesize, train
 from tubesynth.config.schema import Config, DataConfig
 from tubesynth.doctor import __main__ as doctor
-from tubesynth.inference.jobs import output_format
+from tubesynth.inference.job import output_format
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.files import read_volume, write_volume
 from tubesynth.volume.grid import Volume

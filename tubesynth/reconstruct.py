@@ -21,24 +21,18 @@ from pathlib import Path
 from tubesynth.data.volumes import TOKEN_FORMAT
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.comparison import warn_of
-from tubesynth.inference.jobs import (
-    Job,
-    Result,
-    add_model_options,
-    digest_of,
-    output_format,
-    run_jobs,
-    source_of,
-    tile_option,
-)
+from tubesynth.inference.job import Job, output_format
 from tubesynth.inference.label_maps import TRANSLATE_REMEDY, check_none_missing, label_map_of
+from tubesynth.inference.options import add_model_options, tile_option
 from tubesynth.inference.reconstruction import Codec, PlacedImage
+from tubesynth.inference.run_jobs import Result, run_jobs
 from tubesynth.pipeline import Pipeline
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import check_apart
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.log import logger
 from tubesynth.volume.cases import find_cases
+from tubesynth.volume.digest import source_digest
 from tubesynth.volume.files import check_labels, check_same_grid, read_labels
 from tubesynth.volume.grid import Volume, uncovered
 from tubesynth.volume.hounsfield import low_contrast, read_ct, vessel_contrast
@@ -121,7 +115,7 @@ class ReconstructionSteps:
         return self.pipeline.codec
 
     def read(self, job: Job) -> Files:
-        config, source = self.pipeline.config, source_of(job)
+        config, source = self.pipeline.config, job.source_file
         image = read_ct(source, config.dim, self.codec.window)
         if not self.labels:
             return Files(image, None, [])
@@ -150,7 +144,7 @@ class ReconstructionSteps:
     def compute(self, batch: list[Job], inputs: tuple[PlacedImage, Files]) -> list[Result]:
         (placed, files), window = inputs, self.codec.window
         (job,), image = batch, files.image
-        source = source_of(job)
+        source = job.source_file
         with arguments_as_flags():
             volume = self.codec.reconstruct(placed)
         padded, cut_off = uncovered(image, volume.shape, volume.affine)
@@ -195,15 +189,15 @@ def main(argv: list[str] | None = None) -> None:
             "original_grid": args.original_grid,
             "precision": pipeline.precision,
         }
-        jobs = []
+        jobs, written = [], output_format(pipeline.config)
         for case, path in cases.items():
-            condition = {}
+            case_settings = settings.copy()
             if labels:
-                condition = {"label_sha256": digest_of(labels[case]), "token_format": TOKEN_FORMAT}
-            if labels and label_map is not None:
-                condition["label_map"] = [[value, label_map[value]] for value in label_map]
-            written = output_format(pipeline.config)
-            jobs.append(Job(case, path, {**settings, **condition}, format=written))
+                case_settings["label_sha256"] = source_digest(labels[case])
+                case_settings["token_format"] = TOKEN_FORMAT
+                if label_map is not None:
+                    case_settings["label_map"] = [[value, label_map[value]] for value in label_map]
+            jobs.append(Job(args.output_dir, case, path, case_settings, format=written))
 
         steps = ReconstructionSteps(args, pipeline, labels, label_map)
         try:

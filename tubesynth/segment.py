@@ -30,7 +30,8 @@ from tubesynth.config.loading import load_config
 from tubesynth.config.packaged import run_name
 from tubesynth.config.schema import SegmenterConfig
 from tubesynth.data.duplicates import refuse_sources
-from tubesynth.inference.jobs import Job, Result, run_jobs, source_of
+from tubesynth.inference.job import Job
+from tubesynth.inference.run_jobs import Result, run_jobs
 from tubesynth.inference.segmenter import VesselSegmenter, mask_on_ct
 from tubesynth.metrics.summary import statistics, write_csv, write_json
 from tubesynth.runtime import dist
@@ -207,7 +208,7 @@ def apply_model(args: argparse.Namespace) -> None:
         segmenter = VesselSegmenter.load(args.model, device)
         settings = {"model_digest": segmenter.digest}
         jobs = [
-            Job(case, path, settings, format=(".nii.gz", "uint8"), content="label")
+            Job(args.output_dir, case, path, settings, (), (".nii.gz", "uint8"), "label")
             for case, path in cases.items()
         ]
         run_jobs(jobs, args.output_dir, MaskSteps(segmenter), device, "segment")
@@ -223,14 +224,14 @@ class MaskSteps:
 
     def read(self, job: Job) -> Volume:
         config, (low, high) = self.segmenter.grid.config, self.segmenter.grid.config.data.hu_window
-        return read_ct(source_of(job), config.dim, (low, high))
+        return read_ct(job.source_file, config.dim, (low, high))
 
     def place(self, batch: list[Job], files: list[Volume]) -> tuple[Volume, Volume]:
         return files[0], self.segmenter.grid.image(files[0])
 
     def compute(self, batch: list[Job], inputs: tuple[Volume, Volume]) -> list[Result]:
         ct, image = inputs
-        logits, source = self.segmenter.logits(image), source_of(batch[0])
+        logits, source = self.segmenter.logits(image), batch[0].source_file
 
         def finish() -> Volume:
             mask = mask_on_ct(logits, ct)

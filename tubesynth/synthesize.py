@@ -35,8 +35,10 @@ from tubesynth.config.schema import DIFFUSION_SAMPLERS, FLOW_SOLVERS, Stage2Conf
 from tubesynth.config.unread import unread_settings
 from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.comparison import compare_cases
-from tubesynth.inference.jobs import Job, add_model_options, output_format, run_jobs, tile_option
+from tubesynth.inference.job import Job, output_format
 from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_map_of
+from tubesynth.inference.options import add_model_options, tile_option
+from tubesynth.inference.run_jobs import run_jobs
 from tubesynth.inference.sample_jobs import SampleSteps, sample_jobs
 from tubesynth.inference.settings import common_settings, replace_settings
 from tubesynth.inference.synthesis import SampleOptions

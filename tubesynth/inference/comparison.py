@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from tubesynth.inference.jobs import Job
+from tubesynth.inference.job import Job
 from tubesynth.inference.overlap import overlapped
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError

@@ -13,15 +13,9 @@ import torch
 
 from tubesynth.conditioning.request import SampleRequest
 from tubesynth.inference.arguments import arguments_as_flags
-from tubesynth.inference.jobs import (
-    Job,
-    Result,
-    centreline_path,
-    image_path,
-    label_path,
-    process_folder,
-)
+from tubesynth.inference.job import Job, centreline_path, label_path, process_folder
 from tubesynth.inference.label_maps import TRANSLATE_REMEDY
+from tubesynth.inference.run_jobs import Result
 from tubesynth.inference.synthesis import PlacedBatch, Sample, SampleOptions, Synthesizer
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.phantom.anatomy import make_phantom
@@ -67,8 +61,8 @@ def sample_jobs(
                 outputs.append(panel_path(args.output_dir, name))
             if args.save_process:
                 outputs.append(process_folder(args.output_dir, name))
-            case_settings["sample"] = index
-            jobs.append(Job(name, path, case_settings.copy(), tuple(outputs), written))
+            job_settings = {**case_settings, "sample": index}
+            jobs.append(Job(args.output_dir, name, path, job_settings, tuple(outputs), written))
     return jobs
 
 
@@ -158,7 +152,7 @@ class SampleSteps:
 def save_panel(job: Job, output_dir: Path, sample: Sample, scheme: LabelScheme) -> None:
     """The panel of a sample of a new patient, with the names of its coronaries."""
     path, centreline = panel_path(output_dir, job.name), centreline_path(output_dir, job.name)
-    images = [("synthesis", 0, image_path(output_dir, job))]
+    images = [("synthesis", 0, job.image_path)]
     case = EvaluationCase(job.name, None, images, centreline=centreline)
     tokens = tokens_of_branches(read_centreline(centreline), sample.labels)
     save_png(path, case_panel(case, [sample.volume], sample.labels, tokens, scheme))
