@@ -93,9 +93,9 @@ def expected(data: Path, *overrides: str) -> Expected:
     return Expected(preprocessing_of(config), config.labels, for_training=True)
 
 
-def look(data: Path):
+def look(data: Path, workers: int = 1):
     """The errors and warnings on a folder, as (level, rule, case, message)."""
-    findings = doctor.check_data(doctor.find_splits(data), expected(data))
+    findings = doctor.check_data(doctor.find_splits(data), expected(data), workers)
     return [(f.level, f.rule, f.case, f.message) for f in findings if f.level != "info"]
 
 
@@ -204,8 +204,9 @@ def test_a_header_without_orientation_is_a_warning(data):
     nib.save(image, data / "training/images/1.img.nii.gz")
     affine = nib.load(data / "training/images/1.img.nii.gz").affine
     save(data / "training/labels/1.label.nii.gz", heart(1)[1], affine)
-    matches = [f for f in look(data) if f[1] == "read_warnings"]
-    assert len(matches) == 1 and "left and right are a guess" in matches[0][3]
+    for workers in (1, 2):
+        matches = [f for f in look(data, workers) if f[1] == "read_warnings"]
+        assert len(matches) == 1 and "left and right are a guess" in matches[0][3]
 
 
 def test_a_header_of_two_places_is_a_warning_and_a_slice_an_error(data):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tubesynth.runtime import log
+from tubesynth.runtime import dist, log
 from tubesynth.runtime.log import Progress, duration, log_file, logger, progress
 
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -53,6 +53,15 @@ def test_the_file_of_a_run_has_the_lines_from_before_it_and_grows_when_resumed(t
         logger.info("after the run")
     messages = [line[len("2026-01-01 00:00:00 ") :] for line in path.read_text().splitlines()]
     assert messages == ["new: head", "new: step", "resumed: head", "resumed: step"]
+
+
+def test_the_file_of_a_run_has_the_lines_from_before_the_process_group(tmp_path):
+    log.set_up()
+    logger.warning("the config is a packaged one")
+    dist.start("cpu")
+    with log_file(tmp_path / "train.log"):
+        pass
+    assert "the config is a packaged one" in (tmp_path / "train.log").read_text()
 
 
 def test_the_file_of_a_run_has_the_reason_of_its_end(tmp_path):

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tubesynth.data.pool import each
+from tubesynth.runtime import log
 from tubesynth.runtime.errors import EXIT_STOPPED, InputError
+from tubesynth.runtime.log import collected_lines, logger, warn_once
 
 PROGRAM = """
 import sys, time
@@ -45,6 +47,30 @@ def started(folder: Path, workers: int, seconds: float) -> subprocess.Popen:
     )
     wait_until(lambda: len(list(folder.glob("*.begun"))) >= workers)
     return process
+
+
+def logging_case(index: int) -> list[str]:
+    """Logs a line, a warning that is the same for all cases, and collects one of its own."""
+    with collected_lines() as lines:
+        warn_once(f"of the file of case {index}")
+    logger.info(f"case {index}")
+    warn_once(f"case {index} has the values 3 and 4", key="values")
+    return [line.getMessage() for line in lines]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_workers_log_what_one_process_logs(rank, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    outputs = []
+    for workers in (1, 2):
+        log.set_up()
+        collected = each(logging_case, [(index,) for index in range(4)], workers, "cases")
+        assert collected == [[f"of the file of case {index}"] for index in range(4)]
+        lines = [line[20:] for line in capsys.readouterr().err.splitlines() if line[:2] == "20"]
+        outputs.append(sorted(line for line in lines if not line.startswith("warning")))
+        warnings = [line for line in lines if line.startswith("warning")]
+        assert len(warnings) == (rank == "0")
+    assert outputs[0] == outputs[1] == [f"case {i}" for i in range(4) if rank == "0"]
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:

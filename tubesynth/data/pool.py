@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from tubesynth.runtime.errors import InputError
-from tubesynth.runtime.log import Progress, collected_lines, logger
+from tubesynth.runtime.log import Progress, collected_lines, relay
 from tubesynth.runtime.stop_signal import SIGNALS, Interrupted, deferred
 
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ def _run_in_pool(
         for future in as_completed(futures):
             _, lines = future.result()
             for line in lines:
-                logger.handle(line)
+                relay(line)
             progress.update()
         return [future.result()[0] for future in futures]
     except BaseException as error:

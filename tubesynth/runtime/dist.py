@@ -99,7 +99,10 @@ def start(device: str = "auto") -> torch.device:
     are stored until work in `interruptible`.
     """
     _from_slurm()
-    log.set_up()
+    if log.logger.handlers:  # a command has set it up; its lines of before are kept
+        log.set_level()
+    else:
+        log.set_up()
     gpu = gpu_index()
     cuda = uses_gpu(device, gpu + 1)
     if cuda:

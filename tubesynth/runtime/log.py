@@ -54,7 +54,7 @@ class TerminalHandler(logging.Handler):
 
 
 def set_up() -> None:
-    """Let the logger write to the terminal on rank 0, and nowhere on other ranks."""
+    """Let the logger of a command write to the terminal on rank 0, and nowhere on other ranks."""
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
     early_lines.buffer.clear()
@@ -63,8 +63,13 @@ def set_up() -> None:
     terminal.setFormatter(LineFormatter())
     logger.addHandler(terminal)
     logger.addHandler(early_lines)
-    logger.setLevel(logging.INFO if is_main_process() else ABOVE_ALL_LEVELS)
     logger.propagate = False
+    set_level()
+
+
+def set_level() -> None:
+    """Silence the ranks above 0, once the rank of this process is known."""
+    logger.setLevel(logging.INFO if is_main_process() else ABOVE_ALL_LEVELS)
 
 
 def is_main_process() -> bool:
@@ -112,24 +117,42 @@ def warn_once(message: str, key: str | None = None) -> None:
     key = key or message
     if key not in _warned:
         _warned.add(key)
-        logger.warning(message)
+        logger.warning(message, extra={"key": key})
+
+
+def relay(record: logging.LogRecord) -> None:
+    """Log a line of a worker process, as if this process had logged it."""
+    key = getattr(record, "key", None)  # of warn_once
+    if key in _warned or not logger.isEnabledFor(record.levelno):
+        return
+    if key:
+        _warned.add(key)
+    logger.handle(record)
 
 
 @contextmanager
 def collected_lines() -> Iterator[list[logging.LogRecord]]:
-    """The lines that are logged in this block, which are not written: the caller passes them on."""
+    """The lines that are logged in this block, which are not written: the caller passes them on.
+
+    They are collected on every rank, and whether or not they have been logged before.
+    """
     records: list[logging.LogRecord] = []
 
     def collect(record: logging.LogRecord) -> bool:
         records.append(record)
         return False
 
+    warned, level = _warned.copy(), logger.level
     _warned.clear()
-    logger.addFilter(collect)
+    logger.setLevel(logging.INFO)
+    logger.filters.insert(0, collect)  # before those of the blocks around this one
     try:
         yield records
     finally:
         logger.removeFilter(collect)
+        logger.setLevel(level)
+        _warned.clear()
+        _warned.update(warned)
 
 
 def duration(seconds: float) -> str:
