@@ -3,10 +3,12 @@
 import json
 import re
 import threading
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import on_two_ranks
 from refusals import refusal
 
 from tubesynth import reconstruct
@@ -14,6 +16,7 @@ from tubesynth.inference import run_jobs
 from tubesynth.inference.overlap import THREADS, overlapped
 from tubesynth.inference.reconstruction import Codec
 from tubesynth.runtime.errors import InputError, run_command
+from tubesynth.runtime.log import logger
 from tubesynth.volume.files import write_volume
 from tubesynth.volume.grid import Volume
 
@@ -153,6 +156,28 @@ def test_of_two_broken_files_each_has_a_line_and_the_same_command_makes_them(cts
         (cts / f"{case}.img.nii.gz").write_bytes(good)
     reconstruct.main(command(cts, tmp_path / "out"))
     assert finished(tmp_path / "out") == {"1", "2", "3", "4"}
+
+
+def reconstruct_on_rank(rank: int, arguments: list[str]) -> list[str]:
+    """The lines in the log of a rank, and the refusal."""
+    memory = MemoryHandler(1000, flushLevel=100)
+    logger.addHandler(memory)
+    error = refusal(lambda: reconstruct.main(arguments))
+    return [*(record.getMessage() for record in memory.buffer), error]
+
+
+def test_broken_files_of_any_rank_are_named_by_the_first(cts, tmp_path):
+    """Rank 0 has the CTs 1 and 3, rank 1 has 2 and 4."""
+    for case in (2, 4):
+        (cts / f"{case}.img.nii.gz").write_bytes(b"no gzip")
+    first, second = on_two_ranks(tmp_path, reconstruct_on_rank, command(cts, tmp_path / "out"))
+    *_, of_case_2, of_case_4, last = first
+    assert "2.img.nii.gz" in of_case_2 and "4.img.nii.gz" in of_case_4
+    assert second == [last] and "out: 2 cases are left out, for the reasons above" in last
+    (cts / "4.img.nii.gz").write_bytes((cts / "1.img.nii.gz").read_bytes())
+    (*_, last), _ = on_two_ranks(tmp_path, reconstruct_on_rank, command(cts, tmp_path / "out"))
+    assert "2.img.nii.gz" in last and last.endswith("all other cases are done")
+    assert finished(tmp_path / "out") == {"1", "3", "4"}
 
 
 def test_options_that_no_result_can_have_are_refused_before_a_replacement_is_said(

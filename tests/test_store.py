@@ -112,6 +112,22 @@ def test_the_second_time_nothing_is_built(store):
     assert built == []
 
 
+def test_an_entry_that_another_process_finishes_at_this_moment_is_used(store, monkeypatch):
+    """The other process renames its file into place while this one opens it in vain."""
+    other, opened, open_entry = Store(store.root), [], Store.open
+
+    def open_too_early(self, kind, key):
+        if self is store and not opened:
+            opened.append(key)
+            arrays_of(other, kind, key, numbers, {})
+            return None
+        return open_entry(self, kind, key)
+
+    monkeypatch.setattr(Store, "open", open_too_early)
+    entry, was_built = store.ensure("things", KEY, lambda: pytest.fail("built again"), {})
+    assert opened == [KEY] and not was_built and entry.damage() is None
+
+
 @pytest.mark.parametrize("damage", ["empty", "in length", "in header", "in arrays", "longer"])
 def test_a_damaged_entry_is_no_entry_and_is_built_again(store, damage, caplog):
     arrays_of(store, "things", KEY, numbers, {})

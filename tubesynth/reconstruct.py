@@ -150,10 +150,12 @@ class ReconstructionSteps:
         padded, cut_off = uncovered(image, volume.shape, volume.affine)
         self.cut_off.append(cut_off)
         if padded > MAX_PADDED:
-            logger.warning(
-                f"{source}: {100 * padded:.3g} % of the model's field of view lie outside of it:"
-                f" check its voxel size, {'x'.join(f'{s:.3g}' for s in image.spacing)} mm"
+            voxel = "x".join(f"{s:.3g}" for s in image.spacing)
+            files.unusual.append(
+                f"{100 * padded:.3g} % of the model's field of view lie outside of the CT: check"
+                f" its voxel size, {voxel} mm"
             )
+            self.unusual[job.name] = files.unusual
 
         def finish() -> Volume:
             if not self.args.original_grid:
@@ -163,6 +165,12 @@ class ReconstructionSteps:
 
         values = {"model": str(self.args.model), "cut_off": round(cut_off, 4)}
         return [Result(finish, values | {"unlike_training": files.unusual})]
+
+    def warn_of_all_ranks(self) -> None:
+        rows = dist.gather_rows([{"unusual": self.unusual, "cut_off": self.cut_off}])
+        warn_of({case: points for row in rows for case, points in row["unusual"].items()})
+        shares = [share for row in rows for share in row["cut_off"]]
+        warn_of_field_of_view(shares, self.args.original_grid)
 
     @property
     def _grid(self) -> dict:
@@ -200,11 +208,9 @@ def main(argv: list[str] | None = None) -> None:
             jobs.append(Job(args.output_dir, case, path, case_settings, format=written))
 
         steps = ReconstructionSteps(args, pipeline, labels, label_map)
-        try:
-            run_jobs(jobs, args.output_dir, steps, device, "reconstruct")
-        finally:
-            warn_of(steps.unusual)
-            warn_of_field_of_view(steps.cut_off, args.original_grid)
+        run_jobs(
+            jobs, args.output_dir, steps, device, "reconstruct", summarize=steps.warn_of_all_ranks
+        )
     finally:
         dist.stop()
 

@@ -65,16 +65,17 @@ class Store:
 
         None if it is missing or damaged; a damaged one is removed, so that it is built again.
         """
-        entry, path = self.open(kind, key), self.path(kind, key)
+        path = self.path(kind, key)
+        existed = path.exists()  # asked first: another process may rename the file into place
+        entry = self.open(kind, key)
+        if entry is None and not existed:
+            return None
         if entry and (kind, key) in self._checked:
             return entry
-        if entry is None and not path.exists():
-            return None
-        if damage := self.problem(path):
+        if damage := _damage(entry):
             logger.warning(f"{path}: {damage}: the entry is removed and built again")
             self.remove(path)
             return None
-        assert entry
         self._checked.add((kind, key))
         return entry
 
@@ -104,8 +105,7 @@ class Store:
 
     def problem(self, file: Path) -> str | None:
         """A message on the damage of the entry in a file, by its checksums, or None."""
-        entry = self._entry(file)
-        return entry.damage() if entry else "its header is damaged, or its size is wrong"
+        return _damage(self._entry(file))
 
     def files(self, kind: str | None = None) -> list[Path]:
         """The files of all entries, also damaged ones, sorted by kind and key.
@@ -155,3 +155,8 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path):
             yield
+
+
+def _damage(entry: Entry | None) -> str | None:
+    """A message on the damage of an entry by its checksums, or None; entry: None if unreadable."""
+    return entry.damage() if entry else "its header is damaged, or its size is wrong"

@@ -132,11 +132,13 @@ def run_jobs(
     title: str,
     batch_size: int = 1,
     check: Callable[[list[Job]], None] = lambda jobs: None,
+    summarize: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the volumes of all jobs that are not finished, batch by batch; ranks share the jobs.
 
-    check: called on every rank with its jobs before the first volume is made. A job whose files
-    cannot be read is left out, and an InputError when all others are written.
+    check: called on every rank with its jobs before the first volume is made; summarize: on every
+    rank when the volumes of all ranks are written. A job whose files cannot be read is left out,
+    and an InputError when all others are written.
     """
     check_writable(output_dir)
     message = kept("the volumes that are finished", output_dir)
@@ -167,7 +169,9 @@ def run_jobs(
             overlapped(batches, execution.read, execution.compute, execution.write, report)
 
     dist.interruptible(write_volumes, message)
-    dist.together(lambda: execution.left_out.refuse(output_dir, len(rank_jobs)))
+    summarize()
+    rows = dist.gather_rows([{"message": message} for message in execution.left_out.messages])
+    LeftOut(row["message"] for row in rows).refuse(output_dir, len(unfinished))
     if dist.is_main():
         seconds = (time.perf_counter() - start) / max(1, len(unfinished))
         finished = len(jobs) - len(unfinished)

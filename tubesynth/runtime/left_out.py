@@ -14,7 +14,7 @@ class LeftOut:
     """The messages of the cases that are left out; threads may share it."""
 
     def __init__(self, messages: Iterable[str] = ()):
-        self._messages = set(messages)  # samples of one case have the same
+        self.messages = set(messages)  # samples of one case have the same
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -24,11 +24,11 @@ class LeftOut:
         except SettingError:
             raise
         except InputError as error:
-            self._messages.add(str(error))
+            self.messages.add(str(error))
 
     def refuse(self, output_dir: Path, count: int) -> None:
         """InputError if a case of `count` was left out; of several, each has a line in the log."""
-        first, *more = sorted(self._messages) or [None]
+        first, *more = sorted(self.messages) or [None]
         if first is None:
             return
         if not more:
