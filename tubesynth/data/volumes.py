@@ -19,8 +19,8 @@ from tubesynth.data.store import Store, entry_key
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.files import read_labels
-from tubesynth.volume.grid import MAX_SHEAR, Volume, shear_of
-from tubesynth.volume.resample import resample_labels, upright_grid
+from tubesynth.volume.grid import Volume
+from tubesynth.volume.resample import right_angled
 from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
 FORMAT = 3  # raise it when resample_case gives other voxels for the same input
@@ -47,10 +47,12 @@ class TokenSource:
 
     def trace(self, labels: Volume) -> VesselTokens:
         """The tokens of a label map on its own grid."""
-        if shear_of(labels.affine) > MAX_SHEAR:  # lengths hold on a right-angled grid alone
-            upright = resample_labels(labels, *upright_grid(labels))
-            return place_tokens(self.trace(upright), upright, labels.shape, labels.affine)
-        return extract_tokens(labels.array == self.vessel_class, labels.affine, self.step_mm)
+        upright = right_angled(labels)
+        mask = upright.array == self.vessel_class
+        tokens = extract_tokens(mask, upright.affine, self.step_mm)
+        if upright is labels:
+            return tokens
+        return place_tokens(tokens, upright, labels.shape, labels.affine)
 
     def on_grid(self, labels: Volume, shape: tuple[int, ...], affine: np.ndarray) -> VesselTokens:
         """The tokens of a label map on another grid of the same world."""

@@ -24,6 +24,7 @@ from tubesynth.volume.centreline_file import user_centreline_tokens
 from tubesynth.volume.files import check_labels, read_labels
 from tubesynth.volume.hounsfield import check_hu
 from tubesynth.volume.rasterize import rasterize_vessels
+from tubesynth.volume.resample import right_angled
 
 
 @lru_cache(maxsize=1)
@@ -69,6 +70,8 @@ def evaluate_case(
         label = None if case.label is None else read_labels(case.label, case.label_map)
         if label is not None:
             check_labels(label.array, settings.classes.num_classes, case.label)
+            label = right_angled(label)
+        stored, volumes = volumes, [right_angled(each, settings.hu_window) for each in volumes]
         tokens = None if label is None else tokens_of(label, settings.classes)
         original = None  # tokens that user centrelines have replaced
         if case.centreline is not None and label is not None:
@@ -77,6 +80,10 @@ def evaluate_case(
         segment = None if segmenter is None else trained_segmenter(segmenter)
         distance = load_lpips(*lpips) if lpips else None
         scores = score_case(case, volumes, label, tokens, settings, segment, distance)
+        if any(volume is not each for volume, each in zip(volumes, stored, strict=True)):
+            scores.notes.add(
+                "resampled for scoring: grids of a tilted gantry onto right-angled ones"
+            )
         panel = case_panel(case, volumes, label, tokens, settings.classes, original)
         save_png(panel_path(output_dir, case.id), panel)
         window = settings.hu_window

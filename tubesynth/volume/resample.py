@@ -171,6 +171,17 @@ def labels_on_grid(labels: Volume, grid: Volume) -> Volume:
     return labels if same_grid(labels, grid) else resample_labels(labels, grid.shape, grid.affine)
 
 
+def right_angled(volume: Volume, window: tuple[float, float] | None = None) -> Volume:
+    """A volume whose lengths in voxels hold in mm along every direction: itself, but where a gantry
+    tilt shears its grid on the upright one. window: HU, None for a label map.
+    """
+    if shear_of(volume.affine) <= MAX_SHEAR:
+        return volume
+    if window is None:
+        return resample_labels(volume, *upright_grid(volume))
+    return resample_image(volume, *upright_grid(volume), window[0], window)
+
+
 def _axis_positions(volume: Volume, shape, affine: np.ndarray) -> list[np.ndarray] | None:
     """Per axis the source index (n,) of every target index; None where the grids' axes differ.
 
