@@ -73,6 +73,13 @@ def test_scores_that_do_not_fit_on_the_disk_are_refused_by_the_log(tmp_path):
     assert json.loads(lines[0])["loss"] == 0.25
 
 
+def test_a_name_of_the_longest_length_is_written_in_any_script(tmp_path):
+    for letter in "aö心":
+        name = letter * (250 // len(letter.encode())) + ".txt"
+        write_text(tmp_path / name, letter)
+        assert (tmp_path / name).read_text(encoding="utf-8") == letter
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")

@@ -176,6 +176,9 @@ def test_prune_deletes_entries_that_no_config_refers_to_and_a_dry_run_deletes_no
     (folder / f".x.{ProcessId.own()._replace(pid=2**22)}.12345678.tmp").write_bytes(b"half")
     (project / "cache" / "volumes" / ("0" * 32)).mkdir()  # an entry of version 0.2.0
     capsys.readouterr()
+    for command in ("build", "verify", "list"):
+        with pytest.raises(InputError, match="only prune"):
+            run(command, "--config", project / "two.yml", "--dry-run")
     run("prune", "--config", project / "two.yml", "--dry-run")
     assert "would free" in (out := capsys.readouterr().out)
     assert "3 entries, 1 unfinished builds, 1 files of an older form of the cache" in out

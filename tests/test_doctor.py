@@ -504,9 +504,13 @@ def test_weights_that_are_missing_or_of_the_wrong_stage_are_errors(data, stage_1
 
     (missing,) = weights(data / "no.ckpt")
     assert missing[0] == "error" and "train stage 1 first" in missing[1]
-    listed = "stage: 1\nlosses: {perceptual: 1, perceptual_files: [lpips.pth]}"
-    message = "losses.perceptual_files: lpips.pth: no such file; correct the path"
-    assert machine(data, "weights", listed) == [("error", message)]
+    (data / "text.pth").write_text("no weights")
+    for path, problem in (("lpips", "no such weights file"), ("text", "not a file of plain")):
+        files = f"[{data / path}.pth]"
+        listed = f"stage: 1\nlosses: {{perceptual: 1, perceptual_files: {files}}}"
+        ((level, message),) = machine(data, "weights", listed)
+        assert level == "error" and message.startswith("losses.perceptual_files: ")
+        assert problem in message
     (unset,) = weights("null")
     assert unset[0] == "error" and "not set" in unset[1]
     for path in (stage_1, stage_2):  # stage 2 contains its autoencoder

@@ -364,6 +364,7 @@ def test_features_of_a_network_leave_the_diversity_of_samples(folders, monkeypat
     monkeypatch.setattr(
         "tubesynth.metrics.set_scores.load_features", lambda path, raw=False: RADIOMIC
     )
+    monkeypatch.setattr("tubesynth.evaluate.load_features", lambda path: RADIOMIC)
     options = ["--features", folders / "weights.pt", "--as-published"]
     names = ("real", "labels", "synthesis")
     radiomic = evaluate(folders, *names)["synthesis"]["diversity_ms_ssim"]

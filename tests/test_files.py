@@ -191,7 +191,9 @@ def test_gz_without_the_ending_and_several_gzip_members_are_read(tmp_path):
     raw = save(tmp_path / "1.nii", numbers()).read_bytes()
     (tmp_path / "2.nii").write_bytes(gzip.compress(raw))
     (tmp_path / "3.nii.gz").write_bytes(gzip.compress(raw[:400]) + gzip.compress(raw[400:]))
-    for name in ("2.nii", "3.nii.gz"):
+    members = (gzip.compress(raw[at : at + 50]) for at in range(0, len(raw), 50))
+    (tmp_path / "4.nii.gz").write_bytes(b"".join(members))
+    for name in ("2.nii", "3.nii.gz", "4.nii.gz"):
         assert np.array_equal(read_volume(tmp_path / name).array, numbers())
 
 

@@ -1,5 +1,8 @@
 """LPIPS and RadImageNet's ResNet-50 as losses: published layouts, values by hand, refusals."""
 
+import os
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,6 +117,9 @@ def test_the_radimagenet_loss_compares_the_last_feature_maps(tmp_path):
 
 def test_wrong_files_are_refused_in_one_line(lpips_files, heads, tmp_path):
     refusal(lambda: load_perceptual([str(tmp_path / "nowhere.pth")]), "no such weights file")
+    for content in (b"", b".", b"hello", os.urandom(300), pickle.dumps({"a": 1}, 2)[:9]):
+        (tmp_path / "other.pth").write_bytes(content)
+        refusal(lambda: load_perceptual([str(tmp_path / "other.pth")]), "not a file of plain")
     refusal(lambda: load_perceptual(lpips_files[1:]), "alex.pth: lacks AlexNet's convolutions")
     refusal(lambda: load_perceptual(lpips_files[:1]), "alexnet.pth: lacks LPIPS's heads")
     torch.save(dict(heads, **{"lin2.model.1.weight": torch.zeros(1, 3, 1, 1)}), lpips_files[1])

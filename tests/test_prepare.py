@@ -293,6 +293,22 @@ def test_new_cases_do_not_change_the_others(source, tmp_path, capsys):
     assert len(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["cases"]) == 7
 
 
+def test_a_case_that_the_input_has_no_more_is_named_and_removed_on_demand(source, tmp_path, capsys):
+    out = run(source, tmp_path / "out")
+    for path in source.glob("*/3.*"):
+        path.unlink()
+    capsys.readouterr()
+    run(source, out)
+    printed = capsys.readouterr().out
+    assert "(0 prepared now, 6 before)" in printed and "no input has 1 case: 3: a trai" in printed
+    assert "3" in splits(out)
+    run(source, out, "--prune")
+    printed = capsys.readouterr().out
+    assert "(0 prepared now, 5 before)" in printed and "no input has" not in printed
+    assert "3" not in splits(out) and not list(out.glob("*/images/3.*"))
+    assert "3" not in json.loads((out / "manifest.json").read_text(encoding="utf-8"))["cases"]
+
+
 def test_other_settings_in_an_existing_folder_are_refused(source, hearts, tmp_path):
     out = run(source, tmp_path / "out")
     for change in (["--seed", 1], ["--crop-to-heart"], ["--heart-dir", hearts]):

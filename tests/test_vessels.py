@@ -330,6 +330,18 @@ def test_the_distance_field_of_a_tube_is_the_closed_form():
     assert (radius[expected > 6.1] == 0).all() and distance.dtype == np.float32
 
 
+def test_a_branch_of_which_a_crop_leaves_two_ends_is_no_tube():
+    """A branch that leaves the box and comes back has the gap as its only step."""
+    x, y = [*range(-2, 3), -8, 8], [0] * 5 + [20] * 2
+    branch, root_distance = [0] * 5 + [1] * 2, [0, 1, 2, 3, 4, 10, 40]
+    zero, one = np.zeros(7), np.ones(7)
+    columns = [x, y, zero, one, one, zero, zero, branch, root_distance]
+    tokens = VesselTokens.from_array(np.column_stack(columns))
+    distance = vessel_fields(tokens, (51, 51, 1), (1, 1, 1))[0, :, :, 0]
+    assert (distance[23:28, 25] <= 0).all()  # the tube of the other branch
+    assert distance[17, 45] <= 0 and distance[33, 45] <= 0 and (distance[20:31, 45] > 0).all()
+
+
 def test_a_gap_that_a_crop_made_is_not_bridged():
     tokens = tokens_of([tube([-25, 0, 0], [25, 0, 0], 1.5)])
     cropped = tokens.to_array()[np.abs(tokens.position_mm[:, 0]) > 8]

@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"{args.command}: --config is missing; give the configs that use the cache"
         )
+    if args.dry_run and args.command != "prune":
+        raise InputError(f"--dry-run: {args.command} has none, only prune: leave it out")
     store = Store(folders.pop() if folders else "cache")
     if args.command != "build":
         require_folder(store.root, "set data.cache_dir or --cache-dir")

@@ -30,6 +30,7 @@ from tubesynth.inference.case_scores import scores_or_fault, trained_segmenter
 from tubesynth.inference.label_maps import evaluated_classes
 from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings
 from tubesynth.metrics.distribution import diversity_scores
+from tubesynth.metrics.features import load_features
 from tubesynth.metrics.pairing import (
     Run,
     collect_cases,
@@ -107,6 +108,8 @@ def evaluate(args: argparse.Namespace) -> None:
         trained_segmenter(args.segmenter)
     if args.lpips:
         load_lpips(*args.lpips)
+    if args.features is not None:
+        load_features(args.features)
     options = (settings, args.output_dir, with_sets, with_features, args.segmenter, args.lpips)
     jobs = [(case, *options) for case in cases]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)

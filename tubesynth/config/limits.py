@@ -40,6 +40,8 @@ RANGES = {
     "data.num_workers": Range(0, 2**10),
     "data.batch_size": Range(1, 2**16),
     **{f"data.augment.{name}": SHARE for name in ("flip", "rotate90", "intensity")},
+    "data.augment.intensity_scale": BELOW_1,  # a factor of 0 or below would invert the image
+    "data.augment.intensity_shift": SHARE,
     "train.epochs": Range(1, 10**9),
     **{f"train.{name}": COUNT for name in ("accumulate", "log_every", "panel_cases", "patience")},
     **{f"train.{name}_every": COUNT for name in ("validate", "panel", "save")},

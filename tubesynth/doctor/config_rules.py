@@ -22,20 +22,19 @@ from tubesynth.config.length import (
     samples_per_step,
     seconds_per_step,
 )
-from tubesynth.config.schema import AutoencoderConfig, Config, Stage2Config
-from tubesynth.config.strict import flatten, to_plain
+from tubesynth.config.schema import AutoencoderConfig, Config, Stage1Config, Stage2Config
 from tubesynth.data.latents import LATENTS
 from tubesynth.data.layout import Split
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import VOLUMES, stored_volume_key
 from tubesynth.doctor.findings import Results, error, info, warning
 from tubesynth.doctor.training_memory import Estimate, estimate
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.memory import total_bytes
 from tubesynth.runtime.precision import resolved
-from tubesynth.runtime.reading import no_such
+from tubesynth.training.perceptual import require_perceptual
 from tubesynth.training.warnings import config_warnings
 
-WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 MAX_SHARE = 0.9  # of free disk or memory
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
@@ -75,11 +74,11 @@ def weights(plan: Plan) -> Results:
                 f"{key}: {checkpoint.path} was trained on voxels of"
                 f" {checkpoint.config.data.spacing} mm, data.spacing is {config.data.spacing}"
             )
-    for key, value in flatten(to_plain(config)).items():
-        for path in value if isinstance(value, list) else [value]:
-            is_weights = isinstance(path, str) and path.endswith(WEIGHT_SUFFIXES)
-            if is_weights and key not in STAGE_OF and not Path(path).is_file():
-                yield error(f"{key}: {path}: {no_such(path, 'file')}; correct the path")
+    if isinstance(config, Stage1Config):
+        try:
+            require_perceptual(config.losses)
+        except InputError as problem:
+            yield error(str(problem))
 
 
 def settings(plan: Plan) -> Results:

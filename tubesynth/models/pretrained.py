@@ -18,6 +18,7 @@ al. 2016, Szegedy et al. 2016, Mei et al. 2022 (RadImageNet), Heusel et al. 2017
 """
 
 import pickle
+import struct
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -36,6 +37,11 @@ IMAGENET_MEAN_BGR = (0.406, 0.456, 0.485)
 HALVES, UNIT_STD = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 FID_CLASSES = 1008  # of the TensorFlow network that the FID was defined with
 SLICES_AT_ONCE = 16
+# What torch.load raises for a file of another kind.
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(struct.error, pickle.UnpicklingError),
+)
 RESNET_HEAD, INCEPTION_HEAD = 2, 3  # last layers that are not used: averages, dropout, classifier
 
 
@@ -164,14 +170,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(
             f"{path}: {no_such(path, 'weights file')}; nothing is downloaded: download it yourself,"
-            " or leave the option out for the default without trained weights"
+            " or leave its setting out for the default without trained weights"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
+        reason = (str(error).splitlines() or [""])[0][:80] or type(error).__name__
         raise InputError(
-            f"{path}: not a file of plain weights ({str(error).splitlines()[0][:80]}); "
-            "save it again with torch.save(model.state_dict(), ...)"
+            f"{path}: not a file of plain weights ({reason}); save it again with"
+            " torch.save(model.state_dict(), ...), or download it again"
         ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

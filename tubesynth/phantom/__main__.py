@@ -55,6 +55,10 @@ def main(argv=None) -> None:
         f"{root}: {len(split) - num_validation} training and {num_validation} validation cases "
         f"({len(missing)} written, {len(split) - len(missing)} complete before)"
     )
+    images = {case_files(root, split, case)[0] for case in split}
+    others = [path for path in root.glob("*/images/*") if path not in images]
+    if others:
+        print(f"{len(others)} more images of an earlier command stay, and a training reads them")
     if num_validation == 0:
         print("a training needs a validation case: --cases 2 or more adds one")
 

@@ -28,7 +28,7 @@ from tubesynth.config.strict import to_plain
 from tubesynth.data import manifest
 from tubesynth.data.pool import check_workers, each
 from tubesynth.prepare.case_files import Options, is_finished, make_case, remove_outputs
-from tubesynth.prepare.imagecas import MAX_LISTED_IDS, Source, find_sources
+from tubesynth.prepare.imagecas import MAX_LISTED_IDS, Source, find_sources, id_list
 from tubesynth.runtime.atomic import check_apart
 from tubesynth.runtime.errors import CommandParser, InputError
 from tubesynth.runtime.reading import read_text
@@ -72,10 +72,13 @@ def main(argv: list[str] | None = None) -> None:
     options = Options(args.output_dir, scheme, label_map, margin_mm, args.link)
     with manifest.exclusive(args.output_dir):
         records, num_prepared = interruptible(
-            lambda: prepare(options, sources, settings, workers),
+            lambda: prepare(options, sources, settings, workers, args.prune),
             kept("the cases that are prepared", args.output_dir),
         )
-    print(summary(options, [records[source.id] for source in sources], num_prepared))
+    print(summary(options, list(records.values()), num_prepared))
+    others = [case for case in records if case not in {source.id for source in sources}]
+    if others:
+        print(f"no input has {id_list(others)}: a training reads them still; --prune removes them")
     classes = set() if label_map is None else {*label_map.values()} - {0, scheme.vessel}
     if images_only:
         print(f"{args.input_dir} has no label maps: images alone are prepared")
@@ -86,15 +89,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare(
-    options: Options, sources: list[Source], settings: dict, workers: int
+    options: Options, sources: list[Source], settings: dict, workers: int, prune: bool = False
 ) -> tuple[dict[str, dict], int]:
     """Make the cases that are missing or changed: ({id: record}, number of prepared cases).
 
-    InputError names the cases that failed, after all others are prepared.
+    prune: remove the cases that are no sources any more. InputError names the cases that failed,
+    after all others are prepared.
     """
     root = options.root
     records = manifest.open_folder(root, settings)
     ids, fraction = [source.id for source in sources], settings["validation_fraction"]
+    for case in [case for case in records if prune and case not in ids]:
+        remove_outputs(root, records.pop(case))
     splits = assign_splits(ids, settings["seed"], fraction, settings["validation_ids"], records)
     missing = [s for s in sources if not is_finished(root, s, splits[s.id], records.get(s.id))]
     for source in missing:
@@ -233,6 +239,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="MM",
         help=f"margin of --crop-to-heart; default: {DEFAULT_MARGIN_MM:g}",
     )
+    text = "remove the prepared cases that the input has no more; default: name them"
+    add("--prune", action="store_true", help=text)
     add("--workers", type=int, metavar="N", help="processes; default: the number of cores")
     args = parser.parse_args(argv)
     check_seed(args.seed, "--seed", requirement("command line"))

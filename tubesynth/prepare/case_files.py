@@ -92,7 +92,7 @@ def is_finished(root: Path, source: Source, split: str, record: dict | None) -> 
 
 
 def remove_outputs(root: Path, record: dict) -> None:
-    """Delete the files of a case, before it is written to the other split."""
+    """Delete the files of a case."""
     for kind in ("image", "label"):
         if fits(record.get(kind), manifest.FILE_FORM):
             path = root / record["part"] / f"{kind}s" / Path(record[kind]["path"]).name

@@ -97,7 +97,7 @@ def find_sources(input_dir: Path, heart_dir: Path | None, scheme: LabelScheme) -
         "image": labels.keys() - images.keys(),
         f"heart structures in {heart_dir}": images.keys() - hearts.keys() if heart_dir else set(),
     }
-    missing = [f"no {kind} for {_id_list(ids)}" for kind, ids in missing_ids.items() if ids]
+    missing = [f"no {kind} for {id_list(ids)}" for kind, ids in missing_ids.items() if ids]
     if missing:
         raise InputError(f"{input_dir}: {'; '.join(missing)}; add these files or remove the cases")
     return [
@@ -248,7 +248,7 @@ def place(source: Path, target: Path, link: str) -> str:
     return method
 
 
-def _id_list(ids: Iterable[str]) -> str:
+def id_list(ids: Iterable[str]) -> str:
     ordered = sorted(ids, key=natural_order)
     ending = ", ..." if len(ordered) > MAX_LISTED_IDS else ""
     cases = "case" if len(ordered) == 1 else "cases"

@@ -55,7 +55,8 @@ def replacing(path, remedy: str = "choose another folder"):
 
 def temporary_name(path: Path) -> Path:
     """A new hidden name beside `path`, which names the process that writes it."""
-    return path.with_name(f".{path.name[:100]}.{ProcessId.own()}.{os.urandom(4).hex()}.tmp")
+    name = os.fsencode(path.name)[:100].decode(errors="ignore")  # file systems count bytes
+    return path.with_name(f".{name}.{ProcessId.own()}.{os.urandom(4).hex()}.tmp")
 
 
 def sync(path: Path) -> None:

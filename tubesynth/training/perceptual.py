@@ -5,12 +5,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tubesynth.config.schema import AutoencoderLossConfig
+from tubesynth.config.schema import AutoencoderLossConfig, uses_perceptual
 from tubesynth.losses.autoencoder import perceptual_loss
 from tubesynth.models.perceptual import load_perceptual
+from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import logger
 from tubesynth.runtime.seeding import generator
 from tubesynth.volume.digest import file_digest
+
+
+def require_perceptual(losses: AutoencoderLossConfig) -> None:
+    """InputError where the files of the loss's network are no such network."""
+    if uses_perceptual(losses):
+        try:
+            load_perceptual(losses.perceptual_files, losses.perceptual_rescale)
+        except InputError as error:
+            raise InputError(f"losses.perceptual_files: {error}") from error
 
 
 class Perceptual:

@@ -10,9 +10,8 @@ import torch
 
 from tubesynth.build.checkpoint import Best, Checkpoint, Position
 from tubesynth.config.length import samples_per_step
-from tubesynth.config.schema import Config, Stage1Config, uses_perceptual
+from tubesynth.config.schema import Config, Stage1Config
 from tubesynth.config.strict import dump
-from tubesynth.models.perceptual import load_perceptual
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import copy_file, sweep, write_text
 from tubesynth.runtime.compiler import require_compiler
@@ -30,6 +29,7 @@ from tubesynth.training.inputs import Volumes
 from tubesynth.training.latents import EncodedSplits
 from tubesynth.training.loop import VALIDATION, Run, Stage, fit
 from tubesynth.training.means import Interval
+from tubesynth.training.perceptual import require_perceptual
 from tubesynth.training.resume import (
     Settings,
     is_in_run,
@@ -62,8 +62,8 @@ def require_tools(config: Config, logger_name: str, device: str, processes: int 
     require_logger(logger_name)
     if config.train.compile:
         require_compiler(on_gpu)
-    if isinstance(config, Stage1Config) and uses_perceptual(config.losses):
-        load_perceptual(config.losses.perceptual_files, config.losses.perceptual_rescale)
+    if isinstance(config, Stage1Config):
+        require_perceptual(config.losses)
 
 
 def run_training(

@@ -25,6 +25,7 @@ GZIP = b"\x1f\x8b"  # first bytes of a gzip member
 MOST_VOXELS = 2**32  # 512 x 512 x 16384
 MOST_SURPLUS = 2**24  # bytes of a file before its voxels, and after
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
+GZIP_CHUNK = 1 << 20  # bytes
 MAX_SIZE_ERROR = 0.02  # of voxel sizes: the sform's against pixdim
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
@@ -189,15 +190,21 @@ def _content(raw: bytes, most: int | None, path: Path) -> bytes:
     """
     if raw[:2] != GZIP:
         return raw
-    members, room = [], LONGEST_HEADER if most is None else most + 1
+    chunks, room = [], LONGEST_HEADER if most is None else most + 1
+    # bgzip writes a member for each 64 KB: what follows a chunk's member is copied at its end.
+    view, chunk_size = memoryview(raw), len(raw)
     try:
-        while raw[:2] == GZIP and room:  # bgzip and pigz may write several members
+        while view[:2] == GZIP and room:
             stream = zlib.decompressobj(31)
-            members.append(stream.decompress(raw, room))
-            room -= len(members[-1])
-            if room and not stream.eof:
-                raise InputError(f"{path}: its gzip stream ends early; copy or download it again")
-            raw = stream.unused_data
+            while room and not stream.eof:
+                if not view:
+                    problem = "its gzip stream ends early; copy or download it again"
+                    raise InputError(f"{path}: {problem}")
+                given = view[:chunk_size]
+                chunks.append(stream.decompress(given, room))
+                room -= len(chunks[-1])
+                view = view[len(given) - len(stream.unused_data) - len(stream.unconsumed_tail) :]
+            chunk_size = GZIP_CHUNK
         if most is not None and not room:
             raise InputError(
                 f"{path}: its gzip stream has more bytes than its header's shape; convert it again"
@@ -206,7 +213,7 @@ def _content(raw: bytes, most: int | None, path: Path) -> bytes:
         raise InputError(
             f"{path}: its gzip stream is corrupt ({error}); copy or download it again"
         ) from error
-    return members[0] if len(members) == 1 else b"".join(members)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _three_axes(shape, path: Path) -> tuple[int, int, int]:

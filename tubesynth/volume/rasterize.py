@@ -91,13 +91,16 @@ def _tubes(tokens: VesselTokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens -> tubes: start (S, 3), end (S, 3), radii (S, 2); a token by itself is a ball.
 
     Tokens of one branch are equally far apart, so a wider step is a gap that a crop has made: steps
-    above 1.5 times the branch's shortest step are no tubes.
+    above 1.5 times the branch's shortest step are no tubes. Nor are those above twice the median of
+    all branches, whose steps differ by less: a crop may leave a branch with the gap alone.
     """
     step = np.diff(tokens.root_distance_mm)
     same_branch = np.diff(tokens.branch) == 0
     shortest = np.full(int(tokens.branch.max(initial=0)) + 1, np.inf)  # per branch
     np.minimum.at(shortest, tokens.branch[1:][same_branch], step[same_branch])
-    first = np.flatnonzero(same_branch & (step < 1.5 * shortest[tokens.branch[1:]] + 1e-3))
+    typical = np.median(step[same_branch]) if same_branch.any() else np.inf
+    longest = np.minimum(1.5 * shortest[tokens.branch[1:]], 2 * typical) + 1e-3
+    first = np.flatnonzero(same_branch & (step < longest))
     single = np.setdiff1d(np.arange(len(tokens)), np.concatenate([first, first + 1]))
     begin, end = np.concatenate([first, single]), np.concatenate([first + 1, single])
     position, radius = (np.asarray(x, np.float32) for x in (tokens.position_mm, tokens.radius_mm))
