@@ -36,10 +36,12 @@ from tubesynth.pictures.sheet import (
 )
 from tubesynth.pictures.tiles import (
     COLORS,
+    CTA_WINDOW,
     HATCH,
     HATCH_PAPER,
     class_tile,
     ct_tile,
+    display_window,
     render_outlines,
 )
 from tubesynth.pictures.views import ORGAN_HU, View, choose_views, other_organs
@@ -120,6 +122,14 @@ def test_the_window_maps_its_ends_to_black_and_white(hu, gray):
     picture = render_panel({"real": volume((16, 16, 16), hu)}, UNIT)
     tile = picture[TOP + 10 : TOP + 200, EDGE + 60 : EDGE + 200]
     assert (tile == gray).all()
+
+
+@pytest.mark.parametrize(("value", "gray"), [(0, 0), (127.5, 127), (255, 255)])
+def test_pictures_of_gray_values_have_their_whole_window(value, gray):
+    window = display_window((0.0, 255.0))
+    picture = render_panel({"real": volume((16, 16, 1), value)}, UNIT, window=window)
+    assert (picture[TOP + 10 : TOP + 200, EDGE + 60 : EDGE + 200] == gray).all()
+    assert display_window((-1000.0, 1000.0)) == CTA_WINDOW
 
 
 @pytest.mark.parametrize("scale", [0.8, 2.5, 4.0, 5.0])

@@ -135,7 +135,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if not args.no_distribution:
         reals = {c: p for c, p in files_of(args.real, "--real").items() if c not in others}
         notes += add_distribution(result, args, reals, cases, scores, runs, settings, workers)
-    notes += [*sidecar_notes(cases), *label_notes(rows.vessels), *ceiling_notes(result)]
+    notes += sidecar_notes(cases)
+    if not are_pictures:  # whose gray values are no HU
+        notes += [*label_notes(rows.vessels), *ceiling_notes(result)]
     if args.as_published and not args.lpips:
         notes.append("no lpips_as_published: give --lpips")
     if args.as_published and not args.features:

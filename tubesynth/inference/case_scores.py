@@ -18,6 +18,7 @@ from tubesynth.metrics.pairing import sidecar_of
 from tubesynth.metrics.published import load_lpips
 from tubesynth.metrics.set_scores import case_features
 from tubesynth.pictures.case_pictures import case_panel, panel_path
+from tubesynth.pictures.tiles import display_window
 from tubesynth.runtime.atomic import save_png
 from tubesynth.runtime.errors import InputError, SettingError
 from tubesynth.volume.centreline_file import user_centreline_tokens
@@ -84,7 +85,10 @@ def evaluate_case(
             scores.notes.add(
                 "resampled for scoring: grids of a tilted gantry onto right-angled ones"
             )
-        panel = case_panel(case, volumes, label, tokens, settings.classes, original)
+        panel = case_panel(
+            *(case, volumes, label, tokens, settings.classes, original),
+            window=display_window(settings.hu_window),
+        )
         save_png(panel_path(output_dir, case.id), panel)
         window = settings.hu_window
         if with_diversity:

@@ -12,6 +12,7 @@ import numpy as np
 from tubesynth.metrics.case import EvaluationCase
 from tubesynth.pictures.panel import render_panel, without_padding
 from tubesynth.pictures.straightened import PICTURE_RANGE_HU
+from tubesynth.pictures.tiles import CTA_WINDOW
 from tubesynth.volume.centreline_file import SUFFIX, Branch, read_centreline
 from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.grid import Volume, same_grid
@@ -36,10 +37,12 @@ def case_panel(
     tokens: VesselTokens | None,
     scheme: LabelScheme,
     original: VesselTokens | None = None,
+    window: tuple[float, float] = CTA_WINDOW,
 ) -> np.ndarray:
     """uint8 (H, W, 3): all images of a case, on the grid of the last one, which is the model's.
 
-    tokens: of the label map; original: those that user centrelines have replaced.
+    tokens: of the label map; original: those that user centrelines have replaced; window: (center,
+    width), see display_window.
     """
     grid, images = volumes[-1], {}
     counts: Counter[str] = Counter()
@@ -66,6 +69,7 @@ def case_panel(
         tokens=tokens,
         original=original,
         name_of=path_names(named_branches(case), grid),
+        window=window,
     )
 
 

@@ -49,13 +49,14 @@ def render_panel(
     tokens: VesselTokens | None = None,
     original: VesselTokens | None = None,
     name_of: Callable[[VesselPath], str] = lambda path: f"branch {path.branch}",
+    window: tuple[float, float] = CTA_WINDOW,
 ) -> np.ndarray:
     """uint8 (H, W, 3), as SummaryWriter.add_image(..., dataformats="HWC") takes it.
 
     images: {name: HU (X, Y, Z), array or tensor}, on the grid of `label` (uint8); spacing: (3,) mm;
     scheme: names and vessel class of the label map; tokens: of the label map, on its grid;
     original: those that user centrelines have replaced; name_of: the name of a path along the
-    tokens (default: its branch's number).
+    tokens (default: its branch's number); window: (center, width), see display_window.
     """
     arrays = [np.asarray(array, dtype=np.float32) for array in images.values()]
     label = None if label is None else np.asarray(label)
@@ -75,13 +76,13 @@ def render_panel(
         legend.append(Entry(CENTRELINE, "user centreline", "solid"))
         legend.append(Entry(ORIGINAL, "centreline of the label map", "dotted"))
     rows = [
-        plane_row(view, arrays, spacing, label, scheme.vessel, lines)
+        plane_row(view, arrays, spacing, label, scheme.vessel, lines, window)
         for view in choose_views(shape, spacing, label, scheme.vessel)
     ]
     if tokens is not None and shape[2] > 1:
         paths = shifted_first(main_paths(tokens, MAX_PATHS), lines)
         rows += straightened_rows(paths, arrays, spacing, label is not None, lines, name_of)
-    note = f"W {CTA_WINDOW[1]:g}  L {CTA_WINDOW[0]:g}"
+    note = f"W {window[1]:g}  L {window[0]:g}"
     bands = []
     width = -(-len(names) // -(-len(names) // MAX_COLUMNS))  # bands of as many columns
     for start in range(0, len(names), width):
@@ -101,6 +102,7 @@ def plane_row(
     label: np.ndarray | None,
     vessel_class: int,
     lines: Sequence[Line],
+    window: tuple[float, float] = CTA_WINDOW,
 ) -> Row:
     """A view of all images, and the outlines of the label map on the first of them."""
     shape = arrays[0].shape
@@ -111,7 +113,7 @@ def plane_row(
         dimmed = other_organs(view.slab(label), vessel_class, spacing)
         slabs = [np.where(dimmed, np.minimum(slab, ORGAN_HU), slab) for slab in slabs]
         caption += f"; other organs darkened to {ORGAN_HU:g} HU" if dimmed.any() else ""
-    tiles = [ct_tile(view.project(slab), size) for slab in slabs]
+    tiles = [ct_tile(view.project(slab), size, window) for slab in slabs]
     if label is not None:
         tiles.append(tiles[0].copy())
         render_outlines(tiles[-1], class_tile(view.labels(label, vessel_class), size, vessel_class))

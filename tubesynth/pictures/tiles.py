@@ -44,11 +44,19 @@ def class_color(k: int) -> Color:
     return COLORS[(int(k) - 1) % len(COLORS)]
 
 
-def ct_tile(hu: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """HU (rows, columns) -> uint8 tile in the CTA_WINDOW; nan, no data, is hatched."""
+def display_window(hu_window: Sequence[float]) -> tuple[float, float]:
+    """(center, width) for the images of a model: of gray values, from 0 on, the whole window."""
+    low, high = hu_window
+    return CTA_WINDOW if low < 0 else ((low + high) / 2, high - low)
+
+
+def ct_tile(
+    hu: np.ndarray, size: tuple[int, int], window: tuple[float, float] = CTA_WINDOW
+) -> np.ndarray:
+    """HU (rows, columns) -> uint8 tile; nan, no data, is hatched. window: (center, width)."""
     from PIL import Image
 
-    center, width = CTA_WINDOW
+    center, width = window
     low, missing = center - width / 2, np.isnan(hu)
     image = Image.fromarray(np.where(missing, low, hu).astype(np.float32))
     # interpolated, then windowed

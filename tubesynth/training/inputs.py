@@ -24,6 +24,7 @@ from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import BuildReport, TokenSource, build_volumes
 from tubesynth.pictures.panel import render_panel, without_padding
+from tubesynth.pictures.tiles import display_window
 from tubesynth.runtime import dist
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import progress
@@ -200,6 +201,7 @@ class Volumes:
             label,
             scheme=self.labels,
             title=f"case {batch['case'][0]}",
+            window=display_window(self.data.hu_window),
         )
 
 
