@@ -232,7 +232,7 @@ def test_a_base_that_does_not_fit_is_refused_by_name(workplace, stage_1, stage_3
     config = ["--config", workplace / "s3.yml", "--run-dir", tmp_path / "run"]
     assert "control.base: not set" in refused(*config, "control.base=null")
     assert "none.ckpt" in refused(*config, "control.base=none.ckpt")
-    assert "one of stage 2 is needed" in refused(*config, f"control.base={stage_1}")
+    assert "a checkpoint of stage 2 is needed" in refused(*config, f"control.base={stage_1}")
     line = refused(*config, "unet.channels=[16, 24]")
     assert "control.base" in line and "unet.channels [16, 16]" in line and "make them equal" in line
     line = refused(*config, "latent_mode=diffusion", "sampling.solver=ddim")

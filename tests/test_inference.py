@@ -167,14 +167,18 @@ def test_a_missing_output_is_written_again(workplace, stage_2, tmp_path, capsys)
         run(synthesize, *common, "--unconditional")
 
 
-def test_a_refused_command_keeps_the_records_of_finished_volumes(workplace, stage_2, tmp_path):
+def test_a_refused_command_keeps_the_records_of_finished_volumes(
+    workplace, stage_2, tmp_path, capsys
+):
     labels = workplace / "data" / "validation" / "labels"
     command = ["--model", str(stage_2), "--input-dir", str(labels), "--output-dir", str(tmp_path)]
     synthesize.main([*command, "--steps", "1"])
     records = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
     assert records
+    capsys.readouterr()
     with pytest.raises(InputError, match="has no ControlNet"):
         synthesize.main([*command, "--steps", "2", "--control-scale", "2"])
+    assert "replaced" not in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == records
 
 
@@ -218,6 +222,8 @@ def moved(volume: Volume) -> Volume:
         (lambda p: p.reconstruct(CT, labels=moved(HEART)), "labels: grid of "),
         (lambda p: Pipeline.load("heart-phantom", tile=2.5), "tile is 2.5: give auto, None, or"),
         (lambda p: Pipeline.load("heart-phantom", tile=3), "tile is 3: give auto, None, or"),
+        (lambda p: Pipeline.load("heart-phantom", ema="x"), "ema is 'x': give a number"),
+        (lambda p: Pipeline.load(None), "path is None: give that of a checkpoint"),
         (lambda p: Volume.from_file("a.nii.gz", label_map={1: 8}), "give labels=True too"),
         (lambda p: Volume(CT.array, np.zeros((4, 4))), "an affine is finite"),
     ],
@@ -397,8 +403,15 @@ def test_settings_of_the_solver_that_contradict_or_have_no_effect_are_named(
     common = ["--model", stage_2, "--output-dir", tmp_path, "--unconditional"]
     run(synthesize, *common, "sampling.guidance_interval=[0.2, 0.8]")
     assert "guidance_interval has no effect without another guidance" in capsys.readouterr().err
-    with pytest.raises(InputError, match="--steps and sampling.time_grid: give one"):
-        run(synthesize, *common, "--steps", 3, "sampling.time_grid=[0, 1]")
+    for flag, value, item in (
+        ("--steps", 3, "sampling.time_grid=[0, 1]"),
+        ("--steps", 3, "sampling.steps=2"),
+        ("--solver", "heun", "sampling.solver=euler"),
+    ):
+        with pytest.raises(InputError, match=f"{flag} and {item.partition('=')[0]}: give one"):
+            run(synthesize, *common, flag, value, item)
+    with pytest.raises(InputError, match="--precision 32 and --amp: give one of them"):
+        run(synthesize, *common, "--precision", 32, "--amp")
     pipeline = Pipeline.load(stage_2)
     for steps in (2.5, "4", True):
         with pytest.raises(InputError, match=f"sampling.steps: {steps!r} must be a whole number"):
@@ -470,7 +483,7 @@ def test_samples_come_from_the_averaged_weights(stage_2):
 def test_wrong_models_and_folders_are_refused(workplace, stage_1, stage_2, tmp_path):
     labels = workplace / "data" / "validation" / "labels"
     out = ["--output-dir", tmp_path / "out"]
-    with pytest.raises(InputError, match="one of stage 2 or 3 is needed"):
+    with pytest.raises(InputError, match="a checkpoint of stage 2 or 3"):
         run(synthesize, "--model", stage_1, "--input-dir", labels, *out)
     with pytest.raises(InputError, match="none.ckpt: no such file"):
         run(reconstruct, "--model", tmp_path / "none.ckpt", "--input-dir", labels, *out)

@@ -12,7 +12,7 @@ from ranks import on_two_ranks
 from refusals import refusal
 
 from tubesynth import reconstruct
-from tubesynth.inference import run_jobs
+from tubesynth.inference import overlap, run_jobs
 from tubesynth.inference.overlap import THREADS, overlapped
 from tubesynth.inference.reconstruction import Codec
 from tubesynth.runtime.errors import InputError, run_command
@@ -186,6 +186,8 @@ def test_options_that_no_result_can_have_are_refused_before_a_replacement_is_sai
     reconstruct.main(command(cts, tmp_path / "out"))
     with pytest.raises(InputError, match="--spacing 0.0 1.0 1.0"):
         reconstruct.main([*command(cts, tmp_path / "out"), "--spacing", "0", "1", "1"])
+    with pytest.raises(InputError, match="--label-map: has no effect without --labels"):
+        reconstruct.main([*command(cts, tmp_path / "out"), "--label-map", "1=2"])
     assert "replaced" not in capsys.readouterr().err
 
 
@@ -232,9 +234,10 @@ def test_a_volume_that_another_command_has_written_meanwhile_is_not_replaced(
             reconstruct.main([*run, "--spacing", "5", "5", "5"])
         write(job, *arguments)
 
+    monkeypatch.setattr(overlap, "THREADS", 1)  # the first volume alone is being written
     monkeypatch.setattr(run_jobs, "write_result", write_after_the_other)
     line = refusal(lambda: reconstruct.main(run))
-    assert re.search("another command has written [23] with other settings since this one", line)
+    assert re.search("another command has written 2 with other settings since this one", line)
     sidecars = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
     spacings = sorted(sidecar["settings"]["spacing"][0] for sidecar in sidecars)
     assert spacings == [5.0, 5.0, 5.0, 5.5]  # the first was being written

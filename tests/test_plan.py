@@ -51,7 +51,7 @@ def test_the_settings_that_fit_are_the_first_that_do(capsys):
     assert "data.batch_size=1 train.accumulate=" in text and "checkpointing" not in text
     with pytest.raises(SystemExit) as end:
         main([name, *NARROW, "latents.autoencoder=null", "--fit", "0.1"])
-    least = "no setting fits into 0.1 GB; the least is .* with --precision bf16-mixed .*=true$"
+    least = "does not fit into 0.1 GB: .* with --precision bf16-mixed .*=true; a smaller"
     assert end.value.code == 2 and re.search(least, capsys.readouterr().out.strip())
 
 

@@ -32,6 +32,18 @@ def test_settings_that_a_run_does_not_read_are_named(
     assert named(override) and not named()
 
 
+def test_steps_of_more_samples_than_there_are_cases_are_named(workplace, tmp_path, capsys):
+    command = ["--config", "demo/stage_1", "--run-dir", str(tmp_path), "--dry-run"]
+    command += [f"data.root={workplace / 'data'}", "train.accumulate=2"]
+
+    def warned(batch_size: int) -> bool:
+        train.main([*command, f"data.batch_size={batch_size}"])
+        return "training cases: lower it" in capsys.readouterr().out
+
+    cases = len(list((workplace / "data/training/images").iterdir()))
+    assert warned(cases) and not warned(cases // 2)
+
+
 CONFIGS = packaged_folder("configs")
 
 

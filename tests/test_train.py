@@ -307,7 +307,9 @@ def test_phase_two_restores_weights_and_restarts_its_schedule(stage_1, workplace
         ["--config", str(workplace / "s1.yml"), "--run-dir", str(tmp_path), "--epochs", "3"]
         + ["--resume", str(stage_1), "data.crop=null", "train.restart=[schedule]"]
     )
-    (printed,) = [x for x in capsys.readouterr().err.splitlines() if " resumed " in x]
+    logged = capsys.readouterr().err.splitlines()
+    (printed,) = [x for x in logged if " resumed " in x]
+    assert [x for x in logged if "length: " in x and x.endswith("; 2 epochs are done")]
     assert printed.endswith(
         "at step 8: restored weights, epochs, optimizers; restarted schedule (2 steps of warm-up,"
         " then cosine), best checkpoint"
@@ -346,7 +348,7 @@ def test_bad_input_is_refused_by_name(workplace, stage_1, stage_2, tmp_path):
     fresh = ["--run-dir", tmp_path / "run"]
     assert "train.epochs" in refused("--config", s1, *fresh, "train.epoch=3")
     line = refused("--config", s2, *fresh, "--resume", stage_1)
-    assert "stage-1 checkpoint, where one of stage 2 is needed" in line
+    assert "is of stage 1, where a checkpoint of stage 2 is needed" in line
     assert "--stage 2" in refused("--config", s1, *fresh, "--stage", "2")
     assert "['loss'" in refused("--config", s1, *fresh, "train.best_score=pnsr")
     assert "['loss']" in refused("--config", s2, *fresh, "train.best_score=psnr")

@@ -114,7 +114,8 @@ def build_entries(store: Store, config, workers: int | None, device) -> None:
     report, world = volumes.build_cache(workers), dist.world_size()
     if dist.is_main():
         of_rank = f" (in this process, of {world})" if world > 1 else ""
-        print(f"{store.root}/{VOLUMES}: {report}{of_rank}")
+        kinds = VOLUMES if volumes.tokens is None else f"{VOLUMES} and {TOKENS}"
+        print(f"{store.root}: {kinds}: {report}{of_rank}")
     if config.stage in (2, 3):
         from tubesynth.build.base_models import require_base_models
         from tubesynth.training.latents import encode_data_set
@@ -125,7 +126,7 @@ def build_entries(store: Store, config, workers: int | None, device) -> None:
         encode_data_set(config, volumes, models.autoencoder, device)
         if dist.is_main():
             total = len(store.files(LATENTS))
-            print(f"{store.root}/{LATENTS}: {total - before} built, {total} in all")
+            print(f"{store.root}: {LATENTS}: {total - before} built, {total} in all")
 
 
 @contextmanager

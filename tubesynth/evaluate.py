@@ -81,6 +81,8 @@ def evaluate(args: argparse.Namespace) -> None:
     ):
         if not low < high:
             raise InputError(f"{option} {low:g} {high:g}: give the lower number first")
+    if args.workers is not None and args.workers < 0:
+        raise InputError(f"--workers {args.workers}: give 0, for this process alone, or more")
     workers = pool.check_workers(1 if args.workers == 0 else args.workers)
     if args.training is not None:
         files_of(args.training, "--training")

@@ -23,7 +23,7 @@ import torch
 from tubesynth.build.checkpoint import Checkpoint, weights_digest
 from tubesynth.build.networks import build_network
 from tubesynth.conditioning.model_grid import ModelGrid
-from tubesynth.conditioning.request import SampleRequest, place_request, trace
+from tubesynth.conditioning.request import PlacedRequest, SampleRequest, place_request, trace
 from tubesynth.config.schema import (
     Config,
     Precision,
@@ -125,6 +125,10 @@ class Pipeline:
         InputError (a ValueError) if the file is not a checkpoint, or has no such average.
         """
         device = usable_device(device)
+        if not isinstance(path, str | Path):
+            raise InputError(f"path is {path!r}: give that of a checkpoint, or a model's name")
+        if ema is not None:
+            require_numbers(ema=ema)
         checkpoint = Checkpoint.load(path)
         config = checkpoint.config
         if not isinstance(config, Stage1Config | Stage2Config):
@@ -248,18 +252,20 @@ class Pipeline:
             guidance_vessel=guidance_vessel,
             control_scale=control_scale,
         )
-        self.grid.preprocessing(spacing, resolution)
         if vessels is not None and not isinstance(vessels, VesselTokens):
             raise InputError(f"vessels is a {type(vessels).__name__}: give those of trace")
         if sampling is not None and not isinstance(sampling, SamplingConfig):
             raise InputError(f"sampling is a {type(sampling).__name__}: give a SamplingConfig")
         steps = int(steps) if isinstance(steps, np.integer) else steps
-        if labels is not None and not force:
-            self._warn_of_unusual(labels, vessels, spacing, resolution)
         weights = guidance_label, guidance_vessel, control_scale
         options = SampleOptions(solver, steps, sampling, *weights, spacing, resolution, latent_tile)
-        random = generator(torch.device("cpu"), seed)
-        return self.sample(labels, random, options, vessels=vessels, callback=callback).volume
+        request = SampleRequest(labels, generator(torch.device("cpu"), seed), vessels)
+        synthesizer = self.synthesizer
+        placed = synthesizer.place([request], options)
+        if labels is not None and not force:
+            self._warn_of_unusual(request, placed.requests[0], options)
+        of_case = None if callback is None else lambda index, t, volume: callback(t, volume)
+        return synthesizer.sample(placed, of_case)[0].volume
 
     @suggests_names
     def sample(
@@ -272,13 +278,9 @@ class Pipeline:
         callback: Callable[[float, Volume], None] | None = None,
     ) -> Sample:
         """Like `synthesize`, with noise from a CPU generator; returns labels and latents too."""
-
-        def of_case(index: int, t: float, volume: Volume) -> None:
-            assert callback is not None and index == 0
-            callback(t, volume)
-
+        of_case = None if callback is None else lambda index, t, volume: callback(t, volume)
         requests = [SampleRequest(labels, random, vessels)]
-        return self.sample_batch(requests, options, callback=of_case if callback else None)[0]
+        return self.sample_batch(requests, options, callback=of_case)[0]
 
     @suggests_names
     def sample_batch(
@@ -317,21 +319,31 @@ class Pipeline:
         request = SampleRequest(labels, torch.Generator(), vessels)
         with_tokens = self.config.data.token_step_mm is not None
         placed = place_request(request, self.grid, with_tokens, spacing, resolution)
+        return self._comparison(request, placed)
+
+    def _comparison(self, request: SampleRequest, placed: PlacedRequest) -> Comparison:
+        assert self.conditions is not None and request.labels is not None
         on_grid, scheme = placed.labels, self.config.labels
         comparison = self.conditions.compare(
             describe(on_grid.array, on_grid.spacing, placed.tokens, scheme)
         )
-        coarsest, of_model = labels.spacing.max(), on_grid.spacing.max()
-        if vessels is None and coarsest > COARSE * of_model:
+        coarsest, of_model = request.labels.spacing.max(), on_grid.spacing.max()
+        if request.vessels is None and coarsest > COARSE * of_model:
             comparison.unusual.append(
                 f"voxels of {coarsest:.3g} mm, where the model's are {of_model:.3g}: vessels"
                 " thinner than a voxel are lost or in pieces"
             )
         return comparison
 
-    def _warn_of_unusual(self, labels, vessels, spacing, resolution) -> None:
-        options = {"vessels": vessels, "spacing": spacing, "resolution": resolution}
-        comparison = self.compare_with_training(labels, **options)
+    def _warn_of_unusual(
+        self, request: SampleRequest, placed: PlacedRequest, options: SampleOptions
+    ) -> None:
+        if self.conditions is None:
+            return
+        if placed.tokens is None and self.config.data.token_step_mm is not None:
+            on_grid = options.spacing, options.resolution
+            placed = place_request(request, self.grid, True, *on_grid)
+        comparison = self._comparison(request, placed)
         if comparison.is_empty:
             raise InputError(
                 "labels has none of the structures that the model was trained with: give a label"

@@ -42,7 +42,6 @@ from tubesynth.doctor.training_memory import estimate
 from tubesynth.runtime.errors import EXIT_INPUT, CommandParser, InputError, add_overrides
 from tubesynth.runtime.precision import AUTOCAST_DTYPE
 
-# FLOPs a second: dense products in 16 bits, by NVIDIA's data sheets.
 SPARE = 0.95  # of a GPU's memory: what other programs leave
 # Bytes a second that one GPU sends: of an H100's NVLink and PCIe by the data sheet, of a network.
 LINKS = {"NVLink": 450e9, "PCIe 5": 64e9, "100 Gb/s Ethernet": 12.5e9}
@@ -92,7 +91,12 @@ def configured(name: str, args: argparse.Namespace, *changes: str) -> Config:
     """A config with the items of the command line, of which the changes replace those of a key."""
     keys = {change.partition("=")[0] for change in changes}
     kept = [item for item in args.overrides if item.partition("=")[0] not in keys]
-    return load_config(name, [*kept, f"train.precision={args.precision}", *changes])
+    try:
+        return load_config(name, [*kept, f"train.precision={args.precision}", *changes])
+    except InputError as error:
+        if len(args.configs) == 1:
+            raise
+        raise InputError(f"{name}: {error}") from error
 
 
 def columns(config: Config, cases: int) -> Iterator[str]:
@@ -175,8 +179,11 @@ def fitting(name: str, args: argparse.Namespace) -> tuple[bool, str]:
             least, settings = needed, " ".join([f"--precision {args.precision}", *changes])
         if least <= SPARE * args.fit * 1e9:
             return True, f"{size_text(least)} with {settings}"
-    least_text = f"the least is {size_text(least)} with {settings}"
-    return False, f"no setting fits into {args.fit:g} GB; {least_text}"
+    network = "unet.spade=shared, unet.channels" if isinstance(config, Stage2Config) else "channels"
+    return False, (
+        f"does not fit into {args.fit:g} GB: {size_text(least)} with {settings}; a smaller network"
+        f" takes less ({network})"
+    )
 
 
 def attempts(config: Config) -> Iterator[list[str]]:

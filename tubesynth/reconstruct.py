@@ -78,6 +78,8 @@ def find_label_maps(
 ) -> dict[str, Path]:
     """The label map of every case; {} without --labels."""
     if args.labels is None:
+        if args.label_map is not None:
+            raise InputError("--label-map: has no effect without --labels: leave it out")
         return {}
     if pipeline.autoencoder.condition is None:
         raise InputError(

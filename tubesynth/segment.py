@@ -120,6 +120,8 @@ def train_seeds(args: argparse.Namespace) -> None:
         raise InputError("--without-real: there is nothing to train on: give --synthetic")
     for seed in args.seeds or []:
         check_seed(seed, "--seeds", requirement(args.config))
+        if args.seeds.count(seed) > 1:
+            raise InputError(f"--seeds: {seed} is there twice: give each seed once")
     run_dir = args.run_dir or Path("runs") / run_name(args.config)
     require_tools(config, args.logger, args.device)
     device = dist.start(args.device)

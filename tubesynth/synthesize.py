@@ -37,7 +37,7 @@ from tubesynth.inference.arguments import arguments_as_flags
 from tubesynth.inference.comparison import compare_cases
 from tubesynth.inference.job import Job, output_format
 from tubesynth.inference.label_maps import find_centrelines, find_label_maps, label_map_of
-from tubesynth.inference.options import add_model_options, tile_option
+from tubesynth.inference.options import add_model_options, precision_option, tile_option
 from tubesynth.inference.run_jobs import run_jobs
 from tubesynth.inference.sample_jobs import SampleSteps, sample_jobs
 from tubesynth.inference.settings import common_settings, replace_settings
@@ -126,7 +126,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-process", action="store_true", help="write the volume after every solver step")
     add_model_options(parser)
     text = "the same as --precision 16-mixed"
-    add("--amp", dest="precision", action="store_const", const="16-mixed", help=text)
+    add("--amp", action="store_true", help=text)
     add_overrides(parser, "sampling.shift=2")
     return parser.parse_with_overrides(argv)
 
@@ -160,13 +160,16 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
     pipeline = Pipeline.load(
         args.model,
         device=device,
-        precision=args.precision,
+        precision=precision_option(args),
         tile=tile_option(args.tile),
         ema=args.ema,
     )
     config = pipeline.config
     if not isinstance(config, Stage2Config):
-        raise InputError(f"{args.model}: a stage-1 checkpoint, where one of stage 2 or 3 is needed")
+        raise InputError(
+            f"--model {args.model}: is of stage {config.stage}, where a checkpoint of stage 2 or 3"
+            " is needed: give another"
+        )
     if args.config or args.overrides:
         config = replace_settings(config, args)
     if args.latent_mode not in (None, config.latent_mode):
@@ -175,9 +178,11 @@ def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Pipeline
             " leave the flag out"
         )
     sampling = replace(config.sampling, solver=args.solver or config.sampling.solver)
+    for flag, keys in (("steps", ("steps", "time_grid")), ("solver", ("solver",))):
+        for item in args.overrides if getattr(args, flag) else ():
+            if item.partition("=")[0] in {f"sampling.{key}" for key in keys}:
+                raise InputError(f"--{flag} and {item.partition('=')[0]}: give one of them")
     if args.steps:
-        if any(item.startswith("sampling.time_grid=") for item in args.overrides):
-            raise InputError("--steps and sampling.time_grid: give one of them")
         sampling = replace(sampling, steps=args.steps, time_grid=None)
     has_interval = any(item.startswith("sampling.guidance_interval=") for item in args.overrides)
     if has_interval and args.guidance_label == args.guidance_vessel == 1:

@@ -196,8 +196,8 @@ class Checkpoint:
         """InputError unless the checkpoint is of this stage."""
         if self.config.stage != stage:
             raise InputError(
-                f"{self.path}: a stage-{self.config.stage} checkpoint, where one of stage {stage}"
-                " is needed"
+                f"{self.path}: is of stage {self.config.stage}, where a checkpoint of stage"
+                f" {stage} is needed: give another"
             )
 
     def weights_alone(

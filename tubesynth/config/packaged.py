@@ -43,7 +43,9 @@ def find_config(name: str | Path) -> Path:
         path = path.relative_to(path.parts[0])
     configs, key = packaged_configs(), path.as_posix()
     if key in configs:
-        if Path(name).parts[0] == "config":  # as the README of the published code spells its own
+        parts = Path(name).parts
+        # config/NAME.yml is the spelling of the published code; NAME.yml names a file of the user.
+        if parts[0] == "config" or (len(parts) == 1 and key != str(name)):
             published = f"as_published/{key}"
             hint = f"; the published settings are {published}" if published in configs else ""
             warn_once(f"{name}: no such file: using the packaged config {key}{hint}")

@@ -20,6 +20,7 @@ from tubesynth.runtime.reading import fits, read_json, stored_json
 from tubesynth.volume.digest import file_digest
 
 FORMAT = 1
+OPTIONS = {"crop_margin_mm": "--crop-to-heart and a margin of", "heart": "--heart-dir"}
 NAME, RECORDS = "manifest.json", ".records"
 FILE_FORM = {"path": str, "bytes": int, "time_ns": int, "sha256": str}
 # A record of a labeled case has a file "label" too.
@@ -61,8 +62,9 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
         stored_value = stored["settings"].get(key)
         if stored_value != value:
             raise InputError(
-                f"{path}: was prepared with {key} {short(stored_value)}, this command has"
-                f" {short(value)}; choose another --output-dir or delete this one"
+                f"{path}: was prepared with {OPTIONS.get(key, key)} {short(stored_value)}, this"
+                f" command has {short(value)}; choose another --output-dir, or delete the folder"
+                f" {root}"
             )
     records = dict(stored["cases"])
     for file in sorted((root / RECORDS).glob("*.json")):

@@ -176,8 +176,8 @@ def build_volumes(
             failures.append(failure)
     report.seconds = time.perf_counter() - start
     if failures:
-        others = f" (and {len(failures) - 1} other cases fail)" if len(failures) > 1 else ""
-        raise InputError(f"{failures[0]}{others}")
+        others = f"; {len(failures) - 1} other cases fail too: tubesynth doctor names all"
+        raise InputError(f"{failures[0]}{others if failures[1:] else ''}")
     return report
 
 

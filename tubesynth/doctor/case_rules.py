@@ -152,8 +152,8 @@ def vessels_on_the_grid(facts: Facts, expected: Expected) -> Results:
         sizes = expected.preprocessing.spacing_text
         yield warning(
             f"{facts.label}: vessels in {count} pieces become {facts.grid_pieces} pieces in"
-            f" {expected.owner} voxels of {sizes}; choose a smaller data.spacing, or condition on"
-            " the vessels that are traced in the file: unet.vessel_fields, unet.vessel_attention"
+            f" {expected.owner} voxels of {sizes}; choose a smaller data.spacing, or a stage 2 with"
+            " unet.vessel_fields or unet.vessel_attention, whose vessels are traced in the file"
         )
 
 

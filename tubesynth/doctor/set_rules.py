@@ -48,6 +48,9 @@ def cases(splits: list[Split], facts: list[Facts], expected: Expected) -> Result
     counts = [f"{len(split.cases)} {split.name}".strip() for split in splits]
     num_labeled = sum(case.label is not None for split in splits for case in split.cases)
     total = sum(len(split.cases) for split in splits)
+    if total == 0:
+        yield error("the folders hold no volumes; check data.root, or --data")
+        return
     with_labels = (
         "all with label maps" if num_labeled == total else f"{num_labeled} with a label map"
     )

@@ -54,7 +54,6 @@ def compare_cases(
 
     rows = dist.interruptible(compare_each, f"no volume was made; {STARTS_AGAIN}")
     all_rows = dist.gather_rows(rows)
-    warn_of({row["case"]: row["unusual"] for row in all_rows})
     empty = [row["case"] for row in all_rows if row["is_empty"]]
     if empty and not force:
         others = f" and {len(empty) - 1} more" if empty[1:] else ""
@@ -62,4 +61,5 @@ def compare_cases(
             f"case {empty[0]}{others}: its label map has none of the structures that the model was"
             " trained with: correct it (tubesynth doctor shows its classes), or give --force"
         )
+    warn_of({row["case"]: row["unusual"] for row in all_rows})
     return {row["case"]: row["unusual"] for row in rows}

@@ -68,7 +68,7 @@ class Job:
         record = stored_json(self.sidecar)
         if (record.get("source"), record.get("settings")) != (self.source_name, self.settings):
             return False
-        if not all(path.exists() for path in (self.image_path, *self.other_outputs)):
+        if not (self.image_path.is_file() and all(path.exists() for path in self.other_outputs)):
             return False
         return record.get("source_sha256") == self.source_digest()
 

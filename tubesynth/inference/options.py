@@ -34,6 +34,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def precision_option(args: argparse.Namespace) -> Precision:
+    """The value of --precision, or of its older name --amp."""
+    if not args.amp:
+        return args.precision
+    if args.precision not in ("auto", "16-mixed"):
+        raise InputError(f"--precision {args.precision} and --amp: give one of them")
+    return "16-mixed"
+
+
 def tile_option(text: str) -> Tile:
     """The value of --tile: auto, none (as None), or voxels per side."""
     if text == "auto":

@@ -83,11 +83,13 @@ class Execution:
     """Reads, computes and writes a batch: the callables of `overlapped`.
 
     records: the sidecars of the volumes that are replaced, as they were when the command began.
+    warnings: on these volumes, logged before the first is written.
     """
 
     steps: Steps
     device: torch.device
     records: dict[Path, dict]
+    warnings: list[str]
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def read(self, batch: list[Job]) -> ReadBatch:
@@ -110,6 +112,8 @@ class Execution:
     def write(self, batch: list[Job], computed: ComputedBatch) -> list[str]:
         """Write the volumes of a batch; returns the lines to print."""
         lines: list[str] = []
+        while self.warnings:  # no earlier: options that no volume can have are refused before
+            logger.warning(self.warnings.pop())
         for index, (job, result) in enumerate(computed.results):
             if index:
                 ask()  # a whole batch may take longer than a signal leaves
@@ -152,11 +156,9 @@ def run_jobs(
     unfinished, records, warning = dist.interruptible(list_unfinished, message)
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
     check(rank_jobs)
-    if warning:
-        logger.warning(warning)
     start = time.perf_counter()
     batches = [rank_jobs[i : i + batch_size] for i in range(0, len(rank_jobs), batch_size)]
-    execution = Execution(steps, device, records)
+    execution = Execution(steps, device, records, [warning] if warning else [])
 
     def write_volumes() -> None:
         with Progress(title, len(rank_jobs), unit="volume") as progress:

@@ -7,6 +7,7 @@ the phantom generator, whose centrelines and picture are written too.
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from tubesynth.volume.classes import LabelScheme
 from tubesynth.volume.digest import file_digest
 from tubesynth.volume.files import check_dimensions, check_labels, read_labels, write_volume
 from tubesynth.volume.grid import Volume
+from tubesynth.volume.vessels import VesselTokens
 
 Files = tuple[SampleRequest, list[Branch] | None]
 # Of each job of a batch its centrelines, if it is of a new patient, and the batch on the grid.
@@ -81,12 +83,25 @@ class SampleSteps:
 
     def read(self, job: Job) -> Files:
         """What a job synthesizes; for a new patient its centrelines too."""
-        config, labels, vessels, branches = self.synthesizer.config, None, None, None
         case, index = job.settings["case"], job.settings["sample"]
-        if job.source is not None:
-            labels = read_labels(job.source, config.data.label_map)
-            check_dimensions(labels, config.dim, job.source)
-            check_labels(labels.array, config.labels.num_classes, job.source, TRANSLATE_REMEDY)
+        labels, vessels, branches = self._read_case(case, job.source)
+        random = generator(torch.device("cpu"), self.args.seed, "sample", case, index)
+        return SampleRequest(labels, random, vessels), branches
+
+    @cached_property
+    def _read_case(self):
+        """`_case`, which keeps the last cases: each is compared, and has one or more samples."""
+        return lru_cache(maxsize=2)(self._case)
+
+    def _case(
+        self, case: str, source: Path | None
+    ) -> tuple[Volume | None, VesselTokens | None, list[Branch] | None]:
+        """(label map, the user's vessels, the centrelines of a new patient)."""
+        config, labels, vessels, branches = self.synthesizer.config, None, None, None
+        if source is not None:
+            labels = read_labels(source, config.data.label_map)
+            check_dimensions(labels, config.dim, source)
+            check_labels(labels.array, config.labels.num_classes, source, TRANSLATE_REMEDY)
             if case in self.centrelines:
                 step_mm = config.data.token_step_mm or 1.0
                 vessels = user_centreline_tokens(self.centrelines[case], labels, step_mm)
@@ -96,8 +111,7 @@ class SampleSteps:
             seed = derive(self.args.seed, "synthesize", case)
             phantom = make_phantom(seed, 1, grid.shape, grid.spacing, config.labels)
             labels, branches = phantom.labels, phantom.branches
-        random = generator(torch.device("cpu"), self.args.seed, "sample", case, index)
-        return SampleRequest(labels, random, vessels), branches
+        return labels, vessels, branches
 
     def place(self, batch: list[Job], files: list[Files]) -> Inputs:
         requests, branches = zip(*files, strict=True)

@@ -78,7 +78,7 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
             if stored_config.get(key) != value:
                 raise InputError(
                     f"{path}: {key} is {short(stored_config.get(key))}, but this command has"
-                    f" {value}; give another --output-dir or delete this one"
+                    f" {short(value)}; give another --output-dir, or delete the folder {root}"
                 )
         return
     try:

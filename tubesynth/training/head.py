@@ -3,6 +3,7 @@
 import torch
 
 import tubesynth
+from tubesynth.build.checkpoint import Position
 from tubesynth.config.length import num_steps, samples_per_step
 from tubesynth.config.schema import Config
 from tubesynth.runtime import dist
@@ -12,8 +13,13 @@ from tubesynth.training.inputs import Volumes
 from tubesynth.training.warnings import run_warnings
 
 
-def log_head(config: Config, volumes: Volumes, device: torch.device, kernels: str) -> None:
-    """Log versions, device, data, length and cache on rank 0; kernels: of choose_kernels."""
+def log_head(
+    config: Config, volumes: Volumes, device: torch.device, kernels: str, position: Position
+) -> None:
+    """Log versions, device, data, length and cache on rank 0; kernels: of choose_kernels.
+
+    position: at which the run starts.
+    """
     if not dist.is_main():
         return
     commit = git_commit()
@@ -29,12 +35,15 @@ def log_head(config: Config, volumes: Volumes, device: torch.device, kernels: st
         f"data: {cases} training and {len(volumes.validation)} validation cases"
         f" ({data.image_train_dir or data.root}); cache: {data.cache_dir if cached else 'none'}",
         f"length: {config.train.epochs} epochs, {num_steps(config, cases, processes)} steps,"
-        f" {cases / batch:.4g} steps an epoch; samples a step: {batch}",
+        f" {cases / batch:.4g} steps an epoch; samples a step: {batch}"
+        + (f"; {position.sample_index / cases:.4g} epochs are done" if position.step else ""),
     ]
     if not volumes.has_labels:
         lines.append("labels: none, images alone: nothing that needs vessels is scored")
     for line in lines:
         logger.info(line)
+    if config.train.restart and position == Position():
+        logger.warning("train.restart: has no effect without --resume")
     for message in run_warnings(config, volumes.training, volumes.validation):
         logger.warning(message)
 

@@ -112,6 +112,11 @@ def _require_same_run(
     checkpoint: Checkpoint, run_dir: Path, started_from: Path | None, config: Config
 ) -> None:
     assert checkpoint.position  # a run's own checkpoints have one
+    if checkpoint.config.stage != config.stage:
+        raise InputError(
+            f"{run_dir}: holds a run of stage {checkpoint.config.stage} already: --run-dir for a"
+            " new folder"
+        )
     differing = differences(config, checkpoint.config)
     start = str(started_from) if started_from else None
     if start != checkpoint.position.started_from:

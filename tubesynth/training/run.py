@@ -81,10 +81,11 @@ def run_training(
     Arguments: those of `run_stage`. make_stage gets the config with its precision resolved.
     """
     config = with_precision(config, checkpoint, lock.run_dir, device)
-    log_head(config, volumes, device, choose_kernels(device, config.train.deterministic))
+    position = starting_position(checkpoint, config, lock.run_dir)
+    kernels = choose_kernels(device, config.train.deterministic)
+    log_head(config, volumes, device, kernels, position)
     if config.data.dataset_type == "persistent":
         volumes.build_cache()
-    position = starting_position(checkpoint, config, lock.run_dir)
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     stage = make_stage(config, position)
     dist.interruptible(lambda: None, f"no step was made; {RESUMES}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from tubesynth.config.length import samples_per_step
 from tubesynth.config.schema import Config, Stage1Config, uses_perceptual
 from tubesynth.config.unread import unread_settings
 from tubesynth.data.duplicates import shared_warning
@@ -12,6 +13,11 @@ def run_warnings(config: Config, training: list[Case], validation: list[Case]) -
     """Of equal images in both splits, and of settings that the run does not read."""
     if shared := shared_warning(training, validation):
         yield shared
+    if (batch := samples_per_step(config)) > len(training):
+        yield (
+            f"data.batch_size times train.accumulate: a step has {batch} samples, but there are"
+            f" {len(training)} training cases: lower it, or each step has a case several times"
+        )
     yield from config_warnings(config)
 
 
