@@ -13,21 +13,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from grids import resampled
 
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate, pad_tokens
 from tubesynth.data.entry import will_need
 from tubesynth.data.loader import Loader
-from tubesynth.data.preprocessing import Preprocessing, resample_case
+from tubesynth.data.preprocessing import Preprocessing, preprocess_labels
 from tubesynth.data.sampler import RankBatchSampler, case_of_sample
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import TokenSource
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case, pair_cases
 from tubesynth.volume.files import read_volume
-from tubesynth.volume.grid import spacing_of
-from tubesynth.volume.resample import resample_labels
-from tubesynth.volume.vessels import VesselTokens
+from tubesynth.volume.vessels import VesselTokens, place_tokens
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 GRID = Preprocessing((16, 16, 12), (1.0, 1.0, 1.5))
@@ -37,13 +36,14 @@ ALL = Augmentation(flip=0.5, rotate90=0.5, intensity=0.5)
 class VoxelTokens(TokenSource):
     """Tokens at the voxels of the class: every transform must keep them at these voxels."""
 
-    def on_grid(self, labels, shape, affine):
-        on_grid = resample_labels(labels, shape, affine).array
-        index = np.argwhere(on_grid == self.vessel_class)[:200]
-        position = (index - (np.array(shape) - 1) / 2) * spacing_of(affine)
+    def trace(self, labels):
+        placed = preprocess_labels(labels, GRID)
+        index = np.argwhere(placed.array == self.vessel_class)[:200]
         table = np.zeros((len(index), 9))
-        table[:, :3], table[:, 3] = position, 0.1
-        return VesselTokens.from_array(table)
+        table[:, :3] = (index - (np.array(placed.shape) - 1) / 2) * placed.spacing
+        table[:, 3] = 0.1
+        tokens = VesselTokens.from_array(table)
+        return place_tokens(tokens, placed, labels.shape, labels.affine)
 
 
 TOKENS = VoxelTokens(8, 1.0)
@@ -148,7 +148,7 @@ def test_image_label_tokens_and_fields_of_a_sample_show_the_same_vessels(cases, 
 
 
 def test_image_and_label_land_on_the_images_grid_as_simpleitk_resamples_them(cases):
-    arrays, affine = resample_case(cases[0], GRID)
+    arrays, affine = resampled(cases[0], GRID)
     source = sitk.ReadImage(str(cases[0].label))
     target = sitk.Image([16, 16, 12], sitk.sitkUInt8)
     lps = np.diag([-1, -1, 1, 1]) @ affine
@@ -216,9 +216,9 @@ def test_a_data_set_without_cases_is_refused():
 
 def test_label_outside_the_classes_or_on_another_grid_is_refused_by_name(cases, tmp_path):
     with pytest.raises(InputError, match=r"0.label.nii.gz.*0 to 4"):
-        resample_case(cases[0], replace(GRID, num_classes=5))
+        resampled(cases[0], replace(GRID, num_classes=5))
     with pytest.raises(InputError, match=r"1.label.nii.gz.*0.img.nii.gz"):
-        resample_case(Case("0", cases[0].image, cases[1].label), GRID)
+        resampled(Case("0", cases[0].image, cases[1].label), GRID)
 
 
 # ---- batches

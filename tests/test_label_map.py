@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from grids import resampled
 
 from tubesynth.config.labels import load_label_map, load_scheme
 from tubesynth.config.loading import config_from_plain, load_config
 from tubesynth.config.strict import dump, to_plain
-from tubesynth.data.preprocessing import Preprocessing, resample_case
+from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import TokenSource, ensure_tokens, ensure_volume, volume_key
 from tubesynth.doctor import __main__ as doctor
@@ -93,7 +94,7 @@ def test_cached_volumes_and_tokens_are_those_of_the_translated_label_map(tmp_pat
     (case,) = pair_cases(tmp_path / "images", tmp_path / "labels", SEGMENTS)
     grid, source = Preprocessing((32, 24, 24), (0.6, 0.5, 0.5)), TokenSource(8, 1.0)
     with pytest.raises(InputError, match="9, 10, .* outside the classes 0 to 8; give each value's"):
-        resample_case(Case("1", image, case.label), grid)
+        resampled(Case("1", image, case.label), grid)
     store, results = Store(tmp_path / "cache"), []
     for each in (case, plain):
         volume, _ = ensure_volume(store, each, grid)

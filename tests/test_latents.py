@@ -52,7 +52,7 @@ def test_latents_are_scaled_by_the_moments_of_all_training_latents(workplace, st
     torch.testing.assert_close(latents.scale.restore(normalized), every.float())
 
 
-def test_a_fixed_scale_takes_the_place_of_the_measured_one(workplace):
+def test_a_fixed_scale_takes_the_place_of_the_measured_one(stage_1, workplace):
     latents = encoded(workplace, "latents.mean=0.1", "latents.scaling_factor=2")
     x = torch.randn(1, latents.autoencoder.embedding_dim, 2, 2, 2)
     torch.testing.assert_close(latents.scale.normalize(x), (x - 0.1) * 2)

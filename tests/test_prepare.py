@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from grids import resampled
 from refusals import refusal
 
 from tubesynth.data import manifest
-from tubesynth.data.preprocessing import Preprocessing, resample_case
+from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.doctor import __main__ as doctor
 from tubesynth.doctor.facts import Expected
 from tubesynth.prepare import __main__ as prepare
@@ -108,7 +109,7 @@ def test_training_reads_the_resulting_folders(source, hearts, tmp_path):
     out = run(source, tmp_path / "out", "--heart-dir", hearts)
     for part in ("training", "validation"):
         for case in pair_cases(out / part / "images", out / part / "labels"):
-            arrays, _ = resample_case(case, Preprocessing(SHAPE, (0.5, 0.5, 0.8)))
+            arrays, _ = resampled(case, Preprocessing(SHAPE, (0.5, 0.5, 0.8)))
             assert arrays["label"].max() == 8
     findings = doctor.check_data(doctor.find_splits(out), Expected())
     assert not [finding for finding in findings if finding.level == "error"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import AUTOENCODER, DATA, UNET
+from grids import resampled
 from networks import make_flow, make_unet
 
 from tubesynth import cache, synthesize, train
@@ -13,7 +14,7 @@ from tubesynth.build.base_models import require_base_models
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.config.loading import load_config
 from tubesynth.data.dataset import VolumeDataset
-from tubesynth.data.preprocessing import Preprocessing, SpacingRange, resample_case
+from tubesynth.data.preprocessing import Preprocessing, SpacingRange
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import TokenSource, build_volumes
 from tubesynth.models.conditions import Conditions
@@ -82,7 +83,7 @@ def boxed(case: Case, folder, box) -> Case:
 def test_null_fits_the_whole_image_into_the_resolution(cases, tmp_path):
     box = (slice(2, 30), slice(4, 28), slice(0, 22))  # 28 x 24 x 22 voxels of 5.5 mm
     case = boxed(cases[0], tmp_path, box)
-    arrays, affine = resample_case(case, replace(GRID, spacing=None))
+    arrays, affine = resampled(case, replace(GRID, spacing=None))
     image, labels = read_volume(case.image), read_labels(case.label)
     assert np.allclose(spacing_of(affine), 5.5 * np.array([28, 24, 22]) / [32, 32, 24])
     grid = Volume(arrays["label"], affine)

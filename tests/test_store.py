@@ -266,7 +266,7 @@ def test_other_settings_of_the_tokens_do_not_change_the_key_of_the_volume(store,
 
 
 class FewTokens(TokenSource):
-    def on_grid(self, labels, shape, affine):
+    def trace(self, labels):
         table = np.zeros((5, 9))
         table[:, :3] = np.argwhere(labels.array == self.vessel_class)[:5]
         return VesselTokens.from_array(table)
@@ -299,7 +299,7 @@ def test_ranks_share_the_cases_and_processes_build_the_same_bytes(tmp_path):
 
 
 class KilledTokens(TokenSource):
-    def on_grid(self, labels, shape, affine):
+    def trace(self, labels):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -351,9 +351,9 @@ import sys, pickle
 from tubesynth.data.store import Store
 from tubesynth.data.volumes import build_volumes
 from tubesynth.data.entry import METADATA_KEY
-from tubesynth.data.preprocessing import resample_case
+from tubesynth.data.preprocessing import preprocess_case, read_case
 cases, grid = pickle.load(open(sys.argv[2], "rb"))
-resample_case(cases[0], grid)  # imports are done: the build only reads and writes
+preprocess_case(*read_case(cases[0], grid), grid)  # imports are done
 print("go", flush=True)
 build_volumes(Store(sys.argv[1]), cases, grid, workers=1)
 print("done", flush=True)

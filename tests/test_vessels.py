@@ -261,7 +261,8 @@ def test_a_sheared_label_map_has_the_vessels_of_a_right_angled_one():
         x, y, z = affine[:3, :3] @ index + affine[:3, 3:]
         tube = np.hypot(x, y - 0.2 * z) < 2.0  # its radius across is a little smaller
         mask = Volume((tube & (abs(z) < 20)).reshape(shape).astype(np.uint8), affine)
-        results.append(TokenSource(1, 1.0).on_grid(mask, shape, upright))
+        tokens = TokenSource(1, 1.0).trace(mask)
+        results.append(place_tokens(tokens, mask, shape, upright))
     straight, sheared = results
     assert sheared.root_distance_mm.max() == pytest.approx(straight.root_distance_mm.max(), abs=1)
     assert np.median(sheared.radius_mm) == pytest.approx(np.median(straight.radius_mm), rel=0.03)
@@ -363,7 +364,7 @@ def test_a_vessel_thinner_than_a_voxel_of_the_model_keeps_its_tokens(phantom):
     file."""
     case, fine = phantom
     shape, affine = target_grid(case.labels, SPACING * 4, (64, 64, 32))
-    tokens = TokenSource(8, 1.0).on_grid(case.labels, shape, affine)
+    tokens = place_tokens(TokenSource(8, 1.0).trace(case.labels), case.labels, shape, affine)
     assert len(tokens) == len(fine) and np.array_equal(tokens.radius_mm, fine.radius_mm)
     # the exact centrelines, relative to the middle of the coarse grid
     middle = Volume(np.zeros(shape, np.uint8), affine).center_mm

@@ -26,7 +26,7 @@ from tubesynth.config.loading import load_config
 from tubesynth.data.entry import Entry
 from tubesynth.data.pool import check_workers
 from tubesynth.data.store import Store
-from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key, volume_key
+from tubesynth.data.volumes import LATENTS, TOKENS, VOLUMES, token_key
 from tubesynth.runtime.errors import CommandParser, InputError, add_overrides
 from tubesynth.runtime.log import progress
 from tubesynth.runtime.reading import require_folder
@@ -226,16 +226,12 @@ def references(store: Store, config) -> set[tuple[str, str]]:
     volumes = Volumes.find(config)
     volumes.store = store
     cases = volumes.training + volumes.validation
-    draws = volumes.preprocessing.draws
-    drawn = [(case, draw) for case in cases for draw in range(draws)]
     with hashing_threads() as pool:
-        keys = pool.map(
-            lambda each: volume_key(store, each[0], volumes.preprocessing, each[1]), drawn
-        )
-        keys = list(progress(keys, "digests", len(drawn)))
-    referenced = {(VOLUMES, key) for key in keys}
+        keys = list(progress(pool.map(volumes.keys, cases), "digests", len(cases)))
+    every_key = [key for of_case in keys for key in of_case]
+    referenced = {(VOLUMES, key) for key in every_key}
     if volumes.tokens:
-        referenced |= {(TOKENS, token_key(key, volumes.tokens)) for key in keys}
+        referenced |= {(TOKENS, token_key(key, volumes.tokens)) for key in every_key}
     path = config.latents.autoencoder if config.stage in (2, 3) else None
     if path is None:
         return referenced
@@ -243,9 +239,8 @@ def references(store: Store, config) -> set[tuple[str, str]]:
         digest = Checkpoint.load(path, stage=1).trained_autoencoder.digest
     except InputError as error:
         raise InputError(f"latents.autoencoder: {error}") from error
-    of_training = config.latents.variants * draws
-    for split, variants in ((volumes.training, of_training), (volumes.validation, 1)):
-        for case in split:
-            for variant in range(variants):
-                referenced.add((LATENTS, latent_key(config, volumes, digest, case, variant)))
+    of_training = config.latents.variants * volumes.preprocessing.draws
+    for index, of_case in enumerate(keys):
+        for variant in range(of_training if index < len(volumes.training) else 1):
+            referenced.add((LATENTS, latent_key(config, volumes, digest, of_case, variant)))
     return referenced

@@ -23,10 +23,17 @@ from tubesynth.data.augment import (
     random_transform,
 )
 from tubesynth.data.entry import will_need
-from tubesynth.data.preprocessing import Preprocessing, preprocess_case, read_case
+from tubesynth.data.preprocessing import Preprocessing, preprocess_case
 from tubesynth.data.sampler import case_of_sample
 from tubesynth.data.store import Store
-from tubesynth.data.volumes import VOLUMES, TokenSource, ensure_tokens, ensure_volume, volume_key
+from tubesynth.data.volumes import (
+    VOLUMES,
+    CaseFiles,
+    TokenSource,
+    ensure_tokens,
+    ensure_volume,
+    volume_key,
+)
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
 from tubesynth.volume.grid import spacing_of
@@ -150,12 +157,11 @@ class VolumeDataset(torch.utils.data.Dataset):
         return entry.arrays(), tokens, np.array(entry.meta["affine"])
 
     def _resample(self, case: Case, draw: int) -> StoredCase:
-        preprocessing = self.preprocessing.of_draw(case.id, draw)
-        image, labels = read_case(case, preprocessing)
-        arrays, affine = preprocess_case(image, labels, preprocessing)
+        preprocessing, files = self.preprocessing.of_draw(case.id, draw), CaseFiles(case)
+        arrays, affine = preprocess_case(*files.read(preprocessing), preprocessing)
         tokens = None
-        if self.tokens is not None and labels is not None:
-            tokens = vars(self.tokens.on_grid(labels, arrays["image"].shape, affine))
+        if self.tokens is not None and case.label is not None:
+            tokens = vars(files.tokens(self.tokens, arrays["image"].shape, affine))
         return arrays, tokens, affine
 
     def _without_flat_axis(self, array: np.ndarray) -> np.ndarray:

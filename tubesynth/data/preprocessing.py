@@ -148,10 +148,3 @@ def preprocess_case(
     if labels is not None:
         arrays["label"] = preprocess_labels(labels, preprocessing, placed).array
     return arrays, placed.affine
-
-
-def resample_case(
-    case: Case, preprocessing: Preprocessing
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Read the files of a case and apply `preprocess_case`."""
-    return preprocess_case(*read_case(case, preprocessing), preprocessing)

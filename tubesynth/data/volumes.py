@@ -14,7 +14,7 @@ import numpy as np
 
 from tubesynth.data.entry import Entry
 from tubesynth.data.pool import cores, each
-from tubesynth.data.preprocessing import Preprocessing, resample_case
+from tubesynth.data.preprocessing import Preprocessing, preprocess_case, read_case
 from tubesynth.data.store import Store, entry_key
 from tubesynth.runtime.errors import InputError
 from tubesynth.volume.cases import Case
@@ -23,7 +23,7 @@ from tubesynth.volume.grid import Volume
 from tubesynth.volume.resample import right_angled
 from tubesynth.volume.vessels import VesselTokens, extract_tokens, place_tokens
 
-FORMAT = 3  # raise it when resample_case gives other voxels for the same input
+FORMAT = 3  # raise it when preprocess_case gives other voxels for the same input
 TOKEN_FORMAT = 4  # raise it when TokenSource gives other tokens for the same label map
 VOLUMES, TOKENS, LATENTS = "volumes", "tokens", "latents"  # the kinds of entries
 
@@ -54,9 +54,36 @@ class TokenSource:
             return tokens
         return place_tokens(tokens, upright, labels.shape, labels.affine)
 
-    def on_grid(self, labels: Volume, shape: tuple[int, ...], affine: np.ndarray) -> VesselTokens:
-        """The tokens of a label map on another grid of the same world."""
-        return place_tokens(self.trace(labels), labels, shape, affine)
+
+class CaseFiles:
+    """The volumes of a case's files and the tokens traced in them, each made once, on demand."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self._read: tuple[Volume, Volume | None] | None = None
+        self._labels: Volume | None = None
+        self._traced: tuple[TokenSource, VesselTokens] | None = None
+
+    def read(self, preprocessing: Preprocessing) -> tuple[Volume, Volume | None]:
+        """Image and label map; see read_case."""
+        if self._read is None:
+            self._read = read_case(self.case, preprocessing)
+            self._labels = self._read[1]
+        return self._read
+
+    def forget_image(self) -> None:
+        """Free its memory, once the volumes of all spacings are made."""
+        self._read = None
+
+    def tokens(
+        self, source: TokenSource, shape: tuple[int, ...], affine: np.ndarray
+    ) -> VesselTokens:
+        """The tokens of the label map on a grid."""
+        if self._labels is None:
+            self._labels = read_labels(self.case.label, self.case.label_map)
+        if self._traced is None or self._traced[0] != source:
+            self._traced = source, source.trace(self._labels)
+        return place_tokens(self._traced[1], self._labels, shape, affine)
 
 
 @dataclass
@@ -115,12 +142,13 @@ def ensure_volume(
     preprocessing: Preprocessing,
     key: str | None = None,
     draw: int = 0,
+    files: CaseFiles | None = None,
 ) -> tuple[Entry, bool]:
     """(entry of a case's volumes, whether this call built it)."""
-    preprocessing = preprocessing.of_draw(case.id, draw)
+    preprocessing, files = preprocessing.of_draw(case.id, draw), files or CaseFiles(case)
 
     def build():
-        arrays, affine = resample_case(case, preprocessing)
+        arrays, affine = preprocess_case(*files.read(preprocessing), preprocessing)
         return arrays, {"affine": affine.tolist()}
 
     key = key or volume_key(store, case, preprocessing)
@@ -128,14 +156,14 @@ def ensure_volume(
 
 
 def ensure_tokens(
-    store: Store, case: Case, volume: Entry, source: TokenSource
+    store: Store, case: Case, volume: Entry, source: TokenSource, files: CaseFiles | None = None
 ) -> tuple[Entry, bool]:
     """(entry of a case's tokens on the grid of its cached volumes, whether this call built it)."""
-    shape, affine = volume.arrays()["image"].shape, np.array(volume.meta["affine"])
+    shape, affine = volume.meta["arrays"]["image"]["shape"], np.array(volume.meta["affine"])
+    files = files or CaseFiles(case)
 
     def build():
-        labels = read_labels(case.label, case.label_map)
-        return dict(vars(source.on_grid(labels, shape, affine))), {}
+        return dict(vars(files.tokens(source, tuple(shape), affine))), {}
 
     meta = entry_meta(case, volume=volume.key, settings=source.settings)
     return store.ensure(TOKENS, token_key(volume.key, source), build, meta)
@@ -155,18 +183,22 @@ def build_volumes(
     A case that cannot be built does not stop the others; InputError names it at the end.
     """
     start, report = time.perf_counter(), BuildReport()
-    missing, drawn = [], [(case, draw) for case in cases for draw in range(preprocessing.draws)]
-    for case, draw in drawn[rank::world]:  # only missing entries are sent to worker processes
-        concrete = preprocessing.of_draw(case.id, draw)
-        entries = _existing_entries(store, case, concrete, tokens)
-        if entries is None:
-            missing.append((case, concrete))
-        else:
-            report.existing += len(entries)
-            report.bytes += sum(entry.size for entry in entries)
+    missing: list[tuple[Case, list[int]]] = []  # only missing entries are sent to processes
+    for case in cases[rank::world]:
+        draws = []
+        for draw in range(preprocessing.draws):
+            concrete = preprocessing.of_draw(case.id, draw)
+            entries = _existing_entries(store, case, concrete, tokens)
+            if entries is None:
+                draws.append(draw)
+            else:
+                report.existing += len(entries)
+                report.bytes += sum(entry.size for entry in entries)
+        if draws:
+            missing.append((case, draws))
     if workers is None:
         workers = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    jobs = [(store, case, concrete, tokens) for case, concrete in missing]
+    jobs = [(store, case, preprocessing, draws, tokens) for case, draws in missing]
     failures = []
     for built, existing, size, failure in each(_build_case, jobs, workers, "cache"):
         report.built += built
@@ -196,14 +228,22 @@ def _existing_entries(
 
 
 def _build_case(
-    store: Store, case: Case, preprocessing: Preprocessing, tokens: TokenSource | None
+    store: Store,
+    case: Case,
+    preprocessing: Preprocessing,
+    draws: list[int],
+    tokens: TokenSource | None,
 ) -> tuple[int, int, int, str | None]:
     """(entries built, entries that existed, their bytes, the error in the case's files)."""
+    files = CaseFiles(case)
     try:
-        volume, is_new = ensure_volume(store, case, preprocessing)
-        results = [(volume, is_new)]
+        volumes = [
+            ensure_volume(store, case, preprocessing, draw=draw, files=files) for draw in draws
+        ]
+        files.forget_image()
+        results = list(volumes)
         if tokens is not None and case.label is not None:
-            results.append(ensure_tokens(store, case, volume, tokens))
+            results += [ensure_tokens(store, case, entry, tokens, files) for entry, _ in volumes]
     except InputError as error:
         return 0, 0, 0, str(error)
     built = sum(is_new for _, is_new in results)

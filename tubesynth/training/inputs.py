@@ -15,14 +15,20 @@ from torch import Tensor
 from tubesynth.build.preprocessing import preprocessing_of
 from tubesynth.conditioning.model_grid import hu_to_unit_image
 from tubesynth.config.labels import label_remedy
-from tubesynth.config.schema import Config, DataConfig, SegmenterConfig, Stage1Config
+from tubesynth.config.schema import (
+    Config,
+    DataConfig,
+    SegmenterConfig,
+    Stage1Config,
+    Stage2Config,
+)
 from tubesynth.data.augment import Augmentation
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.layout import SPLITS
 from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
-from tubesynth.data.volumes import BuildReport, TokenSource, build_volumes
+from tubesynth.data.volumes import BuildReport, TokenSource, build_volumes, volume_key
 from tubesynth.pictures.panel import render_panel, without_padding
 from tubesynth.pictures.tiles import display_window
 from tubesynth.runtime import dist
@@ -90,6 +96,9 @@ class Volumes:
         self.training, self.validation = training, validation
         self.store = Store(config.data.cache_dir)
         self.preprocessing = preprocessing_of(config)
+        self.dataset_type = config.data.dataset_type
+        if self.dataset_type == "cache" and isinstance(config, Stage2Config):
+            self.dataset_type = "default"  # each case is read once, for its latents
         self.tokens = None
         if config.data.token_step_mm and not isinstance(config, SegmenterConfig):
             self.tokens = TokenSource(config.labels.vessel, config.data.token_step_mm)
@@ -112,6 +121,11 @@ class Volumes:
     def has_labels(self) -> bool:
         """Whether the cases have label maps: all or none of them have."""
         return all(case.label is not None for case in self.training + self.validation)
+
+    def keys(self, case: Case) -> list[str]:
+        """The keys of a case's volumes in the store, one for each spacing."""
+        draws = range(self.preprocessing.draws)
+        return [volume_key(self.store, case, self.preprocessing, draw) for draw in draws]
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
         """Resample every case that the disk cache lacks; all ranks share the work, then wait.
@@ -141,7 +155,7 @@ class Volumes:
             cases,
             self.preprocessing,
             self.store,
-            self.data.dataset_type,
+            self.dataset_type,
             self.seed,
             crop,
             augmentation,

@@ -17,7 +17,7 @@ from tubesynth.config.schema import Stage2Config
 from tubesynth.data.dataset import VolumeDataset, collate
 from tubesynth.data.latents import LatentDataset
 from tubesynth.data.store import entry_key
-from tubesynth.data.volumes import LATENTS, entry_meta, volume_key
+from tubesynth.data.volumes import LATENTS, entry_meta
 from tubesynth.models.scale import LatentScale
 from tubesynth.models.vqvae import VQVAE
 from tubesynth.runtime import dist
@@ -35,13 +35,14 @@ FORMAT = 3  # raise it when the same case and autoencoder would give other laten
 
 
 def latent_key(
-    config: Stage2Config, volumes: Volumes, autoencoder: str, case: Case, variant: int
+    config: Stage2Config, volumes: Volumes, autoencoder: str, volume_keys: list[str], variant: int
 ) -> str:
-    """The store's key of a case's latents; autoencoder: the digest of its weights.
+    """The store's key of a case's latents; autoencoder: the digest of its weights; volume_keys: of
+    the case's volumes, one for each spacing.
 
     Where a case has D spacings, variant v has spacing v % D, and the first D no augmentation.
     """
-    draws, augmentation = volumes.preprocessing.draws, None
+    draws, augmentation = len(volume_keys), None
     if variant >= draws:
         settings = dict(vars(config.data.augment))
         if settings["convention"] == "per_axis":
@@ -49,7 +50,7 @@ def latent_key(
         augmentation = [config.seed, settings]
     return entry_key(
         format=FORMAT,
-        volume=volume_key(volumes.store, case, volumes.preprocessing, variant % draws),
+        volume=volume_keys[variant % draws],
         autoencoder=autoencoder,
         tokens=volumes.tokens.settings if volumes.tokens else None,
         variant=variant,
@@ -179,17 +180,21 @@ class LatentEncoder:
 
     def _encode_share(self, cases: list[Case], variants: int, split: str) -> list[list[str]]:
         """The keys of each case, one per variant, after this rank's share of them is encoded."""
+        volume_keys = [
+            self.volumes.keys(case) for case in progress(cases, "keys of latents", len(cases))
+        ]
         keys = [
             [
-                latent_key(self.config, self.volumes, self.digest, case, variant)
+                latent_key(self.config, self.volumes, self.digest, of_case, variant)
                 for variant in range(variants)
             ]
-            for case in progress(cases, "keys of latents", len(cases))
+            for of_case in volume_keys
         ]
         entries = [(index, variant) for index in range(len(cases)) for variant in range(variants)]
         share = entries[dist.rank() :: dist.world_size()]
         self._encode_entries(
             cases,
+            volume_keys,
             keys,
             [
                 (index, variant)
@@ -203,12 +208,12 @@ class LatentEncoder:
     def _encode_entries(
         self,
         cases: list[Case],
+        volume_keys: list[list[str]],
         keys: list[list[str]],
         missing: list[tuple[int, int]],
         split: str,
     ) -> None:
         store = self.volumes.store
-        # A data set may load all its cases into memory: construct only those with missing entries.
         draws = self.volumes.preprocessing.draws
         sources = {
             augmented: self.volumes.dataset(
@@ -228,9 +233,7 @@ class LatentEncoder:
                     cases[index],
                     autoencoder=self.digest,
                     variant=variant,
-                    volume=volume_key(
-                        store, cases[index], self.volumes.preprocessing, variant % draws
-                    ),
+                    volume=volume_keys[index][variant % draws],
                 ),
             )
 
