@@ -37,6 +37,7 @@ from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.file_lock import file_lock
 from tubesynth.runtime.process_id import ProcessId
 from tubesynth.volume.cases import Case
+from tubesynth.volume.digest import source_digest
 from tubesynth.volume.vessels import VesselTokens
 
 KEY, LIVING = "0" * 32, "a" * 32
@@ -243,6 +244,17 @@ def test_the_digest_of_a_file_just_written_is_not_stored(store, tmp_path, monkey
     monkeypatch.setattr(time, "time", lambda: now)
     volume_key(store, case, GRID)
     assert names(store) == []
+
+
+def test_a_process_reads_a_source_once_until_it_changes(tmp_path, monkeypatch):
+    path = make_case(tmp_path / "data").image
+    monkeypatch.setattr("tubesynth.volume.digest._SETTLED_SECONDS", -1)
+    first, read = source_digest(path), []
+    monkeypatch.setattr("tubesynth.volume.digest.file_digest", lambda file: read.append(file))
+    assert source_digest(path) == first and read == []
+    path.write_bytes(path.read_bytes() + b"0")
+    source_digest(path)
+    assert read == [path]
 
 
 def test_every_file_of_a_dicom_folder_counts(store, tmp_path):

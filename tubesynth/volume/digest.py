@@ -18,6 +18,8 @@ from tubesynth.runtime.reading import stored_json
 from tubesynth.volume.files import source_files
 
 _SETTLED_SECONDS = 2
+_MOST_REMEMBERED = 10_000
+_remembered: dict[Path, tuple[list[list[int]], str]] = {}  # {source: (signature, digest)}
 
 
 def file_digest(file: Path) -> str:
@@ -32,12 +34,15 @@ def file_digest(file: Path) -> str:
 def source_digest(path: str | Path, folder: Path | None = None) -> str:
     """SHA-256 of a volume's file, or of all files of a DICOM folder or of a header with its data.
 
-    folder: holds the stored digests; without it, or if it cannot be written, none is stored.
+    folder: holds the stored digests; without it this process remembers them.
     """
     path = Path(path).absolute()
     files, signature = _signature(path)
-    stored = folder and _stored(folder, path, signature)
-    if stored:
+    if folder is None:
+        remembered, digest = _remembered.get(path, (None, ""))
+        if remembered == signature:
+            return digest
+    elif stored := _stored(folder, path, signature):
         return stored
     start = time.time()
     digests = [file_digest(file) for file in files]
@@ -45,10 +50,16 @@ def source_digest(path: str | Path, folder: Path | None = None) -> str:
     digest = digests[0] if len(files) == 1 else hashlib.sha256(joined.encode()).hexdigest()
     newest = max(max(mtime_ns, ctime_ns) for _, mtime_ns, _, ctime_ns in signature) / 1e9
     is_settled = newest < start - _SETTLED_SECONDS
-    if folder and is_settled and signature == _signature(path)[1]:
-        record = {"path": str(path), "signature": signature, "sha256": digest}
-        with suppress(InputError):  # a cache that cannot be written: the digest is computed again
-            write_text(_record_path(folder, path), json.dumps(record))
+    if not is_settled or signature != _signature(path)[1]:
+        return digest
+    if folder is None:
+        if len(_remembered) >= _MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[path] = signature, digest
+        return digest
+    record = {"path": str(path), "signature": signature, "sha256": digest}
+    with suppress(InputError):  # a cache that cannot be written: the digest is computed again
+        write_text(_record_path(folder, path), json.dumps(record))
     return digest
 
 
