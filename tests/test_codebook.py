@@ -1,5 +1,6 @@
 """The codebook: exact search, moving averages in closed form, revival, and ranks that agree."""
 
+import math
 import time
 
 import pytest
@@ -82,6 +83,17 @@ def test_a_code_is_the_moving_average_of_the_vectors_that_chose_it():
     layer(torch.tensor([1.0, 3.0, 9.0]).reshape(1, 1, 3))
     # code 0: sum 0 -> (0 + 4) / 2 = 2, count 1 -> (1 + 2) / 2; code 1: (10 + 9) / 2 over 1
     torch.testing.assert_close(layer.codebook, torch.tensor([[2 / 1.5], [9.5]]))
+
+
+def test_codes_are_revived_from_finite_vectors_alone():
+    """Two codes are used and six are replaced, by one of the two finite vectors of three."""
+    torch.manual_seed(0)
+    quantizer = make_ema_quantizer(8, 2, revive_after=1)
+    quantizer(torch.randn(1, 2, 2, 1, 1))
+    vectors = torch.tensor([[5.0, 6.0], [math.nan, 1.0], [7.0, 8.0]])
+    quantizer(vectors.T.reshape(1, 2, 3, 1, 1))
+    near = torch.cdist(quantizer.codebook, vectors[[0, 2]]).amin(1) < 0.1
+    assert near.sum() >= 6 and quantizer.codebook.isfinite().all()
 
 
 def test_an_unused_code_stays_where_it_is():

@@ -66,7 +66,7 @@ def counted(waits: Waits, monkeypatch) -> None:
     monkeypatch.setattr(Tensor, "tolist", lambda x: waits.found.append("tolist") or tolist(x))
 
 
-def test_a_revival_waits_for_the_number_of_codes_and_of_vectors_alone(monkeypatch):
+def test_a_revival_waits_for_the_numbers_of_codes_and_of_finite_vectors_alone(monkeypatch):
     torch.manual_seed(0)
     quantizer, waits = make_ema_quantizer(8, 2, revive_after=1), Waits()
     quantizer(torch.randn(1, 2, 2, 1, 1))  # the codes start from the first batch
@@ -75,7 +75,7 @@ def test_a_revival_waits_for_the_number_of_codes_and_of_vectors_alone(monkeypatc
     with waits:
         quantizer(torch.randn(1, 2, 2, 1, 1))
     assert (quantizer.codebook != before).any(1).sum() >= 6  # two vectors use two codes at most
-    assert waits.found == ["tolist"] * 2
+    assert waits.found == ["tolist", "index", "tolist"]  # of codes, of vectors, of all ranks'
 
 
 @pytest.mark.parametrize(("config", "overrides"), STAGES)

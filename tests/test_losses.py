@@ -1,5 +1,7 @@
 """Losses against independent formulas."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,8 @@ def test_the_adaptive_weight_is_the_ratio_of_the_norms_and_has_no_gradient():
     weight = adaptive_weight(a, b)
     assert weight.item() == pytest.approx(2.5) and not weight.requires_grad
     assert adaptive_weight(a, torch.zeros(2)).item() == 1e4
+    overflown = torch.tensor([math.inf, 1.0])  # both, while the scaler of 16 bits probes
+    assert adaptive_weight(overflown, overflown).item() == 0
 
 
 def test_region_weights_have_mean_1_in_every_case_and_the_configured_ratio():

@@ -1,6 +1,7 @@
 """The `section.key=value` items of a command line: set in a config, and named in its errors."""
 
 import copy
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,9 +19,8 @@ class FlagItem(str):
     option: str
 
     def __new__(cls, key: str, option: str, value: object) -> "FlagItem":
-        item = super().__new__(
-            cls, f"{key}='{value}'" if isinstance(value, str) else f"{key}={value}"
-        )
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value
+        item = super().__new__(cls, f"{key}={text}")
         item.option = f"{option} {value}"
         return item
 

@@ -151,7 +151,7 @@ class AutoencoderConfig:
     codebook_size: int = 8192
     commitment: float = 0.25
     codebook_decay: float = 0.5
-    revive_after: int = 20  # a code unused for this number of steps is replaced; 0: never
+    revive_after: int = 20  # a code unused in so many forward passes is replaced; 0: never
     fsq_levels: list[int] = field(default_factory=lambda: [8, 8, 8, 6, 5])  # per channel, for fsq
     kl_weight: float = 1e-6  # for kl: weight of the KL divergence in nats per latent cell
     # The anatomy at image resolution as input of the decoder: vessels as closeness and radius, or

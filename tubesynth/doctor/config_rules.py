@@ -221,8 +221,10 @@ def _cache_bytes(plan: Plan) -> tuple[int, int]:
             entry = store.open(VOLUMES, key) if key else None
             stored += entry.size if entry else 0
             missing += 0 if entry else volumes // preprocessing.draws
-    if of_latents:
-        expected = of_latents * len(cases)
+    if isinstance(config, Stage2Config):
+        validation = len(cases) - plan.training  # whose cases have one variant
+        expected = of_latents * plan.training
+        expected += of_latents // config.latents.variants // preprocessing.draws * validation
         latents = sum(entry.size for entry in store.entries(LATENTS))
         stored += min(latents, expected)  # keys need the autoencoder: all latents count
         missing += max(0, expected - latents)

@@ -118,7 +118,8 @@ class Execution:
             if index:
                 ask()  # a whole batch may take longer than a signal leaves
             record = stored_json(job.sidecar)
-            if record != self.records[job.sidecar] and record.get("settings") != job.settings:
+            is_changed = record and record != self.records[job.sidecar]
+            if is_changed and record.get("settings") != job.settings:
                 raise InputError(
                     f"{job.output_dir}: another command has written {job.name} with other settings"
                     " since this one began: give each its own --output-dir"

@@ -120,7 +120,8 @@ def adaptive_weight(
     offset is 1e-4.
     """
     ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + offset)
-    return ratio.clamp_max(1e4).detach()
+    # Both gradients may overflow in 16 bits, in a step that is skipped; the loss stays finite.
+    return ratio.nan_to_num(nan=0.0).clamp_max(1e4).detach()
 
 
 def feature_matching_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:

@@ -103,8 +103,11 @@ def _gradient(
 
     with profiler("optimizer"):
         phase.scaler.unscale_(phase.optimizer)
-        parameters = [p for p in phase.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, train.gradient_clip or math.inf)
+        parameters = list(phase.module.parameters())
+        if train.gradient_clip:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, train.gradient_clip)
+        else:  # without a pass that multiplies all gradients by 1
+            norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
     return {**values, _norm_name(phase): norm}
 
 

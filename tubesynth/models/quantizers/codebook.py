@@ -134,9 +134,9 @@ class EmaQuantizer(nn.Module):
         """
         # Vectors that are not finite are left out: one NaN would stay in the averages for ever.
         finite = vectors.isfinite().all(1)
-        vectors = torch.where(finite[:, None], vectors, 0)
+        values = torch.where(finite[:, None], vectors, 0)
         count = torch.zeros_like(self.ema_count).index_add_(0, indices, finite.float())
-        total = torch.zeros_like(self.codebook).index_add_(0, indices, vectors)
+        total = torch.zeros_like(self.codebook).index_add_(0, indices, values)
         if dist.is_initialized():
             packed = torch.cat([count[:, None], total], dim=1)
             dist.all_reduce(packed)
@@ -147,7 +147,7 @@ class EmaQuantizer(nn.Module):
 
         self.unused_steps.add_(1).masked_fill_(count > 0, 0)
         if self.revive_after and self._may_have_dead_codes():
-            self._revive(vectors)
+            self._revive(vectors, finite)
 
     def _may_have_dead_codes(self) -> bool:
         """Whether a code can have been unused for revive_after steps, asked once a step."""
@@ -156,7 +156,7 @@ class EmaQuantizer(nn.Module):
         self.steps_without_dead -= 1
         return self.steps_without_dead <= 0
 
-    def _revive(self, vectors: Tensor) -> None:
+    def _revive(self, vectors: Tensor, finite: Tensor) -> None:
         """Replace the codes that are unused for revive_after steps, the same on every rank."""
         dead = self.unused_steps >= self.revive_after
         longest_unused = self.unused_steps.masked_fill(dead, 0).max()
@@ -164,7 +164,7 @@ class EmaQuantizer(nn.Module):
         self.steps_without_dead = self.revive_after - steps
         if count:
             codes = dead.byte().argsort(descending=True, stable=True)[:count]  # nonzero waits
-            revived = self._sample(vectors, count)
+            revived = self._sample(vectors[finite], count)
             self.codebook[codes] = revived
             self.ema_sum[codes] = revived
             self.ema_count[codes] = 1.0
