@@ -257,6 +257,18 @@ def test_a_process_reads_a_source_once_until_it_changes(tmp_path, monkeypatch):
     assert read == [path]
 
 
+def test_a_stored_digest_that_the_machine_lost_is_computed_again(store, tmp_path, monkeypatch):
+    """Digests do not wait for the disk: without power one may be empty, or full of zeros."""
+    path = make_case(tmp_path / "data").image
+    monkeypatch.setattr("tubesynth.volume.digest._SETTLED_SECONDS", -1)
+    digest = store.digest(path)
+    (record,) = (store.root / "digests").glob("??/*.json")
+    for content in (b"", bytes(record.stat().st_size)):
+        record.write_bytes(content)
+        assert store.stored_digest(path) is None and store.digest(path) == digest
+        assert store.stored_digest(path) == digest
+
+
 def test_every_file_of_a_dicom_folder_counts(store, tmp_path):
     folder = tmp_path / "series"
     folder.mkdir()

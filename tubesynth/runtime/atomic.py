@@ -33,10 +33,12 @@ _swept: set[Path] = set()  # the folders that this process has swept
 
 
 @contextmanager
-def replacing(path, remedy: str = "choose another folder"):
+def replacing(path, remedy: str = "choose another folder", durable: bool = True):
     """A temporary name beside `path`: renamed onto it at the end, removed where the block fails.
 
-    The bytes are on the disk before the rename, and the rename is at the end. remedy: of an error.
+    The bytes are on the disk before the rename, and the rename is at the end. durable=False does
+    not wait for the disk: a machine that loses its power may leave an empty file, which the reader
+    must take for a missing one. remedy: of an error.
     """
     path = Path(path)
     temporary = temporary_name(path)
@@ -45,9 +47,11 @@ def replacing(path, remedy: str = "choose another folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
             yield temporary
-            sync(temporary)
+            if durable:
+                sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            if durable:
+                sync(path.parent)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -145,9 +149,9 @@ def check_apart(
             )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write the text as UTF-8."""
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Write the text as UTF-8; durable: see replacing."""
+    with replacing(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -59,7 +59,7 @@ def source_digest(path: str | Path, folder: Path | None = None) -> str:
         return digest
     record = {"path": str(path), "signature": signature, "sha256": digest}
     with suppress(InputError):  # a cache that cannot be written: the digest is computed again
-        write_text(_record_path(folder, path), json.dumps(record))
+        write_text(_record_path(folder, path), json.dumps(record), durable=False)
     return digest
 
 
