@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tubesynth.data.pool import each
+from tubesynth.data.pool import PROBED, each, each_in_threads
 from tubesynth.runtime import log
 from tubesynth.runtime.errors import EXIT_STOPPED, InputError
 from tubesynth.runtime.log import collected_lines, logger, warn_once
@@ -47,6 +48,22 @@ def started(folder: Path, workers: int, seconds: float) -> subprocess.Popen:
     )
     wait_until(lambda: len(list(folder.glob("*.begun"))) >= workers)
     return process
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_short_work_is_done_by_threads_where_it_waits_and_by_this_one_where_it_computes(
+    waits, monkeypatch
+):
+    monkeypatch.setattr(time, "thread_time", (lambda: 0.0) if waits else time.perf_counter)
+    names = []
+
+    def work(item: int) -> int:
+        names.append(threading.current_thread().name)
+        time.sleep(0.001)
+        return item * item
+
+    assert each_in_threads(work, range(200)) == [item * item for item in range(200)]
+    assert (len(set(names[PROBED:])) > 1) == waits
 
 
 def logging_case(index: int) -> list[str]:

@@ -23,6 +23,7 @@ from tubesynth.data.augment import (
     random_transform,
 )
 from tubesynth.data.entry import will_need
+from tubesynth.data.pool import each_in_threads
 from tubesynth.data.preprocessing import Preprocessing, preprocess_case
 from tubesynth.data.sampler import case_of_sample
 from tubesynth.data.store import Store
@@ -83,8 +84,7 @@ class VolumeDataset(torch.utils.data.Dataset):
             def keys_of(case: Case) -> list[str]:
                 return [volume_key(store, case, preprocessing, draw) for draw in draws]
 
-            with ThreadPoolExecutor(8) as pool:  # hashing and disk reads release Python's lock
-                self.keys = list(pool.map(keys_of, self.cases))
+            self.keys = each_in_threads(keys_of, self.cases)
         self.loaded_cases: list[list[StoredCase]] | None = None
         if mode == "cache":
             with ThreadPoolExecutor() as pool:

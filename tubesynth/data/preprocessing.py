@@ -6,7 +6,8 @@ HU, clipped to the model's window; label voxels are uint8 classes. This file nee
 processes that fill the cache start fast.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -61,6 +62,11 @@ class Preprocessing:
         if self.spacing is not None and not isinstance(self.spacing, SpacingRange):
             set_field(self, "spacing", tuple(float(s) for s in self.spacing))
         set_field(self, "hu_window", tuple(float(v) for v in self.hu_window))
+
+    @cached_property
+    def settings(self) -> dict:
+        """All of it as plain values, for keys and metadata."""
+        return asdict(self)
 
     @property
     def dim(self) -> int:

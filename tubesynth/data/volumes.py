@@ -7,7 +7,7 @@ preprocessing, and FORMAT. This file needs no torch.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,7 @@ def _volume_key(case: Case, preprocessing: Preprocessing, digest: Callable) -> s
         format=FORMAT,
         image=digest(case.image),
         label=label,
-        preprocessing=asdict(preprocessing),
+        preprocessing=preprocessing.settings,
         **({} if case.label_map is None else {"label_map": sorted(case.label_map.items())}),
     )
 
@@ -152,7 +152,7 @@ def ensure_volume(
         return arrays, {"affine": affine.tolist()}
 
     key = key or volume_key(store, case, preprocessing)
-    return store.ensure(VOLUMES, key, build, entry_meta(case, preprocessing=asdict(preprocessing)))
+    return store.ensure(VOLUMES, key, build, entry_meta(case, preprocessing=preprocessing.settings))
 
 
 def ensure_tokens(
