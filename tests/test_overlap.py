@@ -243,6 +243,22 @@ def test_a_volume_that_another_command_has_written_meanwhile_is_not_replaced(
     assert spacings == [5.0, 5.0, 5.0, 5.5]  # the first was being written
 
 
+def test_volumes_of_other_commands_in_the_folder_are_said_where_their_settings_differ(
+    cts, tmp_path, capsys
+):
+    def said(*options: str) -> list[str]:
+        reconstruct.main([*command(cts, tmp_path / "out"), *options])
+        return [line for line in capsys.readouterr().err.splitlines() if "also holds" in line]
+
+    assert said() == []
+    for case in (1, 2, 3):
+        (cts / f"{case}.img.nii.gz").rename(cts / f"{case}0.img.nii.gz")
+    assert said() == []  # 10, 20, 30 beside 1, 2, 3: of the same settings
+    (cts / "4.img.nii.gz").rename(cts / "40.img.nii.gz")
+    (line,) = said("--spacing", "5", "5", "5")
+    assert "4 volumes of another command (1: spacing was [5.5, 5.5, 5.5] and is [5.0," in line
+
+
 def test_finished_volumes_that_other_settings_replace_are_said(cts, tmp_path, capsys):
     run, other = command(cts, tmp_path / "out"), ["--spacing", "5", "5", "5"]
 

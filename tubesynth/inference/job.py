@@ -26,6 +26,10 @@ def output_format(config: Config) -> tuple[str, str]:
     return ".png", "uint8" if high <= 255 else "uint16"
 
 
+# Settings in which the volumes of one command may differ.
+OF_ONE_VOLUME = ("case", "sample", "centreline_sha256", "label_sha256")
+
+
 @dataclass(frozen=True)
 class Job:
     """One volume to write: OUT/name.img.nii.gz or .png, with its sidecar OUT/name.json.
@@ -107,6 +111,28 @@ def replaced_volumes(jobs: list[Job]) -> str | None:
     return (
         f"{job.output_dir}: finished volumes that are replaced: {len(others)} ({job.name}:"
         f" {reason})"
+    )
+
+
+def other_volumes(jobs: list[Job]) -> str | None:
+    """What a command says of volumes in its folder that others made with other settings."""
+    if not jobs:
+        return None
+    output_dir, own = jobs[0].output_dir, {job.sidecar for job in jobs}
+    settings, found = flatten(jobs[0].settings), []
+    for path in sorted(output_dir.glob("*.json")) if output_dir.is_dir() else ():
+        stored = None if path in own else stored_json(path).get("settings")
+        if isinstance(stored, dict):
+            then = flatten(stored)
+            changed = [k for k in {**settings, **then} if settings.get(k) != then.get(k)]
+            if key := next((k for k in changed if k not in OF_ONE_VOLUME), None):
+                text = f"{key} {changed_text(then.get(key), settings.get(key))}"
+                found.append(f"{path.stem}: {text}")
+    if not found:
+        return None
+    return (
+        f"{output_dir}: also holds {len(found)} volumes of another command ({found[0]}): evaluate"
+        " scores them with these"
     )
 
 

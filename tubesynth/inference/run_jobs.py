@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 import tubesynth
-from tubesynth.inference.job import Job, replaced_volumes
+from tubesynth.inference.job import Job, other_volumes, replaced_volumes
 from tubesynth.inference.overlap import overlapped
 from tubesynth.runtime import dist
 from tubesynth.runtime.atomic import check_writable, write_text, writing
@@ -83,7 +83,7 @@ class Execution:
     """Reads, computes and writes a batch: the callables of `overlapped`.
 
     records: the sidecars of the volumes that are replaced, as they were when the command began.
-    warnings: on these volumes, logged before the first is written.
+    warnings: on volumes in the folder, logged before the first is written.
     """
 
     steps: Steps
@@ -113,7 +113,7 @@ class Execution:
         """Write the volumes of a batch; returns the lines to print."""
         lines: list[str] = []
         while self.warnings:  # no earlier: options that no volume can have are refused before
-            logger.warning(self.warnings.pop())
+            logger.warning(self.warnings.pop(0))
         for index, (job, result) in enumerate(computed.results):
             if index:
                 ask()  # a whole batch may take longer than a signal leaves
@@ -148,18 +148,19 @@ def run_jobs(
     check_writable(output_dir)
     message = kept("the volumes that are finished", output_dir)
 
-    def list_unfinished() -> tuple[list[Job], dict[Path, dict], str | None]:
+    def list_unfinished() -> tuple[list[Job], dict[Path, dict], list[str]]:
         unfinished = [job for job in jobs if not job.is_finished()]
         records = {job.sidecar: stored_json(job.sidecar) for job in unfinished}
-        return unfinished, records, replaced_volumes(unfinished) if dist.is_main() else None
+        lines = [replaced_volumes(unfinished), other_volumes(jobs)] if dist.is_main() else []
+        return unfinished, records, [line for line in lines if line]
 
     # Every rank has its list before the first rank writes.
-    unfinished, records, warning = dist.interruptible(list_unfinished, message)
+    unfinished, records, warnings = dist.interruptible(list_unfinished, message)
     rank_jobs = unfinished[dist.rank() :: dist.world_size()]
     check(rank_jobs)
     start = time.perf_counter()
     batches = [rank_jobs[i : i + batch_size] for i in range(0, len(rank_jobs), batch_size)]
-    execution = Execution(steps, device, records, [warning] if warning else [])
+    execution = Execution(steps, device, records, warnings)
 
     def write_volumes() -> None:
         with Progress(title, len(rank_jobs), unit="volume") as progress:
