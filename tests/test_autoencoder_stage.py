@@ -490,8 +490,9 @@ def test_contradicting_losses_are_refused_by_name(workplace, overrides, message)
 
 
 @pytest.mark.parametrize("condition", ["none", "vessels"])
-def test_fields_are_rendered_where_the_decoder_needs_them(condition, workplace):
+def test_vessels_are_traced_and_rendered_where_the_decoder_needs_them(condition, workplace):
     overrides = ["data.token_step_mm=2.0", f"autoencoder.decoder_condition={condition}"]
     volumes = Volumes.find(load_config(workplace / "s1.yml", overrides))
     sample = volumes.dataset(volumes.training).sample(0)
-    assert "tokens" in sample and ("image_fields" in sample) == (condition == "vessels")
+    needed = condition == "vessels"
+    assert ("tokens" in sample) == ("image_fields" in sample) == needed

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from tubesynth.build.base_models import latent_sizes, open_base_models
-from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.build.preprocessing import preprocessing_of, token_source_of
 from tubesynth.config.length import (
     PEAK_FLOPS,
     REACHED_SHARES,
@@ -161,7 +161,7 @@ def entries_of_case(config: Config) -> int:
     """The number of entries, a file each, that a labeled case has in the disk cache."""
     entries = 0
     if config.data.dataset_type == "persistent":  # volumes, and tokens
-        entries += 1 if config.data.token_step_mm is None else 2
+        entries += 1 if token_source_of(config) is None else 2
     if isinstance(config, Stage2Config):
         entries += config.latents.variants
     return preprocessing_of(config).draws * entries

@@ -1,7 +1,8 @@
-"""The preprocessing of a config: grid, HU window and number of classes."""
+"""The preprocessing of a config: grid, HU window, number of classes, and vessel tokens."""
 
-from tubesynth.config.schema import Config
+from tubesynth.config.schema import Config, SegmenterConfig, Stage1Config
 from tubesynth.data.preprocessing import Preprocessing, SpacingRange
+from tubesynth.data.volumes import TokenSource
 
 
 def preprocessing_of(config: Config) -> Preprocessing:
@@ -18,3 +19,13 @@ def preprocessing_of(config: Config) -> Preprocessing:
         config.labels.num_classes,
         data.antialias,
     )
+
+
+def token_source_of(config: Config) -> TokenSource | None:
+    """Where the vessel tokens of a config come from; None where nothing reads them."""
+    is_unconditioned = isinstance(config, SegmenterConfig) or (
+        isinstance(config, Stage1Config) and config.autoencoder.decoder_condition == "none"
+    )
+    if is_unconditioned or config.data.token_step_mm is None:
+        return None
+    return TokenSource(config.labels.vessel, config.data.token_step_mm)

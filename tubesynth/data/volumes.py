@@ -1,7 +1,7 @@
 """Builds the volumes and vessel tokens of cases as entries of the disk cache.
 
-A key holds exactly the values that decide the voxels: the digests of the source files, the
-preprocessing, and FORMAT. This file needs no torch.
+A key holds the values that decide the voxels: the digests of the source files, the preprocessing
+(with the number of classes, which label maps are checked by), and FORMAT. This file needs no torch.
 """
 
 import os

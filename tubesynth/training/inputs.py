@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubesynth.build.preprocessing import preprocessing_of
+from tubesynth.build.preprocessing import preprocessing_of, token_source_of
 from tubesynth.conditioning.model_grid import hu_to_unit_image
 from tubesynth.config.labels import label_remedy
 from tubesynth.config.schema import (
     Config,
     DataConfig,
     SegmenterConfig,
-    Stage1Config,
     Stage2Config,
 )
 from tubesynth.data.augment import Augmentation
@@ -28,7 +27,7 @@ from tubesynth.data.layout import SPLITS
 from tubesynth.data.loader import Loader
 from tubesynth.data.sampler import RankBatchSampler
 from tubesynth.data.store import Store
-from tubesynth.data.volumes import BuildReport, TokenSource, build_volumes, volume_key
+from tubesynth.data.volumes import BuildReport, build_volumes, volume_key
 from tubesynth.pictures.panel import render_panel, without_padding
 from tubesynth.pictures.tiles import display_window
 from tubesynth.runtime import dist
@@ -99,13 +98,7 @@ class Volumes:
         self.dataset_type = config.data.dataset_type
         if self.dataset_type == "cache" and isinstance(config, Stage2Config):
             self.dataset_type = "default"  # each case is read once, for its latents
-        self.tokens = None
-        if config.data.token_step_mm and not isinstance(config, SegmenterConfig):
-            self.tokens = TokenSource(config.labels.vessel, config.data.token_step_mm)
-        # Rendering them takes most of the time of a crop's sample.
-        self.image_fields = not (
-            isinstance(config, Stage1Config) and config.autoencoder.decoder_condition == "none"
-        )
+        self.tokens = token_source_of(config)
 
     @classmethod
     def find(cls, config: Config) -> "Volumes":
@@ -161,7 +154,7 @@ class Volumes:
             augmentation,
             self.tokens,
             dim=self.dim,
-            image_fields=image_fields and self.image_fields,
+            image_fields=image_fields,
         )
 
     @property
