@@ -26,7 +26,7 @@ from tubesynth.volume.cases import Case, find_cases, pair_cases
 from tubesynth.volume.files import read_labels, read_volume, write_volume
 from tubesynth.volume.grid import Volume, spacing_of
 
-RANGE = SpacingRange((4.0, 4.0, 4.0), (6.0, 6.0, 7.0), draws=3, seed=5)
+RANGE = SpacingRange((4.0, 4.0, 4.0), (6.0, 6.0, 7.0), num_spacings=3, seed=5)
 GRID = Preprocessing((32, 32, 24), RANGE)
 
 
@@ -45,7 +45,7 @@ def test_a_spacing_is_drawn_for_each_sample_from_seed_and_sample_index_alone(cas
         assert torch.equal(stored["image"], fresh["image"])
         spacing = stored["spacing"].numpy()
         case = next(case for case in cases if case.id == stored["case"])
-        drawn = [RANGE.draw(case.id, draw) for draw in range(3)]
+        drawn = [RANGE.of_case(case.id, draw) for draw in range(3)]
         assert min(np.abs(np.array(drawn) - spacing).max(axis=1)) < 1e-5
         share = (spacing - RANGE.low) / np.subtract(RANGE.high, RANGE.low)
         assert 0 <= share[0] <= 1 and np.allclose(share, share[0], atol=1e-3)
@@ -64,7 +64,7 @@ def test_the_cache_holds_a_case_at_each_of_its_spacings(cases, tmp_path):
     assert build_volumes(store, cases, GRID, workers=1).built == 12
     assert build_volumes(store, cases, GRID, workers=1).built == 0
     spacings = {tuple(spacing_of(e.meta["affine"]).round(4)) for e in store.entries("volumes")}
-    assert spacings == {RANGE.draw(case.id, draw) for case in cases for draw in range(3)}
+    assert spacings == {RANGE.of_case(case.id, draw) for case in cases for draw in range(3)}
     fixed = replace(GRID, spacing=(5.5, 5.5, 5.5))
     assert build_volumes(store, cases, fixed, workers=1).built == 4
 
@@ -150,7 +150,7 @@ def test_latents_are_stored_for_each_drawn_spacing_and_kept_by_prune(workplace, 
     for index, case in enumerate(latents.training.case_ids):
         samples = [latents.training.sample(index, variant) for variant in range(4)]
         for variant, sample in enumerate(samples):
-            assert np.allclose(sample["spacing"], drawn.draw(case, variant % 2), atol=1e-4)
+            assert np.allclose(sample["spacing"], drawn.of_case(case, variant % 2), atol=1e-4)
         assert not np.array_equal(samples[0]["latent"], samples[2]["latent"])  # augmented
     assert len(latents.validation.keys[0]) == 1
     batch = next(latents.batches(0, 1))
@@ -175,9 +175,9 @@ def test_a_model_of_a_range_makes_volumes_of_its_middle_or_of_the_asked_spacing(
 
 
 def test_drawn_spacings_cover_the_range_evenly():
-    spacings = np.array([RANGE.draw(f"case{i}", i % 3)[0] for i in range(600)])
+    spacings = np.array([RANGE.of_case(f"case{i}", i % 3)[0] for i in range(600)])
     assert abs(spacings.mean() - 5) < 0.1 and spacings.min() < 4.05 and spacings.max() > 5.95
-    assert RANGE.draw("7", 0) == RANGE.draw("7", 0) != RANGE.draw("7", 1)
+    assert RANGE.of_case("7", 0) == RANGE.of_case("7", 0) != RANGE.of_case("7", 1)
 
 
 def discs(count: int, spacing_mm: float, random: torch.Generator):

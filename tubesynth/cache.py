@@ -239,7 +239,7 @@ def references(store: Store, config) -> set[tuple[str, str]]:
         digest = Checkpoint.load(path, stage=1).trained_autoencoder.digest
     except InputError as error:
         raise InputError(f"latents.autoencoder: {error}") from error
-    of_training = config.latents.variants * volumes.preprocessing.draws
+    of_training = config.latents.variants * volumes.preprocessing.num_spacings
     for index, of_case in enumerate(keys):
         for variant in range(of_training if index < len(volumes.training) else 1):
             referenced.add((LATENTS, latent_key(config, volumes, digest, of_case, variant)))

@@ -164,7 +164,7 @@ def entries_of_case(config: Config) -> int:
         entries += 1 if token_source_of(config) is None else 2
     if isinstance(config, Stage2Config):
         entries += config.latents.variants
-    return preprocessing_of(config).draws * entries
+    return preprocessing_of(config).num_spacings * entries
 
 
 def fitting(name: str, args: argparse.Namespace) -> tuple[bool, str]:

@@ -75,22 +75,24 @@ class VolumeDataset(torch.utils.data.Dataset):
         assert self.crop is None or all(c <= n for c, n in zip(self.crop, resolution, strict=True))
         if not self.cases:
             raise InputError("data.root: the data set has no cases; check the folder")
-        draws = range(preprocessing.draws)
-        self.store, self.keys = None, []  # of mode persistent; keys by case and draw
+        spacing_indices = range(preprocessing.num_spacings)
+        self.store, self.keys = None, []  # of mode persistent; keys by case and spacing
         if mode == "persistent":
             assert store is not None, "mode persistent needs a store"
             self.store = store
 
             def keys_of(case: Case) -> list[str]:
-                return [volume_key(store, case, preprocessing, draw) for draw in draws]
+                return [volume_key(store, case, preprocessing, index) for index in spacing_indices]
 
             self.keys = each_in_threads(keys_of, self.cases)
         self.loaded_cases: list[list[StoredCase]] | None = None
         if mode == "cache":
+
+            def load(case: Case) -> list[StoredCase]:
+                return [self._resample(case, index) for index in spacing_indices]
+
             with ThreadPoolExecutor() as pool:
-                self.loaded_cases = list(
-                    pool.map(lambda c: [self._resample(c, d) for d in draws], self.cases)
-                )
+                self.loaded_cases = list(pool.map(load, self.cases))
 
     def __len__(self) -> int:
         """The number of cases, which is the number of samples of one epoch."""
@@ -105,15 +107,17 @@ class VolumeDataset(torch.utils.data.Dataset):
         case = case_of_sample(sample_index, len(self.cases), self.seed)
         rng = np.random.default_rng([self.seed, sample_index])
         random = np.random.default_rng([self.seed, sample_index, 2])  # rng's numbers stay the same
-        draw = int(random.integers(self.preprocessing.draws))
-        return {**self.sample(case, rng, draw), "sample_index": sample_index}
+        spacing_index = int(random.integers(self.preprocessing.num_spacings))
+        return {**self.sample(case, rng, spacing_index), "sample_index": sample_index}
 
-    def sample(self, case: int, rng: np.random.Generator | None = None, draw: int = 0) -> dict:
+    def sample(
+        self, case: int, rng: np.random.Generator | None = None, spacing_index: int = 0
+    ) -> dict:
         """A case as views, cropped and augmented at random; unchanged without rng.
 
-        draw: the number of the spacing, where a case has several.
+        spacing_index: the number of the spacing, where a case has several.
         """
-        arrays, tokens, affine = self.load(case, draw)
+        arrays, tokens, affine = self.load(case, spacing_index)
         shape, spacing = arrays["image"].shape, spacing_of(affine)
         if rng is None:
             transform = Transform(Pose((0, 0, 0), shape))
@@ -141,23 +145,24 @@ class VolumeDataset(torch.utils.data.Dataset):
             sample["image_fields"] = self._without_flat_axis(fields)
         return sample
 
-    def load(self, case: int, draw: int = 0) -> StoredCase:
+    def load(self, case: int, spacing_index: int = 0) -> StoredCase:
         """A whole case: from memory, from the store, or resampled."""
         if self.loaded_cases is not None:
-            return self.loaded_cases[case][draw]
+            return self.loaded_cases[case][spacing_index]
         if self.store is None:
-            return self._resample(self.cases[case], draw)
-        source, key = self.cases[case], self.keys[case][draw]
+            return self._resample(self.cases[case], spacing_index)
+        source, key = self.cases[case], self.keys[case][spacing_index]
         entry = self.store.checked(VOLUMES, key)
         if entry is None:  # not built yet, or damaged since it was built
-            entry, _ = ensure_volume(self.store, source, self.preprocessing, key, draw)
+            entry, _ = ensure_volume(self.store, source, self.preprocessing, key, spacing_index)
         tokens = None
         if self.tokens is not None and source.label is not None:
             tokens = ensure_tokens(self.store, source, entry, self.tokens)[0].arrays()
         return entry.arrays(), tokens, np.array(entry.meta["affine"])
 
-    def _resample(self, case: Case, draw: int) -> StoredCase:
-        preprocessing, files = self.preprocessing.of_draw(case.id, draw), CaseFiles(case)
+    def _resample(self, case: Case, spacing_index: int) -> StoredCase:
+        preprocessing = self.preprocessing.with_spacing(case.id, spacing_index)
+        files = CaseFiles(case)
         arrays, affine = preprocess_case(*files.read(preprocessing), preprocessing)
         tokens = None
         if self.tokens is not None and case.label is not None:

@@ -20,14 +20,14 @@ from tubesynth.volume.hounsfield import read_ct
 
 @dataclass(frozen=True)
 class SpacingRange:
-    """Spacings (mm) between two, of which `draws` are drawn for each case."""
+    """Spacings (mm) between two, of which each case has `num_spacings`."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
-    draws: int
+    num_spacings: int
     seed: int
 
-    def draw(self, case_id: str, index: int) -> tuple[float, ...]:
+    def of_case(self, case_id: str, index: int) -> tuple[float, ...]:
         """A case's spacing number `index`, uniform between low and high, to 0.0001 mm."""
         share = np.random.default_rng([self.seed, index, *case_id.encode()]).random()
         ends = zip(self.low, self.high, strict=True)
@@ -45,7 +45,7 @@ class Preprocessing:
     antialias: a low-pass filter before voxels become larger, see resample_image.
     resolution and spacing (mm) have two or three entries; two describe one slice with the thickness
     of the file. spacing None: the grid has the extent of the image, so each image its own spacing;
-    a range: see of_draw.
+    a range: see with_spacing.
     """
 
     resolution: tuple[int, ...]
@@ -74,15 +74,15 @@ class Preprocessing:
         return 2 if self.resolution[2] == 1 else 3
 
     @property
-    def draws(self) -> int:
+    def num_spacings(self) -> int:
         """The number of spacings of a case."""
-        return self.spacing.draws if isinstance(self.spacing, SpacingRange) else 1
+        return self.spacing.num_spacings if isinstance(self.spacing, SpacingRange) else 1
 
-    def of_draw(self, case_id: str, draw: int) -> "Preprocessing":
-        """That of a case, with spacing number `draw` of a range."""
+    def with_spacing(self, case_id: str, spacing_index: int) -> "Preprocessing":
+        """That of a case, with spacing number `spacing_index` of a range."""
         if not isinstance(self.spacing, SpacingRange):
             return self
-        return replace(self, spacing=self.spacing.draw(case_id, draw))
+        return replace(self, spacing=self.spacing.of_case(case_id, spacing_index))
 
     def grid(self, volume: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
         """(shape, affine) of a volume's grid; in the middle of a range of spacings."""

@@ -102,22 +102,24 @@ class BuildReport:
         )
 
 
-def volume_key(store: Store, case: Case, preprocessing: Preprocessing, draw: int = 0) -> str:
+def volume_key(
+    store: Store, case: Case, preprocessing: Preprocessing, spacing_index: int = 0
+) -> str:
     """The key of a case's volumes; reads the source files whose digests are not stored yet.
 
-    draw: the number of the spacing, where a case has several.
+    spacing_index: the number of the spacing, where a case has several.
     """
-    return _volume_key(case, preprocessing.of_draw(case.id, draw), store.digest)
+    return _volume_key(case, preprocessing.with_spacing(case.id, spacing_index), store.digest)
 
 
 def stored_volume_key(
-    store: Store, case: Case, preprocessing: Preprocessing, draw: int = 0
+    store: Store, case: Case, preprocessing: Preprocessing, spacing_index: int = 0
 ) -> str | None:
     """The key of a case's volumes if the digests of its files are stored, else None."""
     digests = {path: store.stored_digest(path) for path in case_files(case)}
     if None in digests.values():
         return None
-    return _volume_key(case, preprocessing.of_draw(case.id, draw), digests.get)
+    return _volume_key(case, preprocessing.with_spacing(case.id, spacing_index), digests.get)
 
 
 def _volume_key(case: Case, preprocessing: Preprocessing, digest: Callable) -> str:
@@ -141,11 +143,12 @@ def ensure_volume(
     case: Case,
     preprocessing: Preprocessing,
     key: str | None = None,
-    draw: int = 0,
+    spacing_index: int = 0,
     files: CaseFiles | None = None,
 ) -> tuple[Entry, bool]:
     """(entry of a case's volumes, whether this call built it)."""
-    preprocessing, files = preprocessing.of_draw(case.id, draw), files or CaseFiles(case)
+    preprocessing = preprocessing.with_spacing(case.id, spacing_index)
+    files = files or CaseFiles(case)
 
     def build():
         arrays, affine = preprocess_case(*files.read(preprocessing), preprocessing)
@@ -185,20 +188,20 @@ def build_volumes(
     start, report = time.perf_counter(), BuildReport()
     missing: list[tuple[Case, list[int]]] = []  # only missing entries are sent to processes
     for case in cases[rank::world]:
-        draws = []
-        for draw in range(preprocessing.draws):
-            concrete = preprocessing.of_draw(case.id, draw)
+        spacing_indices = []
+        for spacing_index in range(preprocessing.num_spacings):
+            concrete = preprocessing.with_spacing(case.id, spacing_index)
             entries = _existing_entries(store, case, concrete, tokens)
             if entries is None:
-                draws.append(draw)
+                spacing_indices.append(spacing_index)
             else:
                 report.existing += len(entries)
                 report.bytes += sum(entry.size for entry in entries)
-        if draws:
-            missing.append((case, draws))
+        if spacing_indices:
+            missing.append((case, spacing_indices))
     if workers is None:
         workers = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    jobs = [(store, case, preprocessing, draws, tokens) for case, draws in missing]
+    jobs = [(store, case, preprocessing, indices, tokens) for case, indices in missing]
     failures = []
     for built, existing, size, failure in each(_build_case, jobs, workers, "cache"):
         report.built += built
@@ -231,14 +234,15 @@ def _build_case(
     store: Store,
     case: Case,
     preprocessing: Preprocessing,
-    draws: list[int],
+    spacing_indices: list[int],
     tokens: TokenSource | None,
 ) -> tuple[int, int, int, str | None]:
     """(entries built, entries that existed, their bytes, the error in the case's files)."""
     files = CaseFiles(case)
     try:
         volumes = [
-            ensure_volume(store, case, preprocessing, draw=draw, files=files) for draw in draws
+            ensure_volume(store, case, preprocessing, spacing_index=spacing_index, files=files)
+            for spacing_index in spacing_indices
         ]
         files.forget_image()
         results = list(volumes)

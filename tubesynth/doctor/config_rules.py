@@ -151,7 +151,7 @@ def memory(plan: Plan) -> Results:
         yield info(text)
     host = total_bytes()
     cases = len(plan.cases) * BYTES_PER_VOXEL * math.prod(config.data.resolution)
-    cases *= preprocessing_of(config).draws
+    cases *= preprocessing_of(config).num_spacings
     if config.data.dataset_type == "cache":
         text = f"data.dataset_type cache keeps {size_text(cases)} in memory; this machine or job"
         text += f" has {size_text(host)}"
@@ -196,16 +196,16 @@ RULES = [weights, settings, disk, memory, device, split_sizes, length, checkpoin
 
 def case_bytes(config: Config, sizes: AutoencoderConfig) -> tuple[int, int]:
     """Bytes in the disk cache of a case's volumes, and of its latents; sizes: of their network."""
-    voxels, draws = math.prod(config.data.resolution), preprocessing_of(config).draws
+    voxels, num_spacings = math.prod(config.data.resolution), preprocessing_of(config).num_spacings
     volumes = latents = 0
     if config.data.dataset_type == "persistent":
-        volumes = BYTES_PER_VOXEL * voxels * draws
+        volumes = BYTES_PER_VOXEL * voxels * num_spacings
     if isinstance(config, Stage2Config):
         cells = voxels // 2 ** (len(sizes.channels) * config.dim)
         per_variant = 2 * sizes.embedding_dim * cells + voxels  # float16 latents, uint8 labels
         if config.data.token_step_mm is not None:
             per_variant += 2 * 2 * cells  # float16 vessel fields
-        latents = per_variant * config.latents.variants * draws
+        latents = per_variant * config.latents.variants * num_spacings
     return volumes, latents
 
 
@@ -216,15 +216,15 @@ def _cache_bytes(plan: Plan) -> tuple[int, int]:
     volumes, of_latents = case_bytes(config, plan.latent_sizes)
     missing = stored = 0
     if volumes:
-        for case, draw in product(cases, range(preprocessing.draws)):
-            key = stored_volume_key(store, case, preprocessing, draw)
+        for case, spacing_index in product(cases, range(preprocessing.num_spacings)):
+            key = stored_volume_key(store, case, preprocessing, spacing_index)
             entry = store.open(VOLUMES, key) if key else None
             stored += entry.size if entry else 0
-            missing += 0 if entry else volumes // preprocessing.draws
+            missing += 0 if entry else volumes // preprocessing.num_spacings
     if isinstance(config, Stage2Config):
         validation = len(cases) - plan.training  # whose cases have one variant
         expected = of_latents * plan.training
-        expected += of_latents // config.latents.variants // preprocessing.draws * validation
+        expected += of_latents // config.latents.variants // preprocessing.num_spacings * validation
         latents = sum(entry.size for entry in store.entries(LATENTS))
         stored += min(latents, expected)  # keys need the autoencoder: all latents count
         missing += max(0, expected - latents)

@@ -117,8 +117,10 @@ class Volumes:
 
     def keys(self, case: Case) -> list[str]:
         """The keys of a case's volumes in the store, one for each spacing."""
-        draws = range(self.preprocessing.draws)
-        return [volume_key(self.store, case, self.preprocessing, draw) for draw in draws]
+        spacing_indices = range(self.preprocessing.num_spacings)
+        return [
+            volume_key(self.store, case, self.preprocessing, index) for index in spacing_indices
+        ]
 
     def build_cache(self, workers: int | None = None) -> BuildReport:
         """Resample every case that the disk cache lacks; all ranks share the work, then wait.

@@ -42,15 +42,15 @@ def latent_key(
 
     Where a case has D spacings, variant v has spacing v % D, and the first D no augmentation.
     """
-    draws, augmentation = len(volume_keys), None
-    if variant >= draws:
+    num_spacings, augmentation = len(volume_keys), None
+    if variant >= num_spacings:
         settings = dict(vars(config.data.augment))
         if settings["convention"] == "per_axis":
             del settings["convention"]  # keys from before there was another
         augmentation = [config.seed, settings]
     return entry_key(
         format=FORMAT,
-        volume=volume_keys[variant % draws],
+        volume=volume_keys[variant % num_spacings],
         autoencoder=autoencoder,
         tokens=volumes.tokens.settings if volumes.tokens else None,
         variant=variant,
@@ -115,7 +115,7 @@ def encode_data_set(
     state = checkpoint.trained_autoencoder
     autoencoder = state.restore().to(device)
     encoder = LatentEncoder(config, volumes, autoencoder, state.digest, device)
-    variants = config.latents.variants * volumes.preprocessing.draws
+    variants = config.latents.variants * volumes.preprocessing.num_spacings
     training = encoder.encode(volumes.training, variants, "training")
     if conditions is None and volumes.has_labels:
         conditions = condition_ranges(training, config.labels)
@@ -214,17 +214,17 @@ class LatentEncoder:
         split: str,
     ) -> None:
         store = self.volumes.store
-        draws = self.volumes.preprocessing.draws
+        num_spacings = self.volumes.preprocessing.num_spacings
         sources = {
             augmented: self.volumes.dataset(
                 cases,
                 augmentation=self.volumes.augmentation if augmented else None,
                 image_fields=False,
             )
-            for augmented in {variant >= draws for _, variant in missing}
+            for augmented in {variant >= num_spacings for _, variant in missing}
         }
         for index, variant in progress(missing, f"encode {split}", len(missing), "volume"):
-            source = sources[variant >= draws]
+            source = sources[variant >= num_spacings]
             store.ensure(
                 LATENTS,
                 keys[index][variant],
@@ -233,7 +233,7 @@ class LatentEncoder:
                     cases[index],
                     autoencoder=self.digest,
                     variant=variant,
-                    volume=volume_keys[index][variant % draws],
+                    volume=volume_keys[index][variant % num_spacings],
                 ),
             )
 
@@ -246,9 +246,9 @@ class LatentEncoder:
         """
         case = source.cases[index].id
         key = derive(self.config.seed, "variant", case, variant)
-        draws = self.volumes.preprocessing.draws
-        rng = np.random.default_rng(key) if variant >= draws else None
-        sample = source.sample(index, rng, variant % draws)
+        num_spacings = self.volumes.preprocessing.num_spacings
+        rng = np.random.default_rng(key) if variant >= num_spacings else None
+        sample = source.sample(index, rng, variant % num_spacings)
         batch = to_device(collate([sample]), self.config.data, self.device)
         latent = self.autoencoder.encode(batch["image"])[0].float().cpu()
         # Moments of each channel (3, C) in float64: number of cells, sum, sum of squares.
