@@ -11,7 +11,7 @@ from refusals import refusal
 from tubesynth.build.base_models import open_base_models
 from tubesynth.build.checkpoint import FORMATS, Best, Checkpoint
 from tubesynth.config.loading import load_config
-from tubesynth.doctor.config_rules import Plan, weights
+from tubesynth.doctor.config_rules import PlannedRun, weights
 from tubesynth.doctor.findings import apply_rules
 from tubesynth.train import main
 
@@ -111,7 +111,7 @@ def test_training_doctor_and_a_dry_run_refuse_a_base_model_in_the_same_words(
     models = open_base_models(config)
     (problem,) = models.problems
     assert re.match(message, problem)
-    errors = [f for f in apply_rules([weights], Plan(config, [])) if f.level == "error"]
+    errors = [f for f in apply_rules([weights], PlannedRun(config, [])) if f.level == "error"]
     assert [finding.message for finding in errors] == [problem]
     command = ["--config", path, "--run-dir", str(tmp_path / "run"), *overrides]
     for options in (command, [*command, "--dry-run"] if models.misfits else command):

@@ -494,7 +494,7 @@ def machine(data: Path, rule: str, text: str, *overrides):
     (data.parent / "two.yml").write_text(text)
     config = load_config(data.parent / "two.yml", list(overrides))
     chosen = [r for r in config_rules.RULES if r.__name__ == rule]
-    matches = doctor.apply_rules(chosen, config_rules.Plan(config, doctor.find_splits(data)))
+    matches = doctor.apply_rules(chosen, config_rules.PlannedRun(config, doctor.find_splits(data)))
     return [(finding.level, finding.message) for finding in matches]
 
 

@@ -28,11 +28,11 @@ from tubesynth.config.labels import load_label_map
 from tubesynth.data import pool
 from tubesynth.inference.case_scores import scores_or_fault, trained_segmenter
 from tubesynth.inference.label_maps import evaluated_classes
-from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings
+from tubesynth.metrics.case import CaseScores, EvaluationCase, ScoreSettings
 from tubesynth.metrics.distribution import diversity_scores
 from tubesynth.metrics.features import load_features
 from tubesynth.metrics.pairing import (
-    Run,
+    SynthesisRun,
     collect_cases,
     cost_rows,
     files_of,
@@ -98,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> None:
     losses = validation_losses(args.training_log)
     are_pictures = cases[0].images[0][2].suffix.lower() == ".png"
     low, high = args.hu_window or ((0.0, 255.0) if are_pictures else (-1000.0, 1000.0))
-    settings = Settings((low, high), tuple(args.lumen_range), classes, args.as_published)
+    settings = ScoreSettings((low, high), tuple(args.lumen_range), classes, args.as_published)
     with_sets = not args.no_distribution
     has_real = args.real is not None or cases[0].images[0][0] == "real"
     with_features = with_sets and has_real and args.features is None
@@ -271,8 +271,8 @@ def add_distribution(
     reals: dict[str, Path],
     cases: list[EvaluationCase],
     scores: list[CaseScores],
-    runs: list[Run],
-    settings: Settings,
+    runs: list[SynthesisRun],
+    settings: ScoreSettings,
     workers: int,
 ) -> list[str]:
     """Add the distribution scores to `result`, the content of metrics.json; returns notes."""

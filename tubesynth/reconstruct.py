@@ -73,7 +73,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_label_maps(
+def labels_of_cases(
     args: argparse.Namespace, pipeline: Pipeline, cases: dict[str, Path]
 ) -> dict[str, Path]:
     """The label map of every case; {} without --labels."""
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         data = pipeline.config.data
         with arguments_as_flags():
             pipeline.grid.preprocessing(args.spacing, args.resolution)
-        labels = find_label_maps(args, pipeline, cases)
+        labels = labels_of_cases(args, pipeline, cases)
         label_map = label_map_of(pipeline.config, args.label_map)
         settings = {
             "model_digest": pipeline.digest,

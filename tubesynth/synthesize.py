@@ -131,7 +131,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_with_overrides(argv)
 
 
-def find_sources(args: argparse.Namespace, config: Stage2Config) -> dict[str, Path | None]:
+def label_sources(args: argparse.Namespace, config: Stage2Config) -> dict[str, Path | None]:
     """{case: label map}; None for new phantoms and for the case of --unconditional."""
     sources = {"--unconditional": args.unconditional, "--input-dir": args.input_dir}
     sources |= {"--cases": args.cases, "--centrelines": args.centrelines}
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = common_settings(args, config, pipeline.digest, pipeline.precision)
         if not pipeline.takes_labels and not (args.input_dir or args.cases or args.centrelines):
             args.unconditional = True
-        cases = find_sources(args, config)
+        cases = label_sources(args, config)
         centrelines = find_centrelines(args.centrelines, cases)
         grid = {name: settings[name] for name in ("spacing", "resolution")}
         with arguments_as_flags():

@@ -101,9 +101,12 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
     else:
         findings = check_data(splits, expected, workers, args.quick)
     if config:
-        from tubesynth.doctor.config_rules import RULES, Plan  # needs torch, which --data does not
+        from tubesynth.doctor.config_rules import (  # needs torch, which --data does not
+            RULES,
+            PlannedRun,
+        )
 
-        findings += apply_rules(RULES, Plan(config, splits))
+        findings += apply_rules(RULES, PlannedRun(config, splits))
     return Diagnosis(by_level(findings), root, for_training=config is not None)
 
 

@@ -1,6 +1,6 @@
 """Rules on a config and this machine: weights, cache, memory, device, batches and checkpoints.
 
-Each rule takes a `Plan`: the config and the cases that it would be trained on.
+Each rule takes a `PlannedRun`: the config and the cases that it would be trained on.
 """
 
 import math
@@ -39,7 +39,7 @@ MAX_SHARE = 0.9  # of free disk or memory
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
 
-class Plan:
+class PlannedRun:
     """A config and the cases that it would be trained on."""
 
     def __init__(self, config: Config, splits: list[Split]):
@@ -63,7 +63,7 @@ class Plan:
         return estimate(self.config, self.latent_sizes, self.device.type)
 
 
-def weights(plan: Plan) -> Results:
+def weights(plan: PlannedRun) -> Results:
     """A file of weights is missing, or does not fit the config: train or name another."""
     config, models = plan.config, plan.base_models
     for problem in models.problems:
@@ -81,12 +81,12 @@ def weights(plan: Plan) -> Results:
             yield error(str(problem))
 
 
-def settings(plan: Plan) -> Results:
+def settings(plan: PlannedRun) -> Results:
     """The run does not read a setting: leave it out, or set what the message names."""
     yield from map(warning, config_warnings(plan.config))
 
 
-def disk(plan: Plan) -> Results:
+def disk(plan: PlannedRun) -> Results:
     """The cache does not fit on the disk: free space, or set data.cache_dir to another disk."""
     data = plan.config.data
     folder = _existing(Path(data.cache_dir))
@@ -106,7 +106,7 @@ def disk(plan: Plan) -> Results:
         yield info(text)
 
 
-def length(plan: Plan) -> Results:
+def length(plan: PlannedRun) -> Results:
     """The computed length of the training: fewer epochs or a smaller model where it is too long."""
     flops, steps = plan.estimate.flops, num_steps(plan.config, plan.training)
     if steps == 0:  # no data yet
@@ -120,7 +120,7 @@ def length(plan: Plan) -> Results:
     )
 
 
-def checkpoints(plan: Plan) -> Results:
+def checkpoints(plan: PlannedRun) -> Results:
     """The checkpoints do not fit on the disk: keep fewer, or give --run-dir on another disk."""
     folder = _existing(Path("runs"))
     free = shutil.disk_usage(folder).free
@@ -134,7 +134,7 @@ def checkpoints(plan: Plan) -> Results:
         yield info(text)
 
 
-def memory(plan: Plan) -> Results:
+def memory(plan: PlannedRun) -> Results:
     """Training does not fit into memory: tubesynth plan CONFIG --fit GB names settings that do."""
     config, needed = plan.config, plan.estimate
     device, total = _device_memory()
@@ -161,7 +161,7 @@ def memory(plan: Plan) -> Results:
             yield info(text)
 
 
-def device(plan: Plan) -> Results:
+def device(plan: PlannedRun) -> Results:
     """No GPU, or one that is slow at the configured precision: change the GPU or the precision."""
     precision = plan.config.train.precision
     if not torch.cuda.is_available():
@@ -181,7 +181,7 @@ def device(plan: Plan) -> Results:
         yield warning(f"train.precision: {precision} is slow on this GPU; take 16-mixed")
 
 
-def split_sizes(plan: Plan) -> Results:
+def split_sizes(plan: PlannedRun) -> Results:
     """Fewer training cases than a batch has: lower data.batch_size or train.accumulate."""
     batch = samples_per_step(plan.config)
     if 0 < plan.training < batch:
@@ -209,7 +209,7 @@ def case_bytes(config: Config, sizes: AutoencoderConfig) -> tuple[int, int]:
     return volumes, latents
 
 
-def _cache_bytes(plan: Plan) -> tuple[int, int]:
+def _cache_bytes(plan: PlannedRun) -> tuple[int, int]:
     """(bytes still to be written, bytes already stored) of the volumes and latents."""
     config, cases = plan.config, plan.cases
     store, preprocessing = Store(config.data.cache_dir), preprocessing_of(config)

@@ -26,7 +26,7 @@ from tubesynth.volume.files import (
     read_volume,
 )
 from tubesynth.volume.grid import Volume, bounding_box, extent_in, uncovered
-from tubesynth.volume.hounsfield import Finding, judge, vessel_contrast
+from tubesynth.volume.hounsfield import HuFinding, judge, vessel_contrast
 from tubesynth.volume.nifti import stored_affine
 from tubesynth.volume.resample import resample_labels
 
@@ -73,7 +73,7 @@ class Facts:
 
     digest: str = ""
     hu: dict[str, float] = field(default_factory=dict)  # min, p0.1, p1, p50, p99, p99.9, max
-    not_hu: Finding | None = None  # what the image holds instead of HU
+    not_hu: HuFinding | None = None  # what the image holds instead of HU
     below_air: float = 0.0  # share of voxels under -1024
 
     stored_ml: dict[int, float] = field(default_factory=dict)  # of each stored value

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tubesynth.inference.segmenter import VesselSegmenter
-from tubesynth.metrics.case import CaseScores, EvaluationCase, Settings, read_case, score_case
+from tubesynth.metrics.case import CaseScores, EvaluationCase, ScoreSettings, read_case, score_case
 from tubesynth.metrics.condition import tokens_of
 from tubesynth.metrics.distribution import sample_diversity
 from tubesynth.metrics.pairing import sidecar_of
@@ -46,7 +46,7 @@ def scores_or_fault(case: EvaluationCase, *options) -> CaseScores | str:
 
 def evaluate_case(
     case: EvaluationCase,
-    settings: Settings,
+    settings: ScoreSettings,
     output_dir: Path,
     with_diversity: bool,
     with_features: bool,

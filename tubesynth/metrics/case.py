@@ -58,7 +58,7 @@ class EvaluationCase:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoreSettings:
     """HU ranges and classes that the scores depend on."""
 
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
@@ -107,7 +107,7 @@ def score_case(
     volumes: Sequence[Volume],
     label: Volume | None,
     tokens: VesselTokens | None,
-    settings: Settings,
+    settings: ScoreSettings,
     segment: Segment | None = None,
     distance: Distance | None = None,
 ) -> CaseScores:
@@ -180,7 +180,7 @@ def pair_scores(
     real: Volume,
     other: Volume,
     label: Volume | None,
-    settings: Settings,
+    settings: ScoreSettings,
     distance: Distance | None = None,
 ) -> dict[str, float]:
     """Image scores of two volumes (and a label map) on one grid."""
@@ -205,7 +205,7 @@ def score_vessels(
     common: SharedGrid,
     tokens: VesselTokens,
     label: Volume,
-    settings: Settings,
+    settings: ScoreSettings,
     segment: Segment | None = None,
 ) -> dict[str, float]:
     """Scores along the centreline of the label map, and of the vessels detected in the CT alone.

@@ -32,7 +32,7 @@ RESERVED = ("real", "real CT", "reconstruction", "floor", "negative control", "l
 
 
 @dataclass(frozen=True)
-class Run:
+class SynthesisRun:
     """A folder of synthetic CTs; source: "synthesis NAME", or "synthesis" for one unnamed run."""
 
     name: str
@@ -40,7 +40,7 @@ class Run:
     folder: Path
 
 
-def runs_of(options: list[str] | None) -> list[Run]:
+def runs_of(options: list[str] | None) -> list[SynthesisRun]:
     """The runs of --synthesis DIR, or of several --synthesis NAME=DIR."""
     runs = []
     for option in options or []:
@@ -52,8 +52,8 @@ def runs_of(options: list[str] | None) -> list[Run]:
             raise InputError(
                 f"--synthesis {option}: {name} is the name of a column; choose another name"
             )
-        run = Run(name, f"synthesis {name}", Path(folder)) if named else None
-        runs.append(run or Run("synthesis", "synthesis", Path(option)))
+        run = SynthesisRun(name, f"synthesis {name}", Path(folder)) if named else None
+        runs.append(run or SynthesisRun("synthesis", "synthesis", Path(option)))
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
@@ -67,7 +67,7 @@ def collect_cases(
     real: Path | None,
     labels: Path | None,
     reconstruction: Path | None,
-    runs: Sequence[Run],
+    runs: Sequence[SynthesisRun],
     centrelines: Path | None = None,
     label_map: Mapping[int, int] | None = None,
 ) -> tuple[list[EvaluationCase], list[str]]:

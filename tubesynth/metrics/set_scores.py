@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tubesynth.metrics.case import EvaluationCase, Settings, aligned_to_grid, read_case
+from tubesynth.metrics.case import EvaluationCase, ScoreSettings, aligned_to_grid, read_case
 from tubesynth.metrics.damage import validity_check
 from tubesynth.metrics.distribution import (
     distribution_notes,
@@ -103,7 +103,7 @@ class SetResults:
 def score_sets(
     cases: Sequence[EvaluationCase],
     sets_of_cases: list[Sets],
-    settings: Settings,
+    settings: ScoreSettings,
     each: Each,
     features: Path | None,
     real_files: Mapping[str, Path],

@@ -15,15 +15,15 @@ from tubesynth.models.conditions import CachedConditions, Conditions
 from tubesynth.models.dropout import number_dropouts
 from tubesynth.models.spade import LabelEncoder
 from tubesynth.models.unet import UNet
-from tubesynth.models.unet_encoder import Encoder
+from tubesynth.models.unet_encoder import UNetEncoder
 from tubesynth.models.window import Window
 
 
-class ControlNet(Encoder):
+class ControlNet(UNetEncoder):
     """x, t, spacing as for UNet, and features of the control -> residuals.
 
     control: (B, fX, ...) uint8 of num_classes. There is one residual for each skip and a last one
-    for the output of the middle. `encoder` holds the other arguments of Encoder.
+    for the output of the middle. `encoder` holds the other arguments of UNetEncoder.
     """
 
     def __init__(

@@ -32,16 +32,16 @@ from tubesynth.models.spade import (
     hidden_layers,
     resized,
 )
-from tubesynth.models.unet_encoder import Encoder, blocks_of, vessels_of
+from tubesynth.models.unet_encoder import UNetEncoder, blocks_of, vessels_of
 from tubesynth.models.window import Window
 
 
-class UNet(Encoder):
+class UNet(UNetEncoder):
     """x (R, C, X, ...), t (R,) in [0, 1], spacing (R, dim) mm of the image -> (R, C, X, ...).
 
-    R rows: the B cases once, or once per guidance term. `encoder` holds the arguments of Encoder;
-    the others belong to the decoder. label_encoder: convolutions, sampled (one-hot labels at latent
-    resolution), or none: the network is not conditioned on labels, and has no SPADE.
+    R rows: the B cases once, or once per guidance term. `encoder` holds the arguments of
+    UNetEncoder; the others belong to the decoder. label_encoder: convolutions, sampled (one-hot
+    labels at latent resolution), or none: the network is not conditioned on labels, without SPADE.
     spade: full, a hidden map for each norm, or shared, one for all norms of a level.
     vessel_fields: SPADE is conditioned on the vessel fields too. hidden_class: SPADE sees this
     class of the label map as background (None: no class is hidden).

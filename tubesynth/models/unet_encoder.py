@@ -38,7 +38,7 @@ class TimeCode(NamedTuple):
 TIME_CODE = TimeCode(TIME_SCALE, 0.0, 10 * TIME_SCALE)
 
 
-class Encoder(nn.Module):
+class UNetEncoder(nn.Module):
     """The downsampling half of a U-Net and its middle.
 
     channels: widths by level. attention_levels: levels with self-attention; the middle always has

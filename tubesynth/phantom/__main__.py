@@ -21,7 +21,7 @@ from pathlib import Path
 from tubesynth.config.checks import check_seed, requirement
 from tubesynth.config.labels import load_scheme
 from tubesynth.data.pool import each
-from tubesynth.phantom.data_set import Settings, case_files, split_cases, write_case
+from tubesynth.phantom.data_set import PhantomSettings, case_files, split_cases, write_case
 from tubesynth.runtime.atomic import write_text
 from tubesynth.runtime.errors import CommandParser, InputError, short
 from tubesynth.runtime.reading import stored_json
@@ -35,7 +35,7 @@ MAX_VOXELS = 2**28
 
 def main(argv=None) -> None:
     args = _parse(argv)
-    settings = Settings(
+    settings = PhantomSettings(
         args.seed, tuple(args.resolution), tuple(args.spacing), load_scheme(args.config)
     )
     _check(args, settings)
@@ -63,7 +63,7 @@ def main(argv=None) -> None:
         print("a training needs a validation case: --cases 2 or more adds one")
 
 
-def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
+def _claim(root: Path, settings: PhantomSettings, validation_fraction: float) -> None:
     """Write the settings file, or refuse a folder whose data set has other settings."""
     content = {"version": VERSION, "validation_fraction": validation_fraction}
     config = json.loads(json.dumps({**asdict(settings), **content}))  # as it is read again
@@ -97,7 +97,7 @@ def _claim(root: Path, settings: Settings, validation_fraction: float) -> None:
     write_text(path, json.dumps(config, indent=1) + "\n")
 
 
-def _check(args, settings: Settings) -> None:
+def _check(args, settings: PhantomSettings) -> None:
     if args.cases < 1:
         raise InputError(f"--cases {args.cases}: give at least 1")
     if args.workers < 1:

@@ -17,7 +17,7 @@ from tubesynth.phantom.heart import (
     sinus_direction,
     ventricular,
 )
-from tubesynth.phantom.murray import STEP_MM, Vessel, assign_radii
+from tubesynth.phantom.murray import STEP_MM, Artery, assign_radii
 from tubesynth.phantom.shapes import Lattice, tube
 from tubesynth.volume.centreline_file import Branch
 from tubesynth.volume.polyline import decimate, hermite_curve
@@ -64,7 +64,7 @@ class _TreeSampler:
         ray = origin + np.arange(0, 30, 0.1)[:, None] * out
         return ray[np.argmax(self.surface.aorta(ray) > -0.4)], out
 
-    def side(self, parent: Vessel, at, waypoints, radius, name, end_radius, groove=None) -> Vessel:
+    def side(self, parent: Artery, at, waypoints, radius, name, end_radius, groove=None) -> Artery:
         """A vessel that leaves its parent at row `at`, forwards where its goal lies ahead.
 
         waypoints: (W, 3) world mm; radius, end_radius: mm; groove: as in Surface.settle.
@@ -76,9 +76,9 @@ class _TreeSampler:
         path = hermite_curve(np.vstack([start, leave, waypoints]), 1.5)
         path = self.surface.settle(path, radius + 1.2, groove, free=(10, 0))
         path = self.surface.finish(path, radius, self.rng, 0.8)
-        return Vessel(name, path, end_radius)
+        return Artery(name, path, end_radius)
 
-    def left(self, dominance: str) -> Vessel:
+    def left(self, dominance: str) -> Artery:
         """The left tree: LM, then LAD with D and S, LCX with OM, and sometimes RI."""
         rng, s = self.rng, self.surface
         # LM: 5 to 15 mm to its bifurcation, which is pushed at least 3.2 mm off the walls
@@ -90,21 +90,21 @@ class _TreeSampler:
             split = split + push * unit_rows(s.hard_gradient(split[None]))[0]
         bend = ostium + 0.35 * np.linalg.norm(split - ostium) * out
         main = hermite_curve(np.vstack([ostium, bend, split]), STEP_MM)
-        lm = Vessel("LM", main, 1.9)
+        lm = Artery("LM", main, 1.9)
 
         # LAD: in the groove between the ventricles to the apex and around it
         end = rng.uniform(84, 89)
         groove = self.world(np.linspace(12, 70, 8), 66, 37)
         path = np.vstack([split, groove, self.world([80, end], [64, -40], [22, 6])])
         path = s.settle(hermite_curve(path, 1.5), 2.8, "lv|rv", free=(4, 14))
-        lad = Vessel("LAD", s.finish(path, 1.6, rng, 0.9), rng.uniform(0.6, 0.75))
+        lad = Artery("LAD", s.finish(path, 1.6, rng, 0.9), rng.uniform(0.6, 0.75))
         # LCX: in the groove between left atrium and left ventricle, as far as dominance decides
         stop = {"right": rng.uniform(205, 235), "balanced": 255, "left": 280}[dominance]
         around = np.arange(128, stop, 12.0)
         groove = self.world(-2, around, np.interp(around, [120, 200, 290], [36, 38, 36]))
         path = np.vstack([split, groove])
         path = s.settle(hermite_curve(path, 1.5), 3.0, "la|lv", free=(3, 0))
-        lcx = Vessel("LCX", s.finish(path, 1.5, rng, 0.9), rng.uniform(0.7, 0.85))
+        lcx = Artery("LCX", s.finish(path, 1.5, rng, 0.9), rng.uniform(0.7, 0.85))
         share = rng.uniform(0.52, 0.62)
         lm.children = [(len(main) - 1, share, lad), (len(main) - 1, 1 - share, lcx)]
 
@@ -125,7 +125,7 @@ class _TreeSampler:
             depth = np.array([0.35, 0.7, 1.0]) * rng.uniform(26, 40)
             waypoints = self.world(a0 + depth * 0.25, angle - depth, [32, 30, 30])
             path = hermite_curve(np.vstack([lad.points[at], waypoints]), STEP_MM)
-            lad.children.append((at, 0.06, Vessel(f"S{k + 1}", path, 0.5)))
+            lad.children.append((at, 0.06, Artery(f"S{k + 1}", path, 0.5)))
         # OM: obtuse marginals of the LCX, down the left side of the left ventricle
         for k, mm in enumerate(np.cumsum(rng.uniform(12, 22, rng.integers(1, 4)))):
             at = int(mm / STEP_MM)
@@ -145,7 +145,7 @@ class _TreeSampler:
             lcx.children.insert(0, (3, 0.35, self.side(lcx, 3, waypoints, 1.0, "RI", 0.55)))
         return lm
 
-    def right(self, dominance: str) -> Vessel:
+    def right(self, dominance: str) -> Artery:
         """The right tree: RCA around the tricuspid annulus, with CB and AM."""
         rng, s = self.rng, self.surface
         ostium, out = self.ostium("right", rng.uniform(8, 11))
@@ -164,7 +164,7 @@ class _TreeSampler:
         if dominance != "left":
             path = np.vstack([path, self.pose.to_world([[18, -12, -30]])])
         path = s.settle(hermite_curve(path, 1.5), 3.0, "ra|rv", free=(4, 6))
-        rca = Vessel("RCA", s.finish(path, 1.8, rng, 1.0, exempt=2.0), rng.uniform(1.1, 1.3))
+        rca = Artery("RCA", s.finish(path, 1.8, rng, 1.0, exempt=2.0), rng.uniform(1.1, 1.3))
         total = len(rca.points)
         # CB: a conus branch in three of five patients
         if rng.random() < 0.6:
@@ -186,7 +186,7 @@ class _TreeSampler:
             self.inferior(rca)
         return rca
 
-    def inferior(self, parent: Vessel) -> None:
+    def inferior(self, parent: Artery) -> None:
         """The posterior descending and posterolateral arteries from the crux."""
         rng, points = self.rng, parent.points
         last = len(points) - 1

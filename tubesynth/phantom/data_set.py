@@ -15,7 +15,7 @@ from tubesynth.volume.files import write_volume
 
 
 @dataclass(frozen=True)
-class Settings:
+class PhantomSettings:
     """All options that the bytes of a case depend on; resolution in voxels, spacing in mm."""
 
     seed: int
@@ -49,7 +49,7 @@ def case_files(root: Path, split: dict[int, str], case: int) -> tuple[Path, Path
     )
 
 
-def write_case(settings: Settings, case: int, files: tuple[Path, Path, Path]) -> None:
+def write_case(settings: PhantomSettings, case: int, files: tuple[Path, Path, Path]) -> None:
     """Make one case and write its three files, the image last."""
     phantom = make_phantom(
         settings.seed, case, settings.resolution, settings.spacing, settings.labels

@@ -15,17 +15,17 @@ SMALLEST_MM = 0.5  # radius at which a vessel ends
 
 
 @dataclass
-class Vessel:
+class Artery:
     """A named vessel without radii: points (N, 3) and the vessels that branch off."""
 
     name: str
     points: np.ndarray
     end_radius: float
     # for each child: the index of the point where it leaves, its share of the flow, the vessel
-    children: list[tuple[int, float, "Vessel"]] = field(default_factory=list)
+    children: list[tuple[int, float, "Artery"]] = field(default_factory=list)
 
 
-def assign_radii(branches: list[Branch], vessel: Vessel, radius: float, parent: int | None) -> None:
+def assign_radii(branches: list[Branch], vessel: Artery, radius: float, parent: int | None) -> None:
     """Cut a vessel at its children, give radii (mm), and append its pieces and its children.
 
     radius: of the first point; parent: index in `branches`. A vessel ends early where it gets

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import tubesynth
-from tubesynth.metrics.case import Settings
+from tubesynth.metrics.case import ScoreSettings
 from tubesynth.metrics.definitions import DEFINITIONS
-from tubesynth.metrics.pairing import Run, listed
+from tubesynth.metrics.pairing import SynthesisRun, listed
 from tubesynth.metrics.summary import summarize
 from tubesynth.metrics.vessel_match import MIN_CONTRAST_HU
 from tubesynth.report.charts import Stats
@@ -42,7 +42,9 @@ class Rows:
         return list(rows.values())
 
 
-def statistics_by_source(rows: Rows, runs: Sequence[Run], losses: dict[str, Any]) -> dict[str, Any]:
+def statistics_by_source(
+    rows: Rows, runs: Sequence[SynthesisRun], losses: dict[str, Any]
+) -> dict[str, Any]:
     """metrics.json without the provenance; its "synthesis" is the first run.
 
     losses: {run: validation losses of its training log}.
@@ -109,7 +111,7 @@ def ceiling_notes(result: dict[str, Any]) -> list[str]:
 
 
 def provenance(
-    settings: Settings,
+    settings: ScoreSettings,
     num_cases: int,
     folders: dict[str, str],
     segmenter: Path | None,

@@ -19,7 +19,7 @@ from tubesynth.runtime.precision import resolved
 from tubesynth.training.checkpoint_files import has_best, newest_undamaged
 from tubesynth.training.loop import Stage
 
-Settings = TypeVar("Settings", bound=Config)
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 # Sections that decide the shapes of the weights and their meaning, but for FREE_KEYS.
 MODEL_SECTIONS = (
@@ -147,8 +147,8 @@ def _require_same_model(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def with_precision(
-    config: Settings, checkpoint: Checkpoint | None, run_dir: Path, device: torch.device
-) -> Settings:
+    config: AnyConfig, checkpoint: Checkpoint | None, run_dir: Path, device: torch.device
+) -> AnyConfig:
     """The config with the precision that auto stands for: that of the run so far, if any."""
     if checkpoint and is_in_run(checkpoint, run_dir):
         config = _with_precision_of(checkpoint, config)
@@ -156,7 +156,7 @@ def with_precision(
     return replace(config, train=replace(config.train, precision=precision))
 
 
-def _with_precision_of(checkpoint: Checkpoint, config: Settings) -> Settings:
+def _with_precision_of(checkpoint: Checkpoint, config: AnyConfig) -> AnyConfig:
     """The config with the precision of the checkpoint in place of auto."""
     if config.train.precision != "auto":
         return config

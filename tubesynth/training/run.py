@@ -31,7 +31,7 @@ from tubesynth.training.loop import VALIDATION, Run, Stage, fit
 from tubesynth.training.means import Interval
 from tubesynth.training.perceptual import require_perceptual
 from tubesynth.training.resume import (
-    Settings,
+    AnyConfig,
     is_in_run,
     restore,
     starting_position,
@@ -67,9 +67,9 @@ def require_tools(config: Config, logger_name: str, device: str, processes: int 
 
 
 def run_training(
-    config: Settings,
+    config: AnyConfig,
     volumes: Volumes,
-    make_stage: Callable[[Settings, Position], AnyStage],
+    make_stage: Callable[[AnyConfig, Position], AnyStage],
     lock: RunLock,
     checkpoint: Checkpoint | None,
     logger_name: str,

@@ -26,7 +26,7 @@ INTERCEPTS = 2048, 1024  # HU + 2048 has air where HU + 1024 has tissue
 
 
 @dataclass(frozen=True)
-class Finding:
+class HuFinding:
     """What an image holds instead of HU, and the remedy; certain, or only likely."""
 
     text: str
@@ -54,7 +54,7 @@ def check_hu(image: Volume, path: Path | str, window: tuple[float, float] | None
     warn_once(f"{path}: {finding.text}")
 
 
-def judge(array: np.ndarray, window: tuple[float, float] | None = None) -> Finding | None:
+def judge(array: np.ndarray, window: tuple[float, float] | None = None) -> HuFinding | None:
     """What an image (X, Y, Z) holds instead of HU; None for a CT.
 
     window: the model's, which may begin above air; None where it is not known yet.
@@ -62,7 +62,7 @@ def judge(array: np.ndarray, window: tuple[float, float] | None = None) -> Findi
     low_end, high_end = DEFAULT_WINDOW if window is None else window
     values = np.sort(sampled(array))
     if values[0] == values[-1] and array.min() == array.max():
-        return Finding(f"every voxel is {values[0]:g}; remove the case")
+        return HuFinding(f"every voxel is {values[0]:g}; remove the case")
     if low_end >= HU_WINDOW_LOW:
         return _without_contrast(values, low_end, high_end)
     histogram = Histogram(values)
@@ -133,28 +133,28 @@ class Histogram:
     def num_different(self) -> int:
         return 1 + int((np.diff(self.values) > 0).sum())
 
-    def finding(self, text: str, is_certain: bool = True) -> Finding:
-        return Finding(f"{self.range_text}: {text}", is_certain)
+    def finding(self, text: str, is_certain: bool = True) -> HuFinding:
+        return HuFinding(f"{self.range_text}: {text}", is_certain)
 
 
-def _label_map(h: Histogram) -> Finding | None:
+def _label_map(h: Histogram) -> HuFinding | None:
     values = h.values
     if values[0] == 0 and values[-1] <= 255 and h.share(0, 1) > 0.01 and (values % 1 == 0).all():
         if (count := h.num_different()) < SEVERAL:
-            return Finding(
+            return HuFinding(
                 f"{h.range_text}, {count} different ones: a label map, or 8-bit gray; give a CT in"
                 " HU"
             )
     return None
 
 
-def _scaled(h: Histogram) -> Finding | None:
+def _scaled(h: Histogram) -> HuFinding | None:
     if h.percentile(99.9) - h.percentile(0.1) <= 20:
         return h.finding("scaled to a small range or standardized, not HU; store HU")
     return None
 
 
-def _offset(h: Histogram) -> Finding | None:
+def _offset(h: Histogram) -> HuFinding | None:
     if h.share(-np.inf, -100) >= (0.03 if h.has_padding else 1e-3):  # edges of padding are blurred
         return None
     for intercept in INTERCEPTS:
@@ -166,7 +166,7 @@ def _offset(h: Histogram) -> Finding | None:
     return None
 
 
-def _not_negative(h: Histogram) -> Finding | None:
+def _not_negative(h: Histogram) -> HuFinding | None:
     """Gray values, MR: magnitudes from 0 on."""
     bottom, top = h.percentile(1), h.percentile(99)
     if h.share(-np.inf, 0) >= 1e-3:  # air or fat: noise alone makes more values below 0
@@ -190,7 +190,7 @@ def _not_negative(h: Histogram) -> Finding | None:
     return h.finding("neither air nor fat; check that it is a CT in HU", is_certain=False)
 
 
-def _multiples(h: Histogram) -> Finding | None:
+def _multiples(h: Histogram) -> HuFinding | None:
     above_padding = h.values[np.searchsorted(h.values, BELOW_AIR) :]
     low, high = np.percentile(above_padding, (10, 95)) if len(above_padding) else (0, 0)
     if h.share(-np.inf, -4000) >= 0.03 or high - low > 3000:
@@ -198,7 +198,7 @@ def _multiples(h: Histogram) -> Finding | None:
     return None
 
 
-def _fractions(h: Histogram) -> Finding | None:
+def _fractions(h: Histogram) -> HuFinding | None:
     """Several tissues, around 0, within a range that a single one has."""
     if not 60 < h.percentile(99) - h.percentile(1) < 160 or h.share(-15, 15) < 0.3:
         return None
@@ -207,7 +207,7 @@ def _fractions(h: Histogram) -> Finding | None:
     )
 
 
-def _subtracted_twice(h: Histogram) -> Finding | None:
+def _subtracted_twice(h: Histogram) -> HuFinding | None:
     is_light = h.percentile(99) < -300
     if not is_light and h.share(-250, 250) >= 0.03:
         return None
@@ -220,17 +220,17 @@ def _subtracted_twice(h: Histogram) -> Finding | None:
     return None
 
 
-def _without_contrast(values: np.ndarray, low: float, high: float) -> Finding | None:
+def _without_contrast(values: np.ndarray, low: float, high: float) -> HuFinding | None:
     first, last = np.percentile(values, (0.1, 99.9)).clip(low, high)
     if last - first >= 0.02 * (high - low):
         return None
-    return Finding(
+    return HuFinding(
         f"values {values[0]:.4g} to {values[-1]:.4g} leave no contrast in data.hu_window [{low:g},"
         f" {high:g}]; store HU, or train with another window"
     )
 
 
-def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> Finding | None:
+def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> HuFinding | None:
     """Many voxels of exactly the lowest value, which is far above air."""
     low, high = h.values[0], h.values[-1]
     share = h.share(low, np.nextafter(low, np.inf))
@@ -243,7 +243,7 @@ def _clipped(h: Histogram, low_end: float, is_window_known: bool) -> Finding | N
     )
 
 
-def _without_tissue(h: Histogram) -> Finding | None:
+def _without_tissue(h: Histogram) -> HuFinding | None:
     if h.share(-250, 250) >= 0.01 or h.share(-250, 600) >= 0.5:  # or inside the heart
         return None
     return h.finding(

@@ -74,12 +74,12 @@ def evaluate_pair(real, other, label) -> dict[str, dict[str, float]]:
 
     other: a reconstruction or synthesis of the real CT; its vessel scores are named "made".
     """
-    from tubesynth.metrics.case import EvaluationCase, Settings, score_case
+    from tubesynth.metrics.case import EvaluationCase, ScoreSettings, score_case
     from tubesynth.metrics.condition import tokens_of
 
     case = EvaluationCase("pair", None, [("real", 0, Path()), ("made", 0, Path())])
-    tokens = tokens_of(label, Settings().classes)
-    scores = score_case(case, [real, other], label, tokens, Settings())
+    tokens = tokens_of(label, ScoreSettings().classes)
+    scores = score_case(case, [real, other], label, tokens, ScoreSettings())
     rows = [scores.images[0], *scores.vessels]
     return {
         name: {k: v for k, v in row.items() if k not in ("case", "sample", "source")}
