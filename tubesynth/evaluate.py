@@ -121,7 +121,7 @@ def evaluate(args: argparse.Namespace) -> None:
     cases = [c for c, r in zip(cases, results, strict=True) if not isinstance(r, str)]
     if not cases:
         left_out.refuse(args.output_dir, len(every_case))
-    others = [case.id for case in every_case if case not in cases]
+    others = [c.id for c, r in zip(every_case, results, strict=True) if isinstance(r, str)]
     if others:
         notes.append(
             f"{len(others)} cases are left out, whose files cannot be scored: {listed(others)}"

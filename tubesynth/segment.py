@@ -80,7 +80,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=dist.DEVICES, default="auto", help="cpu or cuda; auto: a GPU if any")
     add("--logger", default="tensorboard", choices=LOGGERS, help="writer of the curves")
     add_overrides(train)
-    add("--set", action="store_true", help="may stand before key=value items (older commands)")
+    add("--set", action="store_true", help=argparse.SUPPRESS)
     apply = commands.add_parser(
         "apply",
         help="write a vessel mask for each CT of a folder: the vessel class, else 0",

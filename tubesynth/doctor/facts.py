@@ -16,7 +16,7 @@ from tubesynth.data.preprocessing import Preprocessing
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.log import collected_lines
 from tubesynth.volume.cases import Case
-from tubesynth.volume.classes import NINE_CLASSES, LabelScheme
+from tubesynth.volume.classes import NINE_CLASSES, LabelScheme, count_classes
 from tubesynth.volume.files import (
     as_classes,
     check_dimensions,
@@ -137,14 +137,6 @@ def content_digest(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def count_classes(array: np.ndarray) -> dict[int, int]:
-    """{class: voxels} of a label map, slice by slice: bincount copies to int64."""
-    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
-    for z in range(array.shape[2]):
-        counts += np.bincount(array[:, :, z].ravel(order="K"), minlength=len(counts))
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
 def pieces(mask: np.ndarray) -> list[int]:
     """Voxels of each connected piece (26 neighbors), largest first."""
     from scipy import ndimage
@@ -157,13 +149,9 @@ def pieces(mask: np.ndarray) -> list[int]:
     return sorted(np.bincount(numbers.ravel())[1:].tolist(), reverse=True)
 
 
-def voxel_ml(volume: Volume) -> float:
-    return float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
-
-
 def _volumes_ml(labels: Volume, voxels: dict[int, int]) -> dict[int, float]:
     """The volumes of the values of a label map, without the background."""
-    return {value: count * voxel_ml(labels) for value, count in voxels.items() if value}
+    return {value: count * labels.voxel_ml for value, count in voxels.items() if value}
 
 
 def _measure_grid(facts: Facts, image: Volume, path: Path) -> None:
@@ -197,7 +185,7 @@ def _measure_labels(facts: Facts, labels: Volume, expected: Expected) -> None:
         facts.label_digest = content_digest(array)
     if facts.voxels.get(expected.labels.vessel):
         sizes = pieces(array == expected.labels.vessel)
-        facts.pieces_ml = [n * voxel_ml(labels) for n in sizes]
+        facts.pieces_ml = [n * labels.voxel_ml for n in sizes]
     step = max(1, int(np.ceil((array.size / SAMPLED_VOXELS) ** (1 / 3))))
     coarse = array[::step, ::step, ::step]
     for value in facts.volumes_ml:

@@ -235,8 +235,7 @@ def false_vessels(
     masks = {"false_vessel_ml": find_vessels(ct.array[region.box], region)[0]}
     if segment is not None:
         masks["segmenter_false_vessel_ml"] = segment(ct).array[region.box] > 0
-    voxel_ml = float(ct.spacing.prod()) / 1000
-    return {name: np.count_nonzero(mask) * voxel_ml for name, mask in masks.items()}
+    return {name: np.count_nonzero(mask) * ct.voxel_ml for name, mask in masks.items()}
 
 
 def aligned_to_grid(other: Volume, grid: Volume, window: tuple[float, float]) -> Volume:

@@ -94,6 +94,14 @@ def translate(values: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
     return table[values]
 
 
+def count_classes(array: np.ndarray) -> dict[int, int]:
+    """{class: voxels} of a label map, slice by slice: bincount copies to int64."""
+    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
+    for z in range(array.shape[2]):
+        counts += np.bincount(array[:, :, z].ravel(order="K"), minlength=len(counts))
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
 def numbered_classes(
     num_classes: int, vessel: int, heart: Iterable[int] = (), aorta: int | None = None
 ) -> LabelScheme:

@@ -16,7 +16,7 @@ from tubesynth.runtime.errors import InputError, SettingError
 from tubesynth.runtime.log import logger, warn_once
 from tubesynth.runtime.memory import check_fits
 from tubesynth.runtime.reading import no_such, read_bytes
-from tubesynth.volume.classes import translate
+from tubesynth.volume.classes import count_classes, translate
 from tubesynth.volume.grid import Volume, grid_text, same_grid, shear_of
 
 MOST_BYTES = 2**36  # of a file
@@ -60,19 +60,15 @@ def as_classes(values: Volume, label_map: Mapping[int, int] | None, path) -> Vol
             raise SettingError(f"{path}: label value {array.max()} is above 255; {LABEL_REMEDY}")
         return values
     classes = translate(array, label_map)
-    size = int(array.max()) + 1
-    counts = np.zeros(size, np.int64)
-    for slab in array:  # bincount makes int64 of all that it counts
-        counts += np.bincount(slab.reshape(-1), minlength=size)
-    unlisted = [int(v) for v in counts.nonzero()[0] if v > 0 and v not in label_map]
+    counts = count_classes(array)
+    unlisted = [value for value in counts if value > 0 and value not in label_map]
     if unlisted and not classes.any():
         logger.warning(
             f"{path}: all background: data.label_map has no class for its values"
             f" ({_listed(unlisted)}); add them, or leave it out if the values are classes"
         )
     elif unlisted:
-        milliliters = abs(np.linalg.det(values.affine[:3, :3])) / 1000
-        volumes = [f"{v} ({counts[v] * milliliters:.3g} ml)" for v in unlisted]
+        volumes = [f"{v} ({counts[v] * values.voxel_ml:.3g} ml)" for v in unlisted]
         warn_once(
             f"values that data.label_map does not list become background: {_listed(volumes)} in"
             f" {path}",

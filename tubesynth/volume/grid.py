@@ -95,6 +95,11 @@ class Volume:
         return spacing_of(self.affine)
 
     @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel, also of one with sheared axes."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
     def center_mm(self) -> np.ndarray:
         """(3,) world position of the middle of the grid."""
         return self.to_world((np.array(self.shape) - 1) / 2)
