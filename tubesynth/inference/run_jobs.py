@@ -83,7 +83,7 @@ class Execution:
     """Reads, computes and writes a batch: the callables of `overlapped`.
 
     records: the sidecars of the volumes that are replaced, as they were when the command began.
-    warnings: on volumes in the folder, logged before the first is written.
+    warnings: on volumes in the folder, logged before the first is computed.
     """
 
     steps: Steps
@@ -104,6 +104,8 @@ class Execution:
     def compute(self, batch: list[Job], read: ReadBatch) -> ComputedBatch:
         if not read.jobs:
             return ComputedBatch([], 0.0)
+        while self.warnings:  # no earlier: options that no volume can have are refused before
+            logger.warning(self.warnings.pop(0))
         start = time.perf_counter()
         results = self.steps.compute(read.jobs, read.inputs)
         seconds = (read.seconds + time.perf_counter() - start) / len(read.jobs)
@@ -112,8 +114,6 @@ class Execution:
     def write(self, batch: list[Job], computed: ComputedBatch) -> list[str]:
         """Write the volumes of a batch; returns the lines to print."""
         lines: list[str] = []
-        while self.warnings:  # no earlier: options that no volume can have are refused before
-            logger.warning(self.warnings.pop(0))
         for index, (job, result) in enumerate(computed.results):
             if index:
                 ask()  # a whole batch may take longer than a signal leaves
