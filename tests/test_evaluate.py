@@ -17,7 +17,7 @@ from tubesynth.volume.centreline_file import Branch, write_centreline
 from tubesynth.volume.digest import file_digest
 from tubesynth.volume.files import read_volume, write_volume
 from tubesynth.volume.grid import Volume, centered_affine
-from tubesynth.volume.resample import resample_image, resample_labels
+from tubesynth.volume.resample import image_on_grid, resample_image, resample_labels
 
 SHAPE, SPACING = (40, 36, 32), (1.0, 1.0, 1.2)
 
@@ -92,19 +92,36 @@ def test_metrics_json_has_the_promised_keys_and_the_scores_of_known_images(folde
         assert (folders / "out" / "panels" / f"{case}.png").stat().st_size > 5000
 
 
+def tilt(folders, *names):
+    """Slices that move along y by 25 degrees: lengths in their voxels are none in mm."""
+    for name in names:
+        for path in (folders / name).glob("*.nii.gz"):
+            volume = read_volume(path)
+            affine = volume.affine.copy()
+            affine[:3, 2] += np.tan(np.radians(25)) * volume.spacing[2] * np.array([0, 1, 0])
+            affine[:3, 3] += volume.center_mm - Volume(volume.array, affine).center_mm
+            resample = resample_labels if name == "labels" else resample_image
+            tilted = resample(volume, volume.shape, affine)
+            write_volume(path, tilted, "uint8" if name == "labels" else "int16")
+
+
+def test_the_ct_of_a_tilted_gantry_is_interpolated_once_for_its_reconstruction(folders):
+    tilt(folders, "real", "labels")
+    evaluate(folders, "real", "labels", "reconstruction", extra=["--no-distribution"])
+    for row in csv_rows(folders):
+        if row["source"] == "reconstruction":
+            image = read_volume(folders / "reconstruction" / f"{row['case']}.img.nii.gz")
+            real = read_volume(folders / "real" / f"{row['case']}.img.nii.gz")
+            once = image_on_grid(real, image, (-1000.0, 1000.0))
+            error = np.sqrt(np.mean((once.array - image.array) ** 2))
+            assert float(row["psnr"]) == pytest.approx(20 * np.log10(2000 / error), abs=0.01)
+
+
 def test_a_tilted_gantry_changes_no_score_of_the_vessels(folders):
-    """Slices that move along y by 25 degrees: lengths in its voxels are none in mm."""
     names, rows = ("real", "labels", "reconstruction"), []
     for is_tilted in (False, True):
-        for name in names:
-            for path in (folders / name).glob("*.nii.gz") if is_tilted else ():
-                volume = read_volume(path)
-                affine = volume.affine.copy()
-                affine[:3, 2] += np.tan(np.radians(25)) * volume.spacing[2] * np.array([0, 1, 0])
-                affine[:3, 3] += volume.center_mm - Volume(volume.array, affine).center_mm
-                resample = resample_labels if name == "labels" else resample_image
-                tilted = resample(volume, volume.shape, affine)
-                write_volume(path, tilted, "uint8" if name == "labels" else "int16")
+        if is_tilted:
+            tilt(folders, *names)
         result = evaluate(folders, *names)
         rows.append({k: v["mean"] for k, v in result["vessels"]["reconstruction"].items()})
     upright, tilted = rows
@@ -151,7 +168,7 @@ def test_label_maps_of_another_scheme_have_the_scores_of_their_translation(folde
     labels = heart_and_vessel(1)[1]
     segments = np.where(labels == 8, 20 + np.arange(SHAPE[2]) // 8, 10 * labels)
     write(folders / "segments", "1.label", segments, "uint8")
-    with pytest.raises(InputError, match="values 20, .* are outside the classes 0 to 8; give each"):
+    with pytest.raises(InputError, match="values 20, .* outside the classes 0 to 8; trans.*fig"):
         evaluate(folders, *names, extra=(*quick, "--labels", folders / "segments"))
     (folders / "map.yml").write_text("data: {label_map: {30: 3, 20: 8, 21: 8, 22: 8, 23: 8}}\n")
     extra = (*quick, "--labels", folders / "segments", "--config", folders / "map.yml")
@@ -200,10 +217,21 @@ def test_a_synthesis_is_scored_against_user_centrelines(folders):
     assert old["centreline_in_range"]["mean"] < 0.05 < 0.9 < new["centreline_in_range"]["mean"]
     assert new["vesselness_auc"]["mean"] > 0.9 > old["vesselness_auc"]["mean"]
     (folders / "centrelines" / "2.centreline.json").unlink()
-    with pytest.raises(InputError, match="2.centreline.json: no such file; give"):
+    with pytest.raises(InputError, match="no centreline of case 2: add it"):
         evaluate(folders, "labels", "centrelines", extra=options)
     with pytest.raises(InputError, match="give --labels"):
         evaluate(folders, "real", "centrelines", "reconstruction")
+
+
+def test_a_damaged_centreline_leaves_out_its_own_case(folders):
+    points = np.array([[0.0, -11.5, -12.0, 2.0], [0.0, -11.5, 12.0, 2.0]])
+    for case in ("1", "2", "10"):
+        write_centreline(folders / "lines" / f"{case}.centreline.json", [Branch("", None, points)])
+    (folders / "lines" / "2.centreline.json").write_text("[1, 2")
+    extra = ["--centrelines", folders / "lines", "--no-distribution"]
+    with pytest.raises(InputError, match="2.centreline.json.*; all other cases are done"):
+        evaluate(folders, "real", "labels", "reconstruction", extra=extra)
+    assert {row["case"] for row in csv_rows(folders)} == {"1", "10"}
 
 
 def test_images_on_another_grid_are_scored_on_it_with_a_note(folders, capsys):

@@ -256,7 +256,7 @@ def test_volumes_of_other_commands_in_the_folder_are_said_where_their_settings_d
     assert said() == []  # 10, 20, 30 beside 1, 2, 3: of the same settings
     (cts / "4.img.nii.gz").rename(cts / "40.img.nii.gz")
     (line,) = said("--spacing", "5", "5", "5")
-    assert "4 volumes of another command (1: spacing was [5.5, 5.5, 5.5] and is [5.0," in line
+    assert "volumes of another command: 4 (1: spacing was [5.5, 5.5, 5.5] and is [5.0," in line
 
 
 def test_finished_volumes_that_other_settings_replace_are_said(cts, tmp_path, capsys):

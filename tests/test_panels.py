@@ -39,6 +39,7 @@ from tubesynth.pictures.tiles import (
     CTA_WINDOW,
     HATCH,
     HATCH_PAPER,
+    Line,
     class_tile,
     ct_tile,
     display_window,
@@ -49,7 +50,7 @@ from tubesynth.runtime.atomic import save_png
 from tubesynth.volume.centreline_file import Branch, write_centreline
 from tubesynth.volume.classes import NINE_CLASSES
 from tubesynth.volume.grid import Volume, centered_affine
-from tubesynth.volume.straighten import main_paths
+from tubesynth.volume.straighten import VesselPath, main_paths
 from tubesynth.volume.vessels import extract_tokens
 
 UNIT = np.ones(3)
@@ -329,6 +330,22 @@ def test_a_shifted_vessel_is_straightened_before_longer_ones():
     lengths = [path.along_mm[-1] for path in shifted_first(paths, shifted_lines(tokens, original))]
     assert lengths == sorted(lengths) and len(lengths) == 2
     assert shifted_first(paths, shifted_lines(original, original)) == paths
+
+
+def test_of_paths_along_one_shifted_vessel_the_first_is_before_the_others():
+    """Two paths share a shifted trunk; a third is shifted by less: it comes second."""
+    x = np.arange(0.0, 60)
+    zero = np.zeros_like(x)
+
+    def path(y: np.ndarray) -> VesselPath:
+        position = np.column_stack([x, y, zero])
+        return VesselPath(position, zero, position, position, x, 0)
+
+    trunk, fork, other = path(zero), path(np.maximum(0, x - 50)), path(zero + 30)
+    position = np.concatenate([trunk.position_mm, other.position_mm[:20]])
+    line = Line(position, np.zeros(len(position)), CENTRELINE)
+    ordered = shifted_first([fork, trunk, other], [line])
+    assert [id(path) for path in ordered] == [id(path) for path in (trunk, other, fork)]
 
 
 def test_vessels_that_a_user_adds_or_erases_are_rendered():

@@ -11,6 +11,7 @@ from test_evaluate import evaluate, heart_and_vessel, write
 
 from tubesynth import reconstruct, synthesize
 from tubesynth.evaluate import main
+from tubesynth.inference.options import precision_option
 from tubesynth.metrics.published import (
     frechet_as_published,
     lpips_scores,
@@ -145,6 +146,6 @@ def test_the_published_layout_and_flags_have_the_scores_of_this_ones(published_f
 def test_flags_of_the_published_scripts_are_those_of_the_commands():
     common = ["--model", "m", "--output-dir", "out"]
     args = synthesize.parse([*common, "--label-dir", "maps", "--amp", "--latent-mode", "flow"])
-    assert (args.input_dir, args.precision) == (Path("maps"), "16-mixed")
+    assert (args.input_dir, precision_option(args)) == (Path("maps"), "16-mixed")
     assert synthesize.parse(common).precision == "auto"
     assert reconstruct.parse([*common, "--input-dir", "cts", "--label-dir", "maps"]).labels.name

@@ -93,6 +93,8 @@ class Pipeline:
         self.config, self.digest, self.device = config, digest, device
         require_tile(tile)
         self.precision = resolved(precision, device)
+        if self.precision == "16-mixed" and device.type == "cpu":
+            logger.warning("precision 16-mixed is several times slower than 32 on a CPU")
         self.tile: Tile = tile
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.unet = unet.to(device).eval().requires_grad_(False) if unet else None
@@ -254,6 +256,8 @@ class Pipeline:
         )
         if vessels is not None and not isinstance(vessels, VesselTokens):
             raise InputError(f"vessels is a {type(vessels).__name__}: give those of trace")
+        if callback is not None and not callable(callback):
+            raise InputError(f"callback is {callback!r}: give a function of (t, volume)")
         if sampling is not None and not isinstance(sampling, SamplingConfig):
             raise InputError(f"sampling is a {type(sampling).__name__}: give a SamplingConfig")
         steps = int(steps) if isinstance(steps, np.integer) else steps

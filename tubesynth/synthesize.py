@@ -147,6 +147,8 @@ def label_sources(args: argparse.Namespace, config: Stage2Config) -> dict[str, P
         if args.label_map:
             raise InputError("--label-map: phantoms have the classes of the model: leave it out")
         return {f"phantom_{number}": None for number in range(1, (args.cases or 1) + 1)}
+    if args.centrelines and is_exported and not args.input_dir:
+        raise InputError("--centrelines: give the label maps of their cases as --input-dir")
     input_dir = args.input_dir or config.data.folders("validation")[1]
     if input_dir is None:
         raise InputError(

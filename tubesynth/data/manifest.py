@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tubesynth.data.layout import SPLITS
 from tubesynth.runtime.atomic import sweep, write_text, writing
@@ -20,7 +21,7 @@ from tubesynth.runtime.reading import fits, read_json, stored_json
 from tubesynth.volume.digest import file_digest
 
 FORMAT = 1
-OPTIONS = {"crop_margin_mm": "--crop-to-heart and a margin of", "heart": "--heart-dir"}
+OPTIONS = {"crop_margin_mm": "--crop-to-heart", "heart": "--heart-dir"}  # may be left out
 NAME, RECORDS = "manifest.json", ".records"
 FILE_FORM = {"path": str, "bytes": int, "time_ns": int, "sha256": str}
 # A record of a labeled case has a file "label" too.
@@ -62,8 +63,8 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
         stored_value = stored["settings"].get(key)
         if stored_value != value:
             raise InputError(
-                f"{path}: was prepared with {OPTIONS.get(key, key)} {short(stored_value)}, this"
-                f" command has {short(value)}; choose another --output-dir, or delete the folder"
+                f"{path}: was prepared {_described(key, stored_value)}, this command is"
+                f" {_described(key, value)}; choose another --output-dir, or delete the folder"
                 f" {root}"
             )
     records = dict(stored["cases"])
@@ -71,6 +72,13 @@ def open_folder(root: Path, settings: dict) -> dict[str, dict]:
         records[file.name[: -len(".json")]] = stored_json(file)
     # a case whose record is damaged is prepared again
     return {case: r for case, r in records.items() if fits(r, _RECORD) and r["part"] in SPLITS}
+
+
+def _described(key: str, value: Any) -> str:
+    """'with --crop-to-heart 40.0', 'without --heart-dir' or 'with seed 3'."""
+    if key in OPTIONS and not value:
+        return f"without {OPTIONS[key]}"
+    return f"with {OPTIONS.get(key, key)}" + ("" if value is True else f" {short(value)}")
 
 
 def write(root: Path, settings: dict, records: dict[str, dict]) -> None:

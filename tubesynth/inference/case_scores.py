@@ -27,6 +27,8 @@ from tubesynth.volume.hounsfield import check_hu
 from tubesynth.volume.rasterize import rasterize_vessels
 from tubesynth.volume.resample import right_angled
 
+LABEL_REMEDY = "translate them by data.label_map in the file of --config"
+
 
 @lru_cache(maxsize=1)
 def trained_segmenter(path: Path) -> VesselSegmenter:
@@ -70,21 +72,20 @@ def evaluate_case(
                 check_hu(volume, path, settings.hu_window)
         label = None if case.label is None else read_labels(case.label, case.label_map)
         if label is not None:
-            check_labels(label.array, settings.classes.num_classes, case.label)
-            label = right_angled(label)
-        stored, volumes = volumes, [right_angled(each, settings.hu_window) for each in volumes]
+            check_labels(label.array, settings.classes.num_classes, case.label, LABEL_REMEDY)
+        stored_label = label
+        if label is not None:
+            label = right_angled(label)  # for lengths in mm
         tokens = None if label is None else tokens_of(label, settings.classes)
         original = None  # tokens that user centrelines have replaced
         if case.centreline is not None and label is not None:
             original, tokens = tokens, user_centreline_tokens(case.centreline, label)
             label = rasterize_vessels(label, tokens, settings.classes.vessel)
+            stored_label = label
         segment = None if segmenter is None else trained_segmenter(segmenter)
         distance = load_lpips(*lpips) if lpips else None
-        scores = score_case(case, volumes, label, tokens, settings, segment, distance)
-        if any(volume is not each for volume, each in zip(volumes, stored, strict=True)):
-            scores.notes.add(
-                "resampled for scoring: grids of a tilted gantry onto right-angled ones"
-            )
+        options = (settings, segment, distance, stored_label)
+        scores = score_case(case, volumes, label, tokens, *options)
         panel = case_panel(
             *(case, volumes, label, tokens, settings.classes, original),
             window=display_window(settings.hu_window),

@@ -131,8 +131,8 @@ def other_volumes(jobs: list[Job]) -> str | None:
     if not found:
         return None
     return (
-        f"{output_dir}: also holds {len(found)} volumes of another command ({found[0]}): evaluate"
-        " scores them with these"
+        f"{output_dir}: also holds volumes of another command: {len(found)} ({found[0]}); evaluate"
+        " reads them too"
     )
 
 

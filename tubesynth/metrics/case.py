@@ -33,6 +33,7 @@ from tubesynth.volume.resample import (
     image_on_grid,
     labels_on_grid,
     resample_image,
+    right_angled,
     target_grid,
 )
 from tubesynth.volume.vessels import VesselTokens
@@ -110,24 +111,34 @@ def score_case(
     settings: ScoreSettings,
     segment: Segment | None = None,
     distance: Distance | None = None,
+    stored_label: Volume | None = None,
 ) -> CaseScores:
     """All scores of one case.
 
-    volumes: the result of read_case. label, tokens: both or neither. segment: a segmenter of
-    vessels, for the scores named segmenter_*; distance: LPIPS, for those named lpips*. The vessels
-    of the real CT are scored on the grid of the first image made from it: the ceiling at that
-    resolution. The negative control is scored as if it were a synthesis of this case.
+    volumes: the result of read_case. label, tokens: both or neither, on a right-angled grid;
+    stored_label: as in its file, so that another grid takes one interpolation alone. segment: a
+    segmenter of vessels, for the scores named segmenter_*; distance: LPIPS, for those named lpips*.
+    The vessels of the real CT are scored on the grid of the first image made from it: the ceiling
+    at that resolution. The negative control is scored as if it were a synthesis of this case.
     """
     result = CaseScores()
     grids: list[SharedGrid] = []
+    stored, window = volumes, settings.hu_window
+    volumes = [right_angled(volume, window) for volume in volumes]  # a gantry may be tilted
+    if any(volume is not each for volume, each in zip(volumes, stored, strict=True)):
+        result.notes.add("resampled for scoring: grids of a tilted gantry onto right-angled ones")
     real = volumes[0] if case.images[0][0] == "real" else None
+    stored_label = stored_label or label
 
     def shared(grid: Volume, source: str) -> SharedGrid:
         for shared_grid in grids:
             if same_grid(shared_grid.grid, grid):
                 return shared_grid
-        real_on_grid = None if real is None else image_on_grid(real, grid, settings.hu_window)
-        label_on_grid = None if label is None else labels_on_grid(label, grid)
+        real_on_grid, label_on_grid = real, label
+        if real is not None and not same_grid(real, grid):
+            real_on_grid = image_on_grid(stored[0], grid, window)
+        if label is not None and stored_label is not None and not same_grid(label, grid):
+            label_on_grid = labels_on_grid(stored_label, grid)
         if real_on_grid is not real:
             result.notes.add(f"resampled for scoring: real CT onto the grid of its {source}")
             if real is not None and uncovered(real, grid.shape, grid.affine)[0] > MAX_OUTSIDE:

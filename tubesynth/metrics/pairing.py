@@ -15,7 +15,7 @@ from tubesynth.metrics.case import EvaluationCase
 from tubesynth.runtime.errors import InputError
 from tubesynth.runtime.reading import require_folder, stored_json
 from tubesynth.volume.cases import case_id, find_cases
-from tubesynth.volume.centreline_file import SUFFIX, read_centreline
+from tubesynth.volume.centreline_file import SUFFIX
 from tubesynth.volume.digest import source_digest
 from tubesynth.volume.files import file_suffix
 
@@ -149,8 +149,8 @@ def collect_cases(
         if real_image and case in images and len(order) > 1 and len(cases) % control_step == 0:
             control = reals[order[(order.index(case) + 1) % len(order)]]
         centreline = centrelines and centrelines / f"{case}{SUFFIX}"
-        if centreline:
-            read_centreline(centreline)  # a wrong file is an error before any case is scored
+        if centreline and not centreline.is_file():
+            raise InputError(f"--centrelines {centrelines}: no centreline of case {case}: add it")
         case_images = real_image + images.get(case, [])
         label = maps.get(case)
         cases.append(EvaluationCase(case, label, case_images, control, centreline, label_map))

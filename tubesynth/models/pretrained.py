@@ -175,7 +175,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = (str(error).splitlines() or [""])[0][:80] or type(error).__name__
+        reason = (str(error).splitlines() or [""])[0]
+        reason = type(error).__name__ if len(reason) > 80 or not reason else reason  # of torch
         raise InputError(
             f"{path}: not a file of plain weights ({reason}); save it again with"
             " torch.save(model.state_dict(), ...), or download it again"

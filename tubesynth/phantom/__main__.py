@@ -58,7 +58,11 @@ def main(argv=None) -> None:
     images = {case_files(root, split, case)[0] for case in split}
     others = [path for path in root.glob("*/images/*") if path not in images]
     if others:
-        print(f"{len(others)} more images of an earlier command stay, and a training reads them")
+        names = ", ".join(sorted(path.name for path in others)[:3])
+        print(
+            f"a training also reads the images of an earlier command: {len(others)} ({names}, ...);"
+            " delete them with their label maps for fewer cases"
+        )
     if num_validation == 0:
         print("a training needs a validation case: --cases 2 or more adds one")
 

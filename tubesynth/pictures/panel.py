@@ -72,9 +72,6 @@ def render_panel(
         names.append(f"label map on {names[0]}")
     if tokens is not None and original is not None:
         lines = shifted_lines(tokens, original)
-    if lines:
-        legend.append(Entry(CENTRELINE, "user centreline", "solid"))
-        legend.append(Entry(ORIGINAL, "centreline of the label map", "dotted"))
     rows = [
         plane_row(view, arrays, spacing, label, scheme.vessel, lines, window)
         for view in choose_views(shape, spacing, label, scheme.vessel)
@@ -82,6 +79,12 @@ def render_panel(
     if tokens is not None and shape[2] > 1:
         paths = shifted_first(main_paths(tokens, MAX_PATHS), lines)
         rows += straightened_rows(paths, arrays, spacing, label is not None, lines, name_of)
+    for color, text, style in (
+        (CENTRELINE, "user centreline", "solid"),
+        (ORIGINAL, "centreline of the label map", "dotted"),
+    ):
+        if lines and any((tile == color).all(-1).any() for row in rows for tile in row.tiles):
+            legend.append(Entry(color, text, style))
     note = f"W {window[1]:g}  L {window[0]:g}"
     bands = []
     width = -(-len(names) // -(-len(names) // MAX_COLUMNS))  # bands of as many columns
@@ -138,11 +141,24 @@ def shifted_lines(tokens: VesselTokens, original: VesselTokens) -> list[Line]:
 
 
 def shifted_first(paths: list[VesselPath], lines: Sequence[Line]) -> list[VesselPath]:
-    """The paths by the length that user centrelines have shifted; the longest first where none."""
+    """First the paths along which user centrelines are shifted, each where none before it is."""
     if not lines or not np.isfinite(lines[0].position_mm).any():
         return paths
     shifted = point_tree(lines[0].position_mm[np.isfinite(lines[0].position_mm[:, 0])])
-    return sorted(paths, key=lambda p: -(shifted.query(p.position_mm)[0] < SHIFTED_MM).sum())
+    points: list[set[int]] = []  # of each path the shifted points along it
+    for path in paths:
+        distance, nearest = shifted.query(path.position_mm)
+        points.append(set(np.asarray(nearest)[distance < SHIFTED_MM].tolist()))
+    order, left = [], list(range(len(paths)))
+    seen: set[int] = set()
+    while left:  # the path with the most points that no other before it has
+        best = max(left, key=lambda index: len(points[index] - seen))
+        if not points[best] - seen:
+            break
+        seen |= points[best]
+        order.append(best)
+        left.remove(best)
+    return [paths[index] for index in [*order, *left]]
 
 
 def without_padding(hu: np.ndarray) -> np.ndarray:

@@ -78,7 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     print(summary(options, list(records.values()), num_prepared))
     others = [case for case in records if case not in {source.id for source in sources}]
     if others:
-        print(f"no input has {id_list(others)}: a training reads them still; --prune removes them")
+        print(
+            f"a training also reads what the input has no more, {id_list(others)}: --prune removes"
+            " the prepared files"
+        )
     classes = set() if label_map is None else {*label_map.values()} - {0, scheme.vessel}
     if images_only:
         print(f"{args.input_dir} has no label maps: images alone are prepared")
@@ -99,8 +102,11 @@ def prepare(
     root = options.root
     records = manifest.open_folder(root, settings)
     ids, fraction = [source.id for source in sources], settings["validation_fraction"]
-    for case in [case for case in records if prune and case not in ids]:
+    pruned = [case for case in records if prune and case not in ids]
+    for case in pruned:
         remove_outputs(root, records.pop(case))
+    if pruned:
+        print(f"removed {id_list(pruned)}")
     splits = assign_splits(ids, settings["seed"], fraction, settings["validation_ids"], records)
     missing = [s for s in sources if not is_finished(root, s, splits[s.id], records.get(s.id))]
     for source in missing:
