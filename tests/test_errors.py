@@ -10,7 +10,15 @@ from conftest import REPOSITORY
 from refusals import refused_command
 
 from tubesynth.__main__ import COMMANDS, load_command
-from tubesynth.runtime.errors import EXIT_INPUT, EXIT_STOPPED, STOP_FILE, Stopped, run_command
+from tubesynth.runtime.errors import (
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    STOP_FILE,
+    InputError,
+    SharedError,
+    Stopped,
+    run_command,
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -61,3 +69,17 @@ def test_a_stop_makes_the_file_that_a_batch_script_waits_for(tmp_path, monkeypat
         run_command(stop)
     assert ended.value.code == EXIT_STOPPED and (tmp_path / "stopped").exists()
     assert capsys.readouterr().err == "stopped: SIGUSR1: saved at step 3\n"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_that_all_ranks_raise_is_printed_by_the_first(rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    for kind, is_printed in ((SharedError, rank == "0"), (InputError, True)):
+
+        def fail(kind=kind):
+            raise kind("out: 2 cases are left out")
+
+        with pytest.raises(SystemExit) as ended:
+            run_command(fail)
+        assert ended.value.code == 2
+        assert ("error: out: 2 cases" in capsys.readouterr().err) == is_printed

@@ -45,7 +45,8 @@ class DataConfig:
     # mm. A range [[0.6, 0.6, 1.0], [0.8, 0.8, 1.2]]: drawn for each sample. null: that which fits
     # the whole image into the resolution. The U-Net is conditioned on the spacing of each case.
     spacing: list[float | list[float]] | None = field(default_factory=lambda: [0.7, 0.7, 1.05])
-    spacing_draws: int = 4  # spacings drawn for each case from a range; the disk cache holds each
+    # Spacings of each case, from the range by `seed`; the disk cache holds each.
+    spacing_draws: int = 4
     hu_window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU -> [0, 1]
     antialias: bool = False  # low-pass filter images before their voxels become larger
     # {stored value: class} of label maps of another scheme, other values become 0; null: the values

@@ -175,7 +175,8 @@ def run_jobs(
     dist.interruptible(write_volumes, message)
     summarize()
     rows = dist.gather_rows([{"message": message} for message in execution.left_out.messages])
-    LeftOut(row["message"] for row in rows).refuse(output_dir, len(unfinished))
+    left_out = LeftOut(row["message"] for row in rows)
+    dist.together(lambda: left_out.refuse(output_dir, len(unfinished)))
     if dist.is_main():
         seconds = (time.perf_counter() - start) / max(1, len(unfinished))
         finished = len(jobs) - len(unfinished)

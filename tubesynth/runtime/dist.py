@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 
 from tubesynth.runtime import log, stop_signal
-from tubesynth.runtime.errors import InputError, Stopped, make_stop_file
+from tubesynth.runtime.errors import InputError, SharedError, Stopped, make_stop_file
 from tubesynth.runtime.meeting import STORE_TIMEOUT, meet
 from tubesynth.runtime.rank_watch import RankWatch
 
@@ -196,7 +196,7 @@ def gather_rows(rows: list[dict]) -> list[dict]:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """work() on every rank; an InputError of one rank is raised on all of them."""
+    """work() on every rank; an InputError of one rank is raised on all of them, as SharedError."""
     results, refusals = [], []
     try:
         results.append(work())
@@ -204,7 +204,7 @@ def together(work: Callable[[], Result]) -> Result:
         refusals.append({"message": str(error)})
     refusals = gather_rows(refusals)
     if refusals:
-        raise InputError(refusals[0]["message"])
+        raise SharedError(refusals[0]["message"])
     return results[0]
 
 

@@ -39,6 +39,10 @@ class SettingError(InputError):
     """An input that a setting of the command does not fit, which then is wrong for all cases."""
 
 
+class SharedError(InputError):
+    """One that every rank raises, of which the first prints it."""
+
+
 class Stopped(Exception):
     """A signal has ended the run; its state is saved."""
 
@@ -192,6 +196,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
+        if isinstance(error, SharedError) and not log.is_main_process():
+            sys.exit(EXIT_INPUT)
         _exit(f"error: {one_line(error)}", EXIT_INPUT)
     except OSError as error:
         if error.filename is None or error.errno not in OF_A_PATH:
