@@ -97,6 +97,7 @@ def test_pictures_train_both_stages_and_come_out_as_pictures_in_their_place(tmp_
     scored += ["--real", str(images), "--labels", str(labels)]
     scored += ["--config", str(tmp_path / "s2.yml"), "--output-dir", str(tmp_path / "e")]
     evaluate.main([*scored, "--workers", "1", "--no-distribution"])
+    assert "no vessel scores: vessels are scored by their HU" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["reconstruction"]["psnr"]["n"] == metrics["synthesis"]["psnr"]["n"] == 2
     assert metrics["reconstruction"]["psnr"]["mean"] > 12

@@ -76,9 +76,11 @@ def evaluate_case(
         stored_label = label
         if label is not None:
             label = right_angled(label)  # for lengths in mm
-        tokens = None if label is None else tokens_of(label, settings.classes)
+        tokens = None
+        if label is not None and settings.hu_window[0] < 0:  # vessels are scored by their HU
+            tokens = tokens_of(label, settings.classes)
         original = None  # tokens that user centrelines have replaced
-        if case.centreline is not None and label is not None:
+        if case.centreline is not None and label is not None and tokens is not None:
             original, tokens = tokens, user_centreline_tokens(case.centreline, label)
             label = rasterize_vessels(label, tokens, settings.classes.vessel)
             stored_label = label

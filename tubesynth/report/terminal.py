@@ -34,7 +34,10 @@ def tables(result: dict[str, Any], vessel_class: int) -> str:
         metrics.sort(key=lambda metric: (not metric.startswith(HEADLINE), "left_out" in metric))
         lines += ["", table(vessels, metrics)]
     elif "labels" in result["provenance"]["folders"]:
-        lines += ["", f"no vessel scores: no label map contains class {vessel_class}"]
+        reason = f"no label map contains class {vessel_class}"
+        if result["provenance"]["hu_window"][0] >= 0:
+            reason = "vessels are scored by their HU, and these are gray values"
+        lines += ["", f"no vessel scores: {reason}"]
     if result["floor"]:
         lines += ["", f"{CONTROL}: the real CT of another patient in place of the image"]
         if any(metric in result["floor"] for metric in SET_METRICS):
