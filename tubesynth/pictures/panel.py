@@ -36,6 +36,7 @@ FILL_HU, SCANNER_PADDING_HU = -1000.0, -1100.0
 MAX_COLUMNS = 5  # side by side; more of them continue below
 MAX_PATHS = 12  # of which the first ones are straightened
 SHIFTED_MM = 2.0  # where two centrelines are farther apart, both are rendered
+LEAST_SHIFTED = 10  # tokens, of about 1 mm: a vessel with fewer that are shifted comes in its turn
 CENTRELINE, ORIGINAL = (255, 170, 40), (255, 60, 220)
 
 
@@ -153,7 +154,7 @@ def shifted_first(paths: list[VesselPath], lines: Sequence[Line]) -> list[Vessel
     seen: set[int] = set()
     while left:  # the path with the most points that no other before it has
         best = max(left, key=lambda index: len(points[index] - seen))
-        if not points[best] - seen:
+        if len(points[best] - seen) < LEAST_SHIFTED:
             break
         seen |= points[best]
         order.append(best)
