@@ -118,21 +118,21 @@ def other_volumes(jobs: list[Job]) -> str | None:
     """What a command says of volumes in its folder that others made with other settings."""
     if not jobs:
         return None
-    output_dir, own = jobs[0].output_dir, {job.sidecar for job in jobs}
-    settings, found = flatten(jobs[0].settings), []
+    output_dir, sidecars = jobs[0].output_dir, {job.sidecar for job in jobs}
+    settings, others = flatten(jobs[0].settings), []
     for path in sorted(output_dir.glob("*.json")) if output_dir.is_dir() else ():
-        stored = None if path in own else stored_json(path).get("settings")
+        stored = None if path in sidecars else stored_json(path).get("settings")
         if isinstance(stored, dict):
             then = flatten(stored)
             changed = [k for k in {**settings, **then} if settings.get(k) != then.get(k)]
             if key := next((k for k in changed if k not in OF_ONE_VOLUME), None):
                 text = f"{key} {changed_text(then.get(key), settings.get(key))}"
-                found.append(f"{path.stem}: {text}")
-    if not found:
+                others.append(f"{path.stem}: {text}")
+    if not others:
         return None
     return (
-        f"{output_dir}: also holds volumes of another command: {len(found)} ({found[0]}); evaluate"
-        " reads them too"
+        f"{output_dir}: also holds volumes of another command: {len(others)} ({others[0]});"
+        " evaluate reads them too"
     )
 
 

@@ -190,7 +190,7 @@ def _content(raw: bytes, most: int | None, path: Path) -> bytes:
     """
     if raw[:2] != GZIP:
         return raw
-    chunks, room = [], LONGEST_HEADER if most is None else most + 1
+    contents, room = [], LONGEST_HEADER if most is None else most + 1
     # bgzip writes a member for each 64 KB: what follows a chunk's member is copied at its end.
     view, chunk_size = memoryview(raw), len(raw)
     try:
@@ -200,10 +200,11 @@ def _content(raw: bytes, most: int | None, path: Path) -> bytes:
                 if not view:
                     problem = "its gzip stream ends early; copy or download it again"
                     raise InputError(f"{path}: {problem}")
-                given = view[:chunk_size]
-                chunks.append(stream.decompress(given, room))
-                room -= len(chunks[-1])
-                view = view[len(given) - len(stream.unused_data) - len(stream.unconsumed_tail) :]
+                chunk = view[:chunk_size]
+                contents.append(stream.decompress(chunk, room))
+                room -= len(contents[-1])
+                unread = len(stream.unused_data) + len(stream.unconsumed_tail)
+                view = view[len(chunk) - unread :]
             chunk_size = GZIP_CHUNK
         if most is not None and not room:
             raise InputError(
@@ -213,7 +214,7 @@ def _content(raw: bytes, most: int | None, path: Path) -> bytes:
         raise InputError(
             f"{path}: its gzip stream is corrupt ({error}); copy or download it again"
         ) from error
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return contents[0] if len(contents) == 1 else b"".join(contents)
 
 
 def _three_axes(shape, path: Path) -> tuple[int, int, int]:
