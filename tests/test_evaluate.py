@@ -134,6 +134,12 @@ def test_a_tilted_gantry_changes_no_score_of_the_vessels(folders):
     assert tilted["centreline_in_range"] > 0.9
 
 
+def test_vessels_of_ct_are_scored_in_any_window(folders):
+    extra = ["--hu-window", "0", "1000", "--no-distribution"]
+    result = evaluate(folders, "real", "labels", "reconstruction", extra=extra)
+    assert result["vessels"]["reconstruction"]["vessel_match"]["mean"] > 0.9
+
+
 def test_the_csv_has_one_line_an_image(folders):
     evaluate(folders, "real", "labels", "reconstruction", "synthesis")
     rows = csv_rows(folders)

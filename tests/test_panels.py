@@ -127,10 +127,11 @@ def test_the_window_maps_its_ends_to_black_and_white(hu, gray):
 
 @pytest.mark.parametrize(("value", "gray"), [(0, 0), (127.5, 127), (255, 255)])
 def test_pictures_of_gray_values_have_their_whole_window(value, gray):
-    window = display_window((0.0, 255.0))
+    window = display_window((0.0, 255.0), True)
     picture = render_panel({"real": volume((16, 16, 1), value)}, UNIT, window=window)
     assert (picture[TOP + 10 : TOP + 200, EDGE + 60 : EDGE + 200] == gray).all()
-    assert display_window((-1000.0, 1000.0)) == CTA_WINDOW
+    assert display_window((-1000.0, 1000.0), True) == CTA_WINDOW
+    assert display_window((0.0, 1000.0), False) == CTA_WINDOW  # a CT
 
 
 @pytest.mark.parametrize("scale", [0.8, 2.5, 4.0, 5.0])

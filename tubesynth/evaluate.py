@@ -98,7 +98,9 @@ def evaluate(args: argparse.Namespace) -> None:
     losses = validation_losses(args.training_log)
     are_pictures = cases[0].images[0][2].suffix.lower() == ".png"
     low, high = args.hu_window or ((0.0, 255.0) if are_pictures else (-1000.0, 1000.0))
-    settings = ScoreSettings((low, high), tuple(args.lumen_range), classes, args.as_published)
+    settings = ScoreSettings(
+        (low, high), tuple(args.lumen_range), classes, args.as_published, are_pictures
+    )
     with_sets = not args.no_distribution
     has_real = args.real is not None or cases[0].images[0][0] == "real"
     with_features = with_sets and has_real and args.features is None

@@ -77,7 +77,7 @@ def evaluate_case(
         if label is not None:
             label = right_angled(label)  # for lengths in mm
         tokens = None
-        if label is not None and settings.hu_window[0] < 0:  # vessels are scored by their HU
+        if label is not None and not settings.are_pictures:
             tokens = tokens_of(label, settings.classes)
         original = None  # tokens that user centrelines have replaced
         if case.centreline is not None and label is not None and tokens is not None:
@@ -90,7 +90,7 @@ def evaluate_case(
         scores = score_case(case, volumes, label, tokens, *options)
         panel = case_panel(
             *(case, volumes, label, tokens, settings.classes, original),
-            window=display_window(settings.hu_window),
+            window=display_window(settings.hu_window, settings.are_pictures),
         )
         save_png(panel_path(output_dir, case.id), panel)
         window = settings.hu_window

@@ -66,6 +66,7 @@ class ScoreSettings:
     lumen_range: tuple[float, float] = LUMEN_RANGE_HU
     classes: LabelScheme = NINE_CLASSES
     as_published: bool = False  # also the scores of metrics/published.py
+    are_pictures: bool = False  # of gray values, whose vessels are not scored by HU
 
 
 @dataclass

@@ -44,10 +44,10 @@ def class_color(k: int) -> Color:
     return COLORS[(int(k) - 1) % len(COLORS)]
 
 
-def display_window(hu_window: Sequence[float]) -> tuple[float, float]:
-    """(center, width) for the images of a model: of gray values, from 0 on, the whole window."""
+def display_window(hu_window: Sequence[float], are_pictures: bool) -> tuple[float, float]:
+    """(center, width): of pictures of gray values, from 0 on, the whole window of the model."""
     low, high = hu_window
-    return CTA_WINDOW if low < 0 else ((low + high) / 2, high - low)
+    return ((low + high) / 2, high - low) if are_pictures and low >= 0 else CTA_WINDOW
 
 
 def ct_tile(

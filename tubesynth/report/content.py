@@ -123,6 +123,7 @@ def provenance(
         "version": tubesynth.__version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hu_window": list(settings.hu_window),
+        "are_pictures": settings.are_pictures,
         "data_range": 1.0,
         "lumen_range": list(settings.lumen_range),
         "vessel_class": settings.classes.vessel,

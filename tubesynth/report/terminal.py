@@ -35,7 +35,7 @@ def tables(result: dict[str, Any], vessel_class: int) -> str:
         lines += ["", table(vessels, metrics)]
     elif "labels" in result["provenance"]["folders"]:
         reason = f"no label map contains class {vessel_class}"
-        if result["provenance"]["hu_window"][0] >= 0:
+        if result["provenance"]["are_pictures"]:
             reason = "vessels are scored by their HU, and these are gray values"
         lines += ["", f"no vessel scores: {reason}"]
     if result["floor"]:

@@ -210,7 +210,7 @@ class Volumes:
             label,
             scheme=self.labels,
             title=f"case {batch['case'][0]}",
-            window=display_window(self.data.hu_window),
+            window=display_window(self.data.hu_window, self.dim == 2),
         )
 
 
