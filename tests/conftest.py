@@ -17,6 +17,8 @@ import pytest
 import torch
 from filelock import FileLock
 
+from tubesynth.runtime.log import early_lines, logger
+
 torch.set_num_threads(1)
 # Processes that tests start by a fork server: each would import for seconds what it has already.
 PRELOADED = ["tubesynth.train", "tubesynth.evaluate", "torch._dynamo"]
@@ -85,6 +87,16 @@ train:
   panel_every: 2
   save_every: 1
 """
+
+
+@pytest.fixture(autouse=True)
+def logger_of_one_test():
+    """The lines, handlers and level of a test reach no other test of its process."""
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+    early_lines.buffer.clear()
 
 
 @pytest.fixture(scope="session")
